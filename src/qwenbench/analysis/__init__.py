@@ -1,0 +1,1 @@
+"""Definitions of every metric, statistics, bounds, recommendation, comparison."""

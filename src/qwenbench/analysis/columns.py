@@ -1,0 +1,105 @@
+"""points.csv: every column once, with its unit and its definition. Reports and docs take their words from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of points.csv. An unknown value is empty, never 0 and never invented."""
+
+    name: str
+    unit: str
+    definition: str
+    better: str = ""
+    """`higher`, `lower` or empty where neither is better in itself."""
+    metric: bool = False
+    """A measured figure that has a mean and an interval over repeats."""
+
+    @property
+    def key(self) -> str:
+        """The metric's key in limits, recommend and compare: the column name without `_ms`."""
+        return self.name.replace("_ms_", "_").removesuffix("_ms")
+
+
+_LATENCIES = {
+    "ttft": "Time to first token: first byte of the request written to the first chunk with a generated token, "
+    "reasoning included; the role-only chunk never counts. Open loop: from the scheduled time.",
+    "ttfo": "Time to the first token of the answer, after any reasoning.",
+    "tpot": "(last token - first token) / (output tokens - 1), tokens from usage; empty under 2 tokens.",
+    "itl": "Gap between two chunks that carry tokens. Gaps inside one read are left out (merged_share); "
+    "above 1 % of them the columns are empty.",
+    "e2e": "First byte of the request written to the last token. Open loop: from the scheduled time.",
+}
+
+
+def _latency_columns() -> tuple[Column, ...]:
+    columns = []
+    for name, definition in _LATENCIES.items():
+        for statistic in ("mean", "p50", "p90", "p99"):
+            note = " Empty under 100 values." if statistic == "p99" else ""
+            columns.append(
+                Column(f"{name}_ms_{statistic}", "ms", f"{definition} {statistic}.{note}", "lower", metric=True)
+            )
+    return tuple(columns)
+
+
+POINT_COLUMNS: tuple[Column, ...] = (
+    Column("config_id", "", "The server configuration."),
+    Column("capture", "", "--max-cudagraph-capture-size as requested."),
+    Column("max_num_seqs", "", "--max-num-seqs as requested."),
+    Column("gpu_memory_utilization", "", "--gpu-memory-utilization as requested (with --card: of that card)."),
+    Column("gpu_memory_utilization_effective", "", "The fraction of the real card that the server was given."),
+    Column("scenario", "", "The prompt set and how it is replayed."),
+    Column("profile", "", "The sampling profile."),
+    Column("load_shape", "", "closed, or poisson / gamma / constant / trace for open loops."),
+    Column("concurrency", "streams", "Client streams of a closed loop."),
+    Column("rate", "1/s", "Scheduled sessions per second of an open loop."),
+    Column("repeat", "", "Number of the repeat within a launch, from 1."),
+    Column("launch", "", "Number of the launch of this configuration, from 1."),
+    Column("seed", "", "The seed that this point's requests were drawn from."),
+    Column("simulated", "", "True: made by the simulator, not measured."),
+    Column("requests_ok", "", "Requests of the point (warm-up excluded) that succeeded."),
+    Column("requests_failed", "", "Requests of the point that did not."),
+    Column("window", "", "steady: requests in flight >= 0.95 x concurrency, drain left out; else whole."),
+    Column("duration_s", "s", "Length of the window."),
+    Column("requests_per_s", "1/s", "Requests completed in the window / its length.", "higher", metric=True),
+    Column("input_tokens_per_s", "tok/s", "Prompt tokens of requests started in the window / its length.", "higher", metric=True),
+    Column("output_tokens_per_s", "tok/s", "Tokens generated in the window / its length.", "higher", metric=True),
+    Column("total_tokens_per_s", "tok/s", "Input and output tokens together.", "higher", metric=True),
+    Column("output_tokens_per_s_per_user", "tok/s", "output_tokens_per_s / concurrency.", "higher", metric=True),
+    Column("goodput_rps", "1/s", "Requests per second that met every per-request limit of --slo.", "higher", metric=True),
+    *_latency_columns(),
+    Column("length_controlled", "", "True: output lengths were forced to the drawn ones."),
+    Column("prefix_hit_rate", "", "Prompt tokens found in the prefix cache / looked up, over the point."),
+    Column("merged_share", "", "Share of chunk gaps whose time is unknown because one read held several chunks."),
+    Column("broken_share", "", "Share of judged answers that were broken output."),
+    Column("canary_accuracy", "", "Share of the canary's questions answered right.", "higher"),
+    Column("kv_cache_gib", "GiB", "Memory for the KV cache, as the server's log prints it.", "higher"),
+    Column("kv_cache_blocks", "blocks", "KV blocks of the server (vLLM keeps one of them as a null block).", "higher"),
+    Column("kv_cache_tokens", "tokens", "Longest single request that fits: min(max_model_len, block x (blocks - 1 - state blocks)).", "higher"),
+    Column("requests_that_fit", "requests", "floor(usable blocks / blocks of the scenario's p95 request): the concurrency that the configuration can hold.", "higher"),
+    Column("kv_cache_usage_peak", "", "Largest share of KV blocks in use, 0 to 1."),
+    Column("preemptions", "", "Requests that lost their KV blocks and were computed again.", "lower"),
+    Column("running_peak", "requests", "Largest number of requests in the running batch."),
+    Column("waiting_peak", "requests", "Largest number of requests waiting in the server."),
+    Column("vram_before_mib", "MiB", "NVML used memory before the launch, largest card."),
+    Column("vram_ready_mib", "MiB", "NVML used memory when the server was ready."),
+    Column("vram_peak_mib", "MiB", "Largest NVML used memory under this load.", "lower"),
+    Column("vram_over_budget_mib", "MiB", "NVML peak minus the budget: a risk, not proof of an out-of-memory error."),
+    Column("power_w_mean", "W", "Mean power over the window, all cards of the configuration."),
+    Column("energy_j_per_output_token", "J", "NVML energy over the window / output tokens, prefill included; empty under 10 s.", "lower", metric=True),
+    Column("startup_s", "s", "Launch to ready.", "lower"),
+    Column("client_error_ms", "ms", "The client's own mean TTFT error at this concurrency, from its self-check."),
+    Column("client_error_p99_ms", "ms", "The same, 99th percentile."),
+    Column("bound", "", "Why the point is not faster: the first reason that holds."),
+    Column("bound_all", "", "Every reason that holds, separated by blanks."),
+    Column("valid", "", "False: not to be used for decisions."),
+    Column("invalid_reason", "", "Why not."),
+)  # fmt: skip
+"""In the contract's order. One column vary_FLAG (dashes as underscores) per --vary follows them."""
+
+COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in POINT_COLUMNS)
+METRICS: dict[str, Column] = {column.key: column for column in POINT_COLUMNS if column.metric}
+"""Key (ttft_p99, output_tokens_per_s, ...) -> column, for limits, recommend and compare."""

@@ -1,0 +1,1 @@
+"""Cards, KV-cache arithmetic and memory prediction. No I/O."""

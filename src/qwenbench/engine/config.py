@@ -1,0 +1,83 @@
+"""One typed description of a vLLM server: what is printed, recorded and run all come from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+FlagValue = str | None
+"""None: a flag without a value (`--enable-auto-tool-choice`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class DockerOptions:
+    """What a `docker run` line needs beyond vLLM's own flags."""
+
+    image: str = "vllm/vllm-openai:v0.18.0-cu130"
+    runtime: str | None = "nvidia"
+    gpus: str | None = "all"
+    ipc: str | None = "host"
+    cache_mount: str | None = "/srv/cache:/root/.cache"
+    network: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """A vLLM server as it will be launched.
+
+    `flags` are vLLM flags in the order in which they are printed, without leading dashes
+    (`{"max-num-seqs": "64"}`); `extra_args` come last, verbatim (`--vllm-arg`).
+    """
+
+    model: str = "ig1/Qwen3.5-9B-NVFP4"
+    served_model_name: str = "Qwen3.5-9B"
+    flags: Mapping[str, FlagValue] = field(default_factory=dict)
+    extra_args: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Values that are no secrets (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=1)."""
+    env_names: tuple[str, ...] = ("HF_TOKEN",)
+    """Names of variables passed through from the environment; their values are never written anywhere."""
+    docker: DockerOptions = DockerOptions()
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def with_flag(self, name: str, value: FlagValue) -> ServerConfig:
+        """A copy in which the flag has this value: replaced where it stood, else added at the end."""
+        return replace(self, flags={**self.flags, name: value})
+
+    def flag(self, name: str) -> str | None:
+        """The value of a flag, or None when it is not set (or has no value)."""
+        return self.flags.get(name)
+
+    def int_flag(self, name: str) -> int | None:
+        """The value of a flag as an integer; None when it is unset or not a whole number (`auto`)."""
+        value = self.flags.get(name)
+        try:
+            return int(value) if value is not None else None
+        except ValueError:
+            return None
+
+    @property
+    def capture(self) -> int | None:
+        """--max-cudagraph-capture-size as requested."""
+        return self.int_flag("max-cudagraph-capture-size")
+
+    @property
+    def max_num_seqs(self) -> int | None:
+        """--max-num-seqs as requested."""
+        return self.int_flag("max-num-seqs")
+
+    @property
+    def gpu_memory_utilization(self) -> float | None:
+        """--gpu-memory-utilization as requested, a fraction of the card."""
+        value = self.flags.get("gpu-memory-utilization")
+        return float(value) if value is not None else None
+
+    def vllm_args(self) -> list[str]:
+        """vLLM's arguments after `vllm serve MODEL` (or after the image and model in a docker line)."""
+        args = ["--served-model-name", self.served_model_name]
+        for name, value in self.flags.items():
+            args.append(f"--{name}")
+            if value is not None:
+                args.append(value)
+        return args + list(self.extra_args)

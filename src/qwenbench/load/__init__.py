@@ -1,0 +1,1 @@
+"""How it is sent and timed: transports, SSE decoding, request records."""

@@ -1,0 +1,1 @@
+"""What is watched meanwhile: NVML sampler, /metrics scraper, memory ledger."""

@@ -1,0 +1,42 @@
+"""Schemas of the two sample streams that are taken while a load point runs."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+NVML_SCHEMA = pa.schema(
+    [
+        ("t_ns", pa.int64()),  # CLOCK_REALTIME
+        ("gpu", pa.string()),  # UUID
+        ("used_mib", pa.float64()),
+        ("power_w", pa.float64()),
+        ("energy_j", pa.float64()),  # NVML's total energy counter
+        ("util_pct", pa.float64()),
+        ("sm_clock_mhz", pa.float64()),
+        ("mem_clock_mhz", pa.float64()),
+        ("temperature_c", pa.float64()),
+        ("other_pids", pa.string()),  # comma-separated pid:name of processes that are not the server's
+    ]
+)
+
+METRICS_SCHEMA = pa.schema(
+    [
+        ("t_ns", pa.int64()),
+        ("running", pa.float64()),
+        ("waiting", pa.float64()),
+        ("kv_cache_usage", pa.float64()),  # 0..1
+        ("preemptions_total", pa.float64()),
+        ("prompt_tokens_total", pa.float64()),
+        ("generation_tokens_total", pa.float64()),
+        ("prefix_queries_total", pa.float64()),  # tokens looked up
+        ("prefix_hits_total", pa.float64()),  # tokens found
+        ("iteration_tokens_sum", pa.float64()),  # vllm:iteration_tokens_total histogram: tokens of all steps
+        ("iteration_tokens_count", pa.float64()),  # and the number of steps
+        ("server_late_mean_ms", pa.float64()),  # simulator and truth server only: own lateness per token
+        ("server_late_p99_ms", pa.float64()),
+        ("vram_used_mib", pa.float64()),  # simulator only
+        ("power_w", pa.float64()),  # simulator only
+        ("energy_j", pa.float64()),  # simulator only
+    ]
+)
+"""An unknown value is null, never 0."""

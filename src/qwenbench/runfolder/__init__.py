@@ -1,0 +1,1 @@
+"""A run's folder on disk: names, durable writes, lock, journal, reading it back. Knows no metric."""

@@ -1,0 +1,61 @@
+"""Names in a run's folder."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from qwenbench.errors import UsageError
+
+_NAME = re.compile(r"(?!\.)[A-Za-z0-9._-]{1,80}\Z")
+
+
+def check_name(name: str, what: str) -> str:
+    """The name itself. Raises UsageError unless it matches [A-Za-z0-9._-]{1,80} without a leading dot."""
+    if not _NAME.match(name):
+        raise UsageError(f"{what} {name!r}: use 1 to 80 letters, digits, dots, dashes or underscores, no dot first.")
+    return name
+
+
+def slug(text: str) -> str:
+    """The text with everything that a name may not hold turned into dashes, cut to 80 characters."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "x"
+    return cleaned[:80]
+
+
+def new_run_id(now: datetime) -> str:
+    """A time-based run id, e.g. 20260131-142501."""
+    return now.strftime("%Y%m%d-%H%M%S")
+
+
+class RunPaths:
+    """Where each file of a run lies (design: "A run's folder")."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.run_json = root / "run.json"
+        self.journal = root / "journal.jsonl"
+        self.points = root / "points.csv"
+        self.summary = root / "points_summary.csv"
+        self.requests = root / "requests"
+        self.servers = root / "servers"
+        self.report = root / "report.html"
+        self.lock = root / ".lock"
+
+    def cell_requests(self, cell_id: str) -> Path:
+        """One row per request of this cell."""
+        return self.requests / f"{cell_id}.parquet"
+
+    def server(self, config_id: str, launch: int = 1) -> Path:
+        """The folder of one launch of a configuration; relaunches lie below the first one's."""
+        folder = self.servers / config_id
+        return folder if launch == 1 else folder / f"relaunch-{launch}"
+
+    def metrics_samples(self, config_id: str, cell_id: str) -> Path:
+        """/metrics samples of a cell."""
+        return self.servers / config_id / "samples" / f"{cell_id}.metrics.parquet"
+
+    def nvml_samples(self, config_id: str, cell_id: str) -> Path:
+        """NVML samples of a cell."""
+        return self.servers / config_id / "samples" / f"{cell_id}.nvml.parquet"

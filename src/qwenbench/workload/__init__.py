@@ -1,0 +1,1 @@
+"""What is sent: prompt sets, scenarios, sampling profiles, arrival schedules."""
