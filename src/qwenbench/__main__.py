@@ -1,0 +1,5 @@
+"""`python -m qwenbench`."""
+
+from qwenbench.cli.main import main
+
+main()

@@ -1,0 +1,119 @@
+"""The `qwenbench` command: finds each command's module only when it is called, so that --help is fast."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from qwenbench import __version__
+from qwenbench.errors import RunError, UsageError
+
+COMMANDS: dict[str, str] = {
+    "sweep": "Sweep vLLM configurations x load points: the main job.",
+    "bench": "Load points against a server that runs already.",
+    "plan": "What a configuration will hold, before any launch.",
+    "report": "(Re)build the HTML report of a run.",
+    "recommend": "Which line to deploy for so many users and these limits.",
+    "compare": "Two runs side by side; --gate for CI.",
+    "export": "A run's points, ledgers, figures or a Markdown summary as files.",
+    "ledger": "Read a vLLM start-up log that is already there.",
+    "prompts": "List, show and import prompt sets.",
+    "deployment": "Show a deployment as a docker line or a compose file.",
+    "simulate": "The stand-in server alone (SIMULATED).",
+    "proxy": "The four Qwen3.5 profiles as virtual model names.",
+    "doctor": "Docker, GPU, driver, image, port, cache: what is missing and what to do.",
+}
+"""Command -> the line that --help shows for it. Its module is qwenbench.cli.NAME."""
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def _top_help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "Usage: qwenbench COMMAND [OPTIONS]",
+        "",
+        "Throughput, latency and KV-cache benchmark for vLLM on one card.",
+        "",
+        "Commands:",
+        *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+        "",
+        "`qwenbench COMMAND --help` shows a command's options; `qwenbench --version` the version.",
+        "Start here: qwenbench sweep --launcher sim --capture 16,32,64   (no GPU needed, SIMULATED)",
+    ]
+    return "\n".join(lines)
+
+
+def _near_miss(word: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    """Runs one command with typer and returns its exit status."""
+    import typer
+
+    module = importlib.import_module(f"qwenbench.cli.{name}")
+    app: typer.Typer | None = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        command: Callable[..., Any] = module.command
+        context = getattr(module, "CONTEXT_SETTINGS", None)
+        app.command(name=name, context_settings=context)(command)
+    result = app(args=arguments, prog_name=f"qwenbench {name}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def dispatch(arguments: list[str]) -> int:
+    """Runs `qwenbench` with these arguments; returns the exit status and prints errors as one line on stderr."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_top_help())
+        return 0
+    if arguments[0] in ("-V", "--version"):
+        print(f"qwenbench {__version__}")
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        print(f"qwenbench: no command {name!r}.{_near_miss(name)} `qwenbench --help` lists them.", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        return _run(name, rest)
+    except UsageError as error:
+        print(f"qwenbench {name}: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_USAGE
+    except RunError as error:
+        print(f"qwenbench {name}: {_one_line(str(error))}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"qwenbench {name}: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # the reader (head, less) went away: nothing is wrong, and nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        usage = _typer_usage_message(error)
+        if usage is None:
+            raise
+        print(f"qwenbench {name}: {_one_line(usage)} `qwenbench {name} --help` lists the options.", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _typer_usage_message(error: Exception) -> str | None:
+    """The text of an error of typer's own parser (unknown option, bad number); None for any other."""
+    format_message = getattr(error, "format_message", None)
+    return str(format_message()) if callable(format_message) else None
+
+
+def main() -> None:
+    """Entry point of the `qwenbench` script."""
+    sys.exit(dispatch(sys.argv[1:]))

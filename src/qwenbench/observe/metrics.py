@@ -1,0 +1,139 @@
+"""vLLM's /metrics: KV usage, running, waiting, preemptions, prefix hits, sampled while the load runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import pyarrow as pa
+from prometheus_client.parser import text_string_to_metric_families
+
+from qwenbench.observe.samples import METRICS_SCHEMA
+
+PERIOD_S = 0.5
+
+_GAUGES = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:kv_cache_usage_perc": "kv_cache_usage",
+    "vllm:gpu_cache_usage_perc": "kv_cache_usage",
+    "vllm:num_preemptions_total": "preemptions_total",
+    "vllm:prompt_tokens_total": "prompt_tokens_total",
+    "vllm:generation_tokens_total": "generation_tokens_total",
+    "vllm:prefix_cache_queries_total": "prefix_queries_total",
+    "vllm:prefix_cache_hits_total": "prefix_hits_total",
+    "vllm:iteration_tokens_total_sum": "iteration_tokens_sum",
+    "vllm:iteration_tokens_total_count": "iteration_tokens_count",
+    "qwenbench_sim:server_late_mean_ms": "server_late_mean_ms",
+    "qwenbench_sim:server_late_p99_ms": "server_late_p99_ms",
+    "qwenbench_sim:vram_used_mib": "vram_used_mib",
+    "qwenbench_sim:power_w": "power_w",
+    "qwenbench_sim:energy_j": "energy_j",
+}
+_WORST_OF_ENGINES = frozenset({"kv_cache_usage", "server_late_mean_ms", "server_late_p99_ms"})
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One reading of /metrics."""
+
+    values: Mapping[str, float]
+    """METRICS_SCHEMA names that the server has; several engines (data parallel) are added up, usages are the
+    largest."""
+    cache_config: Mapping[str, str]
+    """Labels of vllm:cache_config_info (num_gpu_blocks, block_size, ...)."""
+
+
+def _relevant(text: str) -> str:
+    """Only the lines that are read: parsing all histograms costs ten times as much."""
+    wanted = (*_GAUGES, "vllm:cache_config_info")
+    return "\n".join(line for line in text.split("\n") if line.startswith(wanted)) + "\n"
+
+
+def parse_metrics(text: str) -> Scrape:
+    """Reads a /metrics answer. What is not there is missing from the result, never 0."""
+    values: dict[str, float] = {}
+    cache_config: dict[str, str] = {}
+    for family in text_string_to_metric_families(_relevant(text)):
+        for sample in family.samples:
+            if sample.name == "vllm:cache_config_info":
+                cache_config = dict(sample.labels)
+            name = _GAUGES.get(sample.name)
+            if name is None:
+                continue
+            combine = max if name in _WORST_OF_ENGINES else _add
+            values[name] = combine(values[name], sample.value) if name in values else sample.value
+    return Scrape(values, cache_config)
+
+
+def _add(left: float, right: float) -> float:
+    return left + right
+
+
+async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> Scrape | None:
+    """One reading, or None when the server has no /metrics or does not answer within 5 s."""
+    try:
+        async with session.get(
+            f"{base_url}/metrics", headers=dict(headers), timeout=aiohttp.ClientTimeout(total=5)
+        ) as answer:
+            if answer.status != 200:
+                return None
+            return parse_metrics(await answer.text())
+    except (aiohttp.ClientError, TimeoutError, ValueError):
+        return None
+
+
+class MetricsScraper:
+    """Reads /metrics every half second from `start` until `stop`, and once more at the end."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        headers: Mapping[str, str] | None = None,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        self._session = session
+        self._base_url = base_url
+        self._headers = headers or {}
+        self._period = period_s
+        self._rows: list[dict[str, Any]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> MetricsScraper:
+        """Takes the first reading, so that counters have a start value, then goes on in a task."""
+        await self._read()
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def _read(self) -> None:
+        reading = await scrape(self._session, self._base_url, self._headers)
+        if reading is not None and reading.values:
+            self._rows.append({"t_ns": time.time_ns(), **reading.values})
+
+    async def _run(self) -> None:
+        clock = asyncio.get_running_loop()
+        due = clock.time()
+        while True:
+            due += self._period
+            await asyncio.sleep(max(0.0, due - clock.time()))
+            await self._read()
+
+    @property
+    def latest(self) -> Mapping[str, Any]:
+        """The last reading (empty before the first)."""
+        return self._rows[-1] if self._rows else {}
+
+    async def stop(self) -> pa.Table:
+        """Ends scraping; all readings as METRICS_SCHEMA (no rows: the server has no /metrics)."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            await self._read()
+        return pa.Table.from_pylist(self._rows, schema=METRICS_SCHEMA)

@@ -1,0 +1,212 @@
+"""From a scenario to the sessions of one load point: what each request says and how long its answer shall be.
+
+Everything is drawn from the point's seed, so the same seed gives the same requests to every configuration.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from qwenbench.workload.arrivals import TraceRow
+from qwenbench.workload.lengths import Lengths
+from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.prompts import Prompt, PromptTurn
+from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.sessions import SessionPlan, TurnPlan
+from qwenbench.workload.stretch import CHARS_PER_TOKEN, plain_words, stretched
+
+SaltMode = Literal["cache_salt", "prefix", "off"]
+"""How one session's prompts are kept out of another's prefix cache: vLLM's cache_salt field, a nonce in front of
+the first message (servers that refuse the field), or not at all (--prefix-reuse natural)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """What every request of a load point has in common."""
+
+    model: str
+    endpoint: Literal["chat", "completions"] = "chat"
+    profile: str = "instruct-general"
+    force_length: bool = True
+    """True: max_tokens = min_tokens = the drawn length and ignore_eos. False: max_tokens only."""
+    natural_limit: int | None = None
+    """Without force_length: upper limit in tokens; None takes four times the drawn length."""
+    salt_mode: SaltMode = "cache_salt"
+    salt: str = ""
+    """New for every warm-up, load point and repeat; each session's own number is added."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    chars_per_token: float = CHARS_PER_TOKEN
+
+
+def point_seed(seed: int, scenario: str, concurrency: float, repeat: int, purpose: str = "measure") -> int:
+    """The seed of one load point: the same in every configuration and launch, another in every repeat."""
+    return zlib.crc32(f"{seed}|{scenario}|{concurrency:g}|{repeat}|{purpose}".encode())
+
+
+def _messages(prompt: Prompt, users: Sequence[str], turn: int) -> list[dict[str, str]]:
+    messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    for number in range(turn):
+        messages.append({"role": "user", "content": users[number]})
+        messages.append({"role": "assistant", "content": prompt.turns[number].assistant or ""})
+    messages.append({"role": "user", "content": users[turn]})
+    return messages
+
+
+def _as_text(messages: Sequence[Mapping[str, str]]) -> str:
+    return "\n\n".join(message["content"] for message in messages)
+
+
+class PlannedSessions(Sequence[SessionPlan]):
+    """The sessions of one load point, built when asked for: a lazy, picklable sequence."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        prompts: Sequence[Prompt],
+        options: RequestOptions,
+        seed: int,
+        requests: int,
+        starts: Sequence[float] | None = None,
+        trace: Sequence[TraceRow] = (),
+    ) -> None:
+        """`requests` requests in all (the last session is cut short to fit), or one session per start time.
+
+        `prompts` empty: synthetic prompts of the scenario's input_tokens. A trace row's lengths override the draws.
+        """
+        self._scenario = scenario
+        self._prompts = tuple(prompts)
+        self._options = options
+        self._seed = seed
+        self._starts = None if starts is None else tuple(float(start) for start in starts)
+        self._trace = tuple(trace)
+        self._order = np.random.default_rng(seed).permutation(len(self._prompts)) if self._prompts else None
+        self._turn_limits = self._limits(requests)
+
+    def _limits(self, requests: int) -> tuple[int, ...]:
+        if self._starts is not None:
+            return tuple(self._turns(index) for index in range(len(self._starts)))
+        limits: list[int] = []
+        left = requests
+        while left > 0:
+            limits.append(min(self._turns(len(limits)), left))
+            left -= limits[-1]
+        return tuple(limits)
+
+    def _turns(self, index: int) -> int:
+        prompt = self._prompt(index)
+        return len(prompt.turns) if prompt else 1
+
+    def _prompt(self, index: int) -> Prompt | None:
+        if self._order is None:
+            return None
+        passes, place = divmod(index, len(self._prompts))
+        # later passes start elsewhere in the order, so that streams do not move in step
+        return self._prompts[int(self._order[(place + passes * 7) % len(self._prompts)])]
+
+    def __len__(self) -> int:
+        return len(self._turn_limits)
+
+    @property
+    def request_count(self) -> int:
+        """Requests of all sessions together."""
+        return sum(self._turn_limits)
+
+    @overload
+    def __getitem__(self, index: int) -> SessionPlan: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[SessionPlan]: ...
+    def __getitem__(self, index: int | slice) -> SessionPlan | list[SessionPlan]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        return self._build(index % len(self))
+
+    def _build(self, index: int) -> SessionPlan:
+        random = np.random.default_rng([self._seed, index])
+        trace = self._trace[index] if self._trace else None
+        prompt = self._prompt(index) or self._synthetic(index, trace, random)
+        session_id = f"s{index:05d}"
+        users = self._users(prompt, trace, random, session_id)
+        lengths = self._scenario.output_tokens
+        turns = []
+        for number in range(self._turn_limits[index]):
+            drawn = trace.output_tokens if trace and trace.output_tokens else lengths.draw(random)
+            turns.append(
+                TurnPlan(
+                    request_id=f"{session_id}.{number}",
+                    turn=number,
+                    prompt_id=prompt.id,
+                    language=prompt.language,
+                    payload=self._payload(_messages(prompt, users, number), drawn, session_id),
+                    output_tokens=drawn,
+                    think_s=self._scenario.think_time_s if number else 0.0,
+                )
+            )
+        return SessionPlan(
+            session_id=session_id,
+            scenario=self._scenario.name,
+            turns=tuple(turns),
+            start_s=None if self._starts is None else self._starts[index],
+            feed_back=self._scenario.replay == "live" and self._options.endpoint == "chat",
+        )
+
+    def _synthetic(self, index: int, trace: TraceRow | None, random: np.random.Generator) -> Prompt:
+        lengths = self._scenario.input_tokens or Lengths(min=256, max=256)
+        tokens = trace.input_tokens if trace and trace.input_tokens else lengths.draw(random)
+        return Prompt(id=f"synthetic-{index}", turns=(PromptTurn(user=plain_words(tokens, random)),))
+
+    def _users(self, prompt: Prompt, trace: TraceRow | None, random: np.random.Generator, session_id: str) -> list[str]:
+        users = [turn.user for turn in prompt.turns]
+        target = trace.input_tokens if trace and trace.input_tokens else None
+        if target is None and self._scenario.input_tokens is not None and self._prompts:
+            target = self._scenario.input_tokens.draw(random)
+        if target is not None and self._prompts:
+            users[0] = stretched(users[0], target, random, self._options.chars_per_token)
+        if self._options.salt_mode == "prefix":
+            users[0] = f"[{self._options.salt}-{session_id}] {users[0]}"
+        return users
+
+    def _payload(self, messages: list[dict[str, str]], drawn: int, session_id: str) -> dict[str, Any]:
+        options = self._options
+        body: dict[str, Any] = {"model": options.model}
+        profile = PROFILES[options.profile]
+        if options.endpoint == "chat":
+            body["messages"] = messages
+            body.update(profile.request_fields())
+        else:
+            body["prompt"] = _as_text(messages)
+            body.update(profile.sampling())
+        body["stream"] = True
+        body["stream_options"] = {"include_usage": True}
+        if options.force_length:
+            body.update(max_tokens=drawn, min_tokens=drawn, ignore_eos=True)
+        else:
+            body["max_tokens"] = options.natural_limit or 4 * drawn
+        if options.salt_mode == "cache_salt":
+            body["cache_salt"] = f"{options.salt}-{session_id}"
+        body.update(options.extra_body)
+        return body
+
+
+def with_overrides(
+    scenario: Scenario,
+    *,
+    input_tokens: Lengths | None = None,
+    output_tokens: Lengths | None = None,
+    requests: str | None = None,
+    profile: str | None = None,
+) -> Scenario:
+    """The scenario with the command line's values in place of its own (None keeps it)."""
+    given = {"input_tokens": input_tokens, "output_tokens": output_tokens, "requests": requests, "profile": profile}
+    return scenario.model_copy(update={name: value for name, value in given.items() if value is not None})
+
+
+def with_salt(options: RequestOptions, salt: str) -> RequestOptions:
+    """The same options with another salt."""
+    return replace(options, salt=salt)

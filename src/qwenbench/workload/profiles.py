@@ -1,0 +1,69 @@
+"""Qwen3.5's four sampling profiles, as the reverse proxy of the model card's authors sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qwenbench.errors import UsageError
+
+SOURCE = "iguanesolutions/qwen35-rp, the profile proxy named by the model card ig1/Qwen3.5-9B-NVFP4"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingProfile:
+    """Sampling parameters of one profile. All are sent, zeros included, so that no server default fills in."""
+
+    name: str
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    presence_penalty: float
+    repetition_penalty: float
+    enable_thinking: bool
+    note: str = ""
+
+    def sampling(self) -> dict[str, Any]:
+        """The sampling fields of a request body."""
+        return {
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "presence_penalty": self.presence_penalty,
+            "repetition_penalty": self.repetition_penalty,
+        }
+
+    def request_fields(self) -> dict[str, Any]:
+        """All seven parameters as they stand in a chat request body."""
+        return {**self.sampling(), "chat_template_kwargs": {"enable_thinking": self.enable_thinking}}
+
+
+PROFILES: Mapping[str, SamplingProfile] = {
+    profile.name: profile
+    for profile in (
+        SamplingProfile("thinking-general", 1.0, 0.95, 20, 0.0, 1.5, 1.0, True),
+        SamplingProfile("thinking-coding", 0.6, 0.95, 20, 0.0, 0.0, 1.0, True),
+        SamplingProfile("instruct-general", 0.7, 0.8, 20, 0.0, 1.5, 1.0, False),
+        SamplingProfile(
+            "instruct-reasoning",
+            1.0,
+            0.95,
+            20,
+            0.0,
+            1.5,
+            1.0,
+            False,
+            note="The model card calls it Instruct Creative; other copies give 1.0/1.0/40/0/2.0/1.0.",
+        ),
+    )
+}
+
+
+def find_profile(name: str) -> SamplingProfile:
+    """The profile of this name. Raises UsageError that lists them."""
+    if name not in PROFILES:
+        raise UsageError(f"--profile {name!r}: unknown. Profiles: {', '.join(PROFILES)}, or `all` for each in turn.")
+    return PROFILES[name]

@@ -1,0 +1,155 @@
+"""Scenarios: what a load point sends, as YAML files that users write."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from qwenbench.errors import UsageError
+from qwenbench.workload.lengths import Lengths
+from qwenbench.workload.profiles import PROFILES
+
+M = TypeVar("M", bound=BaseModel)
+_REQUESTS = re.compile(r"\d+(?:\.\d+)?x?\Z")
+
+
+class Scenario(BaseModel):
+    """One scenario file. Options of the command line override it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="Name in results.")
+    description: str = Field(default="", description="One line for people.")
+    prompts: str | None = Field(default=None, description="Prompt set (JSONL), relative to this file.")
+    profile: str = Field(default="instruct-general", description="Sampling profile.")
+    output_tokens: Lengths = Field(description="Output length per request, drawn from the seed.")
+    input_tokens: Lengths | None = Field(default=None, description="Stretch prompts to this length in tokens.")
+    requests: str = Field(default="4x", description="Requests per load point: N, or Nx times the concurrency.")
+    min_requests: int = Field(default=16, ge=1, description="At least so many requests with Nx.")
+    think_time_s: float = Field(default=0.0, ge=0, le=3600, description="Pause between the turns of a session.")
+    replay: Literal["recorded", "live"] = Field(
+        default="recorded", description="recorded: replay the recorded answers; live: feed the server's own back."
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of this scenario's draws.")
+
+    @field_validator("requests", mode="before")
+    @classmethod
+    def _request_count(cls, value: Any) -> str:
+        text = str(value)
+        if not _REQUESTS.match(text) or float(text.rstrip("x")) <= 0 or ("x" not in text and "." in text):
+            raise ValueError("give N or Nx, e.g. 200 or 4x")
+        return text
+
+    @field_validator("profile")
+    @classmethod
+    def _known_profile(cls, value: str) -> str:
+        if value not in PROFILES:
+            raise ValueError(f"unknown profile; one of {', '.join(PROFILES)}")
+        return value
+
+    def request_count(self, concurrency: int) -> int:
+        """Requests of a load point at this concurrency."""
+        if self.requests.endswith("x"):
+            return max(self.min_requests, round(float(self.requests[:-1]) * concurrency))
+        return int(self.requests)
+
+
+@dataclass(frozen=True)
+class ScenarioFile:
+    """A scenario with where it came from: text and hash go into run.json."""
+
+    scenario: Scenario
+    path: Path | None
+    text: str
+    sha256: str
+
+    @property
+    def prompts_path(self) -> Path | None:
+        """The prompt set's file, or None for synthetic prompts."""
+        if self.scenario.prompts is None:
+            return None
+        given = Path(self.scenario.prompts)
+        return given if given.is_absolute() or self.path is None else self.path.parent / given
+
+
+def scenario_folder() -> Path:
+    """The scenarios that come with qwenbench: in a checkout the top-level folder, in a wheel inside the package."""
+    package = Path(__file__).resolve().parents[1]
+    shipped = package / "scenarios"
+    return shipped if shipped.is_dir() else package.parents[1] / "scenarios"
+
+
+def shipped_scenarios() -> list[str]:
+    """Names of the scenarios that come with qwenbench."""
+    return sorted(path.stem for path in scenario_folder().glob("*.yaml"))
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
+    """The line of a field in a parsed YAML document (the deepest part that exists)."""
+    line = None
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((key, value) for key, value in node.value if key.value == part), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return line
+
+
+def parse_yaml_model(model: type[M], text: str, where: str) -> M:
+    """Reads a YAML document into a pydantic model. Raises UsageError with file, line and field."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: a mapping of fields was expected, e.g. `name: my-scenario`.")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        line_number = _line_of(node, problem["loc"])
+        line = f", line {line_number}" if line_number else ""
+        field = ".".join(str(part) for part in problem["loc"]) or "file"
+        raise UsageError(f"{where}{line}, field {field}: {problem['msg']}.") from error
+
+
+def load_scenario(name_or_path: str) -> ScenarioFile:
+    """A scenario by its name in scenarios/ or by its path.
+
+    Raises UsageError: unknown name (with the near miss), unreadable file, malformed YAML (file, line, field).
+    """
+    given = Path(name_or_path)
+    if given.suffix in (".yaml", ".yml") or "/" in name_or_path:
+        path = given
+    else:
+        path = scenario_folder() / f"{name_or_path}.yaml"
+        if not path.exists():
+            known = [*shipped_scenarios(), "synthetic"]
+            close = difflib.get_close_matches(name_or_path, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise UsageError(f"--scenario {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"scenario {path}: cannot be read: {error}.") from error
+    scenario = parse_yaml_model(Scenario, text, f"scenario {path}")
+    return ScenarioFile(scenario, path, text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def synthetic_scenario(input_tokens: Lengths, output_tokens: Lengths) -> ScenarioFile:
+    """Prompts made of plain words, of given lengths."""
+    scenario = Scenario(name="synthetic", input_tokens=input_tokens, output_tokens=output_tokens)
+    text = scenario.model_dump_json()
+    return ScenarioFile(scenario, None, text, hashlib.sha256(text.encode()).hexdigest())
