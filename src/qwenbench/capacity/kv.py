@@ -1,0 +1,247 @@
+"""KV-cache arithmetic: blocks, tokens and requests, for vLLM's paged cache of dense and hybrid models.
+
+vLLM splits the layers into groups of the same number of layers; every group draws blocks from one pool, and
+a block holds one page for each layer of a group. Rules read in vLLM 0.32's source (kv_cache_utils,
+kv_cache_interface, platforms/interface) and checked against servers of 0.20.2, 0.28 and 0.32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwenbench.capacity.model_shape import DTYPE_BYTES, ModelShape
+from qwenbench.errors import UsageError
+
+GIB = 1 << 30
+NULL_BLOCKS = 1
+"""vLLM keeps one block of the pool for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvGroup:
+    """Layers that share a block table."""
+
+    kind: str
+    """`full`, `window` or `state`."""
+    block_tokens: int
+    window: int | None = None
+    state_blocks: int = 0
+    """State groups: blocks that a request holds whatever its length."""
+
+    def blocks_of(self, tokens: int, in_flight_tokens: int) -> int:
+        """Blocks of this group that a request of so many tokens holds."""
+        if self.kind == "state":
+            return self.state_blocks
+        blocks = -(-tokens // self.block_tokens)
+        if self.window is None:
+            return blocks
+        # vLLM's admission rule: the window, what is in flight, and one block for the unaligned start.
+        held = min(self.window - 1 + in_flight_tokens, tokens)
+        return min(blocks, -(-held // self.block_tokens) + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """How a model's cache is cut into blocks on one card."""
+
+    block_tokens: int
+    """Tokens of one attention block."""
+    page_bytes: int
+    """Bytes of one block in one layer."""
+    layers_per_group: int
+    groups: tuple[KvGroup, ...]
+    in_flight_tokens: int = 2048
+    """Tokens scheduled at a time (max-num-batched-tokens): sliding-window groups hold them on top."""
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes of one block of the pool: a page for each layer of a group."""
+        return self.page_bytes * self.layers_per_group
+
+    @property
+    def state_blocks(self) -> int:
+        """Blocks that every request holds for its states, whatever its length."""
+        return sum(group.state_blocks for group in self.groups if group.kind == "state")
+
+    def blocks_per_request(self, tokens: int) -> int:
+        """Blocks that one request of this many tokens (prompt and output) holds."""
+        return sum(group.blocks_of(tokens, self.in_flight_tokens) for group in self.groups)
+
+
+def kv_layout(
+    shape: ModelShape,
+    kv_dtype: str = "auto",
+    *,
+    state_dtype: str | None = None,
+    mamba_cache_mode: str = "none",
+    speculative_tokens: int = 0,
+    base_block_tokens: int = 16,
+    block_tokens: int | None = None,
+    tensor_parallel: int = 1,
+    max_num_batched_tokens: int = 2048,
+    padding_ratio: float = 1.5,
+) -> KvLayout:
+    """The block layout that vLLM derives for a model.
+
+    `base_block_tokens` is the platform's block size (16 on NVIDIA cards, 128 on the CPU): hybrids raise it
+    in its steps until one attention page holds a state. `block_tokens` is the attention block size where the
+    log tells it, which then wins. `state_dtype` overrides the config's (`--mamba-ssm-cache-dtype`).
+    `padding_ratio`: where the layer kinds' counts differ by less, groups take the larger count and are padded
+    (1.5 in 0.32). Raises UsageError for a model without a cache and for dtypes that are not known.
+    """
+    cache_dtype = shape.dtype if kv_dtype == "auto" else kv_dtype
+    element = _dtype_bytes(cache_dtype, "--kv-cache-dtype")
+    if not shape.attention and not shape.states:
+        raise UsageError(f"{shape.name}: no layer of this model keeps a KV cache")
+    token_bytes = [layers.token_elements(tensor_parallel) * element for layers in shape.attention]
+    state_bytes = _state_page(shape, state_dtype, speculative_tokens, tensor_parallel)
+    largest_token = max(token_bytes, default=0)
+    block = block_tokens or base_block_tokens
+    if block_tokens is None and largest_token and state_bytes:
+        block = max(block, base_block_tokens * -(-state_bytes // (base_block_tokens * largest_token)))
+    page = block * largest_token if largest_token else state_bytes
+    if page < state_bytes:
+        raise UsageError(
+            f"{shape.name}: an attention block of {block} tokens ({page} bytes) is smaller than a state "
+            f"({state_bytes} bytes): the block size and the model do not belong together"
+        )
+    counts = [layers.count for layers in shape.attention] + [states.count for states in shape.states]
+    per_group = _layers_per_group(counts, padding_ratio)
+    groups: list[KvGroup] = []
+    for layers, size in zip(shape.attention, token_bytes, strict=True):
+        if page % size:
+            raise UsageError(
+                f"{shape.name}: its attention layers have pages that do not divide each other: not supported"
+            )
+        kind = "full" if layers.window is None else "window"
+        groups += [KvGroup(kind, page // size, layers.window)] * -(-layers.count // per_group)
+    held = _state_blocks(mamba_cache_mode, speculative_tokens)
+    for states in shape.states:
+        groups += [KvGroup("state", block, state_blocks=held)] * -(-states.count // per_group)
+    return KvLayout(block, page, per_group, tuple(groups), max_num_batched_tokens)
+
+
+def blocks_for_gib(gib: float, layout: KvLayout) -> int:
+    """Whole blocks that so much KV memory holds, the null block included."""
+    return max(0, int(gib * GIB // layout.bytes_per_block))
+
+
+def blocks_range_for_printed_gib(printed_gib: float, layout: KvLayout, decimals: int = 2) -> tuple[int, int]:
+    """Fewest and most blocks that a printed (rounded) figure stands for."""
+    half = 0.5 * 10**-decimals
+    return blocks_for_gib(printed_gib - half, layout), blocks_for_gib(printed_gib + half, layout)
+
+
+def gib_for_blocks(blocks: int, layout: KvLayout) -> float:
+    """GiB that so many blocks take."""
+    return blocks * layout.bytes_per_block / GIB
+
+
+def kv_cache_tokens(blocks: int, layout: KvLayout, max_model_len: int | None) -> int:
+    """The longest single request that fits, in tokens: this project's kv_cache_tokens.
+
+    For a hybrid with one attention group this is min(max_model_len, block x (blocks - 1 - state blocks)).
+    """
+    usable = blocks - NULL_BLOCKS
+    if layout.blocks_per_request(1) > usable:
+        return 0
+    if all(group.kind == "state" or group.window is not None for group in layout.groups):
+        # Nothing grows with the length for ever: only the model's own limit bounds it.
+        if max_model_len is None:
+            raise UsageError("this model's cache does not grow with the context: give its max-model-len")
+        most = max_model_len
+    else:
+        tokens_per_block = max(group.block_tokens for group in layout.groups if group.kind != "state")
+        most = usable * tokens_per_block if max_model_len is None else max_model_len
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if layout.blocks_per_request(middle) <= usable:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def requests_that_fit(blocks: int, layout: KvLayout, tokens_per_request: int) -> int:
+    """Requests of this length (prompt and output, in tokens) that the cache holds at a time."""
+    if tokens_per_request <= 0:
+        raise UsageError(f"a request of {tokens_per_request} tokens holds no cache: give its full length")
+    return max(0, blocks - NULL_BLOCKS) // layout.blocks_per_request(tokens_per_request)
+
+
+def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: int) -> int | None:
+    """The number behind `KV cache size: N tokens` in a version's log.
+
+    Up to 0.18: blocks // groups x the smallest block size. From 0.20 on: int(blocks / blocks of one request of
+    max_model_len x max_model_len). None for 0.19, whose formula was not seen. Null block included in both.
+    """
+    minor = _minor(version)
+    if minor <= 18:
+        return blocks // len(layout.groups) * min(group.block_tokens for group in layout.groups)
+    if minor == 19:
+        return None
+    return int(blocks / layout.blocks_per_request(max_model_len) * max_model_len)
+
+
+def blocks_from_printed_tokens(tokens: int, formula: str, layout: KvLayout, max_model_len: int) -> tuple[int, int]:
+    """Fewest and most blocks that a printed token count stands for, the inverse of `printed_tokens`."""
+    if formula == "blocks_per_group":
+        groups = len(layout.groups)
+        count = tokens // min(group.block_tokens for group in layout.groups)
+        return count * groups, count * groups + groups - 1
+    per_request = layout.blocks_per_request(max_model_len)
+    first = tokens * per_request // max_model_len
+    last = -(-(tokens + 1) * per_request // max_model_len)
+    fitting = [blocks for blocks in range(first, last + 1) if int(blocks / per_request * max_model_len) == tokens]
+    if not fitting:
+        raise UsageError(
+            f"{tokens:,} printed tokens belong to no number of blocks of {layout.block_tokens} tokens at a "
+            f"max-model-len of {max_model_len:,}: model, cache mode or version differ from what was assumed"
+        )
+    return fitting[0], fitting[-1]
+
+
+def _minor(version: str) -> int:
+    parts = version.lstrip("v").split(".")
+    try:
+        major, minor = int(parts[0]), int(parts[1])
+    except (ValueError, IndexError):
+        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2") from None
+    return minor if major == 0 else 1000
+
+
+def _dtype_bytes(name: str, option: str) -> int:
+    try:
+        return DTYPE_BYTES[name]
+    except KeyError:
+        known = ", ".join(DTYPE_BYTES)
+        raise UsageError(f"{option} {name!r}: its size is not known here (known: {known})") from None
+
+
+def _state_page(shape: ModelShape, state_dtype: str | None, speculative: int, tensor_parallel: int) -> int:
+    if not shape.states:
+        return 0
+    chosen = state_dtype if state_dtype not in (None, "auto") else shape.state_dtype
+    recurrent = _dtype_bytes(chosen or shape.dtype, "--mamba-ssm-cache-dtype")
+    conv = _dtype_bytes(shape.dtype, "dtype")
+    pages = []
+    for layers in shape.states:
+        rows = layers.conv_elements // layers.conv_width
+        elements = layers.conv_elements + rows * speculative
+        pages.append((elements * conv + layers.recurrent_elements * recurrent) // tensor_parallel)
+    return max(pages)
+
+
+def _state_blocks(mode: str, speculative: int) -> int:
+    if mode == "align":
+        return 2 + speculative
+    if mode in ("none", ""):
+        return 1 + speculative
+    raise UsageError(f"mamba cache mode {mode!r}: its blocks per request are not known here (none, align are)")
+
+
+def _layers_per_group(counts: list[int], padding_ratio: float) -> int:
+    """vLLM's rule: the smallest count of a kind, or the largest where padding to it wastes little."""
+    smallest, largest = min(counts), max(counts)
+    return largest if largest < smallest * padding_ratio else smallest

@@ -1,0 +1,148 @@
+"""The memory ledger against recorded servers: blocks, tokens, budget, rest, NVML."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from qwenbench.capacity.kv import kv_layout
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
+from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.observe.ledger import MemoryLedger, build_ledger
+from qwenbench.observe.vram import vram_phases
+
+DATA = Path(__file__).parents[2] / "data" / "memory"
+H200 = "h200-vllm-0.20.2"
+
+CONTRACT_KEYS = (
+    "vllm_version budget_gib weights_gib activations_gib graphs_estimated_gib graphs_actual_gib kv_cache_gib rest_gib "
+    "kv_cache_blocks attention_block_tokens kv_cache_tokens kv_cache_tokens_logged kv_cache_tokens_formula "
+    "max_concurrency_logged capture_effective capture_effective_full max_model_len_effective attention_backend "
+    "quantization_backend compile_s profile_s capture_s init_s vram_before_mib vram_ready_mib vram_peak_mib "
+    "vram_after_mib warnings"
+).split()
+
+
+def read(name: str) -> str:
+    return gzip.decompress((DATA / name).read_bytes()).decode()
+
+
+def startup(name: str) -> StartupLog:
+    return parse_startup_log(read(f"{name}.log.gz"))
+
+
+def labels(name: str) -> dict[str, str]:
+    return dict(re.findall(r'(\w+)="([^"]*)"', read(name)))
+
+
+def test_keys_are_exactly_the_contract():
+    data = build_ledger(StartupLog()).to_json()
+    assert list(data) == CONTRACT_KEYS
+    assert data.pop("warnings") == []
+    assert set(data.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("cap16-seq16", 1074), ("cap32-seq32", 1074), ("cap64-seq64", 1072), ("cap64-seq64-noest", 1079)],
+)
+def test_blocks_from_the_log_alone_equal_those_of_the_metrics(name, blocks):
+    log = startup(f"{H200}/{name}")
+    layout = kv_layout(SEED_SHAPE)
+    alone = build_ledger(log, layout=layout)
+    with_labels = build_ledger(log, layout=layout, cache_config=labels(f"{H200}/{name}.metrics0.txt.gz"))
+    assert alone.kv_cache_blocks == with_labels.kv_cache_blocks == blocks
+    # The label says 16 on this version; the log's figure wins.
+    assert with_labels.attention_block_tokens == 528
+    assert alone.kv_cache_tokens == 262_144
+
+
+def test_blocks_stay_unknown_without_a_layout_or_with_a_foreign_one():
+    log = startup(f"{H200}/cap64-seq64")
+    assert build_ledger(log).kv_cache_blocks is None
+    assert build_ledger(log).kv_cache_tokens is None
+    tiny = ModelShape.from_hf_config(json.loads((DATA / "tiny-qwen3.config.json").read_text()))
+    assert build_ledger(log, layout=kv_layout(tiny)).kv_cache_blocks is None
+
+
+def test_budget_rest_and_its_sign():
+    log = startup(f"{H200}/cap64-seq64")
+    ledger = build_ledger(log, cuda_total_gib=139.80)
+    assert ledger.budget_gib == pytest.approx(30.1213, abs=1e-4)
+    assert ledger.rest_gib == pytest.approx(30.1213 - 10.57 - 0.11 - 17.29, abs=1e-4)
+    # The estimate that was switched off takes nothing from the budget.
+    noest = build_ledger(startup(f"{H200}/cap64-seq64-noest"), cuda_total_gib=139.80)
+    assert noest.rest_gib == pytest.approx(ledger.rest_gib, abs=0.011)
+    too_small = build_ledger(log, cuda_total_gib=139.80, utilization=0.2)
+    assert too_small.rest_gib is not None and too_small.rest_gib < 0
+    assert build_ledger(log).rest_gib is None
+
+
+@pytest.mark.parametrize(
+    ("name", "ready", "peak"),
+    [
+        ("cap64-seq64", 30_527.875, 31_803.875),
+        ("cap64-seq256", 31_267.875, 50_803.875),
+        ("cap16-seq16", 30_269.875, 30_911.875),
+    ],
+)
+def test_vram_phases_from_the_recorded_series(name, ready, peak):
+    rows = json.loads(read(f"{H200}/{name}.nvml.json.gz"))
+    log = startup(f"{H200}/{name}")
+    phases = vram_phases(
+        [(row[0], row[1] / 2**20) for row in rows],
+        kv_cache_gib=log.kv_cache_gib,
+        kv_to_ready_s=log.kv_to_ready_s,
+    )
+    assert phases.before_mib == 615.0625
+    assert phases.ready_mib == ready
+    assert phases.peak_mib == peak
+    assert phases.after_mib == 618.3125
+
+
+def test_vram_over_budget_of_the_256_stream_run():
+    ledger = build_ledger(
+        startup(f"{H200}/cap64-seq256"), cuda_total_gib=139.80, vram_before_mib=615.06, vram_ready_mib=31_267.875,
+        vram_peak_mib=50_803.875,
+    )  # fmt: skip
+    assert ledger.vram_over_budget_mib is not None
+    assert 19_900 < ledger.vram_over_budget_mib < 20_100
+    assert ledger.nvml_minus_parts_mib is not None
+    assert 1_500 < ledger.nvml_minus_parts_mib < 2_500
+
+
+def test_a_series_without_the_jump_leaves_ready_unknown():
+    flat = [(0.0, 600.0), (1.0, 610.0), (2.0, 620.0)]
+    phases = vram_phases(flat, kv_cache_gib=17.29, kv_to_ready_s=10.0)
+    assert (phases.ready_mib, phases.after_mib, phases.peak_mib) == (None, None, 620.0)
+    assert vram_phases([]).before_mib is None
+
+
+@pytest.mark.parametrize("run", ["qwen35", "qwen3-preempting", "qwen35-crash"])
+def test_facts_of_the_cpu_servers(run):
+    facts = json.loads((DATA / "cpu-vllm-0.28.0" / "facts.json").read_text())[run]
+    shape = ModelShape.from_hf_config(json.loads((DATA / f"{facts['model']}.config.json").read_text()))
+    config = labels(f"cpu-vllm-0.28.0/{run}.metrics0.txt.gz")
+    layout = kv_layout(
+        shape,
+        base_block_tokens=128,
+        state_dtype=config["mamba_ssm_cache_dtype"],
+        mamba_cache_mode=config["mamba_cache_mode"],
+    )
+    assert layout.blocks_per_request(facts["max_model_len"]) == facts["blocks_per_max_len_request"]
+    log = startup(f"cpu-vllm-0.28.0/{run}")
+    ledger = build_ledger(log, cache_config=config, layout=layout)
+    assert ledger.kv_cache_blocks == facts["num_gpu_blocks"]
+    assert ledger.attention_block_tokens == facts["attention_block_tokens"]
+    assert ledger.budget_gib is None
+    alone = build_ledger(log, layout=layout)
+    assert alone.kv_cache_blocks == facts["num_gpu_blocks"]
+
+
+def test_json_and_back():
+    ledger = build_ledger(startup(f"{H200}/cap64-seq64"), vram_peak_mib=1.0)
+    assert MemoryLedger.from_json({**ledger.to_json(), "later_key": 1}) == ledger
