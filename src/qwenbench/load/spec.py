@@ -87,3 +87,14 @@ class LoadResult:
     health: ClientHealth
     texts: Mapping[str, str] = field(default_factory=dict)
     """request_id -> answer, only with save_text."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """How far a point is, about once a second, for a live view. `output_tokens` is an estimate until the end."""
+
+    sent: int
+    done: int
+    failed: int
+    in_flight: int
+    output_tokens: int

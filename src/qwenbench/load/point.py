@@ -1,0 +1,288 @@
+"""One load point in one client process: streams that take sessions and send their turns.
+
+Callbacks and no coroutines: when an answer ends, the next request leaves in the same callback, before anything
+is decoded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from qwenbench.load.alarm import Alarm
+from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
+from qwenbench.load.exchange import Channel, Exchange, Transport
+from qwenbench.load.rows import Digest, Sending, digest, lost_row
+from qwenbench.load.sent_log import SentEntry, SentLog
+from qwenbench.load.source import ReadySession, SessionSource, encode
+from qwenbench.load.spec import LoadProgress
+
+_DEADLINE_LOOK_S = 0.05
+_FIRST_PAUSE_NS = 50 * NS_PER_MS
+_LONGEST_PAUSE_NS = NS_PER_S
+_SPARE_CHANNELS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PointRules:
+    """What holds for every request of a point. Times in seconds."""
+
+    open_loop: bool
+    timeout_s: float
+    duration_s: float | None
+    keep_texts: bool
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+
+
+@dataclass(eq=False, slots=True)
+class _Stream:
+    number: int
+    channel: Channel
+    session: ReadySession | None = None
+    at: int = 0
+    """Index in the session of the turn that is under way or comes next."""
+    answers: list[str] = field(default_factory=list)
+    exchange: Exchange | None = None
+    busy: bool = False
+    deadline_ns: int = 0
+    failures: int = 0
+
+
+class Point:
+    """Sends a share of a point's sessions. Use: make it, `run` it, then read `digests`."""
+
+    def __init__(
+        self,
+        process: int,
+        source: SessionSource,
+        transport: Transport,
+        channels: list[Channel],
+        stream_numbers: range,
+        rules: PointRules,
+        alarm: Alarm,
+        sent_log: SentLog,
+    ) -> None:
+        self.digests: list[Digest] = []
+        self._process = process
+        self._source = source
+        self._transport = transport
+        self._rules = rules
+        self._alarm = alarm
+        self._sent_log = sent_log
+        self._loop = asyncio.get_running_loop()
+        self._numbers = iter(range(stream_numbers.start, 2**31 - 1, stream_numbers.step))
+        self._streams = [_Stream(next(self._numbers), channel) for channel in channels]
+        self._idle = list(reversed(self._streams)) if rules.open_loop else []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._active = 0
+        """Streams with a session (open loop), or that have not run out of sessions (closed loop)."""
+        self._arrivals_left = rules.open_loop
+        self._stopping = False
+        self._start_ns = 0
+        self._undecoded: deque[tuple[Sending, Exchange]] = deque()
+        self._decoding = False
+        self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._sent = self._failed = self._tokens = 0
+
+    async def run(self, start_ns: int) -> None:
+        """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded."""
+        self._start_ns = start_ns
+        self._alarm.at(start_ns, self._begin)
+        watch = self._loop.call_later(_DEADLINE_LOOK_S, self._look_at_deadlines)
+        self._watch = watch
+        try:
+            await self._finished
+        finally:
+            self._watch.cancel()
+            for task in self._opening:
+                task.cancel()
+
+    def stop(self) -> None:
+        """Send nothing more and end what is in flight as `cancelled`."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._alarm.clear()
+        self._active = 0
+        self._arrivals_left = False
+        for stream in self._streams:
+            if stream.busy:
+                stream.channel.abort("cancelled", "stopped by the user")
+        self._maybe_finish()
+
+    def progress(self) -> LoadProgress:
+        """Counts so far; tokens in flight are estimated from the reads."""
+        busy = [stream.exchange for stream in self._streams if stream.busy]
+        in_flight = sum(len(exchange.stamps) for exchange in busy if exchange is not None)
+        done = self._sent - len(busy)
+        return LoadProgress(self._sent, done, self._failed, len(busy), self._tokens + in_flight)
+
+    # sending
+
+    def _begin(self) -> None:
+        if self._rules.open_loop:
+            self._await_arrival()
+            self._maybe_finish()
+            return
+        self._active = len(self._streams)
+        for stream in self._streams:
+            self._next_session(stream, self._start_ns)
+
+    def _await_arrival(self) -> None:
+        coming = self._source.peek()
+        if coming is None or self._too_late(self._due(coming)):
+            self._arrivals_left = False
+            return
+        self._alarm.at(self._due(coming), self._arrive)
+
+    def _due(self, session: ReadySession) -> int:
+        return self._start_ns + round((session.plan.start_s or 0.0) * NS_PER_S)
+
+    def _too_late(self, at_ns: int) -> bool:
+        limit = self._rules.duration_s
+        return limit is not None and at_ns >= self._start_ns + limit * NS_PER_S
+
+    def _arrive(self) -> None:
+        session = self._source.take()
+        if session is None or self._stopping:
+            return
+        stream = self._idle.pop() if self._idle else self._another_stream()
+        self._active += 1
+        stream.session, stream.at, stream.answers = session, 0, []
+        self._send(stream, self._due(session))
+        if len(self._idle) < _SPARE_CHANNELS and not self._opening:
+            task = self._loop.create_task(self._open_spare())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+        self._await_arrival()
+
+    def _another_stream(self) -> _Stream:
+        stream = _Stream(next(self._numbers), self._transport.channel())
+        self._streams.append(stream)
+        return stream
+
+    async def _open_spare(self) -> None:
+        """Open connections before they are needed, so that a request does not wait for one."""
+        for channel in await self._transport.connect(2 * _SPARE_CHANNELS):
+            stream = _Stream(next(self._numbers), channel)
+            self._streams.append(stream)
+            self._idle.insert(0, stream)
+
+    def _next_session(self, stream: _Stream, free_ns: int) -> None:
+        if self._stopping:
+            return
+        stream.session = None
+        if self._rules.open_loop:
+            self._active -= 1
+            self._idle.append(stream)
+            self._maybe_finish()
+            return
+        session = None if self._too_late(free_ns) else self._source.take()
+        if session is None:
+            self._active -= 1
+            self._maybe_finish()
+            return
+        stream.session, stream.at, stream.answers = session, 0, []
+        self._send(stream, free_ns)
+
+    def _send(self, stream: _Stream, due_ns: int) -> None:
+        """Send the stream's turn, which was due (open loop) or possible (closed loop) at `due_ns`."""
+        session = stream.session
+        if session is None or self._stopping:
+            return
+        turn = session.plan.turns[stream.at]
+        body = session.first_body if stream.at == 0 else encode(turn, stream.answers)
+        scheduled = due_ns if self._rules.open_loop else None
+        sending = Sending(session.plan, session.index, turn, self._process, stream.number, scheduled, due_ns)
+        now = now_ns()
+        self._sent_log.add(SentEntry(now, due_ns, session.index, stream.number, stream.at))
+        self._sent += 1
+        stream.deadline_ns = (now if scheduled is None else scheduled) + round(self._rules.timeout_s * 1e9)
+        stream.busy = True
+        stream.exchange = stream.channel.start(body, partial(self._ended, stream, sending))
+
+    # receiving
+
+    def _ended(self, stream: _Stream, sending: Sending, exchange: Exchange) -> None:
+        stream.busy = False
+        stream.exchange = None
+        bad = exchange.error is not None or exchange.status != 200
+        if self._stopping:
+            self._keep(sending, exchange)
+            return
+        stream.failures = stream.failures + 1 if bad else 0
+        pause_ns = self._pause_ns(stream.failures, exchange) if bad else 0
+        free_ns = exchange.ended_ns + pause_ns
+        turns = sending.session.turns
+        last = stream.at + 1 >= len(turns)
+        if sending.session.feed_back and not last:
+            answer = self._decode(sending, exchange)
+            last = answer is None  # without an answer the talk cannot go on
+            stream.answers.append(answer or "")
+        else:
+            self._keep(sending, exchange)
+        if not last:
+            stream.at += 1
+            due_ns = free_ns + round(turns[stream.at].think_s * NS_PER_S)
+            self._when(due_ns, partial(self._send, stream, due_ns))
+        else:
+            self._when(free_ns, partial(self._next_session, stream, free_ns))
+
+    def _when(self, due_ns: int, call: Callable[[], None]) -> None:
+        if due_ns <= now_ns():
+            call()
+        else:
+            self._alarm.at(due_ns, call)
+
+    def _pause_ns(self, failures: int, exchange: Exchange) -> int:
+        """Pause of a stream after a failure, so that a server in trouble is not hammered."""
+        longest = min(_FIRST_PAUSE_NS << min(failures - 1, 10), _LONGEST_PAUSE_NS)
+        asked = exchange.headers.get("retry-after", "")
+        return max(longest, min(int(asked), 10) * NS_PER_S) if asked.isdecimal() else longest
+
+    def _look_at_deadlines(self) -> None:
+        now = now_ns()
+        late = [stream for stream in self._streams if stream.busy and now > stream.deadline_ns]
+        for stream in late:
+            stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
+        self._watch = self._loop.call_later(_DEADLINE_LOOK_S, self._look_at_deadlines)
+
+    # decoding, one answer per turn of the event loop
+
+    def _keep(self, sending: Sending, exchange: Exchange) -> None:
+        self._undecoded.append((sending, exchange))
+        if not self._decoding:
+            self._decoding = True
+            self._loop.call_soon(self._decode_next)
+
+    def _decode_next(self) -> None:
+        if self._undecoded:
+            self._decode(*self._undecoded.popleft())
+        self._source.refill()
+        if self._undecoded:
+            self._loop.call_soon(self._decode_next)
+        else:
+            self._decoding = False
+            self._maybe_finish()
+
+    def _decode(self, sending: Sending, exchange: Exchange) -> str | None:
+        """Decode one exchange into `digests`; returns its answer, None for a failed request."""
+        try:
+            one = digest(sending, exchange, self._rules.secrets)
+        except Exception as problem:  # a defect of ours must not lose the record
+            detail = f"decoding failed: {type(problem).__name__}"
+            one = Digest(lost_row(sending, exchange.sent_ns, detail), "", "")
+        failed = one.row["error"] is not None
+        self._failed += failed
+        self._tokens += one.row["output_tokens"] or one.row["chunks"] or 0
+        kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
+        self.digests.append(kept)
+        return None if failed else one.answer
+
+    def _maybe_finish(self) -> None:
+        more = self._active > 0 or self._arrivals_left or self._decoding or self._undecoded
+        if not more and not self._finished.done():
+            self._finished.set_result(None)

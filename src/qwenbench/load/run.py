@@ -1,0 +1,296 @@
+"""The load generator as the sweep calls it: `LoadClient` keeps client processes, `run_load` runs one point."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+
+from qwenbench.errors import RunError, UsageError
+from qwenbench.load.address import address_of
+from qwenbench.load.client_process import ClientProcess, ProcessLost
+from qwenbench.load.clock import NS_PER_MS, ClockWatch, now_ns
+from qwenbench.load.http1 import request_head
+from qwenbench.load.messages import Failed, Finished, Go, Prepare, Prepared, Stop
+from qwenbench.load.records import REQUEST_SCHEMA
+from qwenbench.load.rows import Sending, lost_row, to_table
+from qwenbench.load.sent_log import read_sent_log
+from qwenbench.load.source import Share, shares
+from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop
+from qwenbench.load.watch import ProcessHealth
+
+STREAMS_PER_PROCESS = 128
+"""Above this many streams another process is used, where there are cores for it."""
+_START_DELAY_NS = 30 * NS_PER_MS
+_PROGRESS_S = 1.0
+_PREPARE_TIMEOUT_S = 120.0
+
+OnProgress = Callable[[LoadProgress], None]
+
+
+def default_processes(streams: int, cores: int | None = None) -> int:
+    """Client processes for a number of streams: one per 128, on half of the cores at most."""
+    usable = cores if cores is not None else len(os.sched_getaffinity(0))
+    return max(1, min(-(-streams // STREAMS_PER_PROCESS), usable // 2))
+
+
+async def run_load(
+    spec: LoadSpec,
+    *,
+    on_progress: OnProgress | None = None,
+    stop: asyncio.Event | None = None,
+) -> LoadResult:
+    """Run one load point in client processes of its own.
+
+    `on_progress` is called about once a second; when `stop` is set, what is in flight is recorded as
+    `cancelled` and the result returned. Raises UsageError for a target or shape that cannot be used, RunError
+    when no client process could be started.
+    """
+    async with LoadClient() as client:
+        return await client.run(spec, on_progress=on_progress, stop=stop)
+
+
+class LoadClient:
+    """Client processes that are kept from point to point, so that a point does not pay their start."""
+
+    def __init__(self) -> None:
+        self._processes: list[ClientProcess] = []
+        self._folder = tempfile.TemporaryDirectory(prefix="qwenbench-client-")
+        self._points = 0
+
+    async def __aenter__(self) -> LoadClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the processes."""
+        processes, self._processes = self._processes, []
+        await asyncio.gather(*(process.close() for process in processes))
+        self._folder.cleanup()
+
+    async def start(self, processes: int) -> None:
+        """Start client processes beforehand, while something else is waited for."""
+        self._processes = [process for process in self._processes if process.alive]
+        missing = processes - len(self._processes)
+        if missing > 0:
+            folder = Path(self._folder.name)
+            started = await asyncio.gather(*(ClientProcess.start(folder) for _ in range(missing)))
+            self._processes.extend(started)
+
+    async def run(
+        self,
+        spec: LoadSpec,
+        *,
+        on_progress: OnProgress | None = None,
+        stop: asyncio.Event | None = None,
+    ) -> LoadResult:
+        """Run one load point; see `run_load`."""
+        _check(spec)
+        streams = streams_to_open(spec)
+        count = min(spec.processes or default_processes(streams), max(1, streams))
+        await self.start(count)
+        self._points += 1
+        parts = shares(spec.sessions, streams, count)
+        runs = [
+            _ProcessRun(process, self._prepare(spec, part, streams, count), spec)
+            for process, part in zip(self._processes[:count], parts, strict=True)
+        ]
+        try:
+            return await self._run(spec, runs, on_progress, stop)
+        except BaseException:
+            # processes in an unknown state are of no use to the next point
+            for run in runs:
+                run.process.kill()
+            raise
+        finally:
+            for run in runs:
+                Path(run.task.sent_log).unlink(missing_ok=True)
+
+    def _prepare(self, spec: LoadSpec, share: Share, streams: int, processes: int) -> Prepare:
+        cpu = spec.cpus[share.process % len(spec.cpus)] if spec.cpus else None
+        log = Path(self._folder.name) / f"sent-{self._points}-{share.process}"
+        own = len(range(share.process, streams, processes))
+        return Prepare(
+            spec.target,
+            share,
+            isinstance(spec.shape, OpenLoop),
+            own,
+            spec.timeout_s,
+            spec.duration_s,
+            cpu,
+            spec.save_text,
+            spec.judge_text,
+            str(log),
+        )
+
+    async def _run(
+        self,
+        spec: LoadSpec,
+        runs: list[_ProcessRun],
+        on_progress: OnProgress | None,
+        stop: asyncio.Event | None,
+    ) -> LoadResult:
+        await asyncio.gather(*(run.prepare() for run in runs))
+        clock = ClockWatch()
+        started_ns = now_ns() + _START_DELAY_NS
+        side_tasks = []
+        if stop is not None:
+            side_tasks.append(asyncio.ensure_future(_stop_when(stop, runs)))
+        if on_progress is not None:
+            side_tasks.append(asyncio.ensure_future(_tell(runs, on_progress)))
+        try:
+            await asyncio.gather(*(run.go(started_ns) for run in runs))
+        finally:
+            for task in side_tasks:
+                task.cancel()
+        clock.look()
+        if on_progress is not None:
+            on_progress(_sum_progress(runs))
+        table = pa.concat_tables([run.table for run in runs]).sort_by("sent_ns")
+        texts = {key: text for run in runs for key, text in run.texts.items()}
+        health = _health([run.health for run in runs], clock.step_ms, table)
+        ended_ns = max((run.ended_ns for run in runs), default=started_ns)
+        return LoadResult(table, started_ns, ended_ns, health, texts)
+
+
+class _ProcessRun:
+    """One process's part in one point. After `go` its result is there, whatever became of the process."""
+
+    def __init__(self, process: ClientProcess, task: Prepare, spec: LoadSpec) -> None:
+        self.process = process
+        self.task = task
+        self.table: pa.Table = REQUEST_SCHEMA.empty_table()
+        self.texts: dict[str, str] = {}
+        self.health: ProcessHealth | None = None
+        self.ended_ns = 0
+        self.progress = LoadProgress(0, 0, 0, 0, 0)
+        self._spec = spec
+        self._going = False
+
+    async def prepare(self) -> None:
+        """Have the process open its connections."""
+        try:
+            async with asyncio.timeout(_PREPARE_TIMEOUT_S):
+                self.process.send(self.task)
+                answer = await self.process.receive()
+        except (TimeoutError, ProcessLost) as problem:
+            raise RunError(f"a client process did not get ready: {problem or 'no answer'}") from None
+        if isinstance(answer, Failed):
+            raise UsageError(answer.reason) if answer.usage else RunError(answer.reason)
+        assert isinstance(answer, Prepared)
+
+    async def go(self, start_ns: int) -> None:
+        """Run to the end. A process that dies leaves rows with error `client` for all that it had sent."""
+        self._going = True
+        try:
+            self.process.send(Go(start_ns))
+            while not isinstance(message := await self.process.receive(), Finished):
+                if isinstance(message, LoadProgress):
+                    self.progress = message
+        except ProcessLost as problem:
+            self.table = self._lost(str(problem), start_ns)
+            self.ended_ns = now_ns()
+        else:
+            self.table = pa.ipc.open_stream(message.table).read_all()
+            self.texts = dict(message.texts)
+            self.health = message.health
+            self.ended_ns = message.ended_ns
+        failed = self.table.num_rows - self.table["error"].null_count
+        tokens = int(np.nansum(self.table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0))
+        self.progress = LoadProgress(self.table.num_rows, self.table.num_rows, failed, 0, tokens)
+        self._going = False
+
+    def stop(self) -> None:
+        """Ask the process to end early."""
+        if self._going:
+            with contextlib.suppress(ProcessLost):
+                self.process.send(Stop())
+
+    def _lost(self, reason: str, start_ns: int) -> pa.Table:
+        open_loop = isinstance(self._spec.shape, OpenLoop)
+        rows = []
+        for entry in read_sent_log(Path(self.task.sent_log)):
+            session = self._spec.sessions[entry.session]
+            scheduled = entry.due_ns if open_loop else None
+            process = self.task.share.process
+            turn = session.turns[entry.turn]
+            sending = Sending(session, entry.session, turn, process, entry.stream, scheduled, entry.due_ns)
+            rows.append(lost_row(sending, entry.sent_ns, f"the client process was lost: {reason}"))
+        return to_table(rows)
+
+
+def _check(spec: LoadSpec) -> None:
+    """Refuse what no process could do, before any is started. Raises UsageError."""
+    address = address_of(spec.target)
+    try:
+        request_head(address.host_header, address.path, spec.target.headers)
+    except (ValueError, UnicodeEncodeError) as problem:
+        raise UsageError(str(problem).split(":", maxsplit=1)[0]) from None
+    if isinstance(spec.shape, ClosedLoop) and spec.shape.concurrency < 1:
+        raise UsageError(f"concurrency must be 1 or more, not {spec.shape.concurrency}")
+    if spec.processes is not None and spec.processes < 1:
+        raise UsageError(f"--client-processes must be 1 or more, not {spec.processes}")
+    if spec.timeout_s <= 0:
+        raise UsageError(f"the time-out must be more than 0 s, not {spec.timeout_s:g}")
+    if hasattr(os, "sched_getaffinity"):
+        missing = sorted(set(spec.cpus) - os.sched_getaffinity(0))
+        if missing:
+            raise UsageError(f"--client-cpus names CPUs that are not usable here: {missing}")
+
+
+def streams_to_open(spec: LoadSpec) -> int:
+    """Connections to open before a point starts. Open loop: enough for two seconds of arrivals, 8 to 256."""
+    if isinstance(spec.shape, ClosedLoop):
+        return max(1, min(spec.shape.concurrency, len(spec.sessions)))
+    rate = spec.shape.rate or 32.0
+    return max(1, min(len(spec.sessions), max(8, min(256, round(2 * rate)))))
+
+
+async def _stop_when(stop: asyncio.Event, runs: list[_ProcessRun]) -> None:
+    await stop.wait()
+    for run in runs:
+        run.stop()
+
+
+async def _tell(runs: list[_ProcessRun], on_progress: OnProgress) -> None:
+    while True:
+        await asyncio.sleep(_PROGRESS_S)
+        on_progress(_sum_progress(runs))
+
+
+def _sum_progress(runs: list[_ProcessRun]) -> LoadProgress:
+    parts = [run.progress for run in runs]
+    return LoadProgress(
+        sum(part.sent for part in parts),
+        sum(part.done for part in parts),
+        sum(part.failed for part in parts),
+        sum(part.in_flight for part in parts),
+        sum(part.output_tokens for part in parts),
+    )
+
+
+def _health(parts: list[ProcessHealth | None], own_step_ms: float, table: pa.Table) -> ClientHealth:
+    known = [part for part in parts if part is not None]
+    lags = np.concatenate([np.zeros(0), *(np.asarray(part.lag_ms) for part in known)])
+    tokens = np.nansum(table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0)
+    cpu_s = sum(part.cpu_s for part in known)
+    return ClientHealth(
+        processes=len(parts),
+        stamp_source=known[0].stamp_source if known else "unknown",
+        cpu_share_max=max((part.cpu_s / part.wall_s for part in known if part.wall_s > 0), default=0.0),
+        loop_lag_p99_ms=float(np.percentile(lags, 99)) if len(lags) else None,
+        loop_lag_max_ms=float(lags.max()) if len(lags) else None,
+        clock_step_ms=max([own_step_ms, *(part.clock_step_ms for part in known)]),
+        cpu_us_per_token=cpu_s / tokens * 1e6 if tokens > 0 and len(known) == len(parts) else None,
+    )

@@ -1,0 +1,199 @@
+"""A client process: `python -m qwenbench.load.worker`, spoken to over stdin and stdout (load/messages.py).
+
+It ends when stdin does, so it cannot outlive the process that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import importlib.util
+import io
+import os
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+
+from qwenbench.errors import UsageError
+from qwenbench.load.address import address_of
+from qwenbench.load.aiohttp_transport import AiohttpTransport
+from qwenbench.load.alarm import Alarm
+from qwenbench.load.clock import now_ns
+from qwenbench.load.exchange import Transport
+from qwenbench.load.messages import (
+    Failed,
+    Finished,
+    Go,
+    Message,
+    Prepare,
+    Prepared,
+    read_message,
+    write_message,
+)
+from qwenbench.load.point import Point, PointRules
+from qwenbench.load.rows import Digest, to_table
+from qwenbench.load.sent_log import SentLog
+from qwenbench.load.socket_transport import SocketTransport
+from qwenbench.load.source import SessionSource
+from qwenbench.load.spec import Target
+from qwenbench.load.watch import HealthWatch, ProcessHealth
+
+_PROGRESS_S = 1.0
+_SESSIONS_AHEAD = 64
+
+
+async def make_transport(target: Target) -> Transport:
+    """Sockets for plain http, aiohttp for https and proxies. Raises UsageError for a bad target."""
+    address = address_of(target)
+    try:
+        if address.scheme == "http" and not address.proxied and sys.platform != "win32":
+            return await SocketTransport.create(address, target.headers)
+        return AiohttpTransport(address, target.headers, verify_tls=target.verify_tls)
+    except ValueError as problem:
+        raise UsageError(str(problem)) from None
+    except OSError as problem:
+        raise UsageError(f"the host {address.host!r} is not known: {problem.strerror}") from None
+
+
+class Worker:
+    """Serves one parent: prepare, go, and again."""
+
+    def __init__(self, inbox: asyncio.Queue[Message | None], out_fd: int) -> None:
+        self._inbox = inbox
+        self._out = out_fd
+
+    async def serve(self) -> None:
+        """Run points until the parent is gone (None in the inbox)."""
+        while (message := await self._inbox.get()) is not None:
+            if not isinstance(message, Prepare):
+                continue  # a stop that crossed the end of its point
+            try:
+                finished = await self._point(message)
+            except UsageError as problem:
+                self._say(Failed(str(problem), usage=True))
+            else:
+                if finished is None:
+                    return
+                self._say(finished)
+
+    def _say(self, message: Message) -> None:
+        write_message(self._out, message)
+
+    async def _point(self, task: Prepare) -> Finished | None:
+        """One point; None when the parent is gone."""
+        if task.cpu is not None and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {task.cpu})
+        transport = await make_transport(task.target)
+        alarm = Alarm(asyncio.get_running_loop())
+        log = SentLog(Path(task.sent_log))
+        try:
+            source = SessionSource(task.share, task.streams + _SESSIONS_AHEAD)
+            channels = await transport.connect(task.streams)
+            share = task.share
+            numbers = range(share.process, 2**31 - 1, share.processes)
+            point = Point(share.process, source, transport, channels, numbers, _rules(task), alarm, log)
+            self._say(Prepared())
+            go = await self._inbox.get()
+            if not isinstance(go, Go):
+                return None
+            seen = await self._run(point, transport.stamp_source, alarm, go.start_ns)
+        finally:
+            alarm.close()
+            log.close()
+            await transport.close()
+        ended_ns = now_ns()
+        if task.judge_text:
+            _judge(point.digests)
+        texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
+        return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
+
+    async def _run(self, point: Point, stamp_source: str, alarm: Alarm, start_ns: int) -> ProcessHealth:
+        """Let the streams go, and stop them early when anything comes in (stop, or the parent's end)."""
+        health = HealthWatch(alarm)
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        running = asyncio.ensure_future(point.run(start_ns))
+        listening = asyncio.ensure_future(self._inbox.get())
+        ticking = asyncio.ensure_future(self._tick(point))
+        health.start(start_ns)
+        try:
+            await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                point.stop()
+            await running
+            return health.stop(stamp_source)
+        finally:
+            gc.enable()
+            gc.unfreeze()
+            ticking.cancel()
+            if not listening.cancel() and listening.result() is None:
+                self._inbox.put_nowait(None)
+
+    async def _tick(self, point: Point) -> None:
+        while True:
+            await asyncio.sleep(_PROGRESS_S)
+            self._say(point.progress())
+
+
+def _rules(task: Prepare) -> PointRules:
+    values = list(task.target.headers.values())
+    # of "Bearer abc" the second word alone is secret too
+    secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
+    keep = task.save_text or task.judge_text
+    return PointRules(task.open_loop, task.timeout_s, task.duration_s, keep, secrets)
+
+
+def _judge(digests: list[Digest]) -> None:
+    """Fill `broken` by the workload's checks, once all streams have ended."""
+    try:
+        from qwenbench.workload.quality import judge  # only where it was asked for
+    except ImportError:
+        return
+    for one in digests:
+        if one.row["error"] is None:
+            one.row["broken"] = judge(one.answer, one.reasoning, one.row["language"])
+
+
+def _ipc(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+async def _receive(reader: asyncio.StreamReader, inbox: asyncio.Queue[Message | None]) -> None:
+    while (message := await read_message(reader)) is not None:
+        inbox.put_nowait(message)
+    inbox.put_nowait(None)
+
+
+async def _serve(out_fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
+    inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+    receiving = asyncio.ensure_future(_receive(reader, inbox))
+    try:
+        await Worker(inbox, out_fd).serve()
+    finally:
+        receiving.cancel()
+
+
+def main() -> None:
+    """Serve the parent until its end of stdin."""
+    out_fd = os.dup(1)
+    os.dup2(2, 1)  # a stray print must not end up between two messages
+    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
+        if importlib.util.find_spec("uvloop"):  # absent on Windows and PyPy
+            import uvloop
+
+            uvloop.run(_serve(out_fd))
+        else:
+            asyncio.run(_serve(out_fd))
+
+
+if __name__ == "__main__":
+    main()
