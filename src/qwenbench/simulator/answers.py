@@ -1,0 +1,233 @@
+"""Turns due tokens into the bytes of vLLM's answers: SSE chunks, or one JSON object at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from qwenbench.simulator import text
+from qwenbench.simulator.asks import Ask
+from qwenbench.simulator.engine import Engine, LiveRequest
+from qwenbench.simulator.http1 import HttpConnection
+
+REASONING_SHARE = 0.6
+"""Part of an answer's tokens that come before </think>, where the model thinks."""
+_END = b"0\r\n\r\n"
+_DONE = b"e\r\ndata: [DONE]\n\n\r\n"
+
+
+def frame(event: bytes) -> bytes:
+    """One HTTP chunk."""
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return frame(b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n")
+
+
+class _Answer:
+    """What streamed and whole answers share: the words, where thinking ends, and the usage."""
+
+    def __init__(self, ask: Ask, request: LiveRequest, *, cached_details: bool) -> None:
+        self.ask = ask
+        self.request = request
+        self.created = int(time.time())
+        self._cached_details = cached_details
+        self._words: Iterator[str] = text.words(ask.text_seed)
+        self.end_of_thinking = _end_of_thinking(ask)
+
+    def word(self, number: int) -> str | None:
+        """Token `number` (from 1) as text; None for the token that ends the thinking, which has none.
+
+        To be called once for each number in turn.
+        """
+        if number == self.end_of_thinking:
+            return None
+        if self.request.ended and self.ask.finish_reason == "stop":
+            return ""  # the end-of-sequence token
+        return next(self._words)
+
+    def usage(self, output: int) -> dict[str, Any]:
+        """The usage object after so many output tokens."""
+        prompt = self.request.prompt_tokens
+        usage: dict[str, Any] = {
+            "prompt_tokens": prompt,
+            "total_tokens": prompt + output,
+            "completion_tokens": output,
+        }
+        if self._cached_details:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.request.cached_tokens}
+        return usage
+
+
+def _end_of_thinking(ask: Ask) -> int:
+    """The number of the </think> token; 0 without thinking, past the end when it never comes."""
+    if not ask.thinking:
+        return 0
+    if ask.output_tokens < 4:
+        return ask.output_tokens + 1
+    return int(ask.output_tokens * REASONING_SHARE) + 1
+
+
+class StreamAnswer(_Answer):
+    """Sends each token as its own chunk."""
+
+    def __init__(
+        self, ask: Ask, request: LiveRequest, connection: HttpConnection, engine: Engine, *, cached_details: bool
+    ) -> None:
+        super().__init__(ask, request, cached_details=cached_details)
+        self._connection = connection
+        self._engine = engine
+        self._plain = not (ask.continuous_usage or ask.return_token_ids)
+        kind = "chat.completion.chunk" if ask.chat else "text_completion"
+        self._head: dict[str, Any] = {
+            "id": request.request_id,
+            "object": kind,
+            "created": self.created,
+            "model": ask.model,
+        }
+        start = b"data: " + json.dumps(self._head, separators=(",", ":"))[:-1].encode()
+        if ask.chat:
+            open_delta = start + b',"choices":[{"index":0,"delta":{"%b":"'
+            self._thinking_prefix = open_delta % b"reasoning"
+            self._prefix = open_delta % b"content"
+            self._suffix = b'"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
+        else:
+            self._prefix = self._thinking_prefix = start + b',"choices":[{"index":0,"text":"'
+            self._suffix = (
+                b'","logprobs":null,"finish_reason":null,"stop_reason":null,'
+                b'"prompt_token_ids":null,"token_ids":null}]}\n\n'
+            )
+
+    def token(self, request: LiveRequest) -> None:
+        """Writes what this token brings: one call, whatever comes with the first and the last."""
+        number = request.generated
+        word = self.word(number)
+        if self._plain and number > 1 and not request.ended:
+            if word is None:
+                return
+            prefix = self._thinking_prefix if number < self.end_of_thinking else self._prefix
+            piece = word.encode()
+            size = len(prefix) + len(piece) + len(self._suffix)
+            self._connection.write(b"%x\r\n%b%b%b\r\n" % (size, prefix, piece, self._suffix))
+            return
+        parts = []
+        if number == 1:
+            parts.append(self._connection.stream_head())
+            if self.ask.chat:
+                parts.append(_event(self._role_chunk()))
+        if word is not None or request.ended:
+            parts.append(_event(self._chunk(number, word or "")))
+        if request.ended:
+            if self.ask.include_usage:
+                parts.append(_event({**self._head, "choices": [], "usage": self.usage(number)}))
+            parts += [_DONE, _END]
+        self._connection.write(b"".join(parts))
+        if request.ended:
+            self._connection.end_stream()
+
+    def failed(self, message: str) -> None:
+        """The engine died: an error event in a stream that has, or now gets, status 200."""
+        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+        head = b"" if self.request.generated else self._connection.stream_head()
+        event = frame(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        self._connection.write(head + event + _DONE + _END)
+        self._connection.end_stream()
+
+    def disconnected(self) -> None:
+        """Nobody reads any more: the engine drops the request, as vLLM does."""
+        self._engine.abort(self.request)
+
+    def _role_chunk(self) -> dict[str, Any]:
+        choice = {
+            "index": 0,
+            "delta": {"role": "assistant", "content": ""},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+        chunk = {**self._head, "choices": [choice], "prompt_token_ids": None}
+        if self.ask.continuous_usage:
+            chunk["usage"] = self.usage(0)
+        if self.ask.return_token_ids:
+            chunk["prompt_token_ids"] = [text.token_id(piece) for piece in self.ask.tokens]
+        return chunk
+
+    def _chunk(self, number: int, word: str) -> dict[str, Any]:
+        ended = self.request.ended
+        ids = [text.token_id(word)] if self.ask.return_token_ids else None
+        choice: dict[str, Any] = {"index": 0}
+        if self.ask.chat:
+            choice["delta"] = {"reasoning" if number < self.end_of_thinking else "content": word}
+        else:
+            choice["text"] = word
+        choice["logprobs"] = None
+        choice["finish_reason"] = self.ask.finish_reason if ended else None
+        if ended or not self.ask.chat:
+            choice["stop_reason"] = None
+        if not self.ask.chat:
+            choice["prompt_token_ids"] = None
+        choice["token_ids"] = ids
+        chunk = {**self._head, "choices": [choice]}
+        if self.ask.continuous_usage:
+            chunk["usage"] = self.usage(number)
+        return chunk
+
+
+class WholeAnswer(_Answer):
+    """Answers once, when the last token is due."""
+
+    def __init__(
+        self, ask: Ask, request: LiveRequest, connection: HttpConnection, engine: Engine, *, cached_details: bool
+    ) -> None:
+        super().__init__(ask, request, cached_details=cached_details)
+        self._connection = connection
+        self._engine = engine
+        self._thought: list[str] = []
+        self._said: list[str] = []
+
+    def token(self, request: LiveRequest) -> None:
+        """Keeps the token; the last one sends all."""
+        number = request.generated
+        word = self.word(number)
+        if word:
+            (self._thought if number < self.end_of_thinking else self._said).append(word)
+        if request.ended:
+            body = self._chat_body() if self.ask.chat else self._completion_body()
+            body["usage"] = self.usage(number)
+            self._connection.respond(200, json.dumps(body, separators=(",", ":")).encode())
+
+    def failed(self, message: str) -> None:
+        """The engine died."""
+        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+        self._connection.respond(500, json.dumps({"error": error}).encode())
+
+    def disconnected(self) -> None:
+        """Nobody waits any more."""
+        self._engine.abort(self.request)
+
+    def _body(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+        choice |= {"logprobs": None, "finish_reason": self.ask.finish_reason, "stop_reason": None}
+        return {
+            "id": self.request.request_id,
+            "object": kind,
+            "created": self.created,
+            "model": self.ask.model,
+            "choices": [choice],
+            "system_fingerprint": "SIMULATED",
+        }
+
+    def _chat_body(self) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "".join(self._said) or None,
+            "refusal": None,
+            "tool_calls": [],
+        }
+        if self.ask.thinking:
+            message["reasoning"] = "".join(self._thought)
+        return self._body("chat.completion", {"index": 0, "message": message})
+
+    def _completion_body(self) -> dict[str, Any]:
+        return self._body("text_completion", {"index": 0, "text": "".join(self._said)})

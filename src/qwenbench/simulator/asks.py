@@ -1,0 +1,263 @@
+"""What a client may ask, and the errors that vLLM gives for what it may not (0.20.2's and 0.32's words)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from qwenbench.simulator import text
+
+IMAGE_TOKENS = 256
+"""A picture's share of a prompt, whatever its size."""
+
+
+class ApiError(Exception):
+    """An answer with an error status."""
+
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+        self.param = param
+
+    def body(self) -> bytes:
+        """vLLM's JSON for it."""
+        error = {"message": str(self), "type": self.kind, "param": self.param, "code": self.status}
+        return json.dumps({"error": error}, separators=(",", ":")).encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A generation request that will be served."""
+
+    chat: bool
+    model: str
+    tokens: list[str]
+    """The prompt, template included."""
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+    max_tokens: int
+    output_tokens: int
+    finish_reason: str
+    thinking: bool
+    salt: str
+    return_token_ids: bool
+    text_seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What requests are checked against."""
+
+    names: tuple[str, ...]
+    max_model_len: int
+    reasoning: bool
+    seed: int
+
+
+def load_body(body: bytes) -> dict[str, Any]:
+    """The JSON object of a request. Raises ApiError as vLLM does."""
+    try:
+        value = json.loads(body)
+    except ValueError as error:
+        at = getattr(error, "pos", 0)
+        reason = str(getattr(error, "msg", "Invalid JSON"))
+        raise _invalid(
+            [{"type": "json_invalid", "loc": f"body.{at}", "msg": "JSON decode error", "ctx": {"error": reason}}]
+        ) from None
+    if not isinstance(value, dict):
+        raise _invalid([{"type": "model_attributes_type", "loc": "body", "msg": "Input should be a valid dictionary"}])
+    return value
+
+
+def parse_ask(body: dict[str, Any], served: ServedModel, *, chat: bool) -> Ask:
+    """Checks a request body and settles how many tokens it will get. Raises ApiError."""
+    _check_types(body, chat=chat)
+    check_model(body.get("model"), served)
+    limit = body.get("max_completion_tokens") if chat else None
+    limit = body.get("max_tokens", None if chat else 16) if limit is None else limit
+    least = body.get("min_tokens") or 0
+    _check_sampling(body, limit, least)
+    tokens = chat_tokens(body, thinking=_thinking(body)) if chat else prompt_tokens(body.get("prompt"))
+    maximum = _output_limit(len(tokens), limit, served.max_model_len)
+    seed = text.request_seed(served.seed, "".join(tokens) + str(body.get("seed")))
+    length, reason = maximum, "length"
+    if not body.get("ignore_eos"):
+        natural = max(text.natural_length(seed), least)
+        if natural < maximum:
+            length, reason = natural, "stop"
+    stream_options = body.get("stream_options") or {}
+    return Ask(
+        chat=chat,
+        model=body.get("model") or served.names[0],
+        tokens=tokens,
+        stream=bool(body.get("stream")),
+        include_usage=bool(stream_options.get("include_usage")),
+        continuous_usage=bool(stream_options.get("continuous_usage_stats")),
+        max_tokens=maximum,
+        output_tokens=length,
+        finish_reason=reason,
+        thinking=chat and served.reasoning and _thinking(body),
+        salt=body.get("cache_salt") or "",
+        return_token_ids=bool(body.get("return_token_ids")),
+        text_seed=seed,
+    )
+
+
+def check_model(name: object, served: ServedModel) -> None:
+    """Raises ApiError 404 for a model that is not served (none named: the served one)."""
+    if name and name not in served.names:
+        aliases = ", ".join(served.names)
+        raise ApiError(404, f"The model `{name}` does not exist. Valid aliases: {aliases}.", "NotFoundError", "model")
+
+
+def chat_tokens(body: dict[str, Any], *, thinking: bool = True) -> list[str]:
+    """The tokens of a conversation with its chat template."""
+    tokens: list[str] = []
+    for message in body["messages"]:
+        tokens += ["<|im_start|>", str(message.get("role", "user")), "\n"]
+        tokens += _content_tokens(message.get("content"))
+        tokens += ["<|im_end|>", "\n"]
+    tokens += ["<|im_start|>", "assistant", "\n", "<think>", "\n"]
+    return tokens if thinking else [*tokens, "\n", "</think>", "\n\n"]
+
+
+def prompt_tokens(prompt: object) -> list[str]:
+    """The tokens of a plain prompt: a text, or a list of token ids."""
+    if isinstance(prompt, str):
+        tokens = text.pieces(prompt)
+    elif isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt):
+        tokens = [str(item) for item in prompt]
+    elif isinstance(prompt, list) and len(prompt) == 1:
+        return prompt_tokens(prompt[0])
+    else:
+        raise ApiError(400, "SIMULATED: exactly one prompt, a text or a list of token ids, is simulated.")
+    if not tokens:
+        raise ApiError(400, "The decoder prompt cannot be empty", param="prompt")
+    return tokens
+
+
+def _content_tokens(content: object) -> list[str]:
+    if isinstance(content, str):
+        return text.pieces(content)
+    tokens: list[str] = []
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind == "text":
+                tokens += text.pieces(str(part.get("text", "")))
+            elif kind is not None:
+                tokens += ["<|image_pad|>"] * IMAGE_TOKENS
+    return tokens
+
+
+def _thinking(body: dict[str, Any]) -> bool:
+    kwargs = body.get("chat_template_kwargs") or {}
+    return kwargs.get("enable_thinking", True) is not False
+
+
+def _output_limit(prompt: int, limit: int | None, max_model_len: int) -> int:
+    if limit is not None and limit > max_model_len:
+        raise ApiError(
+            400,
+            f"max_tokens={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer "
+            f"output tokens. (parameter=max_tokens, value={limit})",
+            param="max_tokens",
+        )
+    if prompt >= max_model_len:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at "
+            f"least {max_model_len + 1} input tokens, which exceeds this limit even without any output tokens. "
+            f"Please reduce the length of the input prompt. (parameter=input_tokens, value={max_model_len + 1})",
+            param="input_tokens",
+        )
+    if limit is None:
+        return max_model_len - prompt
+    if prompt + limit > max_model_len:
+        least = max_model_len - limit + 1
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested {limit} "
+            f"output tokens and your prompt contains at least {least} input tokens, for a total of at least "
+            f"{least + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+            f"output tokens. (parameter=input_tokens, value={least})",
+            param="input_tokens",
+        )
+    return limit
+
+
+def _check_sampling(body: dict[str, Any], limit: int | None, least: int) -> None:
+    if limit is not None and limit < 1:
+        raise ApiError(
+            400,
+            f"max_tokens must be at least 1, got {limit}. (parameter=max_tokens, value={limit})",
+            param="max_tokens",
+        )
+    if limit is not None and least > limit:
+        raise ApiError(400, f"min_tokens must be less than or equal to max_tokens={limit}, got {least}.")
+    temperature = body.get("temperature")
+    if temperature is not None and temperature < 0:
+        value = float(temperature)
+        raise ApiError(
+            400,
+            f"temperature must be non-negative, got {value}. (parameter=temperature, value={value})",
+            param="temperature",
+        )
+    top_p = body.get("top_p")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ApiError(400, f"top_p must be in (0, 1], got {top_p}. (parameter=top_p, value={top_p})", param="top_p")
+    salt = body.get("cache_salt")
+    if salt is not None and (not isinstance(salt, str) or not salt):
+        raise ApiError(
+            400,
+            "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)",
+            param="cache_salt",
+        )
+    if (body.get("n") or 1) != 1:
+        raise ApiError(400, "SIMULATED: n other than 1 is not simulated.", param="n")
+    if body.get("stream_options") and not body.get("stream"):
+        raise ApiError(
+            400,
+            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
+            param="stream_options",
+        )
+
+
+def _check_types(body: dict[str, Any], *, chat: bool) -> None:
+    errors: list[dict[str, Any]] = []
+    if chat and "messages" not in body:
+        errors.append({"type": "missing", "loc": "body.messages", "msg": "Field required"})
+    elif chat and not _messages_fit(body["messages"]):
+        errors.append({"type": "list_type", "loc": "body.messages", "msg": "Input should be a valid list"})
+    for name in ("max_tokens", "max_completion_tokens", "min_tokens", "n", "seed"):
+        value = body.get(name)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+            message = "Input should be a valid integer"
+            errors.append({"type": "int_parsing", "loc": f"body.{name}", "msg": message, "input": value})
+    for name in ("temperature", "top_p"):
+        value = body.get(name)
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+            message = "Input should be a valid number"
+            errors.append({"type": "float_parsing", "loc": f"body.{name}", "msg": message, "input": value})
+    for name in ("stream_options", "chat_template_kwargs"):
+        if body.get(name) is not None and not isinstance(body[name], dict):
+            message = "Input should be a valid dictionary"
+            errors.append({"type": "dict_type", "loc": f"body.{name}", "msg": message})
+    if errors:
+        raise _invalid(errors)
+    if chat and not body["messages"]:
+        raise ApiError(400, "SIMULATED: messages must hold at least one message.", param="messages")
+
+
+def _messages_fit(messages: object) -> bool:
+    return isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
+
+
+def _invalid(errors: list[dict[str, Any]]) -> ApiError:
+    label = "error" if len(errors) == 1 else "errors"
+    lines = "\n".join(f"  {error}" for error in errors)
+    message = f"{len(errors)} validation {label}:\n{lines}"
+    return ApiError(400, message, "Bad Request", str(errors[0]["loc"]))

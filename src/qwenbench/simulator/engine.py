@@ -1,0 +1,190 @@
+"""Runs the scheduler against the clock: every token leaves at the instant at which the model has it due."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from qwenbench.simulator.memory import VramGauge
+from qwenbench.simulator.metrics import EngineMetrics, Lateness
+from qwenbench.simulator.power import EnergyMeter
+from qwenbench.simulator.scheduler import Scheduler, SimRequest, Step
+from qwenbench.simulator.timer import Alarm
+
+STEPS_AT_ONCE = 4
+"""Overdue steps that are sent before the event loop may read sockets again."""
+LATENESS_GROUP = 8
+"""The clock is read once for so many tokens."""
+
+
+class Sink(Protocol):
+    """Where a request's tokens go."""
+
+    def token(self, request: LiveRequest) -> None:
+        """Token number `request.generated` is due; `request.ended` says whether it is the last."""
+
+    def failed(self, message: str) -> None:
+        """The engine died."""
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest(SimRequest):
+    """A request of a client that waits."""
+
+    sink: Sink | None = None
+    received: float = 0.0
+    """time.monotonic() when its last byte was read."""
+    max_tokens: int = 0
+    finish_reason: str = "length"
+
+
+class Engine:
+    """One engine core. Virtual time is time.monotonic(); a step begins where the one before ended."""
+
+    def __init__(self, scheduler: Scheduler, vram: VramGauge, energy: EnergyMeter, frontend_s: float) -> None:
+        self.scheduler = scheduler
+        self.vram = vram
+        self.energy = energy
+        self.metrics = EngineMetrics()
+        self.lateness = Lateness()
+        self.dead = False
+        self.on_step: Callable[[Step], None] | None = None
+        """Called with each step before its tokens are sent (failures are injected here)."""
+        self._frontend_s = frontend_s
+        self._incoming: deque[LiveRequest] = deque()
+        self._step: Step | None = None
+        self._alarm = Alarm(asyncio.get_running_loop(), self._on_alarm)
+
+    def submit(self, request: LiveRequest) -> None:
+        """Takes a request in; it reaches the scheduler after the time that the frontend takes."""
+        request.arrival = request.received + self._frontend_s
+        self._incoming.append(request)
+        if self._step is None:
+            self._alarm.set(self._incoming[0].arrival)
+
+    def abort(self, request: LiveRequest) -> None:
+        """The client has gone."""
+        if request.ended:
+            return
+        if request in self._incoming:
+            self._incoming.remove(request)
+            request.ended = True
+        else:
+            self.scheduler.abort(request)
+        self.metrics.finished["abort"] += 1
+
+    def die(self, message: str) -> None:
+        """The engine core is gone: every request fails, nothing is scheduled any more."""
+        self.dead = True
+        self._alarm.close()
+        self._step = None
+        orphans = [*self._incoming, *self.scheduler.running, *self.scheduler.waiting]
+        for request in orphans:
+            if isinstance(request, LiveRequest) and request.sink is not None:
+                request.sink.failed(message)
+
+    def close(self) -> None:
+        """Stops without a word to the clients."""
+        self._alarm.close()
+        self._step = None
+
+    @property
+    def running(self) -> int:
+        """Requests in the running batch."""
+        return len(self.scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a place."""
+        return len(self.scheduler.waiting)
+
+    def _on_alarm(self) -> None:
+        step = self._step
+        if step is None:
+            if self._incoming:
+                self._advance(self._incoming[0].arrival)
+            return
+        for _ in range(STEPS_AT_ONCE):
+            self._finish(step)
+            if self.dead:
+                return
+            self._advance(step.end)
+            if self._step is None or self._step.end > time.monotonic():
+                return
+            step = self._step
+
+    def _advance(self, now: float) -> None:
+        """Begins the step at `now`, or waits for the next request."""
+        incoming = self._incoming
+        while incoming and incoming[0].arrival <= now:
+            self.scheduler.add(incoming.popleft())
+        self._step = step = self.scheduler.plan(now)
+        if step is not None:
+            self._alarm.set(step.end)
+        elif incoming:
+            self._alarm.set(incoming[0].arrival)
+
+    def _finish(self, step: Step) -> None:
+        scheduler, metrics = self.scheduler, self.metrics
+        self.vram.saw(len(scheduler.running))
+        produced = scheduler.complete(step)
+        if self.on_step is not None:
+            self.on_step(step)
+            if self.dead:
+                return
+        self.energy.step(step)
+        metrics.generation_tokens += len(produced)
+        end = step.end
+        together = sent = prompts = 0
+        clock = time.monotonic
+        for request in produced:
+            assert isinstance(request, LiveRequest) and request.sink is not None
+            if request.last_token_at == step.start:
+                together += 1
+            elif request.generated == 1:
+                self._first_token(request, end)
+                prompts += request.prompt_tokens
+            else:
+                metrics.itl.observe(end - request.last_token_at)
+            request.last_token_at = end
+            request.sink.token(request)
+            if request.ended:
+                self._ended(request)
+            sent += 1
+            if sent == LATENESS_GROUP:
+                self.lateness.add((clock() - end) * 1000.0, sent)
+                sent = 0
+        if together:
+            metrics.itl.observe(end - step.start, together)
+        if sent:
+            self.lateness.add((clock() - end) * 1000.0, sent)
+        # vLLM counts a prompt when it is complete, whole, whatever the step's own share of it.
+        metrics.prompt_tokens += prompts
+        metrics.iteration_tokens.observe(prompts + len(produced))
+
+    def _first_token(self, request: LiveRequest, now: float) -> None:
+        metrics = self.metrics
+        scheduled = request.scheduled_at if request.scheduled_at is not None else request.arrival
+        metrics.ttft.observe(now - request.received)
+        metrics.queue.observe(max(scheduled - request.arrival, 0.0))
+        metrics.prefill.observe(now - scheduled)
+
+    def _ended(self, request: LiveRequest) -> None:
+        metrics = self.metrics
+        now = request.last_token_at
+        first = request.first_token_at if request.first_token_at is not None else now
+        scheduled = request.scheduled_at if request.scheduled_at is not None else request.arrival
+        metrics.finished[request.finish_reason] += 1
+        metrics.prompt_tokens_cached += request.cached_tokens
+        metrics.e2e.observe(now - request.received)
+        metrics.inference.observe(now - scheduled)
+        metrics.decode.observe(now - first)
+        if request.generated > 1:
+            metrics.tpot.observe((now - first) / (request.generated - 1))
+        metrics.request_prompt.observe(request.prompt_tokens)
+        metrics.request_generation.observe(request.generated)
+        metrics.request_max_tokens.observe(request.max_tokens)

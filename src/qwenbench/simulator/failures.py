@@ -1,0 +1,69 @@
+"""The failures that --sim-fail injects, with the words that real servers left in their logs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from qwenbench.simulator import log
+from qwenbench.simulator.engine import Engine
+from qwenbench.simulator.memory import MemoryPlan
+from qwenbench.simulator.scheduler import Step
+from qwenbench.simulator.startup import StartFailure, engine_failure, kv_too_small
+
+DEATH_MESSAGE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+DIES_AFTER_STEPS = 40
+"""die-under-load: so many steps with at least two requests."""
+
+
+async def fail_at_start(kind: str | None, plan: MemoryPlan) -> None:
+    """Raises StartFailure, or never returns (hang-at-start); nothing for the kinds that strike later."""
+    if kind == "oom-at-start":
+        raise engine_failure(_out_of_memory(plan))
+    if kind == "kv-too-small":
+        raise kv_too_small(plan)
+    if kind == "exit-silently":
+        raise StartFailure([], code=0)
+    if kind == "hang-at-start":
+        await asyncio.Event().wait()
+
+
+def arm(kind: str | None, engine: Engine, plan: MemoryPlan) -> None:
+    """Makes the engine die at its first step, or under load."""
+    if kind == "crash-first-request":
+        engine.on_step = lambda step: _die(engine, "RuntimeError: Triton Error [CUDA]: out of memory")
+    elif kind == "die-under-load":
+        engine.on_step = _Fuse(engine, plan).burn
+
+
+class _Fuse:
+    def __init__(self, engine: Engine, plan: MemoryPlan) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._left = DIES_AFTER_STEPS
+
+    def burn(self, step: Step) -> None:
+        if len(step.work) >= 2:
+            self._left -= 1
+        if self._left == 0:
+            _die(self._engine, _out_of_memory(self._plan))
+
+
+def _die(engine: Engine, error: str) -> None:
+    where = "core.py:1138"
+    log.say(log.CORE, "dump_input.py:72", "Dumping input data for V1 LLM engine (v0.20.2)", "ERROR")
+    log.say(log.CORE, where, "EngineCore encountered a fatal error.", "ERROR")
+    log.say(log.CORE, where, "Traceback (most recent call last):", "ERROR")
+    log.say(log.CORE, where, error, "ERROR")
+    log.say(log.API, "async_llm.py:704", "AsyncLLM output_handler failed.", "ERROR")
+    log.say(log.API, "async_llm.py:704", f"vllm.v1.engine.exceptions.EngineDeadError: {DEATH_MESSAGE}", "ERROR")
+    engine.die(DEATH_MESSAGE)
+
+
+def _out_of_memory(plan: MemoryPlan) -> str:
+    used = plan.total_gib - 0.11
+    return (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 256.00 MiB. GPU 0 has a total capacity of "
+        f"{plan.total_gib:.2f} GiB of which 115.19 MiB is free. Including non-PyTorch memory, this process has "
+        f"{used:.2f} GiB memory in use. Of the allocated memory {used - 1.2:.2f} GiB is allocated by PyTorch, and "
+        "310.52 MiB is reserved by PyTorch but unallocated."
+    )

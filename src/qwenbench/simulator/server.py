@@ -1,0 +1,302 @@
+"""The simulated server as one process: start-up, routes, /metrics, shutdown."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from qwenbench.errors import UsageError
+from qwenbench.simulator import failures, log, startup, text
+from qwenbench.simulator.answers import StreamAnswer, WholeAnswer
+from qwenbench.simulator.asks import (
+    ApiError,
+    Ask,
+    ServedModel,
+    chat_tokens,
+    check_model,
+    load_body,
+    parse_ask,
+    prompt_tokens,
+)
+from qwenbench.simulator.blocks import BlockPool
+from qwenbench.simulator.cards import MEASURED, SimCard, sim_card
+from qwenbench.simulator.engine import Engine, LiveRequest
+from qwenbench.simulator.http1 import HttpConnection, HttpRequest
+from qwenbench.simulator.memory import MemoryPlan, VramGauge, plan_memory
+from qwenbench.simulator.metrics_page import metrics_page
+from qwenbench.simulator.options import ServeOptions
+from qwenbench.simulator.power import EnergyMeter
+from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
+from qwenbench.simulator.steptime import StepModel, calibrated_model, calibration
+
+STATS_PERIOD_S = 10.0
+EXIT_AFTER_DEATH_S = 2.5
+"""A server whose engine died ends by itself so long after the next request found out (recorded: about 3 s)."""
+
+
+def step_model(card: SimCard, time_scale: float = 1.0) -> StepModel:
+    """The fitted model, scaled to the card (an extrapolation for every card but the measured one)."""
+    measured = sim_card(MEASURED)
+    model = calibrated_model().scaled(
+        card.bandwidth_gbps / measured.bandwidth_gbps, card.compute_tflops / measured.compute_tflops
+    )
+    return model.stretched(time_scale)
+
+
+class App:
+    """Routes requests to the engine."""
+
+    def __init__(self, options: ServeOptions, plan: MemoryPlan, card: SimCard) -> None:
+        self.options = options
+        self.plan = plan
+        self.card = card
+        self.served = ServedModel(
+            options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
+        )
+        model = step_model(card, options.time_scale)
+        pool = BlockPool(
+            plan.num_blocks,
+            block_tokens=plan.block_tokens,
+            state_blocks=plan.state_blocks,
+            caching=options.enable_prefix_caching,
+        )
+        captured = [size for size in options.capture_sizes if size <= options.max_num_seqs]
+        limits = SchedulerLimits(options.max_num_seqs, options.max_num_batched_tokens, max(captured, default=0))
+        figures = calibration()
+        self.engine = Engine(
+            Scheduler(limits, pool, model, options.seed),
+            VramGauge(plan, card, figures["memory"]["overshoot_mib"]),
+            EnergyMeter(figures["power"], card.tdp_w),
+            model.frontend_ms / 1000.0,
+        )
+        self.finished = asyncio.Event()
+        self._created = int(time.time())
+        self._counter = 0
+        self._gets: dict[str, Callable[[HttpConnection], None]] = {
+            "/health": self._health,
+            "/ping": self._health,
+            "/v1/models": self._models,
+            "/version": lambda connection: _json(connection, {"version": startup.SIMULATED_VERSION}),
+            "/metrics": self._metrics,
+            "/load": lambda connection: _json(connection, {"server_load": self.engine.running}),
+        }
+        self._posts: dict[str, Callable[[dict[str, Any], HttpConnection], None]] = {
+            "/v1/chat/completions": lambda body, connection: self._generate(body, connection, chat=True),
+            "/v1/completions": lambda body, connection: self._generate(body, connection, chat=False),
+            "/tokenize": self._tokenize,
+            "/detokenize": lambda body, connection: _json(connection, {"prompt": "SIMULATED"}),
+        }
+
+    def handle(self, request: HttpRequest, connection: HttpConnection) -> None:
+        """Answers a request, or sees to it that the engine does."""
+        if self.options.access_log:
+            line = f'{connection.peer} - "{request.method} {request.path} HTTP/1.1"'
+            connection.when_done(lambda status: log.uvicorn(f"{line} {status} {_PHRASES.get(status, '')}"))
+        try:
+            self._route(request, connection)
+        except ApiError as error:
+            connection.respond(error.status, error.body())
+
+    def _route(self, request: HttpRequest, connection: HttpConnection) -> None:
+        path = request.path
+        methods = startup.ROUTES.get(path)
+        if methods is None:
+            _json(connection, {"detail": "Not Found"}, 404)
+        elif request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
+            connection.respond(405, b'{"detail":"Method Not Allowed"}', extra=f"allow: {', '.join(methods)}\r\n")
+        elif path.startswith("/v1") and not self._authorised(request):
+            _json(connection, {"error": "Unauthorized"}, 401)
+        elif path == "/reset_prefix_cache":
+            self.engine.scheduler.pool.forget_cached()
+            connection.respond(200, b"")
+        elif path in self._gets:
+            self._gets[path](connection)
+        else:
+            self._posts[path](load_body(request.body), connection)
+
+    def _authorised(self, request: HttpRequest) -> bool:
+        if not self.options.api_keys:
+            return True
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        return any(secrets.compare_digest(given, key.encode()) for key in self.options.api_keys)
+
+    # --- GET ---
+
+    def _health(self, connection: HttpConnection) -> None:
+        connection.respond(503 if self.engine.dead else 200, b"")
+
+    def _models(self, connection: HttpConnection) -> None:
+        models: list[dict[str, Any]] = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._created,
+                "owned_by": "qwenbench-simulator",
+                "root": self.options.model,
+                "parent": None,
+                "max_model_len": self.plan.max_model_len,
+                "permission": [],
+            }
+            for name in self.options.served_model_names
+        ]
+        _json(connection, {"object": "list", "data": models})
+
+    def _metrics(self, connection: HttpConnection) -> None:
+        page = metrics_page(self.engine, self.options, self.plan, self.card)
+        connection.respond(200, page.encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    # --- POST ---
+
+    def _tokenize(self, body: dict[str, Any], connection: HttpConnection) -> None:
+        check_model(body.get("model"), self.served)
+        pieces = chat_tokens(body) if isinstance(body.get("messages"), list) else prompt_tokens(body.get("prompt"))
+        ids = [text.token_id(piece) for piece in pieces]
+        answer = {"count": len(ids), "max_model_len": self.plan.max_model_len, "tokens": ids}
+        _json(connection, answer | {"token_strs": None})
+
+    def _generate(self, body: dict[str, Any], connection: HttpConnection, *, chat: bool) -> None:
+        received = time.monotonic()
+        if self.engine.dead:
+            self._give_up()
+            raise ApiError(500, failures.DEATH_MESSAGE, "InternalServerError")
+        ask = parse_ask(body, self.served, chat=chat)
+        request = self._live_request(ask, received)
+        kind = StreamAnswer if ask.stream else WholeAnswer
+        answer = kind(ask, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
+        request.sink = answer
+        connection.wait_for(answer)
+        self.engine.submit(request)
+
+    def _live_request(self, ask: Ask, received: float) -> LiveRequest:
+        self._counter += 1
+        kind = "chatcmpl" if ask.chat else "cmpl"
+        number = text.request_seed(self._counter, f"{self.options.seed}:{self._counter}")
+        hashes: tuple[bytes, ...] = ()
+        if self.options.enable_prefix_caching:
+            hashes = text.block_hashes(ask.tokens, self.plan.block_tokens, ask.salt)
+        return LiveRequest(
+            request_id=f"{kind}-{self._counter:08x}{number:08x}",
+            prompt_tokens=len(ask.tokens),
+            output_tokens=ask.output_tokens,
+            arrival=received,
+            hashes=hashes,
+            received=received,
+            max_tokens=ask.max_tokens,
+            finish_reason=ask.finish_reason,
+        )
+
+    def _give_up(self) -> None:
+        asyncio.get_running_loop().call_later(EXIT_AFTER_DEATH_S, self.finished.set)
+
+
+def _json(connection: HttpConnection, value: object, status: int = 200) -> None:
+    connection.respond(status, json.dumps(value, separators=(",", ":")).encode())
+
+
+_PHRASES = {
+    200: "OK",
+    400: "Bad Request",
+    401: "Unauthorized",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+}
+
+
+async def serve(options: ServeOptions) -> int:
+    """Runs the server until a signal or its own end; returns the exit status. Raises UsageError."""
+    card = sim_card(options.card)
+    plan = plan_memory(options, card, calibration()["memory"])
+    phases = calibration()["startup"]["warm" if options.warm else "cold"]
+    times = startup.StartTimes(phases, options.time_scale if options.startup == "real" else 0.0)
+    listener = _bind(options)
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    note = f"Card {card.name}" + ("" if card.name == MEASURED else f", speed extrapolated from {MEASURED}") + "."
+    with listener:
+        try:
+            started = await _unless(stopped, _start(options, plan, times, note))
+        except startup.StartFailure as failure:
+            for line in failure.lines:
+                log.plain(line)
+            return failure.code
+        if not started:
+            return 0
+        app = App(options, plan, card)
+        failures.arm(options.fail, app.engine, plan)
+        server = await loop.create_server(lambda: HttpConnection(app.handle), sock=listener, backlog=2048)
+        startup.print_listening(options, listener.getsockname()[1])
+        gc.collect()
+        gc.freeze()
+        stats = asyncio.create_task(_stats(app.engine))
+        await _unless(stopped, app.finished.wait())
+        stats.cancel()
+        app.engine.close()
+        server.close()
+        startup.print_shutdown()
+    return 0
+
+
+async def _start(options: ServeOptions, plan: MemoryPlan, times: startup.StartTimes, note: str) -> None:
+    await startup.print_start(options, plan, times, note)
+    await failures.fail_at_start(options.fail, plan)
+
+
+async def _unless(stopped: asyncio.Event, work: Any) -> bool:
+    """Waits for the work; False when the stop came first. Raises what the work raises."""
+    task = asyncio.ensure_future(work)
+    stop = asyncio.ensure_future(stopped.wait())
+    done, _ = await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    stop.cancel()
+    if task in done:
+        task.result()
+        return True
+    task.cancel()
+    return False
+
+
+def _bind(options: ServeOptions) -> socket.socket:
+    """The listening address, taken at the very start as vLLM does; it answers only when the server is ready."""
+    try:
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"OSError: [Errno {error.errno}] {error.strerror}: {options.host}:{options.port} cannot be listened "
+            "on; choose another --port"
+        ) from None
+    return listener
+
+
+async def _stats(engine: Engine) -> None:
+    """vLLM's line every 10 s while there is something to say."""
+    prompt = generated = 0
+    while True:
+        await asyncio.sleep(STATS_PERIOD_S)
+        metrics = engine.metrics
+        new_prompt, new_generated = metrics.prompt_tokens - prompt, metrics.generation_tokens - generated
+        prompt, generated = metrics.prompt_tokens, metrics.generation_tokens
+        if not (new_prompt or new_generated or engine.running):
+            continue
+        queries, hits = engine.scheduler.prefix_queries, engine.scheduler.prefix_hits
+        log.say(
+            log.API,
+            "loggers.py:271",
+            f"Engine 000: Avg prompt throughput: {new_prompt / STATS_PERIOD_S:.1f} tokens/s, Avg generation "
+            f"throughput: {new_generated / STATS_PERIOD_S:.1f} tokens/s, Running: {engine.running} reqs, "
+            f"Waiting: {engine.waiting} reqs, GPU KV cache usage: {engine.scheduler.pool.usage:.1%}, Prefix "
+            f"cache hit rate: {hits / queries if queries else 0:.1%}",
+        )
