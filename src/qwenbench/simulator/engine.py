@@ -53,7 +53,7 @@ class Engine:
         self.lateness = Lateness()
         self.dead = False
         self.on_step: Callable[[Step], None] | None = None
-        """Called with each step before its tokens are sent (failures are injected here)."""
+        """Called with each step before it is applied (failures are injected here)."""
         self._frontend_s = frontend_s
         self._incoming: deque[LiveRequest] = deque()
         self._step: Step | None = None
@@ -130,12 +130,12 @@ class Engine:
 
     def _finish(self, step: Step) -> None:
         scheduler, metrics = self.scheduler, self.metrics
-        self.vram.saw(len(scheduler.running))
-        produced = scheduler.complete(step)
         if self.on_step is not None:
             self.on_step(step)
             if self.dead:
                 return
+        self.vram.saw(len(scheduler.running))
+        produced = scheduler.complete(step)
         self.energy.step(step)
         metrics.generation_tokens += len(produced)
         end = step.end

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from qwenbench.simulator import log
 from qwenbench.simulator.engine import Engine
-from qwenbench.simulator.memory import MemoryPlan
+from qwenbench.simulator.memory import BLOCK_BYTES, GIB, MemoryPlan
 from qwenbench.simulator.scheduler import Step
-from qwenbench.simulator.startup import StartFailure, engine_failure, kv_too_small
+from qwenbench.simulator.startup import StartFailure, StartPoint, engine_failure, kv_too_small
 
 DEATH_MESSAGE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 DIES_AFTER_STEPS = 40
 """die-under-load: so many steps with at least two requests."""
 
 
-async def fail_at_start(kind: str | None, plan: MemoryPlan) -> None:
-    """Raises StartFailure, or never returns (hang-at-start); nothing for the kinds that strike later."""
-    if kind == "oom-at-start":
-        raise engine_failure(_out_of_memory(plan))
-    if kind == "kv-too-small":
-        raise kv_too_small(plan)
-    if kind == "exit-silently":
-        raise StartFailure([], code=0)
-    if kind == "hang-at-start":
-        await asyncio.Event().wait()
+class Fault:
+    """Makes a start fail at the point at which the real failure was seen; does nothing for other kinds."""
+
+    def __init__(self, kind: str | None, plan: MemoryPlan) -> None:
+        self._kind = kind
+        self._plan = plan
+
+    async def at(self, point: StartPoint) -> None:
+        """The start has come to this point. Raises StartFailure, or never returns (hang-at-start)."""
+        if point is StartPoint.LOADED and self._kind == "hang-at-start":
+            await asyncio.Event().wait()
+        if point is StartPoint.LOADED and self._kind == "exit-silently":
+            raise StartFailure([], code=0)
+        if point is StartPoint.PROFILED and self._kind == "kv-too-small":
+            small = replace(self._plan, num_blocks=self._plan.state_blocks + 1, kv_cache_gib=4 * BLOCK_BYTES / GIB)
+            raise kv_too_small(small)
+        if point is StartPoint.CAPTURING and self._kind == "oom-at-start":
+            raise engine_failure(_out_of_memory(self._plan))
 
 
 def arm(kind: str | None, engine: Engine, plan: MemoryPlan) -> None:

@@ -11,8 +11,13 @@ API, CORE = "APIServer", "EngineCore"
 
 def say(process: str, where: str, text: str, level: str = "INFO") -> None:
     """One line of vLLM's logger. `where`: file.py:line."""
+    plain(line(process, where, text, level))
+
+
+def line(process: str, where: str, text: str, level: str = "INFO") -> str:
+    """The same line without printing it."""
     stamp = datetime.now().strftime("%m-%d %H:%M:%S")
-    plain(f"({process} pid={os.getpid()}) {level} {stamp} [{where}] {text}")
+    return f"({process} pid={os.getpid()}) {level} {stamp} [{where}] {text}"
 
 
 def uvicorn(text: str) -> None:
@@ -20,10 +25,10 @@ def uvicorn(text: str) -> None:
     plain(f"({API} pid={os.getpid()}) INFO:     {text}")
 
 
-def plain(line: str) -> None:
+def plain(text: str) -> None:
     """One line as it is. A reader that has gone is no reason to stop."""
     try:
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 - kept open for good

@@ -225,7 +225,8 @@ async def serve(options: ServeOptions) -> int:
     note = f"Card {card.name}" + ("" if card.name == MEASURED else f", speed extrapolated from {MEASURED}") + "."
     with listener:
         try:
-            started = await _unless(stopped, _start(options, plan, times, note))
+            fault = failures.Fault(options.fail, plan)
+            started = await _unless(stopped, startup.print_start(options, plan, times, note, fault))
         except startup.StartFailure as failure:
             for line in failure.lines:
                 log.plain(line)
@@ -245,11 +246,6 @@ async def serve(options: ServeOptions) -> int:
         server.close()
         startup.print_shutdown()
     return 0
-
-
-async def _start(options: ServeOptions, plan: MemoryPlan, times: startup.StartTimes, note: str) -> None:
-    await startup.print_start(options, plan, times, note)
-    await failures.fail_at_start(options.fail, plan)
 
 
 async def _unless(stopped: asyncio.Event, work: Any) -> bool:

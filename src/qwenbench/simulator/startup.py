@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
 
 from qwenbench.simulator import log
 from qwenbench.simulator.memory import GIB, MemoryPlan
@@ -41,7 +44,24 @@ class StartTimes:
             await asyncio.sleep(seconds)
 
 
-async def print_start(options: ServeOptions, plan: MemoryPlan, times: StartTimes, card_note: str) -> None:
+class StartPoint(Enum):
+    """Where a start can be made to fail."""
+
+    LOADED = "loaded"
+    PROFILED = "profiled"
+    CAPTURING = "capturing"
+
+
+class StartFault(Protocol):
+    """Told of each point that the start comes to."""
+
+    async def at(self, point: StartPoint) -> None:
+        """May raise StartFailure."""
+
+
+async def print_start(
+    options: ServeOptions, plan: MemoryPlan, times: StartTimes, card_note: str, fault: StartFault
+) -> None:
     """Everything up to the HTTP server's start. Raises StartFailure when the configuration cannot start."""
     log.plain(f"{FIRST_LINE} {card_note}")
     for art in _BANNER:
@@ -56,9 +76,12 @@ async def print_start(options: ServeOptions, plan: MemoryPlan, times: StartTimes
     log.say(log.CORE, "core.py:109", _engine_config(options))
     _check_free_memory(options, plan)
     await _print_loading(options, plan, times)
+    await fault.at(StartPoint.LOADED)
     await _print_profiling(options, plan, times)
+    await fault.at(StartPoint.PROFILED)
     _check_fits(options, plan)
     _print_cache(options, plan)
+    await fault.at(StartPoint.CAPTURING)
     await _print_capture(options, plan, times)
     compile_s = times.phases["compile_s"] if options.capture_sizes else 0.0
     took = compile_s + times.phases["profile_s"] + times.phases["graphs_s"]
@@ -77,7 +100,7 @@ def print_listening(options: ServeOptions, port: int) -> None:
     log.say(log.API, "launcher.py:37", "Available routes are:")
     for route, methods in ROUTES.items():
         log.say(log.API, "launcher.py:46", f"Route: {route}, Methods: {', '.join(methods)}")
-    log.plain(f"(APIServer pid={_pid()}) INFO:     Started server process [{_pid()}]")
+    log.uvicorn(f"Started server process [{os.getpid()}]")
     log.uvicorn("Waiting for application startup.")
     log.uvicorn("Application startup complete.")
 
@@ -89,7 +112,7 @@ def print_shutdown() -> None:
     log.uvicorn("Shutting down")
     log.uvicorn("Waiting for application shutdown.")
     log.uvicorn("Application shutdown complete.")
-    log.uvicorn(f"Finished server process [{_pid()}]")
+    log.uvicorn(f"Finished server process [{os.getpid()}]")
 
 
 ROUTES: Mapping[str, tuple[str, ...]] = {
@@ -114,12 +137,6 @@ _BANNER = (
     "   ▀▀  ▀▀▀▀▀ ▀▀▀▀▀ ▀     ▀",
     "",
 )
-
-
-def _pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def _non_default(options: ServeOptions) -> dict[str, object]:
@@ -317,17 +334,16 @@ async def _print_capture(options: ServeOptions, plan: MemoryPlan, times: StartTi
     )
 
 
-def engine_failure(error: str, *before: str) -> StartFailure:
+def engine_failure(error: str) -> StartFailure:
     """A start that ends in the engine core: its error, then the API server's."""
-    core, api = f"(EngineCore pid={_pid()})", f"(APIServer pid={_pid()})"
     return StartFailure(
         [
-            *before,
-            f"{core} ERROR [core.py:1136] EngineCore failed to start.",
-            f"{core} ERROR [core.py:1136] Traceback (most recent call last):",
-            f"{core} ERROR [core.py:1136] {error}",
-            f"{api} Traceback (most recent call last):",
-            f"{api} RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}",
+            log.line(log.CORE, "core.py:1136", "EngineCore failed to start.", "ERROR"),
+            log.line(log.CORE, "core.py:1136", "Traceback (most recent call last):", "ERROR"),
+            log.line(log.CORE, "core.py:1136", error, "ERROR"),
+            f"({log.API} pid={os.getpid()}) Traceback (most recent call last):",
+            f"({log.API} pid={os.getpid()}) RuntimeError: Engine core initialization failed. See root cause "
+            "above. Failed core proc(s): {}",
         ]
     )
 

@@ -47,7 +47,7 @@ def block_hashes(tokens: list[str], block_tokens: int, salt: str) -> tuple[bytes
     return tuple(hashes)
 
 
-_DETERMINERS = "the a this each every another one that".split()
+_DETERMINERS = "the our this each every another one that".split()
 _ADJECTIVES = """small clear early quiet steady useful plain common careful warm distant narrow simple recent
 gentle bright local heavy open patient ordinary modern green deep late fresh broad familiar honest short
 practical complete sudden regular private public gradual solid""".split()
@@ -70,6 +70,7 @@ def words(seed: int) -> Iterator[str]:
     Words come with their leading space, punctuation marks are tokens of their own.
     """
     pick = random.Random(seed).choice
+    yield from (token.lstrip() if at == 0 else token for at, token in enumerate(_sentence(pick)))
     while True:
         yield from _sentence(pick)
 
