@@ -1,0 +1,96 @@
+"""Who is whose child: read from /proc, since a process group does not hold children that left it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+def _processes() -> Iterator[tuple[int, Path]]:
+    for folder in _PROC.iterdir():
+        if folder.name.isdigit():
+            yield int(folder.name), folder
+
+
+def parents() -> dict[int, int]:
+    """pid -> parent's pid of every process that is visible and no zombie."""
+    found: dict[int, int] = {}
+    for pid, folder in _processes():
+        try:
+            stat = (folder / "stat").read_text()
+        except OSError:
+            continue
+        # the command name may hold spaces and brackets: count from the last one
+        fields = stat[stat.rindex(")") + 2 :].split()
+        if fields[0] not in ("Z", "X"):
+            found[pid] = int(fields[1])
+    return found
+
+
+def descendants(root: int) -> list[int]:
+    """Every process below `root` (itself not included), nearest first."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents().items():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    todo = [root]
+    while todo:
+        below = children.get(todo.pop(0), [])
+        found += below
+        todo += below
+    return found
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """Processes of this user that were started with this environment variable (children inherit it)."""
+    wanted = f"{name}={value}".encode()
+    found = []
+    for pid, folder in _processes():
+        try:
+            environment = (folder / "environ").read_bytes()
+        except OSError:
+            continue
+        if wanted in environment.split(b"\0"):
+            found.append(pid)
+    return found
+
+
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Sends a signal to each; those that are gone by now are passed over."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except (ProcessLookupError, PermissionError):
+            continue
+
+
+def listener_pid(port: int) -> int | None:
+    """The process that listens on this TCP port of this machine; None when it cannot be told."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return None
+    for pid, folder in _processes():
+        try:
+            if any(str(handle.readlink()) in inodes for handle in (folder / "fd").iterdir()):
+                return pid
+        except OSError:
+            continue
+    return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    found = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            rows = (_PROC / "net" / table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                found.add(f"socket:[{fields[9]}]")
+    return found

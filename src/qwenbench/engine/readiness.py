@@ -1,0 +1,111 @@
+"""When a server counts as ready: the launched process itself answers /health and serves the model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import aiohttp
+
+from qwenbench.engine.process_tree import listener_pid
+from qwenbench.process_identity import process_start_time
+
+POLL_S = 0.03
+_PROBE_TIMEOUT_S = 5.0
+
+
+def reachable_host(host: str) -> str:
+    """The address under which a server bound to `host` is reached from here."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+
+
+def base_url(host: str, port: int) -> str:
+    """http://HOST:PORT of a server bound to `host`."""
+    name = reachable_host(host)
+    return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"
+
+
+def port_in_use(host: str, port: int) -> bool:
+    """Whether somebody listens on this port already.
+
+    Both ways of asking are needed: a port that Docker forwards by firewall rules can be bound but answers,
+    and one that is bound but not yet listening refuses connections.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closed server's TIME_WAIT is no listener
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return True
+    with contextlib.suppress(OSError), socket.create_connection((reachable_host(host), port), timeout=0.5):
+        return True
+    return False
+
+
+def foreign_listener(port: int, ours: Sequence[int], launched_at_ticks: float | None) -> int | None:
+    """The pid that listens on the port although it is neither ours nor younger than our launch; else None.
+
+    A listener of unknown owner, or one that our command had started elsewhere (a container's proxy), is no
+    reason to doubt.
+    """
+    pid = listener_pid(port)
+    if pid is None or pid in ours or launched_at_ticks is None:
+        return None
+    start = process_start_time(pid)
+    return pid if start is not None and start < launched_at_ticks else None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server that got ready said."""
+
+    models: tuple[str, ...]
+
+
+class NotReadyError(Exception):
+    """The time is over; the text says what was seen last."""
+
+
+async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]) -> Answer:
+    """Asks /health, then /v1/models, every 30 ms until both answer 200.
+
+    `check_alive` is called before each round and raises what ends the wait. Raises NotReadyError.
+    """
+    deadline = time.monotonic() + timeout_s
+    seen = "no connection"
+    limit = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
+    # a proxy from the environment has no business between here and the server
+    async with aiohttp.ClientSession(
+        timeout=limit, connector=aiohttp.TCPConnector(force_close=True), trust_env=False
+    ) as session:
+        while True:
+            check_alive()
+            try:
+                async with session.get(f"{url}/health") as health:
+                    seen = f"/health answered {health.status}"
+                    if health.status == 200:
+                        async with session.get(f"{url}/v1/models") as models:
+                            seen = f"/v1/models answered {models.status}"
+                            if models.status in (401, 403):
+                                return Answer(())  # behind an API key: it does answer
+                            if models.status == 200:
+                                return Answer(_model_names(await models.json(content_type=None)))
+            except (aiohttp.ClientConnectorError, ConnectionRefusedError):
+                seen = "no connection"
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                seen = f"{type(error).__name__}: {error}".rstrip(": ")
+            if time.monotonic() >= deadline:
+                raise NotReadyError(seen)
+            await asyncio.sleep(POLL_S)
+
+
+def _model_names(answer: object) -> tuple[str, ...]:
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list):
+        raise ValueError("/v1/models gave no list of models")
+    return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row)

@@ -1,0 +1,130 @@
+"""qwenbench's end of a supervised server: starts the supervisor, hears its events, asks it to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qwenbench.engine.process_tree import descendants
+from qwenbench.process_identity import process_start_time
+
+_SUPERVISOR_MARGIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a supervised process ended."""
+
+    exit_code: int | None
+    """Negative: the signal's number, as subprocess says it."""
+    killed: bool
+    """True when SIGKILL was needed for it or one of its children."""
+
+
+class RefusedError(Exception):
+    """The command could not be started at all; the text says why."""
+
+
+class SupervisedProcess:
+    """One command under its supervisor. Made by `start`."""
+
+    def __init__(self, supervisor: asyncio.subprocess.Process) -> None:
+        self._supervisor = supervisor
+        self._first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._exited = asyncio.Event()
+        self._ended: Ended | None = None
+        self._exit_code: int | None = None
+        self.pid = 0
+        self.start_time: float | None = None
+        self._reader = asyncio.create_task(self._hear())
+
+    @classmethod
+    async def start(
+        cls, argv: Sequence[str], log_path: Path, env: Mapping[str, str], secret_names: Iterable[str]
+    ) -> SupervisedProcess:
+        """Runs argv (no shell) with `env` added to this process' environment; its output goes to log_path.
+
+        Raises RefusedError when the command cannot be started.
+        """
+        owner = os.getpid()
+        options = ["--log", str(log_path), "--owner-pid", str(owner)]
+        start = process_start_time(owner)
+        if start is not None:
+            options += ["--owner-start", str(start)]
+        for name in secret_names:
+            options += ["--secret", name]
+        supervisor = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "qwenbench.engine.supervisor",
+            *options,
+            "--",
+            *argv,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+        process = cls(supervisor)
+        process.pid = await process._first
+        return process
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the first process; None while it runs (or when its supervisor was killed)."""
+        return self._exit_code
+
+    def alive(self) -> bool:
+        """Whether that very process still runs."""
+        if self._exited.is_set():
+            return False
+        return self.start_time is None or process_start_time(self.pid) == self.start_time
+
+    def pids(self) -> list[int]:
+        """The process and everything below it."""
+        return descendants(self._supervisor.pid)
+
+    async def exited(self) -> None:
+        """Returns when the first process has ended."""
+        await self._exited.wait()
+
+    async def gone(self) -> Ended:
+        """Returns when nothing is left: no child, no log line outstanding."""
+        await self._supervisor.wait()
+        await asyncio.shield(self._reader)  # a caller that gives up must not end the reading
+        return self._ended or Ended(self._exit_code, killed=False)
+
+    async def stop(self, grace_s: float) -> Ended:
+        """SIGTERM to the group, SIGKILL after the grace to whatever is left. Safe to call twice."""
+        stdin = self._supervisor.stdin
+        if self._supervisor.returncode is None and stdin is not None and not stdin.is_closing():
+            try:
+                stdin.write(f"stop {grace_s}\n".encode())
+                await stdin.drain()
+            except ConnectionError:
+                pass  # it ended by itself meanwhile
+        return await self.gone()
+
+    async def _hear(self) -> None:
+        assert self._supervisor.stdout is not None
+        async for line in self._supervisor.stdout:
+            event = json.loads(line)
+            match event["event"]:
+                case "started":
+                    self.start_time = event["start_time"]
+                    self._first.set_result(event["pid"])
+                case "refused":
+                    self._first.set_exception(RefusedError(event["message"]))
+                case "exited":
+                    self._exit_code = event["code"]
+                    self._exited.set()
+                case "gone":
+                    self._ended = Ended(event["code"], event["killed"])
+        self._exited.set()
+        if not self._first.done():
+            self._first.set_exception(RefusedError("the supervisor ended before it had started the server"))
