@@ -1,0 +1,88 @@
+# Needs only python3 (3.11 or later, with venv) and make. Everything else goes into .venv, at the versions and hashes
+# of the lock files; nothing is installed outside this folder but by test-vllm and test-browser, which say so.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 $(BIN)/python -m pip -qq
+
+# pip compiles on one core, tests of other packages included: leaving that to compileall halves the time and the space
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
+
+# What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
+DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 1,8,32 --out results
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint typecheck unit install dev test-docker test-browser test-vllm bench bench-client lock clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+demo: install ## install, sweep three capture sizes over a simulated vLLM server, write a report
+	$(BIN)/qwenbench $(DEMO)
+
+test: lint typecheck unit ## install, ruff, mypy --strict, unit and integration tests
+
+lint: dev
+	@$(BIN)/ruff check --quiet src tests bench
+	@$(BIN)/ruff format --quiet --check src tests bench
+
+typecheck: dev
+	@$(BIN)/mypy --no-error-summary
+
+unit: dev
+	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+
+test-docker: dev ## the docker launcher against a real Docker engine (root; no GPU needed)
+	tests/docker/run.sh
+
+test-browser: dev ## the HTML report in headless Chromium
+	tests/browser/run.sh
+
+test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
+	tests/vllm/run.sh
+
+bench: dev ## the figures of docs/benchmarks.md: install size and time, sweep overhead, SSE and table speed
+	$(BIN)/python bench/install.py
+	$(BIN)/python bench/sse.py
+	$(BIN)/python bench/sweep_overhead.py
+
+bench-client: dev ## the load client beside its peers on one truth server
+	$(BIN)/python bench/client/run.py
+
+install: $(VENV)/.installed ## the command .venv/bin/qwenbench
+dev: $(VENV)/.installed-dev ## the same with the tools for developers
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "qwenbench needs Python 3.11 or later; $(PYTHON) is older. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.python requirements.lock pyproject.toml
+	@echo "Installing qwenbench into $(VENV) ..."
+	@$(PIP) install --no-compile --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@$(COMPILE)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	@echo "Installing the developers' tools into $(VENV) ..."
+	@$(PIP) install --no-compile --require-hashes -r requirements-dev.lock
+	@$(COMPILE)
+	@touch $@
+
+LOCK = $(VENV)/lock/bin/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --no-annotate --no-header $(LOCK_ARGS) pyproject.toml -
+
+lock: $(VENV)/.python ## remake the lock files (LOCK_ARGS=--upgrade for newer versions)
+	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip --quiet install uv; }
+	printf 'hatchling\neditables\n' | $(LOCK) --output-file requirements.lock
+	printf 'hatchling\neditables\n' | $(LOCK) --group dev --group browser --constraint requirements.lock --output-file requirements-dev.lock
+
+clean: ## remove .venv and caches; runs in results/ stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
