@@ -57,20 +57,19 @@ def cut_body(exchange: Exchange) -> Body:
         complete = exchange.error is None if head.length is None else end - head.body_start == head.length
         data = raw[head.body_start : end]
         return Body(data, complete, None, *_one_piece(head.body_start, len(data)), read_ends)
-    walk = exchange.chunks
-    if walk is None:
-        walk = ChunkWalk(head.body_start)
-    walked = walk.offset + walk.tail_bytes
+    walk = ChunkWalk(head.body_start)
     try:
-        walk.feed(raw[walked:])
+        walk.feed(raw[head.body_start :])
     except MalformedResponse as problem:
         broken = str(problem)
     walk.take_partial()
-    starts = np.frombuffer(walk.starts, np.int64) if len(walk.starts) else np.zeros(0, np.int64)
-    sizes = np.frombuffer(walk.sizes, np.int64) if len(walk.sizes) else np.zeros(0, np.int64)
+    starts, sizes = np.array(walk.starts, np.int64), np.array(walk.sizes, np.int64)
     data = b"".join([raw[at : at + size] for at, size in zip(walk.starts, walk.sizes, strict=True)])
     ends = np.cumsum(sizes)
-    return Body(data, walk.done, broken, ends, starts + sizes - ends, read_ends)
+    whole = walk.done and not walk.left_over
+    if walk.done and walk.left_over:
+        broken = "bytes came after the end of the answer"
+    return Body(data, whole, broken, ends, starts + sizes - ends, read_ends)
 
 
 def _one_piece(start: int, size: int) -> tuple[Offsets, Offsets]:

@@ -24,6 +24,7 @@ _DEADLINE_LOOK_S = 0.05
 _FIRST_PAUSE_NS = 50 * NS_PER_MS
 _LONGEST_PAUSE_NS = NS_PER_S
 _SPARE_CHANNELS = 2
+_DECODE_AFTER_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +257,8 @@ class Point:
         self._undecoded.append((sending, exchange))
         if not self._decoding:
             self._decoding = True
-            self._loop.call_soon(self._decode_next)
+            # an engine ends many streams in one step: their next requests are to leave first
+            self._loop.call_later(_DECODE_AFTER_S, self._decode_next)
 
     def _decode_next(self) -> None:
         if self._undecoded:

@@ -24,6 +24,7 @@ _SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-gen
 _READ_BYTES = 65536
 _LARGE_READ = 16384
 _OPEN_TIMEOUT_S = 10.0
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
 _CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 _timespec = struct.Struct("qq").unpack
 
@@ -229,7 +230,7 @@ class SocketChannel:
         exchange.reads.append(data)
         if exchange.chunks is not None:
             if data.endswith(HEAD_END) or len(data) < 8:
-                self._walk(exchange, exchange.chunks)
+                self._maybe_over(exchange, exchange.chunks, data)
         elif exchange.head is None:
             self._on_head(exchange)
         elif self._left >= 0:
@@ -258,8 +259,21 @@ class SocketChannel:
             if self._left <= 0:
                 self._finish(exchange, clean=self._left == 0)
 
+    def _maybe_over(self, exchange: Exchange, walk: ChunkWalk, data: bytes) -> None:
+        """Look whether `data`, the latest read of a chunked body, was its last.
+
+        The ordinary last chunk is recognised by its bytes, which no event holds (decoding checks it again);
+        anything else that may be an end is walked over chunk by chunk.
+        """
+        reads = exchange.reads
+        if data.endswith(_LAST_CHUNK) or (data == b"0\r\n\r\n" and reads[-2].endswith(b"\r\n")):
+            self._finish(exchange, clean=True)
+        else:
+            self._walk(exchange, walk)
+
     def _walk(self, exchange: Exchange, walk: ChunkWalk) -> None:
-        if self._walked == 0 and exchange.head is not None:
+        assert exchange.head is not None
+        if self._walked == 0:
             fresh = b"".join(exchange.reads)[exchange.head.body_start :]
         else:
             fresh = b"".join(exchange.reads[self._walked :])
@@ -270,7 +284,7 @@ class SocketChannel:
             self._fail("malformed", str(problem))
             return
         if walk.done:
-            self._finish(exchange, clean=walk.tail_bytes == 0)
+            self._finish(exchange, clean=not walk.left_over)
 
     def _on_large_read(self, data: bytes) -> None:
         self._unbroken = 0 if b"\n\n" in data else self._unbroken + len(data)

@@ -76,6 +76,9 @@ def decode_stream(body: Body) -> StreamFacts:
             _read_fast(facts, body.data, body.complete)
     except _Broken as problem:
         facts.error, facts.detail = "malformed", str(problem)
+    except UnicodeDecodeError:
+        facts.error = "malformed"
+        facts.detail = f"the event after token {len(facts.token_ends)} is not valid UTF-8"
     return facts
 
 
@@ -118,7 +121,10 @@ def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
             return
         if data.startswith(prefix, at) and data.endswith(suffix, at + before, end):
             middle = data[at + before : end - after]
-            text = _string(middle, len(token_ends))
+            if b"\\" in middle or b'"' in middle:
+                text = _unescape(middle, len(token_ends))
+            else:
+                text = middle.decode()
             if text:
                 if is_answer and facts.first_answer is None:
                     facts.first_answer = len(token_ends)
@@ -136,15 +142,12 @@ def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
         at = end + 2
 
 
-def _string(raw: bytes, number: int) -> str:
+def _unescape(raw: bytes, number: int) -> str:
     """The text of the inside of a JSON string."""
     try:
-        if b"\\" in raw or b'"' in raw:
-            return str(orjson.loads(b'"' + raw + b'"'))
-        return raw.decode()
-    except (orjson.JSONDecodeError, UnicodeDecodeError) as problem:
-        kind = "valid JSON" if isinstance(problem, orjson.JSONDecodeError) else "valid UTF-8"
-        raise _Broken(f"the event after token {number} is not {kind}") from None
+        return str(orjson.loads(b'"' + raw + b'"'))
+    except orjson.JSONDecodeError:
+        raise _Broken(f"the event after token {number} is not valid JSON or UTF-8") from None
 
 
 def _shape(event: bytes, key: str) -> tuple[bytes, bytes] | None:

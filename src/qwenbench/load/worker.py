@@ -94,12 +94,17 @@ class Worker:
             share = task.share
             numbers = range(share.process, 2**31 - 1, share.processes)
             point = Point(share.process, source, transport, channels, numbers, _rules(task), alarm, log)
+            gc.collect()
+            gc.freeze()
+            gc.disable()
             self._say(Prepared())
             go = await self._inbox.get()
             if not isinstance(go, Go):
                 return None
             seen = await self._run(point, transport.stamp_source, alarm, go.start_ns)
         finally:
+            gc.enable()
+            gc.unfreeze()
             alarm.close()
             log.close()
             await transport.close()
@@ -112,9 +117,6 @@ class Worker:
     async def _run(self, point: Point, stamp_source: str, alarm: Alarm, start_ns: int) -> ProcessHealth:
         """Let the streams go, and stop them early when anything comes in (stop, or the parent's end)."""
         health = HealthWatch(alarm)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
         running = asyncio.ensure_future(point.run(start_ns))
         listening = asyncio.ensure_future(self._inbox.get())
         ticking = asyncio.ensure_future(self._tick(point))
@@ -126,8 +128,6 @@ class Worker:
             await running
             return health.stop(stamp_source)
         finally:
-            gc.enable()
-            gc.unfreeze()
             ticking.cancel()
             if not listening.cancel() and listening.result() is None:
                 self._inbox.put_nowait(None)
