@@ -1,0 +1,53 @@
+"""From rows of points.csv to their load points, cells and request latencies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from qwenbench.analysis.request_arrays import Floats, RequestArrays
+from qwenbench.analysis.window import window_of
+from qwenbench.runfolder.names import slug
+
+LOAD_POINT = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
+"""Columns that name a load point; its rows differ only in launch and repeat."""
+
+
+def cell_id_of(row: Mapping[str, Any]) -> str:
+    """The cell's name, as the sweep gives it, from its row of points.csv: it names the cell's files."""
+    if known(row["concurrency"]):
+        load = f"c{int(row['concurrency'])}"
+    else:
+        load = f"r{float(row['rate']):g}" if known(row["rate"]) and row["rate"] else "trace"
+    point = slug(f"{row['scenario']}.{row['profile']}.{load}.{int(row['repeat'])}")
+    return f"{row['config_id']}.l{int(row['launch'])}.{point}"
+
+
+def row_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as dictionaries, column name -> value (unknown: NaN)."""
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def known(value: Any) -> bool:
+    """Whether a value read from points.csv is there."""
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
+
+
+def latencies_in_window(requests: pa.Table, row: Mapping[str, Any]) -> dict[str, Floats]:
+    """ttft, ttfo, tpot and e2e (ms, no NaN) of the requests that a point's latency columns were made of.
+
+    Empty when nothing succeeded.
+    """
+    arrays = RequestArrays.of(requests)
+    concurrency = int(row["concurrency"]) if known(row["concurrency"]) else None
+    window = window_of(arrays, str(row["load_shape"]), concurrency)
+    if window is None:
+        return {}
+    started = window.holds_start(arrays.begin_ns) & arrays.ok
+    picked = {name: values[started] for name, values in arrays.latencies_ms().items()}
+    return {name: values[~np.isnan(values)] for name, values in picked.items()}

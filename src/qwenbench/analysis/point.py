@@ -1,0 +1,261 @@
+"""One load point's row of points.csv, from its request records and samples. Definitions: docs/metrics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from qwenbench.analysis import server_samples as server
+from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.analysis.latency import MAX_MERGED_SHARE, Gaps, empty_columns, gaps_of, latency_columns, met_limits
+from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.analysis.window import CLOSED, Window, window_of
+
+MAX_CLOCK_STEP_MS = 1.0
+"""Real and monotonic time may part by so much during a point."""
+MAX_BROKEN_SHARE = 0.1
+"""Largest share of judged answers that may be broken output; a single false alarm in 16 answers is none yet."""
+NULL_BLOCKS = 1
+"""vLLM keeps one KV block for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointContext:
+    """All that is known of a point beside its records and samples. None: not known."""
+
+    config_id: str
+    scenario: str
+    profile: str
+    load_shape: str
+    """`closed`, or `poisson`, `gamma`, `constant`, `trace`."""
+    concurrency: int | None = None
+    rate: float | None = None
+    repeat: int = 1
+    launch: int = 1
+    seed: int = 0
+    simulated: bool = False
+    length_controlled: bool = True
+    capture: int | None = None
+    max_num_seqs: int | None = None
+    gpu_memory_utilization: float | None = None
+    gpu_memory_utilization_effective: float | None = None
+    vary: Mapping[str, str] = field(default_factory=dict)
+    """--vary flag -> its value in this configuration."""
+
+    ramp_s: float = 0.0
+    schedule_start_ns: int | None = None
+    """Open loop: LoadResult.started_ns."""
+    slo: Mapping[str, float] = field(default_factory=dict)
+    """Per-request limits in ms: ttft, ttfo, tpot, itl (mean), e2e."""
+
+    kv_cache_gib: float | None = None
+    kv_cache_blocks: int | None = None
+    kv_cache_tokens: int | None = None
+    blocks_per_request: Callable[[int], int] | None = None
+    """KV blocks that a request of so many tokens holds."""
+    capture_effective_full: int | None = None
+    """Largest batch that decodes in a full CUDA graph."""
+    max_num_batched_tokens: int | None = None
+    """Step budget in tokens."""
+    vram_before_mib: Mapping[str, float] = field(default_factory=dict)
+    """Card -> used memory before the launch (simulator: one card `sim`)."""
+    vram_ready_mib: Mapping[str, float] = field(default_factory=dict)
+    vram_budget_mib: float | None = None
+    """Utilisation x CUDA's total, per card."""
+    startup_s: float | None = None
+
+    client_error_ms: float | None = None
+    client_error_p99_ms: float | None = None
+    client_invalid_reason: str | None = None
+    """Why the client was not good enough for this point (load/validity)."""
+    clock_step_ms: float | None = None
+    canary_accuracy: float | None = None
+    broken_limit: float = MAX_BROKEN_SHARE
+
+
+def summarise_point(
+    requests: pa.Table, metrics: pa.Table | None, nvml: pa.Table | None, context: PointContext
+) -> dict[str, Any]:
+    """The point's row: every name of POINT_COLUMNS and one vary_FLAG per varied flag, None where unknown.
+
+    `requests` has REQUEST_SCHEMA (warm-up excluded), `metrics` METRICS_SCHEMA and `nvml` NVML_SCHEMA.
+    Rates and energy are over the window, latencies of requests that started in it, peaks and counters
+    over the whole point.
+    """
+    arrays = RequestArrays.of(requests)
+    window = window_of(arrays, context.load_shape, context.concurrency, context.ramp_s, context.schedule_start_ns)
+    row: dict[str, Any] = dict.fromkeys(COLUMN_NAMES)
+    row |= _identity(context)
+    row |= {"requests_ok": int(arrays.ok.sum()), "requests_failed": int((~arrays.ok).sum())}
+    if window is not None and arrays.ok.any():
+        started = window.holds_start(arrays.begin_ns) & arrays.ok
+        row |= {"window": window.kind, "duration_s": window.duration_s}
+        row |= _rates(arrays, window, context)
+        row |= _latencies(requests, arrays, started)
+        row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)
+    row |= _work(requests, arrays, metrics)
+    row |= _memory(arrays, context)
+    row |= _server(metrics)
+    row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
+    row |= _validity(row, _broken_kinds(requests), context)
+    if window is not None:
+        row |= _bounds(row, metrics, window, context)
+    return row
+
+
+def _identity(context: PointContext) -> dict[str, Any]:
+    names = (
+        "config_id", "scenario", "profile", "load_shape", "concurrency", "rate", "repeat", "launch", "seed",
+        "simulated", "length_controlled", "capture", "max_num_seqs", "gpu_memory_utilization",
+        "gpu_memory_utilization_effective", "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "startup_s",
+        "client_error_ms", "client_error_p99_ms", "canary_accuracy",
+    )  # fmt: skip
+    varied = {f"vary_{flag.replace('-', '_')}": value for flag, value in context.vary.items()}
+    return {name: getattr(context, name) for name in names} | varied
+
+
+def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict[str, Any]:
+    seconds = window.duration_s
+    if seconds <= 0:
+        return {}
+    started = window.holds_start(arrays.begin_ns) & arrays.ok
+    inputs = _sum(arrays.input_tokens[started])
+    outputs = arrays.tokens_between(window.start_ns, window.end_ns) / seconds if _known(arrays.output_tokens) else None
+    input_rate = inputs / seconds if inputs is not None else None
+    users = context.concurrency if context.load_shape == CLOSED else None
+    return {
+        "requests_per_s": int((window.holds_end(arrays.ended_ns) & arrays.ok).sum()) / seconds,
+        "input_tokens_per_s": input_rate,
+        "output_tokens_per_s": outputs,
+        "total_tokens_per_s": input_rate + outputs if input_rate is not None and outputs is not None else None,
+        "output_tokens_per_s_per_user": outputs / users if outputs is not None and users else None,
+    }
+
+
+def _latencies(requests: pa.Table, arrays: RequestArrays, started: np.ndarray) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, values in arrays.latencies_ms().items():
+        columns |= latency_columns(name, values[started])
+    gaps = gaps_of(requests, started)
+    columns |= latency_columns("itl", gaps.values_ms) if gaps.usable else empty_columns("itl")
+    return columns | {"merged_share": gaps.merged_share}
+
+
+def _goodput(requests: pa.Table, arrays: RequestArrays, window: Window, slo: Mapping[str, float]) -> float | None:
+    if not slo or window.duration_s <= 0:
+        return None
+    latencies = dict(arrays.latencies_ms())
+    if "itl" in slo:
+        gaps: Gaps = gaps_of(requests, np.ones(arrays.count, dtype=np.bool_))
+        if not gaps.usable:
+            return None
+        latencies["itl"] = gaps.mean_per_request_ms()
+    good = met_limits(slo, latencies) & arrays.ok & window.holds_end(arrays.ended_ns)
+    return int(good.sum()) / window.duration_s
+
+
+def _work(requests: pa.Table, arrays: RequestArrays, metrics: pa.Table | None) -> dict[str, Any]:
+    judged = requests["broken"].drop_null()
+    broken = pc.sum(pc.greater(pc.list_value_length(judged), 0)).as_py() or 0 if len(judged) else None
+    return {
+        "prefix_hit_rate": _prefix_hit_rate(arrays, metrics),
+        "broken_share": broken / len(judged) if broken is not None else None,
+    }
+
+
+def _prefix_hit_rate(arrays: RequestArrays, metrics: pa.Table | None) -> float | None:
+    """From the server's counters, else from what `usage` said per request."""
+    queries = server.growth(metrics, "prefix_queries_total") if metrics is not None else None
+    hits = server.growth(metrics, "prefix_hits_total") if metrics is not None else None
+    if queries and hits is not None:
+        return hits / queries
+    told = ~np.isnan(arrays.cached_tokens) & (arrays.input_tokens > 0)
+    if not told.any():
+        return None
+    return float(arrays.cached_tokens[told].sum() / arrays.input_tokens[told].sum())
+
+
+def _memory(arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
+    """requests_that_fit: floor(usable blocks / blocks of the p95 request of this point)."""
+    tokens = (arrays.input_tokens + arrays.output_tokens)[arrays.ok]
+    tokens = tokens[~np.isnan(tokens)]
+    if context.kv_cache_blocks is None or context.blocks_per_request is None or len(tokens) == 0:
+        return {}
+    blocks = context.blocks_per_request(int(np.ceil(np.percentile(tokens, 95))))
+    return {"requests_that_fit": (context.kv_cache_blocks - NULL_BLOCKS) // blocks if blocks > 0 else None}
+
+
+def _server(metrics: pa.Table | None) -> dict[str, Any]:
+    if metrics is None or metrics.num_rows == 0:
+        return {}
+    return {
+        "kv_cache_usage_peak": server.peak(metrics, "kv_cache_usage"),
+        "preemptions": _whole(server.growth(metrics, "preemptions_total")),
+        "running_peak": _whole(server.peak(metrics, "running")),
+        "waiting_peak": _whole(server.peak(metrics, "waiting")),
+    }
+
+
+def _cards(
+    cards: Mapping[str, server.CardSamples], window: Window | None, arrays: RequestArrays, context: PointContext
+) -> dict[str, Any]:
+    peaks = server.vram_peaks_mib(cards)
+    budget = context.vram_budget_mib
+    row: dict[str, Any] = {
+        "vram_before_mib": max(context.vram_before_mib.values(), default=None),
+        "vram_ready_mib": max(context.vram_ready_mib.values(), default=None),
+        "vram_peak_mib": max(peaks.values(), default=None),
+        "vram_over_budget_mib": max(peaks.values()) - budget if peaks and budget is not None else None,
+    }
+    if window is not None:
+        row["power_w_mean"] = server.mean_power_w(cards, window)
+        row["energy_j_per_output_token"] = server.energy_per_token_j(cards, window, arrays.tokens_between)
+    return row
+
+
+def _broken_kinds(requests: pa.Table) -> str:
+    """Kinds of broken output found, the most frequent first, with their counts."""
+    found = pc.value_counts(pc.list_flatten(requests["broken"].combine_chunks())).to_pylist()
+    return ", ".join(f"{kind['values']} {kind['counts']}" for kind in sorted(found, key=lambda k: -k["counts"]))
+
+
+def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) -> dict[str, Any]:
+    reasons = []
+    if row["requests_ok"] == 0:
+        reasons.append("every request failed" if row["requests_failed"] else "no request was sent")
+    if context.clock_step_ms is not None and abs(context.clock_step_ms) > MAX_CLOCK_STEP_MS:
+        reasons.append(f"the clock was stepped by {abs(context.clock_step_ms):.1f} ms during the point")
+    if context.client_invalid_reason:
+        reasons.append(context.client_invalid_reason)
+    if row["broken_share"] is not None and row["broken_share"] > context.broken_limit:
+        reasons.append(f"{row['broken_share']:.1%} of the answers were broken output ({broken_kinds})")
+    return {"valid": not reasons, "invalid_reason": "; ".join(reasons) or None}
+
+
+def _bounds(row: Mapping[str, Any], metrics: pa.Table | None, window: Window, context: PointContext) -> dict[str, Any]:
+    return {}
+
+
+def itl_note(point: Mapping[str, Any]) -> str | None:
+    """Why a point's ITL columns are empty, for people; None when they are not, or no gap was seen."""
+    share = point.get("merged_share")
+    if share is None or not share > MAX_MERGED_SHARE:
+        return None
+    return f"ITL is empty: {share:.1%} of the gaps have no time of their own (one read held several chunks)"
+
+
+def _known(values: np.ndarray) -> bool:
+    return bool((~np.isnan(values)).any())
+
+
+def _sum(values: np.ndarray) -> float | None:
+    return float(np.nansum(values)) if _known(values) else None
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
