@@ -176,7 +176,7 @@ def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: i
     Up to 0.18: blocks // groups x the smallest block size. From 0.20 on: int(blocks / blocks of one request of
     max_model_len x max_model_len). None for 0.19, whose formula was not seen. Null block included in both.
     """
-    minor = _minor(version)
+    minor = release_minor(version)
     if minor <= 18:
         return blocks // len(layout.groups) * min(group.block_tokens for group in layout.groups)
     if minor == 19:
@@ -202,7 +202,8 @@ def blocks_from_printed_tokens(tokens: int, formula: str, layout: KvLayout, max_
     return fitting[0], fitting[-1]
 
 
-def _minor(version: str) -> int:
+def release_minor(version: str) -> int:
+    """The y of a version 0.y.z. Raises UsageError for a text that is no version."""
     parts = version.lstrip("v").split(".")
     try:
         major, minor = int(parts[0]), int(parts[1])

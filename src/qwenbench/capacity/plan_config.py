@@ -1,0 +1,146 @@
+"""The plan for one server configuration: its prediction and whether it can start at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwenbench.capacity.calibration import built_in_calibration, calibrate
+from qwenbench.capacity.cards import Card
+from qwenbench.capacity.doomed import cannot_start
+from qwenbench.capacity.kv import KvLayout, kv_layout, release_minor
+from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.predict import SEEN_BATCHED_TOKENS, PlanTarget, Prediction, predict
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.startup_log import StartupLog
+
+LARGE_CARD_GIB = 70.0
+"""vLLM's defaults for max-num-seqs and batched tokens differ from this size on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigPlan:
+    """What is known about a configuration before its launch."""
+
+    prediction: Prediction | None
+    """None where the card's memory is not known."""
+    cannot_start: str | None
+    """Why it cannot start, with the arithmetic; None when nothing speaks against it."""
+    layout: KvLayout
+
+
+def default_utilization(version: str) -> float:
+    """vLLM's default --gpu-memory-utilization (0.90 up to 0.20, 0.92 from 0.28 on; read in both)."""
+    return 0.92 if release_minor(version) >= 28 else 0.90
+
+
+def default_max_num_seqs(cuda_total_gib: float) -> int:
+    """vLLM's default --max-num-seqs of a server: 256 under 70 GiB, else 1024."""
+    return 256 if cuda_total_gib < LARGE_CARD_GIB else 1024
+
+
+def default_batched_tokens(cuda_total_gib: float) -> int:
+    """vLLM's default --max-num-batched-tokens of a server: 2048 under 70 GiB, else 8192."""
+    return 2048 if cuda_total_gib < LARGE_CARD_GIB else 8192
+
+
+def default_capture(max_num_seqs: int, batched_tokens: int) -> int:
+    """vLLM's default --max-cudagraph-capture-size: twice max-num-seqs, at most 512 and the batched tokens."""
+    return min(2 * max_num_seqs, 512, batched_tokens)
+
+
+def plan_config(
+    config: ServerConfig,
+    shape: ModelShape,
+    *,
+    version: str,
+    card: Card | None = None,
+    platform: str = "linux",
+    cuda_total_gib: float | None = None,
+    probe: StartupLog | None = None,
+    probe_cuda_total_gib: float | None = None,
+    request_tokens: int | None = None,
+    on_gpu: bool = True,
+) -> ConfigPlan:
+    """Predicts a configuration and checks whether it can start.
+
+    `cuda_total_gib` is the total that the utilisation multiplies (the card's when unset). `probe` is a log of the
+    same model on the card of `probe_cuda_total_gib` (the same card when unset); without one the built-in servers
+    calibrate. Raises UsageError for what makes no sense (a utilisation over 1, an unknown dtype).
+    """
+    total = cuda_total_gib if cuda_total_gib is not None else (card.cuda_gib(platform) if card else None)
+    batched = config.int_flag("max-num-batched-tokens") or (default_batched_tokens(total) if total else None)
+    layout = _layout(config, shape, version, batched or SEEN_BATCHED_TOKENS, on_gpu)
+    prediction = None
+    if total is not None and on_gpu and config.flag("kv-cache-memory-bytes") is None:
+        prediction = _predict(
+            config, shape, layout, version, total, card, platform, probe, probe_cuda_total_gib, request_tokens
+        )
+    reason = cannot_start(
+        config,
+        layout=layout,
+        prediction=prediction,
+        version=version,
+        model_max_len=shape.max_position,
+        default_batched_tokens=batched,
+        on_gpu=on_gpu,
+    )
+    return ConfigPlan(prediction, reason, layout)
+
+
+def prefix_caching(config: ServerConfig, version: str) -> bool:
+    """Whether a hybrid model's prefix caching is on: as asked, else off up to 0.20 and on from 0.28 (seen in both)."""
+    if "no-enable-prefix-caching" in config.flags:
+        return False
+    return "enable-prefix-caching" in config.flags or release_minor(version) >= 28
+
+
+def _layout(config: ServerConfig, shape: ModelShape, version: str, batched_tokens: int, on_gpu: bool) -> KvLayout:
+    caching = prefix_caching(config, version)
+    return kv_layout(
+        shape,
+        config.flag("kv-cache-dtype") or "auto",
+        state_dtype=config.flag("mamba-ssm-cache-dtype"),
+        mamba_cache_mode=config.flag("mamba-cache-mode") or ("align" if caching else "none"),
+        base_block_tokens=config.int_flag("block-size") or (16 if on_gpu else 128),
+        tensor_parallel=config.int_flag("tensor-parallel-size") or 1,
+        max_num_batched_tokens=batched_tokens,
+    )
+
+
+def _predict(
+    config: ServerConfig,
+    shape: ModelShape,
+    layout: KvLayout,
+    version: str,
+    total: float,
+    card: Card | None,
+    platform: str,
+    probe: StartupLog | None,
+    probe_total: float | None,
+    request_tokens: int | None,
+) -> Prediction:
+    if probe is not None:
+        calibration = calibrate(probe, shape, layout, cuda_total_gib=probe_total or probe.cuda_total_gib or total)
+        same = probe_total is None or abs(probe_total - total) < 0.2
+        seen = int(probe.requested.get("max_num_batched_tokens") or default_batched_tokens(probe_total or total))
+    else:
+        calibration = built_in_calibration(shape, card.name if card else None, platform, version)
+        same, seen = True, SEEN_BATCHED_TOKENS
+    seqs = config.max_num_seqs or default_max_num_seqs(total)
+    batched = config.int_flag("max-num-batched-tokens") or default_batched_tokens(total)
+    utilization = config.gpu_memory_utilization
+    target = PlanTarget(
+        cuda_total_gib=total,
+        utilization=default_utilization(version) if utilization is None else utilization,
+        capture=0 if "enforce-eager" in config.flags else config.capture or default_capture(seqs, batched),
+        max_num_seqs=seqs,
+        version=version,
+        platform=platform,
+        nvml_mib=card.nvml_mib if card else None,
+        max_model_len=config.int_flag("max-model-len"),
+        request_tokens=request_tokens,
+        estimate_graphs=config.env.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") != "0",
+        same_machine=same,
+        unseen_batched_tokens=abs(batched - seen),
+    )
+    return predict(target, shape, layout, calibration)

@@ -1,0 +1,240 @@
+"""`qwenbench ledger`: read a vLLM start-up log that is already there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.capacity.kv import KvLayout
+    from qwenbench.engine.startup_log import StartupLog
+    from qwenbench.observe.ledger import MemoryLedger
+    from qwenbench.observe.vram import VramPhases
+
+
+def command(
+    log: Annotated[Path, typer.Argument(help="A vLLM server's output; it may still be growing.", metavar="LOG")],
+    metrics: Annotated[
+        Path | None, typer.Option(help="A saved answer of GET /metrics: the number of blocks.", metavar="FILE")
+    ] = None,
+    nvml: Annotated[
+        Path | None,
+        typer.Option(
+            help="VRAM over the server's life: a samples .nvml.parquet, or JSON rows [seconds, used bytes].",
+            metavar="FILE",
+        ),
+    ] = None,
+    model_config: Annotated[
+        Path | None,
+        typer.Option(help="The model's config.json; the seed's model is built in.", metavar="FILE"),
+    ] = None,
+    card: Annotated[
+        str | None, typer.Option(help="The card it ran on, for the budget (utilisation x CUDA's total).")
+    ] = None,
+    platform: Annotated[str, typer.Option(help="linux or wsl: CUDA's totals differ.")] = "linux",
+    vram_mib: Annotated[
+        float | None, typer.Option(help="CUDA's total of that card in MiB, where it is not known here.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> None:
+    """What a configuration really holds: weights, graphs, KV cache, tokens, and what is left over."""
+    from qwenbench.engine.startup_log import parse_startup_log
+    from qwenbench.observe.ledger import build_ledger
+
+    startup = parse_startup_log(_read_text(log, "LOG"))
+    labels = _cache_config(metrics)
+    phases = _phases(nvml, startup)
+    ledger = build_ledger(
+        startup,
+        vram_before_mib=phases.before_mib,
+        vram_ready_mib=phases.ready_mib,
+        vram_peak_mib=phases.peak_mib,
+        vram_after_mib=phases.after_mib,
+        cache_config=labels,
+        layout=_layout(model_config, startup, labels),
+        cuda_total_gib=_cuda_total_gib(card, platform, vram_mib),
+    )
+    if as_json:
+        import orjson
+
+        sys.stdout.write(orjson.dumps(ledger.to_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+    else:
+        _print_table(ledger, startup)
+    if not startup.recognised:
+        print(
+            f"qwenbench ledger: {log} holds no start-up line of vLLM: all values are empty. Give the server's own "
+            "output (docker logs NAME, or servers/CONFIG/server.log of a run).",
+            file=sys.stderr,
+        )
+        raise typer.Exit(2)
+    if not startup.ready:
+        print(f"qwenbench ledger: {log} ends before the server was ready: some values are missing.", file=sys.stderr)
+
+
+def _read_text(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{option} {path}: {error.strerror or error}") from None
+
+
+def read_json(path: Path, option: str) -> Any:
+    """A JSON file of an option. Raises UsageError naming option, file and place."""
+    import orjson
+
+    try:
+        return orjson.loads(_read_text(path, option))
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{option} {path}: no JSON ({error})") from None
+
+
+def _cache_config(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    from qwenbench.observe.metrics import parse_metrics
+
+    try:
+        labels = dict(parse_metrics(_read_text(path, "--metrics")).cache_config)
+    except ValueError as error:
+        raise UsageError(f"--metrics {path}: no Prometheus text ({error})") from None
+    if not labels:
+        raise UsageError(f"--metrics {path}: no vllm:cache_config_info in it; save GET /metrics of a vLLM server")
+    return labels
+
+
+def _phases(path: Path | None, startup: StartupLog) -> VramPhases:
+    from qwenbench.observe.vram import VramPhases, vram_phases
+
+    if path is None:
+        return VramPhases()
+    return vram_phases(_samples(path), kv_cache_gib=startup.kv_cache_gib, kv_to_ready_s=startup.kv_to_ready_s)
+
+
+def _samples(path: Path) -> list[tuple[float, float]]:
+    """(seconds, used MiB) of the card that was used most."""
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(path, columns=["t_ns", "gpu", "used_mib"]).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise UsageError(f"--nvml {path}: no NVML samples ({error})") from None
+        rows = [row for row in rows if row["used_mib"] is not None]
+        if not rows:
+            return []
+        busiest = max(rows, key=lambda row: row["used_mib"])["gpu"]
+        return [(row["t_ns"] / 1e9, row["used_mib"]) for row in rows if row["gpu"] == busiest]
+    rows = read_json(path, "--nvml")
+    try:
+        return [(float(row[0]), float(row[1]) / 2**20) for row in rows]
+    except (TypeError, ValueError, IndexError, KeyError):
+        raise UsageError(f"--nvml {path}: rows must be [seconds, used bytes, ...]") from None
+
+
+def _layout(path: Path | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
+    from qwenbench.capacity.model_shape import ModelShape, known_shape
+    from qwenbench.observe.server_layout import layout_of_server
+
+    if path is not None:
+        shape = ModelShape.from_hf_config(read_json(path, "--model-config"), str(path))
+        return layout_of_server(shape, startup, labels)
+    built_in = known_shape(str(startup.requested.get("model", "")))
+    return layout_of_server(built_in, startup, labels) if built_in is not None else None
+
+
+def _cuda_total_gib(card: str | None, platform: str, vram_mib: float | None) -> float | None:
+    from qwenbench.capacity.cards import find_card
+
+    if vram_mib is not None:
+        return vram_mib / 1024
+    return find_card(card).cuda_gib(platform) if card is not None else None
+
+
+def _print_table(ledger: MemoryLedger, startup: StartupLog) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Memory ledger, vLLM {ledger.vllm_version or '?'}", title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    for label, value, note in _rows(ledger, startup):
+        table.add_row(label, value, note)
+    console = Console()
+    console.print(table)
+    for warning in ledger.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+
+
+def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str]]:
+    asked = startup.requested
+    workers = ", ".join(
+        f"{worker.name} {worker.kv_cache_gib:g}" for worker in startup.workers if worker.kv_cache_gib is not None
+    )
+    over = ledger.vram_over_budget_mib
+    return [
+        ("budget", _gib(ledger.budget_gib), "utilisation x CUDA's total; give --card"),
+        ("weights", _gib(ledger.weights_gib), ""),
+        ("activations", _gib(ledger.activations_gib), "in the rest where vLLM does not print them"),
+        ("graphs, estimated", _gib(ledger.graphs_estimated_gib), _applied(startup.graphs_estimate_applied)),
+        ("graphs, actual", _gib(ledger.graphs_actual_gib), ""),
+        ("KV cache", _gib(ledger.kv_cache_gib), f"per worker: {workers}" if len(startup.workers) > 1 else ""),
+        ("rest", _gib(ledger.rest_gib), "budget - the parts: CUDA context, libraries, activations"),
+        ("KV blocks", _number(ledger.kv_cache_blocks), f"of {_number(ledger.attention_block_tokens)} tokens"),
+        ("KV tokens", _number(ledger.kv_cache_tokens), "longest single request (this project's definition)"),
+        ("KV tokens, printed", _number(ledger.kv_cache_tokens_logged), ledger.kv_cache_tokens_formula or ""),
+        ("concurrency, printed", _number(ledger.max_concurrency_logged), "at max_model_len"),
+        (
+            "capture size",
+            f"{_number(ledger.capture_effective)} / {_number(ledger.capture_effective_full)}",
+            f"PIECEWISE / FULL, requested {_number(asked.get('max_cudagraph_capture_size'))}",
+        ),
+        (
+            "max_model_len",
+            _number(ledger.max_model_len_effective),
+            f"requested {'auto' if asked.get('max_model_len') == -1 else _number(asked.get('max_model_len'))}",
+        ),
+        ("attention", ledger.attention_backend or "-", ""),
+        ("quantisation", ledger.quantization_backend or "-", ""),
+        (
+            "compile / profile / capture / init",
+            " / ".join(map(_number, (ledger.compile_s, ledger.profile_s, ledger.capture_s, ledger.init_s))),
+            "s",
+        ),
+        (
+            "VRAM before / ready / peak / after",
+            " / ".join(
+                "-" if value is None else f"{value:,.0f}"
+                for value in (
+                    ledger.vram_before_mib, ledger.vram_ready_mib, ledger.vram_peak_mib, ledger.vram_after_mib
+                )
+            ),
+            "MiB, NVML",
+        ),
+        ("NVML at ready - the parts", _mib(ledger.nvml_minus_parts_mib), "CUDA context, libraries, allocator cache"),
+        ("VRAM peak over budget", _mib(over), "a risk, no proof: PyTorch can give cached memory back" if over else ""),
+    ]  # fmt: skip
+
+
+def _applied(applied: bool | None) -> str:
+    return {True: "taken off the KV cache", False: "not taken off the KV cache", None: ""}[applied]
+
+
+def _gib(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} GiB"
+
+
+def _mib(value: float | None) -> str:
+    return "-" if value is None else f"{value:+,.0f} MiB"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
