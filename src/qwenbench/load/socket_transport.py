@@ -11,6 +11,7 @@ import contextlib
 import socket
 import struct
 import sys
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,7 @@ from qwenbench.load.sse import MAX_EVENT_BYTES
 _SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-generic/socket.h
 _READ_BYTES = 65536
 _LARGE_READ = 16384
+_STAMP_ATTEMPTS = 40
 _OPEN_TIMEOUT_S = 10.0
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
@@ -32,7 +34,10 @@ Done = Callable[[Exchange], None]
 
 
 def kernel_stamps_work() -> bool:
-    """Whether this platform stamps what it receives on a TCP socket."""
+    """Whether this platform stamps what it receives on a TCP socket.
+
+    Linux begins to stamp a little after the first socket has asked for it, hence the further attempts.
+    """
     if sys.platform != "linux" or struct.calcsize("P") != 8:
         return False
     with contextlib.ExitStack() as stack:
@@ -44,8 +49,12 @@ def kernel_stamps_work() -> bool:
         except OSError:
             return False
         receiver.settimeout(1.0)
-        sender.sendall(b"x")
-        return any(len(data) == 16 for _, _, data in receiver.recvmsg(1, _CONTROL_BYTES)[1])
+        for _ in range(_STAMP_ATTEMPTS):
+            sender.sendall(b"x")
+            if any(len(data) == 16 for _, _, data in receiver.recvmsg(1, _CONTROL_BYTES)[1]):
+                return True
+            time.sleep(0.005)
+    return False
 
 
 class SocketChannel:

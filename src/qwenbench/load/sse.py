@@ -121,10 +121,8 @@ def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
             return
         if data.startswith(prefix, at) and data.endswith(suffix, at + before, end):
             middle = data[at + before : end - after]
-            if b"\\" in middle or b'"' in middle:
-                text = _unescape(middle, len(token_ends))
-            else:
-                text = middle.decode()
+            escaped = b"\\" in middle or b'"' in middle
+            text = _unescape(middle, len(token_ends)) if escaped else middle.decode()
             if text:
                 if is_answer and facts.first_answer is None:
                     facts.first_answer = len(token_ends)

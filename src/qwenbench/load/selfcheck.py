@@ -1,0 +1,174 @@
+"""The client's own error, measured against streams whose timing is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from qwenbench import __version__
+from qwenbench.errors import RunError
+from qwenbench.load.run import LoadClient, default_processes
+from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
+from qwenbench.load.truth.process import truth_server
+from qwenbench.load.truth.timing import ServedRequest, Timing
+from qwenbench.workload.sessions import SessionPlan, TurnPlan
+
+_SECONDS = 2.0
+_TTFT_MS = 30.0
+_FASTEST_ITL_MS = 5.0
+_CHUNKS_PER_S = 20_000
+"""As many as the Python truth server sends without being late itself."""
+_TOKENS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class ClientError:
+    """How far the client's times were from the truth, in ms; absolute values, server lateness left out.
+
+    TTFT: |measured - true| over requests, where true is from the kernel's stamp of the request at the server
+    to the send of the first token. ITL: |measured gap - true gap| over gaps that were not merged.
+    """
+
+    concurrency: int
+    mean_ms: float
+    p99_ms: float
+    itl_mean_ms: float | None
+    itl_p99_ms: float | None
+    server_late_mean_ms: float
+    server_late_p99_ms: float
+    merged_share: float
+    requests: int
+    processes: int
+    stamp_source: str
+    cached: bool = False
+
+
+async def measure_client_error(
+    concurrency: int,
+    *,
+    client: LoadClient | None = None,
+    processes: int | None = None,
+    cpus: tuple[int, ...] = (),
+    cache_dir: Path | None = None,
+    refresh: bool = False,
+) -> ClientError:
+    """Measure the client at `concurrency` streams: about 3 s, once per host, version and concurrency.
+
+    The result is kept in `cache_dir` (default: the user's cache folder); `refresh` measures again. Raises
+    RunError when the truth server cannot start or every request to it failed.
+    """
+    count = processes or default_processes(concurrency)
+    path = (cache_dir or default_cache_dir()) / "client-error.json"
+    key = "|".join([platform.node(), __version__, str(concurrency), str(count), ",".join(map(str, cpus))])
+    if not refresh and (known := _load(path).get(key)) is not None:
+        return replace(known, cached=True)
+    timing = Timing(_TTFT_MS, max(_FASTEST_ITL_MS, concurrency / _CHUNKS_PER_S * 1000))
+    async with truth_server(timing) as server:
+        spec = LoadSpec(
+            Target(server.base_url),
+            ClosedLoop(concurrency),
+            _sessions(concurrency, timing),
+            timeout_s=30.0,
+            duration_s=_SECONDS,
+            processes=count,
+            cpus=cpus,
+        )
+        if client is None:
+            async with LoadClient() as own:
+                result = await own.run(spec)
+        else:
+            result = await client.run(spec)
+        served = await server.take_served()
+    error = compare(result.requests, served, timing, concurrency, result.health.stamp_source, count)
+    _keep(path, key, error)
+    return error
+
+
+def compare(
+    requests: pa.Table,
+    served: list[ServedRequest],
+    timing: Timing,
+    concurrency: int,
+    stamp_source: str,
+    processes: int,
+) -> ClientError:
+    """Hold the client's rows against what the server says it did. Raises RunError without a single pair."""
+    truth = {one.request_id: one for one in served}
+    columns = requests.select(["request_id", "error", "ttft_ms", "itl_ms", "gaps_merged", "chunks"]).to_pylist()
+    pairs = [(row, truth[row["request_id"]]) for row in columns if row["error"] is None and row["request_id"] in truth]
+    if not pairs:
+        raise RunError("no request of the client's self-check succeeded; its own error is not known")
+    ttft = np.array([abs(row["ttft_ms"] - one.ttft_ms) for row, one in pairs])
+    whole = [(row, one) for row, one in pairs if row["gaps_merged"] == 0]
+    itl = _concat([np.abs(np.asarray(row["itl_ms"]) - np.diff(one.sent_ns) / 1e6) for row, one in whole])
+    late = _concat([np.asarray(one.lateness_ms(timing)) for _, one in pairs])
+    gaps = sum(row["chunks"] - 1 for row, _ in pairs)
+    return ClientError(
+        concurrency=concurrency,
+        mean_ms=float(ttft.mean()),
+        p99_ms=float(np.percentile(ttft, 99)),
+        itl_mean_ms=float(itl.mean()) if len(itl) else None,
+        itl_p99_ms=float(np.percentile(itl, 99)) if len(itl) else None,
+        server_late_mean_ms=float(late.mean()),
+        server_late_p99_ms=float(np.percentile(late, 99)),
+        merged_share=sum(row["gaps_merged"] for row, _ in pairs) / gaps if gaps else 0.0,
+        requests=len(pairs),
+        processes=processes,
+        stamp_source=stamp_source,
+    )
+
+
+def default_cache_dir() -> Path:
+    """Where results are kept: XDG_CACHE_HOME/qwenbench, or ~/.cache/qwenbench."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "qwenbench"
+
+
+def _concat(parts: list[npt.NDArray[np.float64]]) -> npt.NDArray[np.float64]:
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def _sessions(concurrency: int, timing: Timing) -> list[SessionPlan]:
+    request_s = (timing.ttft_ms + timing.itl_ms * (_TOKENS - 1)) / 1000
+    rounds = int(_SECONDS / request_s) + 2
+    return [_session(f"check-{index}") for index in range(rounds * concurrency)]
+
+
+def _session(name: str) -> SessionPlan:
+    payload = {
+        "model": "truth",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_completion_tokens": _TOKENS,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "request_id": name,
+    }
+    return SessionPlan(name, "self-check", (TurnPlan(name, 0, name, "en", payload, _TOKENS),))
+
+
+def _load(path: Path) -> dict[str, ClientError]:
+    """What was kept; a file that is missing, broken or of another version counts as empty."""
+    try:
+        document = json.loads(path.read_text())
+        return {key: ClientError(**value) for key, value in document.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _keep(path: Path, key: str, error: ClientError) -> None:
+    known = {**_load(path), key: error}
+    text = json.dumps({name: asdict(one) for name, one in known.items()}, indent=1)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)  # a cache that cannot be written costs the next run 3 s, no more

@@ -1,0 +1,1 @@
+"""The truth server: streams with known timing, to measure the client against."""
