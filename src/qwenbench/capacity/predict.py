@@ -95,7 +95,8 @@ def predict(target: PlanTarget, shape: ModelShape, layout: KvLayout, calibration
     high = fixed - calibration.other_low_gib + spread
     arithmetic = (
         f"{target.utilization:g} x {target.cuda_total_gib:.2f} = {budget:.2f} GiB budget - "
-        f"{calibration.weights_gib:.2f} weights - {counted:.2f} graphs - {calibration.other_gib:.2f} rest = {kv:.2f} GiB"
+        f"{calibration.weights_gib:.2f} weights - {counted:.2f} graphs - {calibration.other_gib:.2f} rest "
+        f"= {kv:.2f} GiB"
     )
     if high <= 0:
         basis = f"nothing is left for a KV cache: {arithmetic}; {calibration.basis}"

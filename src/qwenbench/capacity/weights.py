@@ -80,7 +80,7 @@ def _layers(body: Mapping[str, Any], cost: _Cost) -> float:
         width = body.get("moe_intermediate_size") or body["intermediate_size"]
         shared = body.get("shared_expert_intermediate_size") or 0
         dense = 3.0 * hidden * (experts * width + shared)
-    return float(total) + count * dense * cost.linear("model.layers.0.mlp.down_proj")
+    return float(total + count * dense * cost.linear("model.layers.0.mlp.down_proj"))
 
 
 def _attention_parameters(body: Mapping[str, Any]) -> float:
