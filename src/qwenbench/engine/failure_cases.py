@@ -78,7 +78,7 @@ DOCKER_CASES: tuple[Case, ...] = (
     ),
     _case(
         "image_missing",
-        r"No such image: \S+|Unable to find image '[^']+' locally|manifest for \S+ not found"
+        r"No such image: \S+|dial tcp: lookup \S+|manifest for \S+ not found"
         r"|manifest unknown|pull access denied for|repository does not exist or may require",
         "The image is not on this host and could not be pulled: check the tag given with --image and the network, "
         "or load it with docker pull or docker load.",
@@ -128,7 +128,7 @@ VLLM_CASES: tuple[Case, ...] = (
     ),
     _case(
         "kv_cache_too_small",
-        r"To serve at least one request with the model'?s'? max seq len|Cannot auto-fit max_model_len"
+        r"To serve at least one request with the models?'?s? max seq len|Cannot auto-fit max_model_len"
         r"|No available memory for the cache blocks|is larger than the maximum number of tokens that can be stored",
         "The KV cache is too small for the model length: raise --gpu-memory-utilization, lower "
         "--max-cudagraph-capture-size and --max-num-seqs, or set --max-model-len to the estimate in that line or auto.",

@@ -32,6 +32,10 @@ _SECONDHAND = re.compile(
     r"EngineDeadError|See (?:root cause|stack trace|the stack trace)|Engine core initialization failed"
 )
 _NOISE = re.compile(r"nanobind:|leaked |resource_tracker|destroy_process_group|^\s*\^+\s*$|^\s*$")
+_DOCKER = re.compile(
+    r"docker: |Error response from daemon: |Cannot connect to the Docker daemon|error during connect: "
+    r"|(?:Got )?permission denied while trying to connect to the|failed to connect to the docker API"
+)
 _LONGEST = 600
 _LAST_LINES = 5
 _KILLED = (-9, 137)
@@ -55,23 +59,21 @@ class DeathWatch:
         return self._died
 
 
-def explain(
-    text: str, exit_code: int | None, *, oom_killed: bool = False, phase: str = "start", docker: bool = False
-) -> Failure:
+def explain(text: str, exit_code: int | None, *, oom_killed: bool = False, phase: str = "start") -> Failure:
     """Why a server failed.
 
     `text` is its whole output (or the message of the docker command line), `exit_code` negative for a signal
-    or 128 + signal as containers say it, `oom_killed` what the host or Docker says. `docker` lets Docker's own
-    words count; they come before vLLM's. Secrets are masked in the evidence.
+    or 128 + signal as containers say it, `oom_killed` what the host or Docker says. What the docker command line
+    said comes before what vLLM said. Secrets are masked in the evidence.
     """
     lines = _meaningful(text)
-    kind, evidence, advice = _explain(lines, exit_code, oom_killed, docker)
+    kind, evidence, advice = _explain(lines, exit_code, oom_killed)
     mask = Masker.from_environment()
     return Failure(kind, mask(evidence)[:_LONGEST], advice, exit_code, phase)
 
 
-def _explain(lines: list[str], exit_code: int | None, oom_killed: bool, docker: bool) -> tuple[str, str, str]:
-    if docker and (case := _first(DOCKER_CASES, lines)):
+def _explain(lines: list[str], exit_code: int | None, oom_killed: bool) -> tuple[str, str, str]:
+    if any(_DOCKER.match(line) for line in lines) and (case := _first(DOCKER_CASES, lines)):
         return case
     before_stop = _before_stop(lines)
     if memory := _out_of_memory(before_stop):
@@ -120,7 +122,7 @@ def wrong_model(wanted: str, served: Sequence[str]) -> Failure:
 
 def _meaningful(text: str) -> list[str]:
     lines = re.split(r"[\r\n]+", _ANSI.sub("", text))
-    return [line.rstrip() for line in lines if not _NOISE.search(line) and not _is_access(line)]
+    return [line.rstrip() for line in lines if _stripped(line) and not _NOISE.search(line) and not _is_access(line)]
 
 
 def _is_access(line: str) -> bool:
@@ -157,7 +159,9 @@ def _out_of_memory(lines: list[str]) -> tuple[str, str, str] | None:
         return None
     before = lines[:at]
     if any(READY.search(line) for line in before):
-        kind = "oom_load" if any(_POST.search(line) for line in before) else "oom_first_request"
+        answered = sum(1 for line in before if _POST.search(line))
+        # the status line of a stream is printed when it begins: one of them may be the request that failed
+        kind = "oom_load" if answered > 1 else "oom_first_request"
     elif any(CAPTURING.search(line) for line in before) and not any(CAPTURED.search(line) for line in before):
         kind = "oom_graph_capture"
     else:
