@@ -1,0 +1,38 @@
+"""`qwenbench report RUN`: (re)builds a run's HTML report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwenbench.errors import UsageError
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The file to write; RUN/report.html when left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: path and bytes.")] = False,
+) -> None:
+    """(Re)build the HTML report of a run: one file that opens without a network."""
+    from qwenbench.report.html import build_report
+    from qwenbench.runfolder.files import write_bytes
+    from qwenbench.runfolder.names import RunPaths
+    from qwenbench.runfolder.run import load_run
+
+    loaded = load_run(run)
+    target = out or RunPaths(run).report
+    page = build_report(loaded).encode()
+    try:
+        write_bytes(target, page)
+    except OSError as error:
+        raise UsageError(
+            f"{target}: cannot be written: {error.strerror or error}. Give another file with --out."
+        ) from error
+    if json:
+        import orjson
+
+        print(orjson.dumps({"path": str(target), "bytes": len(page), "simulated": loaded.simulated}).decode())
+    else:
+        print(target)

@@ -1,0 +1,31 @@
+"use strict";
+// Colours (Okabe and Ito's, told apart by colour-blind readers), dashes and markers: each configuration differs in all.
+const Style = {
+  palette: ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F8A1E", "#555B61"],
+  darkPalette: ["#4BA3E0", "#E69F00", "#2DBE93", "#E19BC3", "#8CCBF0", "#F07F3C", "#F0E442", "#B6BDC3"],
+  dashes: ["solid", "dash", "dot", "dashdot", "longdash"],
+  symbols: ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star"],
+  parts: {
+    light: { weights: "#7C8791", activations: "#B9C0C6", graphs: "#E69F00", kv: "#0B6E8F", rest: "#DDE0E2" },
+    dark: { weights: "#77828B", activations: "#505A62", graphs: "#E69F00", kv: "#3FA7C6", rest: "#343B41" },
+  },
+  dark() {
+    return document.documentElement.dataset.theme === "dark";
+  },
+  of(index) {
+    const colours = Style.dark() ? Style.darkPalette : Style.palette;
+    return {
+      color: colours[index % colours.length],
+      dash: Style.dashes[(index + Math.floor(index / 8)) % Style.dashes.length],
+      symbol: Style.symbols[(index + Math.floor(index / 8)) % Style.symbols.length],
+    };
+  },
+  css(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  },
+  theme() {
+    return { ink: Style.css("--ink"), soft: Style.css("--soft"), faint: Style.css("--faint"), grid: Style.css("--grid"),
+      rule: Style.css("--rule"), paper: Style.css("--paper"), accent: Style.css("--accent"), warn: Style.css("--warn"),
+      parts: Style.parts[Style.dark() ? "dark" : "light"] };
+  },
+};
