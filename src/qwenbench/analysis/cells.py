@@ -33,6 +33,13 @@ def row_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
+def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows of points.csv that decisions may rest on."""
+    if "valid" not in points:
+        return points
+    return points[points["valid"].astype(str).str.lower().isin(["true", "1", "1.0"])]
+
+
 def known(value: Any) -> bool:
     """Whether a value read from points.csv is there."""
     return value is not None and not (isinstance(value, float) and math.isnan(value))

@@ -94,7 +94,7 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("client_error_ms", "ms", "The client's own mean TTFT error at this concurrency, from its self-check."),
     Column("client_error_p99_ms", "ms", "The same, 99th percentile."),
     Column("bound", "", "Why the point is not faster: the first reason that holds."),
-    Column("bound_all", "", "Every reason that holds, separated by blanks."),
+    Column("bound_all", "", "Every reason that holds, with its evidence."),
     Column("valid", "", "False: not to be used for decisions."),
     Column("invalid_reason", "", "Why not."),
 )  # fmt: skip

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qwenbench.analysis import server_samples as server
+from qwenbench.analysis.bounds import bounds
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.latency import MAX_MERGED_SHARE, Gaps, empty_columns, gaps_of, latency_columns, met_limits
 from qwenbench.analysis.request_arrays import RequestArrays
@@ -18,6 +19,8 @@ from qwenbench.analysis.window import CLOSED, Window, window_of
 
 MAX_CLOCK_STEP_MS = 1.0
 """Real and monotonic time may part by so much during a point."""
+BROKEN = "broken output"
+"""Words by which an invalid_reason tells that the answers themselves were bad."""
 MAX_BROKEN_SHARE = 0.1
 """Largest share of judged answers that may be broken output; a single false alarm in 16 answers is none yet."""
 NULL_BLOCKS = 1
@@ -73,6 +76,8 @@ class PointContext:
     client_error_p99_ms: float | None = None
     client_invalid_reason: str | None = None
     """Why the client was not good enough for this point (load/validity)."""
+    client_saturated: bool = False
+    """A client process used up its core during the point."""
     clock_step_ms: float | None = None
     canary_accuracy: float | None = None
     broken_limit: float = MAX_BROKEN_SHARE
@@ -104,7 +109,7 @@ def summarise_point(
     row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
     row |= _validity(row, _broken_kinds(requests), context)
     if window is not None:
-        row |= _bounds(row, metrics, window, context)
+        row |= _bounds(metrics, window, context)
     return row
 
 
@@ -233,12 +238,23 @@ def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) 
     if context.client_invalid_reason:
         reasons.append(context.client_invalid_reason)
     if row["broken_share"] is not None and row["broken_share"] > context.broken_limit:
-        reasons.append(f"{row['broken_share']:.1%} of the answers were broken output ({broken_kinds})")
+        reasons.append(f"{row['broken_share']:.1%} of the answers were {BROKEN} ({broken_kinds})")
     return {"valid": not reasons, "invalid_reason": "; ".join(reasons) or None}
 
 
-def _bounds(row: Mapping[str, Any], metrics: pa.Table | None, window: Window, context: PointContext) -> dict[str, Any]:
-    return {}
+def _bounds(metrics: pa.Table | None, window: Window, context: PointContext) -> dict[str, Any]:
+    if metrics is None or metrics.num_rows == 0:
+        return {"bound": "client", "bound_all": "client"} if context.client_saturated else {}
+    times = server.sample_times(metrics)
+    found = bounds(
+        metrics.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns))),
+        max_num_seqs=context.max_num_seqs,
+        capture_effective_full=context.capture_effective_full,
+        max_num_batched_tokens=context.max_num_batched_tokens,
+        client_saturated=context.client_saturated,
+    )
+    told = [f"{name} ({found.evidence[name]})" if name in found.evidence else name for name in found.all]
+    return {"bound": found.first, "bound_all": "; ".join(told) or None}
 
 
 def itl_note(point: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qwenbench.analysis.cells import LOAD_POINT, cell_id_of, latencies_in_window, row_records
+from qwenbench.analysis.cells import LOAD_POINT, cell_id_of, latencies_in_window, row_records, valid_rows
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.request_arrays import Floats
 from qwenbench.analysis.student import critical_t
@@ -42,7 +42,7 @@ class Estimate:
     @property
     def half_width(self) -> float | None:
         """Half of the 95 % interval."""
-        return None if self.se is None else _critical(self.degrees) * self.se
+        return None if self.se is None else critical(self.degrees) * self.se
 
     @property
     def low(self) -> float | None:
@@ -92,6 +92,17 @@ def two_level(values: Sequence[float], within: Sequence[float] | None) -> Estima
     return Estimate(count, mean, math.sqrt(variance))
 
 
+def combined(parts: Sequence[tuple[float, Estimate]]) -> Estimate:
+    """A weighted sum of independent estimates; unknown where a part is. The least repeated part sets `n`."""
+    count = min(estimate.n for _, estimate in parts)
+    values = [estimate.value for _, estimate in parts]
+    if any(value is None for value in values):
+        return Estimate(0, None)
+    value = math.fsum(weight * estimate.value for weight, estimate in parts if estimate.value is not None)
+    errors = [weight * estimate.se for weight, estimate in parts if estimate.se is not None]
+    return Estimate(count, value, math.hypot(*errors) if len(errors) == len(parts) else None)
+
+
 def mean_variance(values: Floats) -> float:
     """Variance of the mean of resampled requests."""
     return float(values.var()) / len(values)
@@ -131,7 +142,8 @@ def relative_half_width(values: Sequence[float]) -> float | None:
 
 
 @lru_cache(maxsize=256)
-def _critical(degrees: int) -> float:
+def critical(degrees: int) -> float:
+    """Half of a 95 % interval in standard errors, with so many degrees of freedom."""
     return critical_t(degrees, CONFIDENCE)
 
 
@@ -141,7 +153,7 @@ def estimates_of(rows: pd.DataFrame, requests_of: RequestsOf | None = None) -> d
     `rows` are its rows of points.csv. With request records the latencies' intervals come from the
     two-level bootstrap, else from the repeats alone. ITL's always do: gaps of one request are not independent.
     """
-    valid = rows[rows["valid"].astype(bool)] if "valid" in rows else rows
+    valid = valid_rows(rows)
     samples = _samples(valid, requests_of) if len(valid) > 1 else None
     found = {}
     for key, column in METRICS.items():

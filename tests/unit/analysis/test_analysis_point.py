@@ -192,3 +192,17 @@ def test_open_loop_latencies_count_from_the_schedule_and_there_are_no_users() ->
     assert (row["window"], row["duration_s"]) == ("steady", pytest.approx(3.9))
     assert row["output_tokens_per_s_per_user"] is None
     assert row["requests_per_s"] == pytest.approx(39 / 3.9, rel=0.02)
+
+
+def test_bound_is_read_from_samples_within_the_window_only() -> None:
+    # the window is 0..4 s; before and after it the queue is long
+    samples = [
+        {"t_ns": at_ms(t), "running": 16.0, "waiting": 0.0 if 0 <= t <= 4000 else 50.0, "kv_cache_usage": 0.2,
+         "preemptions_total": 0.0}
+        for t in range(-3000, 8000, 500)
+    ]  # fmt: skip
+    row = point(back_to_back(4), metrics=samples, max_num_seqs=16, capture_effective_full=8)
+    assert row["bound"] == "graph-miss"
+    assert row["bound_all"].startswith("graph-miss (more than 8 running in 100%")
+    assert point(back_to_back(4), client_saturated=True)["bound"] == "client"
+    assert point(back_to_back(4))["bound"] is None
