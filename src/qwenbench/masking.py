@@ -10,10 +10,14 @@ from qwenbench.errors import UsageError
 
 MASK = "***"
 
-_SECRET_NAME = re.compile(r"(?:^|[_-])(?:token|api[_-]?keys?|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(?:^|[_-])(?:token|(?:api|access|private)[_-]?keys?|secret|password|passwd|passphrase|credentials?)$",
+    re.IGNORECASE,
+)
 _SECRET_FLAGS = frozenset({"api-key", "hf-token", "ssl-keyfile-password"})
 _TOKEN_SHAPES = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
-_URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^/\s@:]+(?::[^/\s@]*)?)@", re.IGNORECASE)
+# up to the last @ of the host part: passwords hold colons and, against the rules, @; JSON's quotes end it
+_URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s?#\"'<>\\]+@", re.IGNORECASE)
 _MIN_SECRET = 6  # a shorter value would mask ordinary words all over a log
 
 
@@ -26,6 +30,7 @@ def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
     """Raises UsageError when an argument carries a secret: process lists and run folders would show it."""
     for argument in arguments:
         flag, _, value = argument.partition("=")
+        flag = flag.split(" ", 1)[0]  # `--vllm-arg "--api-key abc"`: vLLM would refuse it, but the line would show it
         if flag.startswith("--") and is_secret_name(flag[2:]):
             raise UsageError(
                 f"{where}: {flag} carries a secret, and arguments show in process lists and in the run folder. "

@@ -10,6 +10,9 @@ from typing import Any
 
 import orjson
 
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.files import sync_folder
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -30,12 +33,20 @@ class Journal:
         self._path = path
 
     def entries(self) -> list[Entry]:
-        """All finished cells, oldest first; of a cell that was finished twice (--force) the last one counts."""
+        """All finished cells, oldest first; of a cell that was finished twice (--force) the last one counts.
+
+        Raises UsageError for a whole line that is no entry: someone else wrote it, so nothing is guessed.
+        """
         found: dict[str, Entry] = {}
-        for line in self._whole_lines():
-            record = orjson.loads(line)
-            found.pop(record["cell"], None)
-            found[record["cell"]] = Entry(**record)
+        for number, line in enumerate(self._whole_lines(), start=1):
+            try:
+                entry = Entry(**orjson.loads(line))
+            except (orjson.JSONDecodeError, TypeError) as error:
+                raise UsageError(
+                    f"{self._path}, line {number}: no journal entry ({error}). Remove that line to redo its cell."
+                ) from error
+            found.pop(entry.cell, None)
+            found[entry.cell] = entry
         return list(found.values())
 
     def append(self, entry: Entry) -> None:
@@ -51,12 +62,15 @@ class Journal:
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
         whole = sum(len(known) + 1 for known in self._whole_lines())
-        with self._path.open("r+b" if self._path.exists() else "w+b") as file:
+        new = not self._path.exists()
+        with self._path.open("w+b" if new else "r+b") as file:
             file.truncate(whole)
             file.seek(whole)
             file.write(line + b"\n")
             file.flush()
             os.fsync(file.fileno())
+        if new:
+            sync_folder(self._path.parent)
 
     def _whole_lines(self) -> list[bytes]:
         try:

@@ -33,13 +33,18 @@ class RunLock:
         handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = self._holder(handle)
             os.close(handle)
             who = f"process {holder.pid} on {holder.host}" if holder else "another process"
             raise UsageError(
                 f"{self._path.parent}: {who} is writing to this run. Wait for it, or stop it first."
             ) from None
+        except OSError as error:
+            os.close(handle)
+            raise UsageError(
+                f"{self._path.parent}: cannot be locked: {error.strerror}. Choose a folder on a local disk with --out."
+            ) from error
         holder = self._holder(handle)
         if holder is not None and holder.host != host_name() and not self._takeover:
             os.close(handle)
