@@ -1,0 +1,220 @@
+"""The price of capture: what each step of --max-cudagraph-capture-size costs in memory and time, and buys in speed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from qwenbench.analysis.cells import known, valid_rows
+from qwenbench.analysis.statistics import Estimate, combined, interval_of_means
+
+PRINTED_GIB_ERROR = 0.01
+"""Two figures that were printed with two decimals differ by so much less or more than their difference says."""
+
+PER_LAUNCH: dict[str, str] = {
+    "kv_cache_gib": "GiB",
+    "kv_cache_blocks": "blocks",
+    "kv_cache_tokens": "tokens",
+    "vram_ready_mib": "MiB",
+    "startup_s": "s",
+}
+"""Figures of a launch, from points.csv (else from the ledger, where it has them)."""
+FROM_LEDGER: dict[str, str] = {
+    "graphs_estimated_gib": "GiB",
+    "graphs_actual_gib": "GiB",
+    "kv_cache_tokens_logged": "tokens",
+    "capture_s": "s",
+}
+PER_SCENARIO: dict[str, str] = {"requests_that_fit": "requests"}
+PER_LOAD: dict[str, str] = {"output_tokens_per_s": "tok/s", "itl_ms_p50": "ms"}
+
+_LOAD = ("scenario", "profile", "load_shape", "concurrency", "rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """One figure's change from one capture size to the next larger one, all else being equal."""
+
+    config_from: str
+    config_to: str
+    capture_from: int
+    capture_to: int
+    max_num_seqs_from: int | None
+    max_num_seqs_to: int | None
+    """Follows the capture size where the sweep matched the two, as the seed advises."""
+    scenario: str | None
+    profile: str | None
+    load_shape: str | None
+    concurrency: float | None
+    rate: float | None
+    metric: str
+    unit: str
+    before: float | None
+    after: float | None
+    change: float | None
+    low: float | None
+    """Lower end of the change's 95 % interval; None with one repeat (indicative only)."""
+    high: float | None
+    basis: str
+    """`repeats`, `rounding` (of the printed figure) or `indicative`."""
+
+
+COLUMNS = tuple(Price.__dataclass_fields__)
+
+
+def price_of_capture(points: pd.DataFrame, ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per step of capture size, load and figure, with the columns of `Price`.
+
+    `points` are rows of points.csv (only valid ones count), `ledgers` config_id -> memory.json. Configurations are
+    compared when everything but capture (and a max-num-seqs that follows it) is the same. A figure that either
+    side lacks has no row. Without two capture sizes the frame is empty.
+    """
+    rows = valid_rows(points)
+    prices = [price for before, after in _steps(rows) for price in _prices(rows, ledgers, before, after)]
+    return pd.DataFrame([asdict(price) for price in prices], columns=list(COLUMNS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    config_id: str
+    capture: int
+    max_num_seqs: int | None
+
+
+def _steps(rows: pd.DataFrame) -> Iterator[tuple[_Config, _Config]]:
+    """Neighbouring capture sizes within each chain of otherwise equal configurations."""
+    if rows.empty or "capture" not in rows:
+        return
+    others = ["gpu_memory_utilization", *(str(name) for name in rows.columns if str(name).startswith("vary_"))]
+    others = [name for name in others if name in rows]
+    chains: dict[tuple[Any, ...], list[_Config]] = {}
+    for _, row in rows.drop_duplicates("config_id").iterrows():
+        if not known(row["capture"]):
+            continue
+        seqs = int(row["max_num_seqs"]) if known(row.get("max_num_seqs")) else None
+        config = _Config(str(row["config_id"]), int(row["capture"]), seqs)
+        fixed = "follows" if seqs == config.capture else seqs
+        key = (fixed, *(str(row[name]) for name in others))
+        chains.setdefault(key, []).append(config)
+    for chain in _with_crossed(chains):
+        ordered = sorted(chain, key=lambda config: config.capture)
+        for before, after in itertools.pairwise(ordered):
+            if before.capture < after.capture:
+                yield before, after
+
+
+def _with_crossed(chains: Mapping[tuple[Any, ...], list[_Config]]) -> Iterator[list[_Config]]:
+    """A crossed list has its diagonal (capture = max-num-seqs) in the chain of that max-num-seqs too."""
+    for key, chain in chains.items():
+        if key[0] == "follows":
+            yield chain
+            continue
+        diagonal = chains.get(("follows", *key[1:]), [])
+        yield chain + [config for config in diagonal if config.max_num_seqs == key[0]]
+
+
+def _prices(
+    rows: pd.DataFrame, ledgers: Mapping[str, Mapping[str, Any]], before: _Config, after: _Config
+) -> Iterator[Price]:
+    mine = {config.config_id: rows[rows["config_id"].astype(str) == config.config_id] for config in (before, after)}
+    old, new = mine[before.config_id], mine[after.config_id]
+    for metric, unit in (PER_LAUNCH | FROM_LEDGER).items():
+        pair = [
+            _launches(own, metric, ledgers.get(config.config_id, {})) for own, config in ((old, before), (new, after))
+        ]
+        yield from _price(before, after, {}, metric, unit, *pair)
+    for scenario in _both(old, new, ("scenario",)):
+        for metric, unit in PER_SCENARIO.items():
+            pair = [_launches(_at(own, scenario), metric, {}) for own in (old, new)]
+            yield from _price(before, after, scenario, metric, unit, *pair)
+    for load in _both(old, new, _LOAD):
+        for metric, unit in PER_LOAD.items():
+            pair = [_values(_at(own, load), metric) for own in (old, new)]
+            yield from _price(before, after, load, metric, unit, *pair)
+
+
+def _price(
+    before: _Config,
+    after: _Config,
+    load: Mapping[str, Any],
+    metric: str,
+    unit: str,
+    old: list[float],
+    new: list[float],
+) -> Iterator[Price]:
+    first, second = interval_of_means(old), interval_of_means(new)
+    if first.value is None or second.value is None:
+        return
+    change = combined([(1.0, second), (-1.0, first)])
+    low, high, basis = _interval(change, unit)
+    yield Price(
+        config_from=before.config_id,
+        config_to=after.config_id,
+        capture_from=before.capture,
+        capture_to=after.capture,
+        max_num_seqs_from=before.max_num_seqs,
+        max_num_seqs_to=after.max_num_seqs,
+        **{name: load.get(name) for name in _LOAD},
+        metric=metric,
+        unit=unit,
+        before=first.value,
+        after=second.value,
+        change=change.value,
+        low=low,
+        high=high,
+        basis=basis,
+    )
+
+
+def _interval(change: Estimate, unit: str) -> tuple[float | None, float | None, str]:
+    if change.value is None:
+        return None, None, "indicative"
+    rounding = PRINTED_GIB_ERROR if unit == "GiB" else 0.0
+    if change.low is not None and change.high is not None:
+        return change.low - rounding, change.high + rounding, "repeats"
+    if rounding:
+        return change.value - rounding, change.value + rounding, "rounding"
+    return None, None, "indicative"
+
+
+def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any]) -> list[float]:
+    """One value per launch: the points of a launch repeat its figures."""
+    if metric in rows:
+        column = pd.to_numeric(rows[metric], errors="coerce")
+        launches = rows["launch"] if "launch" in rows else pd.Series(1, index=rows.index)
+        values = [float(value) for value in column.groupby(launches).median() if not math.isnan(value)]
+        if values:
+            return values
+    value = ledger.get(metric)
+    return [float(value)] if value is not None else []
+
+
+def _values(rows: pd.DataFrame, metric: str) -> list[float]:
+    if metric not in rows:
+        return []
+    return [float(value) for value in pd.to_numeric(rows[metric], errors="coerce") if not math.isnan(value)]
+
+
+def _both(old: pd.DataFrame, new: pd.DataFrame, names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The loads that both configurations were measured at, in the order of the first."""
+    present = [name for name in names if name in old and name in new]
+    loads = [_keys(own[present].drop_duplicates()) for own in (old, new)]
+    return [load for load in loads[0] if load in loads[1]]
+
+
+def _keys(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {str(name): (value if known(value) else None) for name, value in row.items()}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _at(rows: pd.DataFrame, load: Mapping[str, Any]) -> pd.DataFrame:
+    for name, value in load.items():
+        rows = rows[rows[name].isna() if value is None else rows[name] == value]
+    return rows

@@ -1,0 +1,105 @@
+"""The price of capture, on the recorded servers' figures and on made-up repeats."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from qwenbench.analysis.price import COLUMNS, price_of_capture
+
+# The recorded H200 servers (docs/memory.md): KV GiB, blocks, graphs, start-up s, tok/s and ITL at 16 streams.
+RECORDED = {
+    "c16": (16, 17.32, 1074, 0.08, 186.2, 1552.2, 5.20),
+    "c32": (32, 17.31, 1074, 0.09, 167.7, 1628.0, 5.20),
+}
+
+
+def point(config: str, capture: int, **values: object) -> dict[str, object]:
+    return {
+        "config_id": config, "capture": capture, "max_num_seqs": capture, "gpu_memory_utilization": 0.95,
+        "scenario": "code", "profile": "none", "load_shape": "closed", "concurrency": 16, "rate": float("nan"),
+        "repeat": 1, "launch": 1, "valid": True, **values,
+    }  # fmt: skip
+
+
+def row(prices: pd.DataFrame, metric: str) -> pd.Series:
+    found = prices[prices["metric"] == metric]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_one_launch_of_each():
+    points = pd.DataFrame(
+        point(name, capture, kv_cache_gib=kv, kv_cache_blocks=blocks, startup_s=start, output_tokens_per_s=speed,
+              itl_ms_p50=itl, requests_that_fit=(blocks - 1) // 5)
+        for name, (capture, kv, blocks, _, start, speed, itl) in RECORDED.items()
+    )  # fmt: skip
+    ledgers = {name: {"graphs_actual_gib": values[3], "capture_s": None} for name, values in RECORDED.items()}
+    prices = price_of_capture(points, ledgers)
+    assert tuple(prices.columns) == COLUMNS
+    kv = row(prices, "kv_cache_gib")
+    assert (kv["capture_from"], kv["capture_to"], kv["max_num_seqs_to"]) == (16, 32, 32)
+    assert kv["change"] == pytest.approx(-0.01)
+    assert (kv["low"], kv["high"], kv["basis"]) == (pytest.approx(-0.02), pytest.approx(0.0), "rounding")
+    assert row(prices, "graphs_actual_gib")["change"] == pytest.approx(0.01)
+    assert row(prices, "requests_that_fit")["change"] == 0
+    speed = row(prices, "output_tokens_per_s")
+    assert speed["change"] == pytest.approx(75.8)
+    assert pd.isna(speed["low"]) and speed["basis"] == "indicative"
+    assert (speed["scenario"], speed["concurrency"]) == ("code", 16)
+    # What neither the points nor the ledger knows has no row, rather than a 0.
+    assert "capture_s" not in set(prices["metric"])
+
+
+def test_repeats_give_an_interval_that_holds_the_change():
+    points = pd.DataFrame(
+        point(f"c{capture}", capture, repeat=repeat, launch=repeat, output_tokens_per_s=1000 + capture + noise,
+              startup_s=100.0 + capture + noise)
+        for capture in (16, 32, 64)
+        for repeat, noise in ((1, -2.0), (2, 0.0), (3, 2.0))
+    )  # fmt: skip
+    prices = price_of_capture(points, {})
+    speed = prices[prices["metric"] == "output_tokens_per_s"]
+    assert list(zip(speed["capture_from"], speed["capture_to"], strict=True)) == [(16, 32), (32, 64)]
+    assert list(speed["change"]) == [16.0, 32.0]
+    for _, price in speed.iterrows():
+        assert price["low"] < price["change"] < price["high"]
+        assert price["basis"] == "repeats"
+    assert list(prices[prices["metric"] == "startup_s"]["basis"]) == ["repeats", "repeats"]
+
+
+def test_only_equal_configurations_are_compared():
+    points = pd.DataFrame(
+        [
+            point("a", 16, max_num_seqs=16, output_tokens_per_s=1.0),
+            point("b", 32, max_num_seqs=16, output_tokens_per_s=2.0),
+            point("c", 32, max_num_seqs=32, output_tokens_per_s=3.0),
+            point("d", 64, max_num_seqs=64, gpu_memory_utilization=0.8, output_tokens_per_s=4.0),
+            point("e", 64, max_num_seqs=64, valid=False, output_tokens_per_s=5.0),
+        ]
+    )
+    prices = price_of_capture(points, {})
+    steps = set(zip(prices["config_from"], prices["config_to"], strict=True))
+    # a -> c: max-num-seqs follows capture; a -> b: it stays 16.
+    assert steps == {("a", "c"), ("a", "b")}
+
+
+def test_loads_that_only_one_side_has_are_left_out():
+    points = pd.DataFrame(
+        [
+            point("a", 16, concurrency=8, output_tokens_per_s=1.0),
+            point("b", 32, concurrency=16, output_tokens_per_s=2.0),
+            point("a", 16, load_shape="poisson", concurrency=float("nan"), rate=2.0, output_tokens_per_s=3.0),
+            point("b", 32, load_shape="poisson", concurrency=float("nan"), rate=2.0, output_tokens_per_s=5.0),
+        ]
+    )
+    speed = price_of_capture(points, {}).query("metric == 'output_tokens_per_s'")
+    assert list(speed["change"]) == [2.0]
+    assert list(speed["rate"]) == [2.0]
+
+
+@pytest.mark.parametrize("points", [pd.DataFrame(), pd.DataFrame([point("a", 16)])])
+def test_without_two_capture_sizes_there_is_no_price(points):
+    prices = price_of_capture(points, {})
+    assert prices.empty
+    assert tuple(prices.columns) == COLUMNS
