@@ -1,43 +1,31 @@
-"""The cards that can be simulated: a size, a bandwidth and a compute figure each, relative to the measured one.
-
-The recorded server ran on an H200; every other card's speed is scaled from it and so extrapolated.
-"""
+"""The card that is simulated. The recorded server ran on an H200; every other card's speed is extrapolated."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from qwenbench.capacity.cards import Card, find_card
 
-from qwenbench.errors import UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class SimCard:
-    """A card as the simulator sees it."""
-
-    name: str
-    nvml_mib: float
-    """Total that NVML reports."""
-    cuda_gib: float
-    """Total that CUDA reports, which --gpu-memory-utilization multiplies."""
-    bandwidth_gbps: float
-    compute_tflops: float
-    """Dense BF16."""
-    tdp_w: float
-
-
-_CARDS = (
-    SimCard("h200", 143_771, 139.9, 4800, 989, 700),
-    SimCard("rtx-5090", 32_607, 31.36, 1792, 209.5, 575),
-    SimCard("rtx-4090", 24_564, 23.52, 1008, 165.2, 450),
-    SimCard("rtx-pro-6000", 97_887, 94.97, 1792, 252, 600),
-)
 MEASURED = "h200"
+_POWER_LIMIT_W = {
+    "rtx-5090": 575.0,
+    "rtx-5080": 360.0,
+    "rtx-4090": 450.0,
+    "rtx-3090": 350.0,
+    "l4": 72.0,
+    "l40s": 350.0,
+    "a100-80g": 400.0,
+    "h100": 700.0,
+    "h200": 700.0,
+}
+"""Data sheets' board power."""
+_UNKNOWN_LIMIT_W = 400.0
 
 
-def sim_card(name: str) -> SimCard:
-    """The card of that name. Raises UsageError for an unknown one."""
-    for card in _CARDS:
-        if card.name == name:
-            return card
-    known = ", ".join(card.name for card in _CARDS)
-    raise UsageError(f"--sim-card {name}: unknown card (known: {known})")
+def power_limit_w(card: Card) -> float:
+    """The board's power limit in W, 400 where it is not known (the power model is rough anyway)."""
+    return _POWER_LIMIT_W.get(card.name, _UNKNOWN_LIMIT_W)
+
+
+def relative_speed(card: Card) -> tuple[float, float]:
+    """(memory bandwidth, BF16 compute) of the card in units of the measured one."""
+    measured = find_card(MEASURED)
+    return card.bandwidth_gb_s / measured.bandwidth_gb_s, card.bf16_tflops / measured.bf16_tflops

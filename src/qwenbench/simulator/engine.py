@@ -11,11 +11,12 @@ from typing import Protocol
 
 from qwenbench.simulator.memory import VramGauge
 from qwenbench.simulator.metrics import EngineMetrics, Lateness
+from qwenbench.simulator.pipeline import Pipeline, Turn
 from qwenbench.simulator.power import EnergyMeter
 from qwenbench.simulator.scheduler import Scheduler, SimRequest, Step
 from qwenbench.simulator.timer import Alarm
 
-STEPS_AT_ONCE = 4
+TURNS_AT_ONCE = 4
 """Overdue steps that are sent before the event loop may read sockets again."""
 LATENESS_GROUP = 8
 """The clock is read once for so many tokens."""
@@ -43,7 +44,7 @@ class LiveRequest(SimRequest):
 
 
 class Engine:
-    """One engine core. Virtual time is time.monotonic(); a step begins where the one before ended."""
+    """One engine core. Virtual time is time.monotonic(); a turn begins where the one before ended."""
 
     def __init__(self, scheduler: Scheduler, vram: VramGauge, energy: EnergyMeter, frontend_s: float) -> None:
         self.scheduler = scheduler
@@ -55,15 +56,17 @@ class Engine:
         self.on_step: Callable[[Step], None] | None = None
         """Called with each step before it is applied (failures are injected here)."""
         self._frontend_s = frontend_s
+        self._last_delivery = 0.0
         self._incoming: deque[LiveRequest] = deque()
-        self._step: Step | None = None
+        self._pipeline = Pipeline(scheduler)
+        self._turn: Turn | None = None
         self._alarm = Alarm(asyncio.get_running_loop(), self._on_alarm)
 
     def submit(self, request: LiveRequest) -> None:
         """Takes a request in; it reaches the scheduler after the time that the frontend takes."""
         request.arrival = request.received + self._frontend_s
         self._incoming.append(request)
-        if self._step is None:
+        if self._turn is None:
             self._alarm.set(self._incoming[0].arrival)
 
     def abort(self, request: LiveRequest) -> None:
@@ -81,7 +84,7 @@ class Engine:
         """The engine core is gone: every request fails, nothing is scheduled any more."""
         self.dead = True
         self._alarm.close()
-        self._step = None
+        self._turn = None
         orphans = [*self._incoming, *self.scheduler.running, *self.scheduler.waiting]
         for request in orphans:
             if isinstance(request, LiveRequest) and request.sink is not None:
@@ -90,7 +93,7 @@ class Engine:
     def close(self) -> None:
         """Stops without a word to the clients."""
         self._alarm.close()
-        self._step = None
+        self._turn = None
 
     @property
     def running(self) -> int:
@@ -103,32 +106,34 @@ class Engine:
         return len(self.scheduler.waiting)
 
     def _on_alarm(self) -> None:
-        step = self._step
-        if step is None:
+        turn = self._turn
+        if turn is None:
             if self._incoming:
                 self._advance(self._incoming[0].arrival)
             return
-        for _ in range(STEPS_AT_ONCE):
-            self._finish(step)
-            if self.dead:
+        for _ in range(TURNS_AT_ONCE):
+            if turn.deliver is not None:
+                self._deliver(turn.deliver, turn.at)
+                if self.dead:
+                    return
+            self._advance(turn.at)
+            if self._turn is None or self._turn.at > time.monotonic():
                 return
-            self._advance(step.end)
-            if self._step is None or self._step.end > time.monotonic():
-                return
-            step = self._step
+            turn = self._turn
+        self._alarm.set(turn.at)
 
     def _advance(self, now: float) -> None:
-        """Begins the step at `now`, or waits for the next request."""
+        """Takes the turn at `now`, or waits for the next request."""
         incoming = self._incoming
         while incoming and incoming[0].arrival <= now:
             self.scheduler.add(incoming.popleft())
-        self._step = step = self.scheduler.plan(now)
-        if step is not None:
-            self._alarm.set(step.end)
+        self._turn = turn = self._pipeline.turn(now)
+        if turn is not None:
+            self._alarm.set(turn.at)
         elif incoming:
             self._alarm.set(incoming[0].arrival)
 
-    def _finish(self, step: Step) -> None:
+    def _deliver(self, step: Step, now: float) -> None:
         scheduler, metrics = self.scheduler, self.metrics
         if self.on_step is not None:
             self.on_step(step)
@@ -138,36 +143,37 @@ class Engine:
         produced = scheduler.complete(step)
         self.energy.step(step)
         metrics.generation_tokens += len(produced)
-        end = step.end
         together = sent = prompts = 0
+        before, self._last_delivery = self._last_delivery, now
         clock = time.monotonic
         for request in produced:
             assert isinstance(request, LiveRequest) and request.sink is not None
-            if request.last_token_at == step.start:
+            if request.last_token_at == before:
                 together += 1
             elif request.generated == 1:
-                self._first_token(request, end)
+                self._first_token(request, now)
                 prompts += request.prompt_tokens
             else:
-                metrics.itl.observe(end - request.last_token_at)
-            request.last_token_at = end
+                metrics.itl.observe(now - request.last_token_at)
+            request.last_token_at = now
             request.sink.token(request)
             if request.ended:
                 self._ended(request)
             sent += 1
             if sent == LATENESS_GROUP:
-                self.lateness.add((clock() - end) * 1000.0, sent)
+                self.lateness.add((clock() - now) * 1000.0, sent)
                 sent = 0
         if together:
-            metrics.itl.observe(end - step.start, together)
+            metrics.itl.observe(now - before, together)
         if sent:
-            self.lateness.add((clock() - end) * 1000.0, sent)
+            self.lateness.add((clock() - now) * 1000.0, sent)
         # vLLM counts a prompt when it is complete, whole, whatever the step's own share of it.
         metrics.prompt_tokens += prompts
         metrics.iteration_tokens.observe(prompts + len(produced))
 
     def _first_token(self, request: LiveRequest, now: float) -> None:
         metrics = self.metrics
+        request.first_token_at = now
         scheduled = request.scheduled_at if request.scheduled_at is not None else request.arrival
         metrics.ttft.observe(now - request.received)
         metrics.queue.observe(max(scheduled - request.arrival, 0.0))

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwenbench.capacity.cards import Card
+from qwenbench.capacity.graphs import graphs_gib
 from qwenbench.simulator import blocks
-from qwenbench.simulator.cards import SimCard
 from qwenbench.simulator.options import MODEL_LENGTH, ServeOptions
 
 GIB = 2**30
@@ -58,12 +59,12 @@ class MemoryPlan:
         return blocks.blocks_of(self.max_model_len, self.state_blocks, self.block_tokens) * BLOCK_BYTES / GIB
 
 
-def plan_memory(options: ServeOptions, card: SimCard, figures: Mapping[str, Any]) -> MemoryPlan:
+def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any]) -> MemoryPlan:
     """What the configuration gets on the card. `figures` is the `memory` object of calibration.json."""
-    requested = options.gpu_memory_utilization * card.cuda_gib
+    requested = options.gpu_memory_utilization * card.cuda_gib()
     capture = max(options.capture_sizes, default=0)
-    estimated = graph_gib(capture, figures["graphs_estimated_gib"])
-    actual = graph_gib(capture, figures["graphs_actual_gib"])
+    estimated = graphs_gib(capture, options.max_num_seqs)
+    actual = _graphs_actual_gib(capture, figures["graphs_actual_gib"])
     extra_tokens = (options.max_num_batched_tokens - 2048) / 1024
     other = figures["activations_gib"] + figures["activations_gib_per_1024_tokens_guess"] * extra_tokens
     kv_gib = requested - figures["weights_gib"] - other - estimated
@@ -85,8 +86,8 @@ def plan_memory(options: ServeOptions, card: SimCard, figures: Mapping[str, Any]
         + num_blocks * BLOCK_BYTES / 2**20
     )
     return MemoryPlan(
-        total_gib=card.cuda_gib,
-        free_gib=card.cuda_gib - figures["context_gib"],
+        total_gib=card.cuda_gib(),
+        free_gib=card.cuda_gib() - figures["context_gib"],
         requested_gib=requested,
         weights_gib=figures["weights_gib"],
         graphs_estimated_gib=estimated,
@@ -100,8 +101,8 @@ def plan_memory(options: ServeOptions, card: SimCard, figures: Mapping[str, Any]
     )
 
 
-def graph_gib(capture: int, line: Mapping[str, float]) -> float:
-    """GiB that graphs up to this batch size take: a straight line through the recorded sizes; 0 when eager."""
+def _graphs_actual_gib(capture: int, line: Mapping[str, float]) -> float:
+    """GiB that graphs up to this batch size really take: a line through the recorded sizes; 0 when eager."""
     return line["base"] + line["per_size"] * capture if capture else 0.0
 
 
@@ -120,7 +121,7 @@ def interpolate(table: list[list[float]], at: float) -> float:
 class VramGauge:
     """What NVML would show: it rises with the largest batch seen, by PyTorch's allocator, and never falls."""
 
-    def __init__(self, plan: MemoryPlan, card: SimCard, overshoot: list[list[float]]) -> None:
+    def __init__(self, plan: MemoryPlan, card: Card, overshoot: list[list[float]]) -> None:
         self._ready = plan.ready_mib
         self._limit = card.nvml_mib
         self._overshoot = overshoot

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from qwenbench.simulator.cards import SimCard
+from qwenbench.capacity.cards import Card
 from qwenbench.simulator.engine import Engine
 from qwenbench.simulator.memory import MemoryPlan
 from qwenbench.simulator.metrics import Exposition
 from qwenbench.simulator.options import ServeOptions
 
 
-def metrics_page(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: SimCard) -> str:
+def metrics_page(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> str:
     """vLLM's families that a benchmark reads, then the simulator's own gauges (qwenbench_sim:*)."""
     page = Exposition(options.served_model_names[0], engine.metrics.created)
     _gauges(page, engine)
@@ -126,7 +126,7 @@ def _cache_labels(options: ServeOptions, plan: MemoryPlan) -> str:
     return ",".join(f'{name}="{value}"' for name, value in labels.items())
 
 
-def _own(page: Exposition, engine: Engine, card: SimCard) -> None:
+def _own(page: Exposition, engine: Engine, card: Card) -> None:
     labels = f'card="{card.name}"'
     values = {
         "server_late_mean_ms": ("mean time by which tokens left after they were due", engine.lateness.mean_ms),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from qwenbench.capacity.graphs import capture_sizes
 from qwenbench.errors import UsageError
 from qwenbench.simulator import vllm_flags
 
@@ -67,8 +68,7 @@ class ServeOptions:
             return self.capture_list
         limit = self.capture if self.capture is not None else min(2 * self.max_num_seqs, 512)
         limit = min(limit, self.max_num_batched_tokens)
-        sizes = [1, 2, 4, *range(8, 256, 8), *range(256, limit + 1, 16)]
-        return tuple(size for size in sizes if size <= limit)
+        return capture_sizes(limit)
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeOptions:

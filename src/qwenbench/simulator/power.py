@@ -28,13 +28,13 @@ class EnergyMeter:
         """Counts a step's energy."""
         share = self._prefill if step.prefill_tokens >= 512 else self._base + self._per_sequence * step.decodes
         watts = self._idle_w + self._range_w * min(share, 1.0)
-        seconds = step.end - step.start
+        seconds = step.seconds
         self._busy_j += watts * seconds
         self._busy_s += seconds
         # NVML's figure is itself an average over about a tenth of a second.
         weight = min(seconds / 0.1, 1.0)
         self._last_w += (watts - self._last_w) * weight
-        self._last_end = step.end
+        self._last_end = self._clock()
 
     @property
     def power_w(self) -> float:

@@ -1,7 +1,8 @@
-"""vLLM's scheduler in virtual time: continuous batching, chunked prefill, preemption by recompute.
+"""vLLM's asynchronous scheduler in virtual time: continuous batching, chunked prefill, preemption by recompute.
 
-Nothing here knows of a clock or a socket. `plan(now)` decides what the step that begins at `now` does and how
-long it takes; `complete(step)` applies it. All times are seconds on one axis of the caller's choice.
+Nothing here knows of a clock or a socket. `plan(now)` decides what the next step does while the one before may
+still run, as vLLM does: a request whose token is under way is scheduled as if it had it. `complete(step)` takes
+a step's tokens in. All times are seconds on one axis of the caller's choice.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ class SimRequest:
     """One per full block of the prompt, each depending on all before it and on the cache salt."""
     table: BlockTable = field(default_factory=BlockTable)
     computed: int = 0
-    """Tokens whose KV is in the cache."""
+    """Tokens whose KV is in the cache, or will be when the steps under way have run."""
     generated: int = 0
+    under_way: int = 0
+    """Tokens that planned steps will still bring."""
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache held when it was first scheduled."""
     preemptions: int = 0
@@ -50,16 +53,35 @@ class SchedulerLimits:
     """Largest batch that has a CUDA graph; 0 with --enforce-eager."""
 
 
+@dataclass(slots=True)
+class Work:
+    """One request's share of a step."""
+
+    request: SimRequest
+    tokens: int
+    """Tokens that are computed for it."""
+    samples: bool
+    """Whether it gets a token at the end."""
+    epoch: int
+    """The request's number of preemptions when this was planned: a later preemption voids it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One pass through the model."""
 
-    start: float
-    end: float
-    work: list[tuple[SimRequest, int]]
-    """Each request with the tokens that are computed for it."""
+    work: list[Work]
     prefill_tokens: int
     decodes: int
+    host_s: float
+    """Time for which the engine's thread is busy launching it."""
+    device_s: float
+    """Time on the GPU, which begins when the step before has left it."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the step takes in a row of like steps."""
+        return max(self.host_s, self.device_s)
 
 
 class Scheduler:
@@ -92,58 +114,52 @@ class Scheduler:
             self.waiting.remove(request)
 
     def plan(self, now: float) -> Step | None:
-        """The step that begins at `now`; None when there is nothing to do.
+        """The next step, planned at `now`; None when there is nothing to compute.
 
         Running requests come first, then waiting ones while budget, sequences and blocks last: vLLM's order.
         """
-        budget = self.limits.max_num_batched_tokens
-        work, budget, preempted = self._schedule_running(budget)
+        work, budget, preempted = self._schedule_running(self.limits.max_num_batched_tokens)
         if not preempted:
             self._admit(work, budget, now)
         if not work:
             return None
         prefill = decodes = context = 0
-        for request, tokens in work:
-            context += request.computed
-            if tokens == 1 and request.generated:
+        for part in work:
+            context += part.request.computed
+            if part.tokens == 1 and part.samples:
                 decodes += 1
             else:
-                prefill += tokens
-        milliseconds = self.model.step_ms(decodes, prefill, context, self.limits.captured_size)
-        jitter = min(max(self._random.gauss(0.0, self.model.jitter), -0.2), 0.2)
-        return Step(now, now + milliseconds * (1.0 + jitter) / 1000.0, work, prefill, decodes)
+                prefill += part.tokens
+        host_ms, device_ms = self.model.step_ms(decodes, prefill, context, self.limits.captured_size)
+        factor = (1.0 + min(max(self._random.gauss(0.0, self.model.jitter), -0.2), 0.2)) / 1000.0
+        return Step(work, prefill, decodes, host_ms * factor, device_ms * factor)
 
     def complete(self, step: Step) -> list[SimRequest]:
-        """Applies a step at its end. Returns the requests that got a token, in scheduling order.
-
-        `last_token_at` still holds the time of the token before: the caller sets it once it has been used.
-        """
+        """Takes in a step's results. Returns the requests that got a token, in scheduling order."""
         produced = []
         ended = False
-        for request, tokens in step.work:
-            if request.ended:
+        for part in step.work:
+            request = part.request
+            if not part.samples or request.ended or request.preemptions != part.epoch:
                 continue
-            before = request.computed
-            request.computed = before + tokens
-            if request.hashes:
-                self._publish(request, before)
-            if request.computed >= request.prompt_tokens + request.generated:
-                request.generated += 1
-                if request.first_token_at is None:
-                    request.first_token_at = step.end
-                produced.append(request)
-                if request.generated >= request.output_tokens:
-                    request.ended = ended = True
+            request.under_way -= 1
+            request.generated += 1
+            produced.append(request)
+            if request.generated >= request.output_tokens:
+                request.ended = ended = True
         if ended:
-            self._drop_finished()
+            self._drop_ended()
         return produced
 
-    def _schedule_running(self, budget: int) -> tuple[list[tuple[SimRequest, int]], int, bool]:
-        work: list[tuple[SimRequest, int]] = []
+    def _schedule_running(self, budget: int) -> tuple[list[Work], int, bool]:
+        work: list[Work] = []
         preempted = False
         at = 0
         while at < len(self.running) and budget > 0:
             request = self.running[at]
+            at += 1
+            if request.generated + request.under_way >= request.output_tokens:
+                continue  # its last token is under way
             tokens = self._chunk(request, budget)
             target = request.computed + tokens
             while target > request.table.capacity and not self.pool.grow(request.table, target):
@@ -153,16 +169,16 @@ class Scheduler:
                 if victim is request:
                     return work, budget, preempted
             if tokens:
-                work.append((request, tokens))
+                work.append(self._begin(request, tokens))
                 budget -= tokens
-            at += 1
         return work, budget, preempted
 
-    def _admit(self, work: list[tuple[SimRequest, int]], budget: int, now: float) -> None:
+    def _admit(self, work: list[Work], budget: int, now: float) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_num_seqs:
             request = self.waiting[0]
             # The last prompt token is always computed, since its logits give the first output token.
-            possible = request.hashes[: (request.prompt_tokens + request.generated - 1) // self.pool.block_tokens]
+            known = request.prompt_tokens + request.generated
+            possible = request.hashes[: (known - 1) // self.pool.block_tokens]
             found = self.pool.lookup(possible) if self.pool.caching else 0
             request.computed = found * self.pool.block_tokens
             tokens = self._chunk(request, budget)
@@ -177,12 +193,23 @@ class Scheduler:
                 if self.pool.caching:
                     self.prefix_queries += request.prompt_tokens
                     self.prefix_hits += request.computed
-            work.append((request, tokens))
+            work.append(self._begin(request, tokens))
             budget -= tokens
+
+    def _begin(self, request: SimRequest, tokens: int) -> Work:
+        """Counts the tokens as computed from now on."""
+        before = request.computed
+        request.computed = before + tokens
+        samples = request.computed >= request.prompt_tokens + request.generated + request.under_way
+        if samples:
+            request.under_way += 1
+        if request.hashes:
+            self._publish(request, before)
+        return Work(request, tokens, samples, request.preemptions)
 
     def _chunk(self, request: SimRequest, budget: int) -> int:
         """Tokens to compute now. With caching on, a chunk that is not the last ends at a block's end."""
-        left = request.prompt_tokens + request.generated - request.computed
+        left = request.prompt_tokens + request.generated + request.under_way - request.computed
         if left <= budget:
             return left
         if not self.pool.caching or self.limits.max_num_batched_tokens < self.pool.block_tokens:
@@ -193,6 +220,7 @@ class Scheduler:
     def _preempt(self, victim: SimRequest) -> None:
         self.pool.release(victim.table)
         victim.computed = 0
+        victim.under_way = 0
         victim.preemptions += 1
         self.preemptions += 1
         self.waiting.appendleft(victim)
@@ -203,7 +231,7 @@ class Scheduler:
         for index in range(first, min(request.computed // size, len(request.hashes))):
             self.pool.publish(request.table, request.hashes[index])
 
-    def _drop_finished(self) -> None:
+    def _drop_ended(self) -> None:
         running = []
         for request in self.running:
             if request.ended:

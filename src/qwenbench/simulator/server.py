@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
 from qwenbench.simulator import failures, log, startup, text
 from qwenbench.simulator.answers import StreamAnswer, WholeAnswer
@@ -26,7 +27,7 @@ from qwenbench.simulator.asks import (
     prompt_tokens,
 )
 from qwenbench.simulator.blocks import BlockPool
-from qwenbench.simulator.cards import MEASURED, SimCard, sim_card
+from qwenbench.simulator.cards import MEASURED, power_limit_w, relative_speed
 from qwenbench.simulator.engine import Engine, LiveRequest
 from qwenbench.simulator.http1 import HttpConnection, HttpRequest
 from qwenbench.simulator.memory import MemoryPlan, VramGauge, plan_memory
@@ -41,19 +42,16 @@ EXIT_AFTER_DEATH_S = 2.5
 """A server whose engine died ends by itself so long after the next request found out (recorded: about 3 s)."""
 
 
-def step_model(card: SimCard, time_scale: float = 1.0) -> StepModel:
+def step_model(card: Card, time_scale: float = 1.0) -> StepModel:
     """The fitted model, scaled to the card (an extrapolation for every card but the measured one)."""
-    measured = sim_card(MEASURED)
-    model = calibrated_model().scaled(
-        card.bandwidth_gbps / measured.bandwidth_gbps, card.compute_tflops / measured.compute_tflops
-    )
+    model = calibrated_model().scaled(*relative_speed(card))
     return model.stretched(time_scale)
 
 
 class App:
     """Routes requests to the engine."""
 
-    def __init__(self, options: ServeOptions, plan: MemoryPlan, card: SimCard) -> None:
+    def __init__(self, options: ServeOptions, plan: MemoryPlan, card: Card) -> None:
         self.options = options
         self.plan = plan
         self.card = card
@@ -73,7 +71,7 @@ class App:
         self.engine = Engine(
             Scheduler(limits, pool, model, options.seed),
             VramGauge(plan, card, figures["memory"]["overshoot_mib"]),
-            EnergyMeter(figures["power"], card.tdp_w),
+            EnergyMeter(figures["power"], power_limit_w(card)),
             model.frontend_ms / 1000.0,
         )
         self.finished = asyncio.Event()
@@ -213,7 +211,7 @@ _PHRASES = {
 
 async def serve(options: ServeOptions) -> int:
     """Runs the server until a signal or its own end; returns the exit status. Raises UsageError."""
-    card = sim_card(options.card)
+    card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"])
     phases = calibration()["startup"]["warm" if options.warm else "cold"]
     times = startup.StartTimes(phases, options.time_scale if options.startup == "real" else 0.0)

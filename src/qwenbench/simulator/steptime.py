@@ -1,12 +1,13 @@
 """How long one engine step takes, from a handful of numbers that bench/calibrate_simulator.py fits.
 
     decode step    d sequences, no prefill:  captured(d) up to the captured size, eager(d) above it
-    mixed step     p prefill tokens as well: max(launch floor, first + p x per_token) + d x per_sequence
+    mixed step     p prefill tokens as well: max(floor, first + p x per_token) + d x per_sequence
     both           + context tokens read x per_context_token
 
 The captured curve is a table over batch sizes with straight lines between (a graph is padded to the next
 captured size, which those tables already hold). The jump above the captured size is the fall out of the
-CUDA graphs into kernel launches one by one.
+CUDA graphs into kernel launches one by one. A mixed or eager step keeps the engine's thread for all its time
+(pipeline.py says what follows from that), a captured one only for `graph_launch_ms`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class StepModel:
     captured_batch: tuple[int, ...]
     captured_ms: tuple[float, ...]
     """Decode step inside a CUDA graph at these batch sizes."""
-    launch_ms: float
+    fixed_ms: float
     """The part of a captured step that no memory bandwidth shortens."""
+    graph_launch_ms: float
+    """Host time of a captured step."""
     eager_ms: float
     """Decode step outside the graphs: kernel launches, whatever the batch."""
     eager_per_sequence_ms: float
@@ -58,22 +61,26 @@ class StepModel:
         prefill = self.mixed_first_ms + self.mixed_per_token_ms * prefill_tokens
         return max(self.mixed_floor_ms, prefill) + self.mixed_per_sequence_ms * sequences
 
-    def step_ms(self, sequences: int, prefill_tokens: int, context_tokens: int, captured_size: int) -> float:
-        """Milliseconds of any step, without its jitter. `context_tokens`: read by all sequences together."""
+    def step_ms(
+        self, sequences: int, prefill_tokens: int, context_tokens: int, captured_size: int
+    ) -> tuple[float, float]:
+        """(host, device) milliseconds of any step, without jitter. `context_tokens`: of all sequences together."""
         context = self.per_context_token_ms * context_tokens
         if prefill_tokens:
-            return self.mixed_ms(sequences, prefill_tokens) + context
-        return self.decode_ms(sequences, captured_size) + context
+            both = self.mixed_ms(sequences, prefill_tokens) + context
+            return both, both
+        device = self.decode_ms(sequences, captured_size) + context
+        return device if sequences > captured_size else self.graph_launch_ms, device
 
     def scaled(self, bandwidth: float, compute: float) -> StepModel:
         """The same model on a card with so many times the memory bandwidth and compute: an extrapolation.
 
-        Decoding in graphs is taken as bound by memory but for `launch_ms`, prefill tokens by compute; launch
+        Decoding in graphs is taken as bound by memory but for `fixed_ms`, prefill tokens by compute; launch
         costs are the host's and stay.
         """
         return replace(
             self,
-            captured_ms=tuple(self.launch_ms + (ms - self.launch_ms) / bandwidth for ms in self.captured_ms),
+            captured_ms=tuple(self.fixed_ms + (ms - self.fixed_ms) / bandwidth for ms in self.captured_ms),
             mixed_per_token_ms=self.mixed_per_token_ms / compute,
             per_context_token_ms=self.per_context_token_ms / bandwidth,
         )
@@ -85,7 +92,8 @@ class StepModel:
         return replace(
             self,
             captured_ms=tuple(ms * factor for ms in self.captured_ms),
-            launch_ms=self.launch_ms * factor,
+            fixed_ms=self.fixed_ms * factor,
+            graph_launch_ms=self.graph_launch_ms * factor,
             eager_ms=self.eager_ms * factor,
             eager_per_sequence_ms=self.eager_per_sequence_ms * factor,
             mixed_floor_ms=self.mixed_floor_ms * factor,

@@ -1,0 +1,1 @@
+"""Parts of bench/calibrate_simulator.py: reading recorded loads, fitting, comparing, writing."""
