@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenbench.analysis.columns import POINT_COLUMNS
 from qwenbench.report.document import ConfigView, Document, PointView
-from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term, text
+from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term
 from qwenbench.report.points import known, level_of
 from qwenbench.runfolder.run import Run
 

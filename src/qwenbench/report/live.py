@@ -1,0 +1,266 @@
+"""The view of a sweep while it runs: bars with ETA and the current points on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live as Screen
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from qwenbench.engine.server import Failure
+from qwenbench.sweep.plan import Cell, Configuration
+from qwenbench.sweep.progress import Live, Progress
+
+Clock = Callable[[], float]
+_Figure = tuple[Any, Callable[[Any], str]]
+"""A value that may be None, and how it is said."""
+
+
+@contextmanager
+def terminal_progress(console: Console, clock: Clock = time.monotonic) -> Iterator[Progress]:
+    """A Progress for this console: a live view where it is a terminal, one line per event where it is not."""
+    if not console.is_terminal:
+        yield PlainLines(console, clock)
+        return
+    # refreshed by the sweep's own ticks: a refresh thread would take the interpreter away from the load
+    with Screen(console=console, auto_refresh=False, transient=True) as screen:
+        yield LiveView(console, screen, clock)
+
+
+class Pace:
+    """How far the sweep is, and how long the rest will take at the pace so far."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._resumed = 0
+        self.cells = 0
+        self.done = 0
+
+    def plan(self, cells: int, done: int) -> None:
+        """Starts counting: `done` cells were there already and say nothing about the pace."""
+        self.cells, self.done, self._resumed = cells, done, done
+        self._began = self._clock()
+
+    def seconds_left(self) -> float | None:
+        """Launches and warm-ups included, as they were so far; None before the first cell."""
+        finished = self.done - self._resumed
+        if finished < 1:
+            return None
+        return (self._clock() - self._began) / finished * (self.cells - self.done)
+
+    def __str__(self) -> str:
+        left = self.seconds_left()
+        return f"{self.done}/{self.cells} points" + ("" if left is None else f", {duration(left)} left")
+
+
+class PlainLines:
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, console: Console, clock: Clock = time.monotonic, pace: Pace | None = None) -> None:
+        self._console = console
+        self._pace = pace or Pace(clock)
+
+    def plan(self, cells: int, done: int) -> None:
+        """See Progress."""
+        self._pace.plan(cells, done)
+        self._say(f"{cells} points" + (f", {done} of them done already" if done else ""))
+
+    def launching(self, configuration: Configuration, launch: int) -> None:
+        """See Progress."""
+        again = f" (launch {launch})" if launch > 1 else ""
+        self._say(f"{configuration.config_id}: starting the server{again}")
+
+    def ready(self, configuration: Configuration, seconds: float) -> None:
+        """See Progress."""
+        self._say(f"{configuration.config_id}: ready after {seconds:.1f} s")
+
+    def cell_started(self, cell: Cell, number: int) -> None:
+        """Silent: the line comes when the point is done."""
+
+    def live(self, cell: Cell, live: Live) -> None:
+        """Silent: a log is no place for a figure that changes every second."""
+
+    def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self._pace.done += 1
+        self._say(f"[{self._pace}] {describe_point(cell, point)}")
+
+    def failed(self, config_id: str, failure: Failure) -> None:
+        """See Progress."""
+        self._say(f"{config_id}: FAILED, {failure.kind}: {failure.evidence}")
+        if failure.advice:
+            self._say(f"  {failure.advice}")
+
+    def note(self, text: str) -> None:
+        """See Progress."""
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        # lines stay whole whatever the width: they are grepped
+        self._console.print(Text(text), soft_wrap=True)
+
+
+@dataclass(slots=True)
+class _Running:
+    """A cell that is being measured."""
+
+    began: float
+    load_began: float | None = None
+    live: Live | None = None
+
+    def seconds_left(self, now: float) -> float | None:
+        """From the requests done so far, once the warm-up is over; None where the number of requests is open."""
+        live = self.live
+        if live is None or self.load_began is None or not live.total or not live.done:
+            return None
+        return (now - self.load_began) / live.done * max(0, live.total - live.done)
+
+
+class LiveView:
+    """Bars and figures that stay in place; what is finished scrolls past above them."""
+
+    def __init__(self, console: Console, screen: Screen, clock: Clock = time.monotonic) -> None:
+        self._pace = Pace(clock)
+        self._lines = PlainLines(console, clock, self._pace)
+        self._screen = screen
+        self._clock = clock
+        self._running: dict[Cell, _Running] = {}
+        self._starting: dict[str, float] = {}
+
+    def plan(self, cells: int, done: int) -> None:
+        """See Progress."""
+        self._pace.plan(cells, done)
+        self._refresh()
+
+    def launching(self, configuration: Configuration, launch: int) -> None:
+        """See Progress."""
+        self._starting[configuration.config_id] = self._clock()
+        self._refresh()
+
+    def ready(self, configuration: Configuration, seconds: float) -> None:
+        """See Progress."""
+        self._starting.pop(configuration.config_id, None)
+        self._lines.ready(configuration, seconds)
+        self._refresh()
+
+    def cell_started(self, cell: Cell, number: int) -> None:
+        """See Progress."""
+        self._running[cell] = _Running(self._clock())
+        self._refresh()
+
+    def live(self, cell: Cell, live: Live) -> None:
+        """See Progress."""
+        running = self._running.setdefault(cell, _Running(self._clock()))
+        if live.phase == "load" and running.load_began is None:
+            running.load_began = self._clock()
+        running.live = live
+        self._refresh()
+
+    def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
+        """See Progress."""
+        self._running.pop(cell, None)
+        self._lines.cell_done(cell, point)
+        self._refresh()
+
+    def failed(self, config_id: str, failure: Failure) -> None:
+        """See Progress."""
+        self._starting.pop(config_id, None)
+        for cell in [cell for cell in self._running if cell.config_id == config_id]:
+            del self._running[cell]
+        self._lines.failed(config_id, failure)
+        self._refresh()
+
+    def note(self, text: str) -> None:
+        """See Progress."""
+        self._lines.note(text)
+
+    def _refresh(self) -> None:
+        self._screen.update(self._view(), refresh=True)
+
+    def _view(self) -> Group:
+        now = self._clock()
+        rows: list[Table | Text] = [
+            _bar(Text("sweep", style="bold"), self._pace.done, self._pace.cells, str(self._pace))
+        ]
+        rows += [
+            Text(f"{config_id}: starting the server, {duration(now - began)}")
+            for config_id, began in self._starting.items()
+        ]
+        for cell, running in self._running.items():
+            rows += _cell_rows(cell, running, now)
+        return Group(*rows)
+
+
+def _cell_rows(cell: Cell, running: _Running, now: float) -> list[Table | Text]:
+    live, left = running.live, running.seconds_left(now)
+    phase = live.phase if live else "warm-up"
+    status = f"{live.done}/{live.total}" if live and live.total else f"{live.done} done" if live else ""
+    status += "" if left is None else f", {duration(left)} left"
+    head = _bar(
+        Text(f"{describe_cell(cell)} · {phase}"), live.done if live else 0, live.total if live else None, status
+    )
+    return [head, Text("  " + "   ".join(figures(live)), style="cyan")] if live else [head]
+
+
+def figures(live: Live) -> list[str]:
+    """The current point's figures as words; what is not known is left out."""
+    known: tuple[_Figure, ...] = (
+        (live.output_tokens_per_s, lambda v: f"{v:,.0f} tok/s"),
+        (live.ttft_ms, lambda v: f"TTFT {v:,.0f} ms"),
+        (live.running, lambda v: f"running {v:,.0f}"),
+        (live.waiting, lambda v: f"waiting {v:,.0f}"),
+        (live.kv_cache_usage, lambda v: f"KV {v:.0%}"),
+        (live.vram_mib, lambda v: f"VRAM {v / 1024:.2f} GiB"),
+        (live.failed or None, lambda v: f"failed {v}"),
+    )
+    return [show(value) for value, show in known if value is not None]
+
+
+def _bar(title: Text, done: int, total: int | None, status: str) -> Table:
+    grid = Table.grid(padding=(0, 2), expand=False)
+    grid.add_column(no_wrap=True, overflow="ellipsis")
+    grid.add_column(width=24)
+    grid.add_column(no_wrap=True)
+    grid.add_row(title, ProgressBar(total=total or 1, completed=done if total else 0, width=24), Text(status))
+    return grid
+
+
+def describe_cell(cell: Cell) -> str:
+    """A cell in a few words."""
+    point = cell.point
+    load = f"c={point.concurrency}" if point.concurrency is not None else f"{point.rate:g}/s" if point.rate else "trace"
+    repeat = f" #{point.repeat}" if point.repeat > 1 else ""
+    return f"{cell.config_id} {point.scenario} {load}{repeat}"
+
+
+def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:
+    """A finished point in one line."""
+    parts: list[_Figure] = [
+        (point.get("output_tokens_per_s"), lambda v: f"{v:,.0f} tok/s"),
+        (point.get("ttft_ms_p50"), lambda v: f"TTFT {v:,.0f} ms"),
+        (point.get("tpot_ms_p50"), lambda v: f"TPOT {v:.1f} ms"),
+        (point.get("requests_failed") or None, lambda v: f"{v:g} requests failed"),
+        (point.get("bound") or None, lambda v: f"bound {v}"),
+    ]
+    words = [show(value) for value, show in parts if value is not None]
+    if point.get("valid") is False:
+        words.append(f"INVALID: {point.get('invalid_reason')}")
+    return f"{describe_cell(cell)}: {', '.join(words)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
