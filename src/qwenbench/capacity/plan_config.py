@@ -10,6 +10,7 @@ from qwenbench.capacity.doomed import cannot_start
 from qwenbench.capacity.kv import KvLayout, kv_layout, release_minor
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.predict import SEEN_BATCHED_TOKENS, PlanTarget, Prediction, predict
+from qwenbench.capacity.served_layout import layout_of_server
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 
@@ -120,7 +121,9 @@ def _predict(
     request_tokens: int | None,
 ) -> Prediction:
     if probe is not None:
-        calibration = calibrate(probe, shape, layout, cuda_total_gib=probe_total or probe.cuda_total_gib or total)
+        calibration = calibrate(
+            probe, shape, layout_of_server(shape, probe), cuda_total_gib=probe_total or probe.cuda_total_gib or total
+        )
         same = probe_total is None or abs(probe_total - total) < 0.2
         seen = int(probe.requested.get("max_num_batched_tokens") or default_batched_tokens(probe_total or total))
     else:

@@ -139,7 +139,7 @@ def _samples(path: Path) -> list[tuple[float, float]]:
 
 def _layout(path: Path | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
     from qwenbench.capacity.model_shape import ModelShape, known_shape
-    from qwenbench.observe.server_layout import layout_of_server
+    from qwenbench.capacity.served_layout import layout_of_server
 
     if path is not None:
         shape = ModelShape.from_hf_config(read_json(path, "--model-config"), str(path))

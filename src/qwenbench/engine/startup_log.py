@@ -58,6 +58,8 @@ class StartupLog:
     capture_effective_full: int | None = None
     """Largest FULL graph, in tokens; 0 when graphs are switched off on a GPU."""
     max_model_len_effective: int | None = None
+    max_num_batched_tokens: int | None = None
+    """The step budget in tokens, as asked for or as the engine says it."""
     enable_prefix_caching: bool | None = None
     mamba_cache_mode: str | None = None
     kv_cache_dtype: str | None = None
@@ -183,10 +185,14 @@ class StartupLogReader:
         log = self._log
         arguments = patterns.non_default_args(line)
         if arguments is not None:
-            self._log = replace(log, requested=_literal(arguments))
+            requested = _literal(arguments)
+            budget = requested.get("max_num_batched_tokens", log.max_num_batched_tokens)
+            self._log = replace(log, requested=requested, max_num_batched_tokens=budget)
             return
         config = patterns.engine_config(line)
         if config is not None:
+            if log.max_num_batched_tokens is not None:
+                config.pop("max_num_batched_tokens", None)
             self._log = replace(log, **config)
             return
         captured = patterns.captured_full_graphs(line)

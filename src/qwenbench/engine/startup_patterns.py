@@ -62,6 +62,9 @@ _LOG_INTS: dict[str, tuple[re.Pattern[str], ...]] = {
     "kv_cache_blocks": (re.compile(rf"with num_gpu_blocks_override={_NUMBER}(?=\s)"),),
     "capture_effective": (re.compile(rf"Profiling CUDA graph memory:.*PIECEWISE=\d+ \(largest={_NUMBER}\)"),),
     "capture_effective_full": (re.compile(rf"Profiling CUDA graph memory:.*FULL=\d+ \(largest={_NUMBER}\)"),),
+    "max_num_batched_tokens": (
+        re.compile(rf"Chunked prefill is enabled with max_num_batched_tokens={_NUMBER}(?=[.\s])"),
+    ),
     "max_model_len_effective": (
         re.compile(rf"Auto-fit max_model_len: full model context length {_NUMBER} fits"),
         re.compile(rf"Auto-fit max_model_len: reduced from \d+ to {_NUMBER} to fit"),
@@ -90,6 +93,7 @@ _CONFIG_TEXTS = {
 _EAGER = re.compile(r"\benforce_eager=True\b")
 _CAPTURE_SIZES = re.compile(r"'cudagraph_capture_sizes': \[([\d, ]*)\]")
 _MODE = re.compile(r"'cudagraph_mode': <CUDAGraphMode\.(\w+)")
+_COMPILE_RANGES = re.compile(r"'compile_ranges_endpoints': \[[\d, ]*?(\d+)\]")
 _PREFIX_CACHING = re.compile(r"\benable_prefix_caching=(True|False)\b")
 
 _WARNING_TOPICS = re.compile(
@@ -184,6 +188,10 @@ def engine_config(line: str) -> dict[str, Any] | None:
     caching = _PREFIX_CACHING.search(line)
     if caching:
         values["enable_prefix_caching"] = caching.group(1) == "True"
+    ranges = _COMPILE_RANGES.search(line)
+    if ranges:
+        # vLLM's last compile range ends at the step budget.
+        values["max_num_batched_tokens"] = int(ranges.group(1))
     mode = _MODE.search(line)
     sizes = _CAPTURE_SIZES.search(line)
     on_gpu = values.get("device") == "cuda"

@@ -49,6 +49,7 @@ def test_recorded_gpu_logs(name, kv_gib, estimated, actual, tokens, concurrency,
     assert log.ready
     assert log.requested["gpu_memory_utilization"] == 0.21546
     assert log.activations_gib is None
+    assert log.max_num_batched_tokens == 2048
 
 
 def test_seconds_of_a_start():
@@ -90,6 +91,14 @@ def test_032_prints_cpu_and_drops_prefixes():
     assert (log.kv_cache_tokens_logged, log.max_concurrency_logged) == (1_412_473, 172.42)
     assert log.profile_s == 0.28
     assert log.mamba_cache_mode == "align"
+    assert log.max_num_batched_tokens == 2048  # not asked for: the engine's own words
+
+
+def test_step_budget_as_the_scheduler_says_it():
+    asked = "INFO non-default args: {'max_num_batched_tokens': 32}\n"
+    said = "INFO [scheduler.py:307] Chunked prefill is enabled with max_num_batched_tokens=32.\n"
+    for text in (asked, said, asked + said):
+        assert parse_startup_log(text).max_num_batched_tokens == 32
 
 
 LINES_018 = (
