@@ -1,0 +1,192 @@
+"""32 short questions with known answers: a quantised cache or a bad build that lies fluently shows as a number."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qwenbench.errors import RunError, UsageError
+from qwenbench.workload.scenario import scenario_folder
+
+MAX_TOKENS = 48
+"""Longest answer asked for, in tokens: room for a short sentence around the word."""
+TIMEOUT_S = 120.0
+"""Longest time for one question."""
+
+_INSTRUCTION = "Answer with the number or the word only, without an explanation."
+_WORD = re.compile(r"\w+(?:[.,]\d+)*")
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+
+
+class CanaryQuestion(BaseModel):
+    """One question of scenarios/canary.jsonl."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str = Field(min_length=1)
+    question: str = Field(min_length=1)
+    accept: tuple[str, ...] = Field(min_length=1, description="Right answers, in lower case; any of them.")
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryResult:
+    """How a server answered. `low` and `high` bound the accuracy with 95 % confidence (Wilson)."""
+
+    accuracy: float
+    low: float
+    high: float
+    correct: tuple[bool, ...]
+    """Per question, in the file's order."""
+    unanswered: int = 0
+    """Questions whose request failed; they count as wrong."""
+    fingerprints: tuple[str, ...] = field(default=())
+    """A hash of each answer (no text is kept), to tell whether two configurations say the same."""
+
+
+def canary_questions(path: Path | None = None) -> tuple[CanaryQuestion, ...]:
+    """The questions. Raises UsageError with file and line for a broken row."""
+    path = path or scenario_folder() / "canary.jsonl"
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UsageError(f"canary questions {path}: cannot be read: {error.strerror}.") from error
+    questions = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            questions.append(CanaryQuestion.model_validate(orjson.loads(line)))
+        except (orjson.JSONDecodeError, ValidationError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"canary questions {path}, line {number}: {reason}.") from error
+    return tuple(questions)
+
+
+def canary_requests(model: str, questions: Sequence[CanaryQuestion] | None = None) -> list[dict[str, Any]]:
+    """One chat request body per question: greedy, without thinking, not streamed."""
+    return [
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": f"{question.question} {_INSTRUCTION}"}],
+            "temperature": 0,
+            "max_tokens": MAX_TOKENS,
+            "chat_template_kwargs": {"enable_thinking": False},
+        }
+        for question in (canary_questions() if questions is None else questions)
+    ]
+
+
+def is_right(answer: str, accept: Sequence[str]) -> bool:
+    """Whether an answer names one of the accepted ones as a word, and does not bury it in a long text.
+
+    `**43**`, `The answer is 43.` and `43 pencils` are right for 43; `143`, `4.3` and a list of numbers are not.
+    """
+    words = [word.lower() for word in _WORD.findall(answer)]
+    if not words or len(words) > 40:
+        return False
+    for right in accept:
+        wanted = _WORD.findall(right.lower())
+        places = [start for start in range(len(words)) if words[start : start + len(wanted)] == wanted]
+        if not places:
+            continue
+        if not wanted[0][0].isdigit():
+            return True
+        numbers = [word for word in words if word[0].isdigit()]
+        if numbers[-1] == right or numbers.count(right) == len(numbers):
+            return True
+    return False
+
+
+def grade(answers: Sequence[str | None], questions: Sequence[CanaryQuestion] | None = None) -> CanaryResult:
+    """Grades one answer per question, in order; None (the request failed) counts as wrong."""
+    asked = canary_questions() if questions is None else questions
+    if len(answers) != len(asked):
+        raise ValueError(f"{len(answers)} answers for {len(asked)} questions")
+    correct = tuple(
+        answer is not None and is_right(answer, question.accept)
+        for answer, question in zip(answers, asked, strict=True)
+    )
+    low, high = wilson_interval(sum(correct), len(correct))
+    return CanaryResult(
+        accuracy=sum(correct) / len(correct),
+        low=low,
+        high=high,
+        correct=correct,
+        unanswered=sum(answer is None for answer in answers),
+        fingerprints=tuple(_fingerprint(answer) for answer in answers),
+    )
+
+
+def agreement(a: CanaryResult, b: CanaryResult) -> float:
+    """Share of the questions to which two configurations gave the same answer, case and punctuation aside."""
+    pairs = list(zip(a.fingerprints, b.fingerprints, strict=True))
+    return sum(one == other and one != "" for one, other in pairs) / len(pairs)
+
+
+def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval for a share: well-behaved at 0 and at 1 (E. B. Wilson, JASA 1927)."""
+    if count <= 0:
+        raise ValueError("no observation")
+    share = hits / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _fingerprint(answer: str | None) -> str:
+    if answer is None:
+        return ""
+    return hashlib.sha256(" ".join(_WORD.findall(answer.lower())).encode("utf-8", "replace")).hexdigest()[:12]
+
+
+async def ask_canary(
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], model: str
+) -> CanaryResult:
+    """Asks a server all questions, one after another: alone in its batch each answer is the most repeatable.
+
+    Raises RunError when not one request was answered, with the first reason.
+    """
+    answers: list[str | None] = []
+    reasons: list[str] = []
+    for body in canary_requests(model):
+        answer, reason = await _ask(session, base_url, headers, body)
+        answers.append(answer)
+        if reason:
+            reasons.append(reason)
+    if all(answer is None for answer in answers):
+        raise RunError(f"--canary: {base_url} answered none of {len(answers)} questions: {reasons[0]}.")
+    return grade(answers)
+
+
+async def _ask(
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+) -> tuple[str | None, str | None]:
+    """The answer without its reasoning, or None and why."""
+    try:
+        async with session.post(
+            f"{base_url.rstrip('/')}/v1/chat/completions",
+            json=body,
+            headers=dict(headers),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+        ) as response:
+            if response.status != 200:
+                return None, f"HTTP {response.status}"
+            data = await response.json(content_type=None)
+    except TimeoutError:
+        return None, f"no answer within {TIMEOUT_S:g} s"
+    except (aiohttp.ClientError, ValueError) as error:
+        return None, f"{type(error).__name__}: {error}"
+    try:
+        content = data["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return None, "the answer holds no message"
+    return _THOUGHT.sub("", str(content or "")), None
