@@ -68,12 +68,13 @@ class MemoryLedger:
 
     @property
     def parts_gib(self) -> float | None:
-        """Weights + activations + captured graphs + KV cache, GiB: what vLLM itself accounts for."""
+        """Weights + captured graphs + KV cache, GiB: what vLLM says that it holds when it is ready.
+
+        Activations are not held then; what PyTorch keeps of them shows in `nvml_minus_parts_mib`.
+        """
         if self.weights_gib is None or self.kv_cache_gib is None:
             return None
-        return sum(
-            part or 0.0 for part in (self.weights_gib, self.activations_gib, self.graphs_actual_gib, self.kv_cache_gib)
-        )
+        return self.weights_gib + (self.graphs_actual_gib or 0.0) + self.kv_cache_gib
 
     @property
     def nvml_minus_parts_mib(self) -> float | None:
@@ -199,7 +200,9 @@ def _rest(startup: StartupLog, budget: float | None) -> float | None:
     if budget is None or startup.weights_gib is None or startup.kv_cache_gib is None:
         return None
     graphs = startup.graphs_estimated_gib
-    if graphs is not None:
+    if startup.activations_gib is not None:
+        graphs = 0.0  # vLLM's printed activations hold the estimate that it applied
+    elif graphs is not None:
         if startup.graphs_estimate_applied is None:
             return None
         if not startup.graphs_estimate_applied:

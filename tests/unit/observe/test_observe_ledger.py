@@ -82,6 +82,15 @@ def test_budget_rest_and_its_sign():
     assert build_ledger(log).rest_gib is None
 
 
+def test_printed_activations_hold_the_graphs_estimate_already():
+    """vLLM 0.32 adds the estimate that it applied to the peak activation that it prints."""
+    log = StartupLog(
+        weights_gib=10.0, activations_gib=2.0, graphs_estimated_gib=0.5, graphs_estimate_applied=True,
+        kv_cache_gib=15.0, budget_gib=28.0,
+    )  # fmt: skip
+    assert build_ledger(log).rest_gib == 1.0
+
+
 @pytest.mark.parametrize(
     ("name", "ready", "peak"),
     [
