@@ -1,0 +1,50 @@
+"""Token counts and generated words."""
+
+from itertools import islice
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenbench.simulator import text
+
+
+@given(st.text(max_size=300))
+def test_pieces_are_the_text(content: str):
+    assert "".join(text.pieces(content)) == content
+
+
+def test_counts_are_near_a_real_tokenisers():
+    assert len(text.pieces("hello " * 512)) in range(512, 530)
+    assert len(text.pieces("12345")) == 5
+    assert len(text.pieces("internationalisation")) in range(2, 5)
+    assert len(text.pieces("東京の天気はどうですか")) in range(5, 9)
+
+
+def test_words_read_as_sentences_and_follow_their_seed():
+    first = "".join(islice(text.words(1), 200))
+    assert first == "".join(islice(text.words(1), 200)) != "".join(islice(text.words(2), 200))
+    assert first[0].isupper() and not first.startswith(" ")
+    sentences = [sentence for sentence in first.split(". ") if sentence]
+    assert len(sentences) > 8 and all(sentence[0].isupper() for sentence in sentences)
+    assert len(set(first.split())) > 60
+    assert not set('"\\') & set(first)  # words go into JSON as they are
+
+
+def test_words_hold_nothing_that_json_would_escape():
+    assert all(word.isascii() and word.isprintable() for word in islice(text.words(3), 5000))
+
+
+@given(st.lists(st.text(alphabet="ab ", min_size=1, max_size=3), min_size=1, max_size=40), st.integers(1, 9))
+def test_block_hashes_tell_prefixes_and_salts_apart(tokens: list[str], size: int):
+    hashes = text.block_hashes(tokens, size, "s")
+    assert len(hashes) == len(tokens) // size == len(set(hashes))
+    assert text.block_hashes([*tokens, "x"], size, "s")[: len(hashes)] == hashes
+    assert not set(hashes) & set(text.block_hashes(tokens, size, "t"))
+    if hashes:
+        changed = text.block_hashes(["other", *tokens[1:]], size, "s")
+        assert not set(hashes) & set(changed)
+
+
+def test_request_seed_follows_server_seed_and_text():
+    assert text.request_seed(0, "a") == text.request_seed(0, "a")
+    assert len({text.request_seed(0, "a"), text.request_seed(1, "a"), text.request_seed(0, "b")}) == 3
