@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from qwenbench.engine.docker.launcher import DockerLauncher
 from qwenbench.engine.process import ProcessLauncher
 from qwenbench.engine.server import Launcher
 
@@ -30,4 +31,4 @@ def make_launcher(
         return ProcessLauncher(command, name="sim", simulated=True)
     if name == "process":
         return ProcessLauncher.of_command_line(vllm_command)
-    raise NotImplementedError("docker")
+    return DockerLauncher()

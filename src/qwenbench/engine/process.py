@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from qwenbench.engine import failures, readiness
+from qwenbench.engine import failures, launching, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.launch_file import write_launch_record
 from qwenbench.engine.log_sink import LogReader, tail
@@ -25,7 +25,6 @@ from qwenbench.process_identity import ProcessIdentity, user_name
 
 MARK = "QWENBENCH_LAUNCH"
 """Variable by which a server's processes are recognised, whatever group they have moved to."""
-_DYING_S = 5.0
 _TAIL_LINES = 40
 
 
@@ -68,12 +67,11 @@ class ProcessLauncher:
                 "Give its path, e.g. --vllm-command '/opt/vllm/bin/vllm serve', or use --launcher docker or sim."
             )
         if readiness.port_in_use(config.host, config.port):
-            raise UsageError(_port_text(config.port) + " Stop what runs there or choose another with --port.")
+            raise UsageError(launching.port_text(config.port) + " Stop what runs there or choose another with --port.")
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> ProcessServer:
         """Starts the server; its output goes to folder/server.log. Raises LaunchError."""
-        if readiness.port_in_use(config.host, config.port):
-            raise LaunchError(failures.port_taken(_port_text(config.port)))
+        launching.refuse_taken_port(config.host, config.port)
         argv = self.argv(config)
         mark = uuid.uuid4().hex
         # unbuffered, or Python servers keep their last words to themselves when they are killed
@@ -121,30 +119,17 @@ class ProcessServer:
 
     async def wait_ready(self, timeout_s: float) -> float:
         """Seconds from launch until the launched process itself answers. Raises LaunchError."""
-        dying_since: float | None = None
-
-        def check_alive() -> None:
-            nonlocal dying_since
-            if not self._process.alive():
-                raise _DiedError
-            if self._watch.died():
-                # it says that it is dying: a few seconds let it write the rest of its reason
-                dying_since = dying_since or time.monotonic()
-                if time.monotonic() - dying_since > _DYING_S:
-                    raise _DiedError
-
         try:
-            answer = await readiness.poll_ready(self.base_url, timeout_s, check_alive)
-        except _DiedError:
+            await launching.wait_ready(
+                self.base_url, self._config.served_model_name, timeout_s, self._process, self._watch, self.log_path
+            )
+        except launching.DiedError:
             raise LaunchError(await self.failure("start")) from None
-        except readiness.NotReadyError as error:
-            raise LaunchError(failures.never_healthy(timeout_s, str(error), tail(self.log_path))) from None
         stranger = readiness.foreign_listener(self._config.port, self._process.pids(), self.record.start_time)
         if stranger is not None:
-            raise LaunchError(failures.port_taken(f"{_port_text(self._config.port)} It belongs to pid {stranger}."))
-        wanted = self._config.served_model_name
-        if answer.models and wanted not in answer.models:
-            raise LaunchError(failures.wrong_model(wanted, answer.models))
+            raise LaunchError(
+                failures.port_taken(f"{launching.port_text(self._config.port)} It belongs to pid {stranger}.")
+            )
         return time.monotonic() - self._began
 
     def alive(self) -> bool:
@@ -158,7 +143,7 @@ class ProcessServer:
     async def failure(self, phase: str) -> Failure:
         """Why it died, from its exit code and its log; waits a moment for the end of both."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._process.gone(), _DYING_S)
+            await asyncio.wait_for(self._process.gone(), launching.DYING_S)
         return failures.explain(
             self.log_path.read_text(errors="replace") if self.log_path.exists() else "",
             self._process.exit_code,
@@ -180,10 +165,6 @@ class ProcessServer:
         return self._stopped
 
 
-class _DiedError(Exception):
-    """The process ended while it was waited for."""
-
-
 def oom_kills() -> int:
     """How many processes this host's kernel has killed for lack of memory since boot; 0 where it does not say."""
     try:
@@ -191,7 +172,3 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return next((int(row.split()[1]) for row in rows if row.startswith("oom_kill ")), 0)
-
-
-def _port_text(port: int) -> str:
-    return f"Port {port} answers already, before anything was launched."

@@ -1,0 +1,68 @@
+"""`qwenbench deployment`: the deployments that come with qwenbench, as lines to paste."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+class Shell(StrEnum):
+    """How a deployment is written."""
+
+    bash = "bash"
+    powershell = "powershell"
+    compose = "compose"
+
+
+@app.command("list")
+def list_deployments(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Names of the deployments and what they are for."""
+    from qwenbench.engine.deployments import deployment_names, load_deployment
+
+    files = [load_deployment(name) for name in deployment_names()]
+    if as_json:
+        import orjson
+
+        rows = [{"name": f.name, "platform": f.platform, "description": f.description} for f in files]
+        print(orjson.dumps({"deployments": rows}).decode())
+        return
+    width = max(len(file.name) for file in files)
+    for file in files:
+        print(f"{file.name:<{width}}  {file.description}")
+
+
+@app.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="A deployment's name, or the path of its YAML file.")],
+    shell: Annotated[
+        Shell | None, typer.Option(help="Default: powershell for deployments under WSL, otherwise bash.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all three as one JSON object.")] = False,
+) -> None:
+    """Print a deployment as a docker line or a compose file."""
+    from qwenbench.engine.deployments import load_deployment
+    from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
+
+    deployment = load_deployment(name)
+    config = deployment.server()
+    if as_json:
+        import orjson
+
+        answer = {
+            "name": deployment.name,
+            "platform": deployment.platform,
+            "docker_bash": docker_bash(config),
+            "docker_powershell": docker_powershell(config),
+            "compose": compose(config),
+        }
+        print(orjson.dumps(answer).decode())
+        return
+    chosen = shell or (Shell.powershell if deployment.platform == "wsl" else Shell.bash)
+    write = {Shell.bash: docker_bash, Shell.powershell: docker_powershell, Shell.compose: compose}[chosen]
+    print(write(config).rstrip("\n"))
