@@ -6,6 +6,7 @@ Each connection writes with one call per engine step; requests on one connection
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
@@ -58,6 +59,8 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
+        # without this, Nagle's algorithm holds a token back until the client's delayed ACK, 40 ms later
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
             self.peer = f"{name[0]}:{name[1]}"
