@@ -119,6 +119,12 @@ def _launch(capture: int, utilization: float, recipe: Recipe) -> dict[str, Any]:
     vllm += ["--gpu-memory-utilization", f"{utilization:g}"]
     docker = ["docker", "run", "--rm", "--runtime", "nvidia", "--gpus", "all", "--ipc", "host", "-p", "8000:8000"]
     docker += ["-v", "/srv/cache:/root/.cache", "--env", "HF_TOKEN", "vllm/vllm-openai:v0.18.0-cu130"]
+    flags = {
+        "max-model-len": "auto",
+        "max-cudagraph-capture-size": str(capture),
+        "max-num-seqs": str(capture),
+        "gpu-memory-utilization": f"{utilization:g}",
+    }
     launcher = "sim" if recipe.simulated else "docker"
     return {
         "launcher": launcher,
@@ -127,6 +133,8 @@ def _launch(capture: int, utilization: float, recipe: Recipe) -> dict[str, Any]:
         "env_names": ["HF_TOKEN"],
         "env": {},
         "image_digest": None,
+        "requested": flags,
+        "server": {"model": "ig1/Qwen3.5-9B-NVFP4", "served_model_name": "Qwen3.5-9B", "flags": flags, "port": 8000},
         "pid": 4242,
         "run_id": recipe.run_id,
     }

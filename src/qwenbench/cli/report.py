@@ -13,9 +13,12 @@ from qwenbench.errors import UsageError
 def command(
     run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
     out: Annotated[Path | None, typer.Option(help="The file to write; RUN/report.html when left out.")] = None,
+    users: Annotated[int | None, typer.Option(min=1, help="Concurrent users that the page's answer is for.")] = None,
+    slo: Annotated[str | None, typer.Option(help="Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: path and bytes.")] = False,
 ) -> None:
     """(Re)build the HTML report of a run: one file that opens without a network."""
+    from qwenbench.report.answer import question_of
     from qwenbench.report.html import build_report
     from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import RunPaths
@@ -23,7 +26,7 @@ def command(
 
     loaded = load_run(run)
     target = out or RunPaths(run).report
-    page = build_report(loaded).encode()
+    page = build_report(loaded, question_of(loaded, users, slo)).encode()
     try:
         write_bytes(target, page)
     except OSError as error:

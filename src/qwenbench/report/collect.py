@@ -12,6 +12,7 @@ from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
 from qwenbench.report.document import ConfigView, Document, Metric
 from qwenbench.report.points import known, point_views, read_summary
+from qwenbench.report.prices import price_views
 from qwenbench.report.timeline import timelines
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.runfolder.run import Run
@@ -48,6 +49,7 @@ def build_document(run: Run) -> Document:
         points=points,
         timelines=lines,
         timelines_left_out=left_out,
+        prices=price_views(run),
     )
 
 

@@ -96,12 +96,31 @@ class TimelineView:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """A figure before and after a step."""
+
+    workload: str | None
+    """None for figures of a launch, which do not depend on the load."""
+    level: float | None
+    before: float | None
+    after: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    basis: str
+    """`repeats`, `rounding` (of the printed figure) or `indicative`."""
+
+
+@dataclass(frozen=True, slots=True)
 class PriceView:
-    """What one step of the captured size costs and buys."""
+    """What one step of the captured size costs and buys, all else being equal."""
 
     before: str
     after: str
-    figures: Mapping[str, Any]
+    label: str
+    costs: Mapping[str, Change]
+    gains: tuple[Change, ...]
+    """Output tokens/s at each load."""
 
 
 @dataclass(frozen=True, slots=True)

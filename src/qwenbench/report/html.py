@@ -11,19 +11,25 @@ from typing import Any
 import orjson
 
 from qwenbench import __version__
+from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import POINT_COLUMNS
 from qwenbench.report import sections
+from qwenbench.report.answer import answer_section, question_of
 from qwenbench.report.collect import build_document
 from qwenbench.report.document import Document
 from qwenbench.report.markup import Html, fill, join, swatch, tag, text
+from qwenbench.report.prices import price_table
 from qwenbench.runfolder.run import Run
 
 _SCRIPTS = ("format.js", "style.js", "figures.js", "page.js")
 """In the order in which they build on each other; page.js starts it all."""
 
 
-def build_report(run: Run) -> str:
-    """The whole page as text, with the run's figures as JSON and plotly.js in it."""
+def build_report(run: Run, question: Question | None = None) -> str:
+    """The whole page as text, with the run's figures as JSON and plotly.js in it.
+
+    `question` is what its answer is for; the sweep's own limits when left out.
+    """
     document = build_document(run)
     script = "\n".join(asset(name) for name in _SCRIPTS)
     library = plotly_js()
@@ -36,8 +42,9 @@ def build_report(run: Run) -> str:
             "body_class": "simulated" if run.simulated else "measured",
             "masthead": _masthead(run, document),
             "filters": _filters(document),
-            "answer": answer_section(run),
+            "answer": answer_section(run, question or question_of(run)),
             "configurations": sections.configurations(document),
+            "price": price_table(document.prices),
             "bounds": sections.bounds(document),
             "failures": sections.failures(run),
             "conditions": sections.conditions(run),
@@ -49,11 +56,6 @@ def build_report(run: Run) -> str:
             "script": script,
         },
     )
-
-
-def answer_section(run: Run) -> Html:
-    """The recommendation, where it can be made."""
-    return tag("p", "No recommendation yet.", class_="quiet")
 
 
 @cache

@@ -35,7 +35,14 @@ def workload_names(points: pd.DataFrame) -> pd.Series[str]:
     return scenario.where(~several, scenario + " · " + profile).astype(str)
 
 
-def level_of(row: pd.Series[Any]) -> float | None:
+def workload_index(points: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(scenario, profile) -> workload."""
+    names = workload_names(points)
+    keys = zip(points["scenario"].astype(str), points["profile"].astype(str), strict=True)
+    return dict(zip(keys, names, strict=True))
+
+
+def level_of(row: Mapping[Any, Any]) -> float | None:
     """Client streams of a closed loop, else the scheduled rate; None for a trace."""
     for name in ("concurrency", "rate"):
         value = known(row.get(name))
@@ -77,7 +84,7 @@ def _view(group: pd.DataFrame, summary: Summary) -> PointView:
     return PointView(
         config=str(first["config_id"]),
         workload=str(first["_workload"]),
-        level=level_of(group.iloc[0]),
+        level=level_of(first),
         n=len(used),
         valid=valid,
         invalid_reason=None if valid else _joined(group, "invalid_reason"),

@@ -140,7 +140,7 @@ def _left_out(run: Run) -> Html:
         broken = str(row.get("valid")).lower() == "false"
         failed = int(known(row.get("requests_failed")) or 0)
         if broken or failed:
-            level = level_of(row)
+            level = level_of(row.to_dict())
             reason = str(row["invalid_reason"]) if broken else ""
             cells = (
                 row["config_id"],

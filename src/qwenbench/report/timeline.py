@@ -68,7 +68,7 @@ def _timeline(run: Run, row: pd.Series[Any]) -> TimelineView | None:
     return TimelineView(
         config=config,
         workload=str(row["_workload"]),
-        level=level_of(row),
+        level=level_of(row.to_dict()),
         repeat=int(row["repeat"]),
         t=t,
         running=series["running"],

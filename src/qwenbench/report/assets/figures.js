@@ -245,8 +245,31 @@ const Figures = {
     return { data: configs.length ? data : [], layout };
   },
 
+  // What a step of the captured size buys: the change of output tokens/s at each load.
   price(env) {
-    return { data: [], layout: baseLayout(env, 0) };
+    const { doc, workloads, theme } = env, layout = baseLayout(env, 300), data = [], legends = new Set();
+    const shown = new Set(env.configs.map((config) => config.id));
+    const prices = doc.prices.filter((price) => shown.has(price.before) && shown.has(price.after) && price.gains.length);
+    if (!prices.length) return { data, layout };
+    layout.showlegend = prices.length <= 8;
+    const cells = panels(env, layout, workloads, doc.level_label, "Change of output tok/s", levelAxis(doc, doc.points), { zeroline: true, zerolinecolor: theme.faint });
+    for (const cell of cells) {
+      for (const price of prices) {
+        const own = price.gains.filter((gain) => gain.workload === cell.name && gain.change !== null && gain.level !== null).sort((a, b) => a.level - b.level);
+        if (!own.length) continue;
+        const { color, dash, symbol } = Style.of(env.index(price.after)), sure = own.some((gain) => gain.low !== null);
+        data.push({
+          type: "scatter", mode: "lines+markers", name: Format.short(price.label, 60), legendgroup: price.label, showlegend: !legends.has(price.label),
+          x: own.map((gain) => gain.level), y: own.map((gain) => gain.change), xaxis: cell.x, yaxis: cell.y, line: { color, dash, width: 2 }, marker: { color, symbol, size: 8 },
+          error_y: sure ? { type: "data", symmetric: false, thickness: 1.2, width: 3, array: own.map((gain) => (gain.low === null ? 0 : gain.high - gain.change)),
+            arrayminus: own.map((gain) => (gain.low === null ? 0 : gain.change - gain.low)) } : undefined,
+          hoverinfo: "text", hovertext: own.map((gain) => `<b>${Format.short(price.label, 60)}</b><br>load ${Format.level(gain.level)}: ${Format.number(gain.before, 0)} → ${Format.number(gain.after, 0)} tok/s`
+            + `<br>change ${Format.estimate([gain.change, gain.low, gain.high], "tok/s")}<br>${gain.basis}`),
+        });
+        legends.add(price.label);
+      }
+    }
+    return { data, layout };
   },
 
   // What was watched while one point ran: four panels over one time axis.

@@ -17,7 +17,7 @@
       doc, configs, points: doc.points.filter(shown), workloads: doc.workloads.filter((name) => !off.workload.has(name)),
       theme: Style.theme(), width: Math.max(280, Math.floor(plot.clientWidth)), legend: configs.length <= 8,
       metric: plot.dataset.metric, log: document.getElementById("latency-log").checked && plot.id === "f-latency",
-      timeline: doc.timelines[Number(pick.value)], cards: (id) => byId.get(id)?.cards ?? 1,
+      timeline: doc.timelines[Number(pick.value)], cards: (id) => byId.get(id)?.cards ?? 1, index: (id) => byId.get(id)?.index ?? 0,
     };
   }
 
@@ -184,7 +184,7 @@
   for (const tab of all("[data-tab]")) {
     tab.addEventListener("click", () => {
       for (const other of all("[data-tab]")) {
-        other.setAttribute("aria-selected", String(other === tab));
+        other.setAttribute("aria-pressed", String(other === tab));
         document.getElementById(other.dataset.tab).hidden = other !== tab;
       }
     });
