@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.process import MARK, ProcessLauncher, ProcessServer
+from qwenbench.engine.launch_mark import VARIABLE as MARK
+from qwenbench.engine.process import ProcessLauncher, ProcessServer
 from qwenbench.engine.process_tree import with_variable
 from qwenbench.engine.server import LaunchError
 from qwenbench.errors import UsageError

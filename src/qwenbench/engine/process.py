@@ -8,14 +8,15 @@ import os
 import shlex
 import shutil
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from qwenbench.engine import failures, launching, readiness
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.devices import visible_devices
 from qwenbench.engine.launch_file import write_launch_record
+from qwenbench.engine.launch_mark import VARIABLE, new_mark
 from qwenbench.engine.log_sink import LogReader, tail
 from qwenbench.engine.server import Failure, LaunchError, LaunchRecord, StopReport
 from qwenbench.engine.supervised import Ended, RefusedError, SupervisedProcess
@@ -23,8 +24,6 @@ from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
 from qwenbench.process_identity import ProcessIdentity, user_name
 
-MARK = "QWENBENCH_LAUNCH"
-"""Variable by which a server's processes are recognised, whatever group they have moved to."""
 _TAIL_LINES = 40
 
 
@@ -73,10 +72,9 @@ class ProcessLauncher:
         """Starts the server; its output goes to folder/server.log. Raises LaunchError."""
         launching.refuse_taken_port(config.host, config.port)
         argv = self.argv(config)
-        mark = uuid.uuid4().hex
-        # unbuffered, or Python servers keep their last words to themselves when they are killed
-        env = {"PYTHONUNBUFFERED": "1", **config.env, MARK: mark}
         owner = ProcessIdentity.current()
+        # unbuffered, or Python servers keep their last words to themselves when they are killed
+        env = {"PYTHONUNBUFFERED": "1", **visible_devices(config), **config.env, VARIABLE: new_mark(owner)}
         record = LaunchRecord(
             launcher=self.name,
             argv=tuple(argv),

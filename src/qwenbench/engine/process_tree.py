@@ -45,18 +45,27 @@ def descendants(root: int) -> list[int]:
     return found
 
 
-def with_variable(name: str, value: str) -> list[int]:
-    """Processes of this user that were started with this environment variable (children inherit it)."""
-    wanted = f"{name}={value}".encode()
-    found = []
+def by_variable(name: str) -> dict[str, list[int]]:
+    """Value -> processes of this user that were started with this environment variable (children inherit it)."""
+    prefix = f"{name}=".encode()
+    user = os.getuid()
+    found: dict[str, list[int]] = {}
     for pid, folder in _processes():
         try:
+            if folder.stat().st_uid != user:
+                continue
             environment = (folder / "environ").read_bytes()
         except OSError:
             continue
-        if wanted in environment.split(b"\0"):
-            found.append(pid)
+        for entry in environment.split(b"\0"):
+            if entry.startswith(prefix):
+                found.setdefault(entry[len(prefix) :].decode(errors="replace"), []).append(pid)
     return found
+
+
+def with_variable(name: str, value: str) -> list[int]:
+    """Processes of this user that were started with this environment variable and value."""
+    return by_variable(name).get(value, [])
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:

@@ -108,19 +108,20 @@ class ContainerServer:
         return ""
 
 
-async def remove(name: str) -> None:
+async def remove(name: str) -> bool:
     """Removes a container and waits until it is really gone (docker returns before its name is free).
 
-    An engine that does not answer is not waited for: the container is found as a leftover later.
+    False when it is still there, or the engine does not answer: then it is found as a leftover later.
     """
     deadline = time.monotonic() + _GONE_LIMIT_S
     said = await docker("rm", "--force", "--volumes", name)
-    while said.ok or said.missing or "already in progress" in said.err:
+    if not (said.ok or said.missing or "already in progress" in said.err):
+        return False
+    while time.monotonic() < deadline:
         try:
             if await inspect_container(name) is None:
-                return
+                return True
         except EngineError:
-            return
-        if time.monotonic() >= deadline:
-            return
+            return False
         await asyncio.sleep(_GONE_POLL_S)
+    return False
