@@ -48,12 +48,14 @@ def point_seed(seed: int, scenario: str, concurrency: float, repeat: int, purpos
     return zlib.crc32(f"{seed}|{scenario}|{concurrency:g}|{repeat}|{purpose}".encode())
 
 
-def _messages(prompt: Prompt, users: Sequence[str], turn: int) -> list[dict[str, str]]:
+def _messages(prompt: Prompt, users: Sequence[str], turn: int, nonce: str) -> list[dict[str, str]]:
+    """The conversation up to this turn; the nonce comes before all that could be cached, the system message too."""
     messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     for number in range(turn):
         messages.append({"role": "user", "content": users[number]})
         messages.append({"role": "assistant", "content": prompt.turns[number].assistant or ""})
     messages.append({"role": "user", "content": users[turn]})
+    messages[0]["content"] = nonce + messages[0]["content"]
     return messages
 
 
@@ -132,7 +134,8 @@ class PlannedSessions(Sequence[SessionPlan]):
         trace = self._trace[index] if self._trace else None
         prompt = self._prompt(index) or self._synthetic(index, trace, random)
         session_id = f"s{index:05d}"
-        users = self._users(prompt, trace, random, session_id)
+        users = self._users(prompt, trace, random)
+        nonce = f"[{self._options.salt}-{session_id}] " if self._options.salt_mode == "prefix" else ""
         lengths = self._scenario.output_tokens
         turns = []
         for number in range(self._turn_limits[index]):
@@ -143,7 +146,7 @@ class PlannedSessions(Sequence[SessionPlan]):
                     turn=number,
                     prompt_id=prompt.id,
                     language=prompt.language,
-                    payload=self._payload(_messages(prompt, users, number), drawn, session_id),
+                    payload=self._payload(_messages(prompt, users, number, nonce), drawn, session_id),
                     output_tokens=drawn,
                     think_s=self._scenario.think_time_s if number else 0.0,
                 )
@@ -161,15 +164,13 @@ class PlannedSessions(Sequence[SessionPlan]):
         tokens = trace.input_tokens if trace and trace.input_tokens else lengths.draw(random)
         return Prompt(id=f"synthetic-{index}", turns=(PromptTurn(user=plain_words(tokens, random)),))
 
-    def _users(self, prompt: Prompt, trace: TraceRow | None, random: np.random.Generator, session_id: str) -> list[str]:
+    def _users(self, prompt: Prompt, trace: TraceRow | None, random: np.random.Generator) -> list[str]:
         users = [turn.user for turn in prompt.turns]
         target = trace.input_tokens if trace and trace.input_tokens else None
         if target is None and self._scenario.input_tokens is not None and self._prompts:
             target = self._scenario.input_tokens.draw(random)
         if target is not None and self._prompts:
             users[0] = stretched(users[0], target, random, self._options.chars_per_token)
-        if self._options.salt_mode == "prefix":
-            users[0] = f"[{self._options.salt}-{session_id}] {users[0]}"
         return users
 
     def _payload(self, messages: list[dict[str, str]], drawn: int, session_id: str) -> dict[str, Any]:
