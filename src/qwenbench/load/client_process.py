@@ -26,6 +26,7 @@ class ClientProcess:
     def __init__(self, process: asyncio.subprocess.Process, errors: IO[bytes]) -> None:
         self._process = process
         self._errors = errors
+        self._given_up = False
 
     @classmethod
     async def start(cls, folder: Path) -> ClientProcess:
@@ -44,13 +45,15 @@ class ClientProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
             start_new_session=True,
+            # sessions may be of any class that this process can import
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         return cls(process, errors)
 
     @property
     def alive(self) -> bool:
-        """Still running."""
-        return self._process.returncode is None
+        """Still running, and not given up."""
+        return self._process.returncode is None and not self._given_up
 
     @property
     def pid(self) -> int:
@@ -87,6 +90,7 @@ class ClientProcess:
 
     def kill(self) -> None:
         """End it at once."""
+        self._given_up = True
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 

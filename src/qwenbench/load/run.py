@@ -81,7 +81,9 @@ class LoadClient:
 
     async def start(self, processes: int) -> None:
         """Start client processes beforehand, while something else is waited for."""
+        dead = [process for process in self._processes if not process.alive]
         self._processes = [process for process in self._processes if process.alive]
+        await asyncio.gather(*(process.close() for process in dead))
         missing = processes - len(self._processes)
         if missing > 0:
             folder = Path(self._folder.name)

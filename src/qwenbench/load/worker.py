@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from qwenbench.errors import UsageError
 from qwenbench.load.address import address_of
-from qwenbench.load.aiohttp_transport import AiohttpTransport
 from qwenbench.load.alarm import Alarm
 from qwenbench.load.clock import now_ns
 from qwenbench.load.exchange import Transport
@@ -29,6 +28,7 @@ from qwenbench.load.messages import (
     Message,
     Prepare,
     Prepared,
+    Stop,
     read_message,
     write_message,
 )
@@ -50,6 +50,8 @@ async def make_transport(target: Target) -> Transport:
     try:
         if address.scheme == "http" and not address.proxied and sys.platform != "win32":
             return await SocketTransport.create(address, target.headers)
+        from qwenbench.load.aiohttp_transport import AiohttpTransport  # costs 0.3 s, and is rarely used
+
         return AiohttpTransport(address, target.headers, verify_tls=target.verify_tls)
     except ValueError as problem:
         raise UsageError(str(problem)) from None
@@ -67,6 +69,8 @@ class Worker:
     async def serve(self) -> None:
         """Run points until the parent is gone (None in the inbox)."""
         while (message := await self._inbox.get()) is not None:
+            if isinstance(message, Failed):
+                self._say(message)
             if not isinstance(message, Prepare):
                 continue  # a stop that crossed the end of its point
             try:
@@ -165,9 +169,13 @@ def _ipc(table: pa.Table) -> bytes:
 
 
 async def _receive(reader: asyncio.StreamReader, inbox: asyncio.Queue[Message | None]) -> None:
-    while (message := await read_message(reader)) is not None:
+    message: Message | None = Stop()
+    while message is not None:
+        try:
+            message = await read_message(reader)
+        except Exception as problem:  # unpickling runs what the sessions' own classes do
+            message = Failed(f"the sessions could not be handed to a client process: {problem}")
         inbox.put_nowait(message)
-    inbox.put_nowait(None)
 
 
 async def _serve(out_fd: int) -> None:
