@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from qwenbench.analysis.request_arrays import Floats, RequestArrays
 from qwenbench.analysis.window import window_of
@@ -33,11 +34,16 @@ def row_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
+def valid_mask(points: pd.DataFrame) -> NDArray[np.bool_]:
+    """For each row of points.csv: whether decisions may rest on it."""
+    if "valid" not in points:
+        return np.ones(len(points), dtype=np.bool_)
+    return np.asarray(points["valid"].astype(str).str.lower().isin(["true", "1", "1.0"]), dtype=np.bool_)
+
+
 def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     """The rows of points.csv that decisions may rest on."""
-    if "valid" not in points:
-        return points
-    return points[points["valid"].astype(str).str.lower().isin(["true", "1", "1.0"])]
+    return points[valid_mask(points)]
 
 
 def known(value: Any) -> bool:

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.point import PointContext, summarise_point
-from qwenbench.analysis.statistics import (
+from qwenbench.analysis.intervals import (
     bootstrap_percentile,
     interval_of_means,
     percentile_variance,
     relative_half_width,
-    summary_rows,
     two_level,
 )
+from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.analysis.statistics import summary_rows
 from qwenbench.analysis.student import critical_t, two_sided_p
 from qwenbench.sweep.plan import Cell, LoadPoint
 
