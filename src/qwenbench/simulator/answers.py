@@ -35,7 +35,7 @@ class _Answer:
         self.request = request
         self.created = int(time.time())
         self._cached_details = cached_details
-        self._words: Iterator[str] = text.words(ask.text_seed)
+        self._words: Iterator[str] = text.words(ask.text_seed, ask.vocabulary)
         self.end_of_thinking = _end_of_thinking(ask)
 
     def word(self, number: int) -> str | None:

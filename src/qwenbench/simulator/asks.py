@@ -45,6 +45,8 @@ class Ask:
     salt: str
     return_token_ids: bool
     text_seed: int
+    vocabulary: tuple[str, ...]
+    """Words to answer with where the prompt is not in Latin script."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +105,7 @@ def parse_ask(body: dict[str, Any], served: ServedModel, *, chat: bool) -> Ask:
         salt=body.get("cache_salt") or "",
         return_token_ids=bool(body.get("return_token_ids")),
         text_seed=seed,
+        vocabulary=text.borrowed_words(_spoken(body)),
     )
 
 
@@ -151,6 +154,13 @@ def _content_tokens(content: object) -> list[str]:
             elif kind is not None:
                 tokens += ["<|image_pad|>"] * IMAGE_TOKENS
     return tokens
+
+
+def _spoken(body: dict[str, Any]) -> str:
+    """The text of the whole conversation, or of the prompt."""
+    messages = body.get("messages")
+    contents = [message.get("content") for message in messages] if messages else [body.get("prompt")]
+    return " ".join(content for content in contents if isinstance(content, str))
 
 
 def _thinking(body: dict[str, Any]) -> bool:

@@ -60,7 +60,9 @@ class HttpConnection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         # without this, Nagle's algorithm holds a token back until the client's delayed ACK, 40 ms later
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        wire = transport.get_extra_info("socket")
+        if wire is not None:
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         name = transport.get_extra_info("peername")
         if isinstance(name, tuple):
             self.peer = f"{name[0]}:{name[1]}"

@@ -10,7 +10,9 @@ import hashlib
 import random
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 TEMPLATE_TOKENS = 10
 """What the chat template adds to a prompt of one message (recorded: 522 tokens for 512 words)."""
@@ -47,6 +49,14 @@ def block_hashes(tokens: list[str], block_tokens: int, salt: str) -> tuple[bytes
     return tuple(hashes)
 
 
+_UNSPACED = re.compile(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff]{2}")
+_SPACED = re.compile(r"[^\W\d_]+(?:[\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0dff]+[^\W\d_]*)*")
+_FIRST_NOT_LATIN = "\u0370"
+_LATIN_ENOUGH = 0.2
+"""A prompt with a smaller share of other letters is answered in English; foreign ones quote Latin words, too."""
+Pick = Callable[[Sequence[Any]], Any]
+"""random.Random.choice of a seeded generator."""
+
 _DETERMINERS = "the our this each every another one that".split()
 _ADJECTIVES = """small clear early quiet steady useful plain common careful warm distant narrow simple recent
 gentle bright local heavy open patient ordinary modern green deep late fresh broad familiar honest short
@@ -64,19 +74,36 @@ rarely finally perhaps also simply nearly there""".split()
 _PREPOSITIONS = "in on near behind under beside with without through across from toward".split()
 
 
-def words(seed: int) -> Iterator[str]:
+def words(seed: int, vocabulary: tuple[str, ...] = ()) -> Iterator[str]:
     """An endless run of tokens that read as plain sentences, the same for the same seed.
 
-    Words come with their leading space, punctuation marks are tokens of their own.
+    Words come with their leading space, punctuation marks are tokens of their own. With a `vocabulary` the words
+    are drawn from it and make no sense, but are of its script.
     """
     pick = random.Random(seed).choice
-    yield from (token.lstrip() if at == 0 else token for at, token in enumerate(_sentence(pick)))
+    sentence = partial(_borrowed, vocabulary) if vocabulary else _sentence
+    yield from (token.lstrip() if at == 0 else token for at, token in enumerate(sentence(pick)))
     while True:
-        yield from _sentence(pick)
+        yield from sentence(pick)
 
 
-def _sentence(pick: object) -> list[str]:
-    assert callable(pick)
+def borrowed_words(prompt: str) -> tuple[str, ...]:
+    """Words of a prompt in another script than Latin, to answer in the same one; () for Latin or too few."""
+    letters = [character for character in prompt if character.isalpha()]
+    foreign = sum(character >= _FIRST_NOT_LATIN for character in letters)
+    if foreign <= _LATIN_ENOUGH * len(letters):
+        return ()
+    found = _UNSPACED.findall(prompt) or [" " + word for word in _SPACED.findall(prompt)]
+    distinct = tuple(dict.fromkeys(word for word in found if word[-1] >= _FIRST_NOT_LATIN))
+    return distinct if len(distinct) >= 8 else ()
+
+
+def _borrowed(vocabulary: tuple[str, ...], pick: Pick) -> list[str]:
+    spaced = vocabulary[0].startswith(" ")
+    return [pick(vocabulary) for _ in range(pick(range(7, 15)))] + ["." if spaced else "\u3002"]
+
+
+def _sentence(pick: Pick) -> list[str]:
     tokens = [pick(_DETERMINERS).capitalize(), pick(_ADJECTIVES), pick(_NOUNS), pick(_VERBS)]
     tokens += [pick(_DETERMINERS), pick(_NOUNS)]
     shape = pick((0, 1, 2, 3))

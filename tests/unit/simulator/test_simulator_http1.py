@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import socket
 
 import pytest
 from hypothesis import given, settings
@@ -92,3 +93,24 @@ def test_connection_close_is_kept():
 def test_expect_continue_is_answered_before_the_body():
     _, wire = talk([b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n", b"ok"])
     assert wire.data.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK") and wire.data.endswith(b"ok")
+
+
+async def test_tokens_are_not_held_back_by_nagles_algorithm():
+    made: list[HttpConnection] = []
+
+    def connection() -> HttpConnection:
+        made.append(HttpConnection(lambda _request, connection: connection.respond(200, b"")))
+        return made[-1]
+
+    # The server binds a plain socket itself, for which asyncio does not turn the algorithm off.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
+        listener.bind(("127.0.0.1", 0))
+        server = await asyncio.get_running_loop().create_server(connection, sock=listener)
+        reader, writer = await asyncio.open_connection(*listener.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        await reader.readline()
+        assert made[0].transport is not None
+        accepted = made[0].transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        writer.close()
+        server.close()

@@ -2,10 +2,12 @@
 
 from itertools import islice
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.simulator import text
+from qwenbench.workload.quality import judge
 
 
 @given(st.text(max_size=300))
@@ -48,3 +50,29 @@ def test_block_hashes_tell_prefixes_and_salts_apart(tokens: list[str], size: int
 def test_request_seed_follows_server_seed_and_text():
     assert text.request_seed(0, "a") == text.request_seed(0, "a")
     assert len({text.request_seed(0, "a"), text.request_seed(1, "a"), text.request_seed(0, "b")}) == 3
+
+
+PROMPTS = {
+    "ru": "Расскажите, пожалуйста, как вырастить помидоры на балконе северного города без лишних затрат",
+    "el": "Πώς μπορώ να μαγειρέψω γρήγορα ένα νόστιμο φαγητό για τέσσερα άτομα χωρίς κρέας",
+    "ar": "كيف يمكنني تعلم لغة جديدة بسرعة في المنزل مع طفلين صغيرين ووقت قليل جدا",
+    "hi": "मुझे अपने गाँव के स्कूल के लिए एक छोटी सी पुस्तकालय योजना बनानी है कृपया मदद करें",
+    "ja": "東京の天気はどうですか。明日の朝は傘が必要でしょうか、それとも晴れますか。",
+    "zh": "请帮我写一封给房东的信，说明厨房的水管漏水并要求尽快修理。",
+    "th": "ช่วยอธิบายวิธีทำแกงเขียวหวานสำหรับสี่คนโดยใช้วัตถุดิบที่หาได้ง่าย",
+    "ko": "다음 주 회의를 위해 짧은 발표 자료를 준비해야 하는데 어떻게 시작하면 좋을까요",
+    "de": "Wie lange muss ein Ei kochen, damit es hart ist?",
+}
+
+
+@pytest.mark.parametrize("language", PROMPTS)
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_are_in_the_script_of_the_prompt(language: str, seed: int):
+    answer = "".join(islice(text.words(seed, text.borrowed_words(PROMPTS[language])), 150))
+    assert judge(answer, "", language, "stop") == []
+    assert not set('"\\\n') & set(answer)
+
+
+def test_latin_prompts_get_the_plain_words():
+    assert text.borrowed_words(PROMPTS["de"]) == ()
+    assert text.borrowed_words("12 + 34 = ?") == ()
