@@ -8,8 +8,9 @@ from dataclasses import replace
 from qwenbench.simulator import log
 from qwenbench.simulator.engine import Engine
 from qwenbench.simulator.memory import BLOCK_BYTES, GIB, MemoryPlan
+from qwenbench.simulator.refusals import StartFailure, engine_failure, kv_too_small
 from qwenbench.simulator.scheduler import Step
-from qwenbench.simulator.startup import StartFailure, StartPoint, engine_failure, kv_too_small
+from qwenbench.simulator.startup import StartPoint
 
 DEATH_MESSAGE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 DIES_AFTER_STEPS = 40

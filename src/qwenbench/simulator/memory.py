@@ -67,7 +67,8 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any]) -
     actual = _graphs_actual_gib(capture, figures["graphs_actual_gib"])
     extra_tokens = (options.max_num_batched_tokens - 2048) / 1024
     other = figures["activations_gib"] + figures["activations_gib_per_1024_tokens_guess"] * extra_tokens
-    kv_gib = requested - figures["weights_gib"] - other - estimated
+    counted = estimated if options.count_graphs else 0.0
+    kv_gib = requested - figures["weights_gib"] - other - counted
     if options.kv_cache_memory_bytes is not None:
         kv_gib = options.kv_cache_memory_bytes / GIB
     num_blocks = max(int(kv_gib * GIB // BLOCK_BYTES), 0)

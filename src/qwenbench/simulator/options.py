@@ -48,6 +48,8 @@ class ServeOptions:
     enable_prompt_tokens_details: bool = False
     reasoning_parser: str | None = None
     access_log: bool = True
+    count_graphs: bool = True
+    """Whether the estimate of the CUDA graphs is taken from the KV cache (0.20's default)."""
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     seed: int = 0
     ignored: Mapping[str, str | None] = field(default_factory=dict)
@@ -245,6 +247,7 @@ def _typed(model: str, raw: dict[str, list[str]], environ: Mapping[str, str]) ->
         enable_prefix_caching=bool(flags.on("enable-prefix-caching")),
         enable_prompt_tokens_details=bool(flags.on("enable-prompt-tokens-details")),
         reasoning_parser=flags.text("reasoning-parser"),
+        count_graphs=environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in ("0", "false", "False"),
         access_log=not access_log_off and level in (None, "debug", "info", "trace"),
         api_keys=keys,
         card=flags.text("sim-card") or "rtx-5090",

@@ -34,6 +34,7 @@ from qwenbench.simulator.memory import MemoryPlan, VramGauge, plan_memory
 from qwenbench.simulator.metrics_page import metrics_page
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.power import EnergyMeter
+from qwenbench.simulator.refusals import StartFailure
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
 from qwenbench.simulator.steptime import StepModel, calibrated_model, calibration
 
@@ -225,7 +226,7 @@ async def serve(options: ServeOptions) -> int:
         try:
             fault = failures.Fault(options.fail, plan)
             started = await _unless(stopped, startup.print_start(options, plan, times, note, fault))
-        except startup.StartFailure as failure:
+        except StartFailure as failure:
             for line in failure.lines:
                 log.plain(line)
             return failure.code

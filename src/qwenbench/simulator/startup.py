@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -12,6 +12,7 @@ from typing import Protocol
 from qwenbench.simulator import log
 from qwenbench.simulator.memory import GIB, MemoryPlan
 from qwenbench.simulator.options import MODEL_LENGTH, ServeOptions
+from qwenbench.simulator.refusals import check_fits, check_free_memory, gib
 
 VLLM_VERSION = "0.20.2"
 SIMULATED_VERSION = f"{VLLM_VERSION}+simulated"
@@ -19,15 +20,6 @@ FIRST_LINE = (
     "SIMULATED: this is qwenbench's simulator, no vLLM and no GPU; every figure below is computed, none measured."
 )
 PHASES = ("import_s", "load_s", "compile_s", "profile_s", "graphs_s", "api_s")
-
-
-class StartFailure(Exception):
-    """The start ends here: `lines` go to the log, then the process exits with `code`."""
-
-    def __init__(self, lines: Sequence[str], code: int = 1) -> None:
-        super().__init__(lines[-1] if lines else "")
-        self.lines = tuple(lines)
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +61,26 @@ async def print_start(
     log.say(log.API, "utils.py:233", f"non-default args: {_non_default(options)}")
     for name, value in options.ignored.items():
         log.say(log.API, "simulator.py:1", f"SIMULATED: --{name} {value or ''} changes nothing here", "WARNING")
+    if "calculate-kv-scales" in options.ignored:
+        log.say(
+            log.API,
+            "config.py:215",
+            f"Disabling calculate_kv_scales for hybrid model '{options.model}'. Hybrid models with recurrent layers "
+            "(GDN, Mamba, SSM) produce unreliable KV cache scales during the calibration pass because recurrent "
+            "state is uninitialized. Using default scales.",
+            "WARNING",
+        )
     await times.spend("import_s")
     log.say(log.API, "model.py:555", "Resolved architecture: Qwen3_5ForConditionalGeneration")
     log.say(log.API, "model.py:1680", f"Using max model len {MODEL_LENGTH}")
     log.say(log.API, "vllm.py:840", "Asynchronous scheduling is enabled.")
     log.say(log.CORE, "core.py:109", _engine_config(options))
-    _check_free_memory(options, plan)
+    check_free_memory(options, plan)
     await _print_loading(options, plan, times)
     await fault.at(StartPoint.LOADED)
     await _print_profiling(options, plan, times)
     await fault.at(StartPoint.PROFILED)
-    _check_fits(options, plan)
+    check_fits(options, plan)
     _print_cache(options, plan)
     await fault.at(StartPoint.CAPTURING)
     await _print_capture(options, plan, times)
@@ -181,16 +182,6 @@ def _engine_config(options: ServeOptions) -> str:
     )
 
 
-def _check_free_memory(options: ServeOptions, plan: MemoryPlan) -> None:
-    if plan.requested_gib > plan.free_gib:
-        raise engine_failure(
-            "ValueError: Free memory on device cuda:0 "
-            f"({plan.free_gib:.2f}/{plan.total_gib:.2f} GiB) on startup is less than desired GPU memory "
-            f"utilization ({options.gpu_memory_utilization}, {plan.requested_gib:.2f} GiB). Decrease GPU memory "
-            "utilization or reduce GPU memory used by other processes."
-        )
-
-
 async def _print_loading(options: ServeOptions, plan: MemoryPlan, times: StartTimes) -> None:
     log.say(log.CORE, "gpu_model_runner.py:4777", f"Starting to load model {options.model}...")
     await times.spend("load_s")
@@ -205,7 +196,7 @@ async def _print_loading(options: ServeOptions, plan: MemoryPlan, times: StartTi
     log.say(
         log.CORE,
         "gpu_model_runner.py:4879",
-        f"Model loading took {_gib(plan.weights_gib)} GiB memory and {load_s:.6f} seconds",
+        f"Model loading took {gib(plan.weights_gib)} GiB memory and {load_s:.6f} seconds",
     )
     log.say(
         log.CORE,
@@ -251,10 +242,12 @@ async def _print_profiling(options: ServeOptions, plan: MemoryPlan, times: Start
         log.say(
             log.CORE,
             "gpu_model_runner.py:6042",
-            f"Estimated CUDA graph memory: {_gib(plan.graphs_estimated_gib)} GiB total",
+            f"Estimated CUDA graph memory: {gib(plan.graphs_estimated_gib)} GiB total",
         )
     if options.kv_cache_memory_bytes is None:
-        log.say(log.CORE, "gpu_worker.py:440", f"Available KV cache memory: {_gib(plan.kv_cache_gib)} GiB")
+        log.say(log.CORE, "gpu_worker.py:440", f"Available KV cache memory: {gib(plan.kv_cache_gib)} GiB")
+        if options.capture_sizes:
+            _print_graph_accounting(options, plan)
     if options.num_gpu_blocks_override is not None:
         log.say(
             log.CORE,
@@ -264,33 +257,27 @@ async def _print_profiling(options: ServeOptions, plan: MemoryPlan, times: Start
         )
 
 
-def _check_fits(options: ServeOptions, plan: MemoryPlan) -> None:
-    """vLLM's refusals: no block at all, or not one request of the asked length."""
-    if plan.kv_cache_gib <= 0 and options.num_gpu_blocks_override is None:
-        raise engine_failure(
-            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
-            "initializing the engine. See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for "
-            "more details."
+def _print_graph_accounting(options: ServeOptions, plan: MemoryPlan) -> None:
+    """What counting the graphs' estimate (or not) comes to, in shares of the card."""
+    asked = options.gpu_memory_utilization
+    share = plan.graphs_estimated_gib / plan.total_gib
+    if options.count_graphs:
+        text = (
+            "CUDA graph memory profiling is enabled (default since v0.21.0). The current "
+            f"--gpu-memory-utilization={asked:.4f} is equivalent to --gpu-memory-utilization={asked - share:.4f} "
+            "without CUDA graph memory profiling. To maintain the same effective KV cache size as before, increase "
+            f"--gpu-memory-utilization to {asked + share:.4f}. To disable, set "
+            "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0."
         )
-    if not plan.max_model_len:
-        raise engine_failure(
-            "ValueError: Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single "
-            "token. Try increasing `gpu_memory_utilization`."
-        )
-    if plan.max_concurrency < 1:
-        raise kv_too_small(plan)
-
-
-def kv_too_small(plan: MemoryPlan) -> StartFailure:
-    """The refusal for a context length that does not fit the KV cache."""
-    longest = max(plan.num_blocks - plan.state_blocks, 0) * plan.block_tokens
-    return engine_failure(
-        f"ValueError: To serve at least one request with the models's max seq len ({plan.max_model_len}), "
-        f"({_gib(plan.needed_gib)} GiB KV cache is needed, which is larger than the available KV cache memory "
-        f"({_gib(plan.kv_cache_gib)} GiB). Based on the available memory, the estimated maximum model length is "
-        f"{longest}. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the "
-        "engine. See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
+        log.say(log.CORE, "gpu_worker.py:455", text)
+        return
+    text = (
+        "CUDA graph memory profiling is disabled (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=0). Without it, CUDA "
+        "graph memory is not accounted for during KV cache allocation, which may require lowering "
+        "--gpu-memory-utilization to avoid OOM. Consider re-enabling it (the default as of v0.21.0) and increasing "
+        f"--gpu-memory-utilization from {asked:.4f} to {asked + share:.4f}."
     )
+    log.say(log.CORE, "gpu_worker.py:472", text, "WARNING")
 
 
 def _print_cache(options: ServeOptions, plan: MemoryPlan) -> None:
@@ -322,32 +309,13 @@ async def _print_capture(options: ServeOptions, plan: MemoryPlan, times: StartTi
     log.say(
         log.CORE,
         "gpu_model_runner.py:6133",
-        f"Graph capturing finished in {seconds} secs, took {_gib(plan.graphs_actual_gib)} GiB",
+        f"Graph capturing finished in {seconds} secs, took {gib(plan.graphs_actual_gib)} GiB",
     )
     actual, estimated = plan.graphs_actual_gib, plan.graphs_estimated_gib
     share = abs(actual - estimated) / actual * 100 if actual else 0.0
     log.say(
         log.CORE,
         "gpu_worker.py:599",
-        f"CUDA graph pool memory: {_gib(actual)} GiB (actual), {_gib(estimated)} GiB (estimated), difference: "
-        f"{_gib(abs(actual - estimated))} GiB ({share:.1f}%).",
+        f"CUDA graph pool memory: {gib(actual)} GiB (actual), {gib(estimated)} GiB (estimated), difference: "
+        f"{gib(abs(actual - estimated))} GiB ({share:.1f}%).",
     )
-
-
-def engine_failure(error: str) -> StartFailure:
-    """A start that ends in the engine core: its error, then the API server's."""
-    return StartFailure(
-        [
-            log.line(log.CORE, "core.py:1136", "EngineCore failed to start.", "ERROR"),
-            log.line(log.CORE, "core.py:1136", "Traceback (most recent call last):", "ERROR"),
-            log.line(log.CORE, "core.py:1136", error, "ERROR"),
-            f"({log.API} pid={os.getpid()}) Traceback (most recent call last):",
-            f"({log.API} pid={os.getpid()}) RuntimeError: Engine core initialization failed. See root cause "
-            "above. Failed core proc(s): {}",
-        ]
-    )
-
-
-def _gib(value: float) -> str:
-    """GiB as vLLM prints them: rounded to two places, without a trailing zero."""
-    return f"{round(value, 2):g}"

@@ -35,6 +35,13 @@ def test_recorded_servers(capture, seqs, kv_gib, blocks, ready_mib, peak_at, pea
     assert gauge.used_mib == pytest.approx(peak_mib, rel=0.01)
 
 
+def test_recorded_server_that_does_not_count_the_graphs():
+    line = f"{RECORDED} --max-cudagraph-capture-size 64 --max-num-seqs 64"
+    options = parse(line.split(), {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"})
+    memory = plan_memory(options, find_card("h200"), FIGURES)
+    assert round(memory.kv_cache_gib, 2) == 17.4 and memory.tokens_logged == 565_706
+
+
 def test_vram_never_falls_and_never_passes_the_card():
     memory, card = plan("M --max-num-seqs 256 --gpu-memory-utilization 0.95", "rtx-5090"), find_card("rtx-5090")
     gauge = VramGauge(memory, card, FIGURES["overshoot_mib"])
