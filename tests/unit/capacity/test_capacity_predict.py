@@ -115,6 +115,13 @@ def test_a_log_with_only_the_printed_tokens_calibrates():
     assert calibration.other_gib == pytest.approx(built_in.other_gib)
 
 
+def test_a_log_with_only_the_printed_gib_calibrates_to_its_rounding():
+    log = StartupLog(requested={"gpu_memory_utilization": 0.9}, weights_gib=10.0, kv_cache_gib=15.0)
+    calibration = calibrate(log, SEED_SHAPE, LAYOUT, cuda_total_gib=30.0)
+    assert calibration.other_gib == pytest.approx(2.0)
+    assert calibration.other_high_gib - calibration.other_low_gib == pytest.approx(0.01)
+
+
 def test_without_a_probe_the_interval_spans_what_was_seen():
     own = plan_config(
         config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95"),
