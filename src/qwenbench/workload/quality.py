@@ -72,14 +72,16 @@ _OPEN_THINKING = re.compile(r"<think>(?!.*</think>)", re.DOTALL)
 def judge(text: str, reasoning: str = "", language: str = "en", finish_reason: str | None = None) -> list[str]:
     """The kinds of broken output (keys of KINDS) that an answer shows; [] when none is found.
 
-    `text` is the answer without its reasoning; `language` (BCP 47) is the one that it should be in.
+    `text` is the answer without its reasoning; `language` (BCP 47) is the one that it should be in,
+    `und` when nobody knows.
     Reasoning may be in any language. An answer that a length limit cut off inside its reasoning
     (finish_reason `length`) is not broken: `cut_in_reasoning` tells that apart. A tool call may come without text.
     """
     found: set[str] = set()
     cut = finish_reason == "length"
+    wanted = None if language in ("", "und") else language
     if text.strip():
-        found |= _check(text, language)
+        found |= _check(text, wanted)
         if not cut and "<think>" in text and _OPEN_THINKING.search(text):
             found.add("reasoning_unclosed")
     elif reasoning:

@@ -1,0 +1,234 @@
+"""Rows of dataset files, one after another: JSON Lines, JSON arrays and Parquet, alone or in a directory.
+
+Memory stays small whatever the file's size: no file is read whole, and a row above MAX_ROW_BYTES is refused.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from qwenbench.errors import UsageError
+
+MAX_ROW_BYTES = 16 * 1024 * 1024
+"""A row above this is no prompt: 16 MiB are about four million tokens."""
+
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".parquet")
+"""Endings of the files that can be read."""
+
+_CHUNK = 1 << 20
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, with where it stands for messages (`FILE, line 7` or `FILE, row 7`, from 1)."""
+
+    file: Path
+    number: int
+    values: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """File and row, as messages begin."""
+        return f"{self.file}, row {self.number}"
+
+
+def dataset_files(source: Path) -> list[Path]:
+    """The files of a source, sorted by name. Raises UsageError: no such file, nothing readable in the directory."""
+    if source.is_dir():
+        found = sorted(path for path in source.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+        if not found:
+            raise UsageError(f"{source}: holds no file that ends in {', '.join(SUFFIXES)}.")
+        return found
+    if not source.exists():
+        raise UsageError(f"{source}: no such file or directory.")
+    if not source.name.endswith(SUFFIXES):
+        raise UsageError(f"{source}: its name must end in {', '.join(SUFFIXES)}.")
+    return [source]
+
+
+def read_rows(source: Path) -> Iterator[Row]:
+    """Every row of a file, or of all files below a directory.
+
+    Raises UsageError with file and row: bytes that are no UTF-8, no valid JSON, a row that is no object or too long.
+    """
+    for path in dataset_files(source):
+        try:
+            if path.name.endswith(".parquet"):
+                yield from _parquet_rows(path)
+            elif path.name.endswith(".json"):
+                yield from _json_rows(path)
+            else:
+                yield from _jsonl_rows(path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{path}: cannot be read: {error}.") from error
+
+
+def _object(value: Any, path: Path, number: int) -> Row:
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}, row {number}: a JSON object with named columns was expected.")
+    return Row(path, number, value)
+
+
+def _too_long(path: Path, number: int) -> UsageError:
+    return UsageError(f"{path}, row {number}: longer than {MAX_ROW_BYTES >> 20} MiB; this is no prompt. Cut it out.")
+
+
+def _wrong_encoding(path: Path, number: int, error: UnicodeDecodeError) -> UsageError:
+    found = f"byte 0x{error.object[error.start]:02x}"
+    return UsageError(f"{path}, row {number}: is not UTF-8 ({found}). Convert the file, e.g. with iconv.")
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) > MAX_ROW_BYTES:
+                raise _too_long(path, number)
+            if number == 1:
+                line = _without_mark(line, path)
+            if not line.strip():
+                continue
+            try:
+                value = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise _bad_line(line, path, number, error) from error
+            yield _object(value, path, number)
+
+
+def _bad_line(line: bytes, path: Path, number: int, error: orjson.JSONDecodeError) -> UsageError:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as encoding:
+        return _wrong_encoding(path, number, encoding)
+    return UsageError(f"{path}, row {number}: no valid JSON: {error}.")
+
+
+def _without_mark(start: bytes, path: Path) -> bytes:
+    """Without UTF-8's byte order mark; UTF-16 is refused."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{path}: is UTF-16. Convert it to UTF-8, e.g. with iconv.")
+    return start.removeprefix(codecs.BOM_UTF8)
+
+
+class _JsonWindow:
+    """A sliding window of decoded text over a JSON file: `text[place:]` is what was not consumed yet."""
+
+    def __init__(self, file: IO[bytes], path: Path) -> None:
+        self._file = file
+        self._path = path
+        self._decode = codecs.getincrementaldecoder("utf-8")()
+        self._first = True
+        self._ended = False
+        self.text = ""
+        self.place = 0
+        self.row = 1
+
+    def more(self) -> bool:
+        """Reads on; False at the end of the file."""
+        if self._ended:
+            return False
+        data = self._file.read(max(_CHUNK, len(self.text) - self.place))
+        if self._first:
+            data, self._first = _without_mark(data, self._path), False
+        self._ended = not data
+        try:
+            self.text = self.text[self.place :] + self._decode.decode(data, final=self._ended)
+        except UnicodeDecodeError as error:
+            raise _wrong_encoding(self._path, self.row, error) from error
+        self.place = 0
+        return not self._ended
+
+    def next_sign(self) -> str:
+        """The next character that is no blank, unconsumed; "" at the end."""
+        while True:
+            while self.place < len(self.text) and self.text[self.place] in " \t\r\n":
+                self.place += 1
+            if self.place < len(self.text):
+                return self.text[self.place]
+            if not self.more():
+                return ""
+
+    def value(self) -> Any:
+        """Consumes one JSON value."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.place)
+            except (json.JSONDecodeError, RecursionError) as error:
+                # a value cut off by the window looks like a broken one: only the file's end tells them apart
+                if len(self.text) - self.place > MAX_ROW_BYTES:
+                    raise _too_long(self._path, self.row) from error
+                if not self.more():
+                    reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+                    raise UsageError(f"{self._path}, row {self.row}: no valid JSON: {reason}.") from error
+                continue
+            if end - self.place > MAX_ROW_BYTES:
+                raise _too_long(self._path, self.row)
+            self.place = end
+            return value
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    """Elements of a JSON array, read one by one. JSON Lines in a file named .json are read as such."""
+    with path.open("rb") as file:
+        window = _JsonWindow(file, path)
+        first = window.next_sign()
+        if first == "[":
+            yield from _array_rows(window, path)
+            return
+    if first != "{":
+        raise UsageError(f"{path}: a JSON array of objects, or one object a line, was expected.")
+    yield from _jsonl_rows(path)
+
+
+def _array_rows(window: _JsonWindow, path: Path) -> Iterator[Row]:
+    window.place += 1
+    if window.next_sign() == "]":
+        return
+    while True:
+        window.next_sign()
+        yield _object(window.value(), path, window.row)
+        sign = window.next_sign()
+        if sign == "]":
+            return
+        if sign != ",":
+            raise UsageError(f"{path}, row {window.row}: no valid JSON: a comma or the end of the array was expected.")
+        window.place += 1
+        window.row += 1
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path, pre_buffer=False)
+    except pa.ArrowException as error:
+        raise UsageError(f"{path}: no readable Parquet file: {str(error).splitlines()[0]}.") from error
+    number = 0
+    with file:
+        try:
+            # 128 rows at a time: conversations are a few kB each
+            for batch in file.iter_batches(batch_size=128, use_threads=False):
+                for values in batch.to_pylist():
+                    number += 1
+                    if any(isinstance(value, str | bytes) and len(value) > MAX_ROW_BYTES for value in values.values()):
+                        raise _too_long(path, number)
+                    yield Row(path, number, values)
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{path}, row {number + 1}: no readable Parquet data: {reason}.") from error

@@ -1,0 +1,99 @@
+"""From dataset rows to a prompt set, in one pass: convert, leave out what is too long, write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.files import replacing
+from qwenbench.workload.datasets import read_rows
+from qwenbench.workload.prompts import Prompt
+from qwenbench.workload.row_formats import Content, RowFormat, content_of, detect_format
+from qwenbench.workload.token_count import TokenCounter
+
+DEFAULT_MAX_TOKENS = 8192
+"""The sequence length of the seed's calibration."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where rows come from, and what every row is marked with."""
+
+    paths: tuple[Path, ...]
+    label: str
+    """Provenance: the dataset's id and revision, or the name of the file or folder."""
+    form: RowFormat | None = None
+    """None: told by the columns of the first row."""
+    licence: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What an import met, while it runs and after it."""
+
+    read: int = 0
+    without_text: int = 0
+    too_long: int = 0
+    formats: set[str] = field(default_factory=set)
+
+
+def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Tally) -> Iterator[Prompt]:
+    """The prompts of a source in the rows' order, those without text or above `max_tokens` left out and counted.
+
+    Raises UsageError with file and row for a row that cannot be read or lacks a column.
+    """
+    form = source.form
+    for row in (row for path in source.paths for row in read_rows(path)):
+        form = form or detect_format(row)
+        tally.read += 1
+        tally.formats.add(form.name)
+        content = content_of(row, form)
+        if content is None:
+            tally.without_text += 1
+            continue
+        file = "" if row.file.name == source.label else row.file.name
+        where = " ".join(part for part in (source.label, file, f"row {row.number}") if part)
+        prompt = _prompt(content, form, f"{form.name}-{tally.read:06d}", where, source.licence or form.licence)
+        if counter.within(prompt, max_tokens):
+            yield prompt
+        else:
+            tally.too_long += 1
+
+
+def _prompt(content: Content, form: RowFormat, prompt_id: str, where: str, licence: str | None) -> Prompt:
+    return Prompt(
+        id=prompt_id,
+        language=content.language,
+        tags=(form.name,),
+        system=content.system,
+        turns=content.turns,
+        answer=content.answer,
+        source=where,
+        licence=licence,
+    )
+
+
+def write_prompts(prompts: Iterable[Prompt], out: Path, *, overwrite: bool = False) -> int:
+    """Writes a prompt set and returns its number of rows; on any error nothing is left behind.
+
+    Raises UsageError: `out` exists (without `overwrite`), cannot be written, or there is no prompt to write.
+    """
+    if out.exists() and not overwrite:
+        raise UsageError(f"--out {out}: exists already. Give another name, or --overwrite.")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a directory. Give a file, e.g. {out}/prompts.jsonl.")
+    try:
+        with replacing(out) as file:
+            count = 0
+            for prompt in prompts:
+                file.write(orjson.dumps(prompt.model_dump(exclude_none=True)) + b"\n")
+                count += 1
+            if count == 0:
+                raise UsageError(f"--out {out}: nothing to write: no row held a usable prompt.")
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
+    return count
