@@ -138,7 +138,7 @@ def built_in_calibration(shape: ModelShape, card: str | None, platform: str, ver
     range of all that were seen, which is wide. Raises UsageError when the weights' size is not known.
     """
     seed = shape.name == SEED_MODEL
-    weights = shape.weights_gib
+    weights = SEED_SHAPE.weights_gib if seed else shape.weights_gib
     if weights is None:
         raise UsageError(
             f"{shape.name}: the weights' size cannot be counted from its config.json: give a start-up log with --probe"

@@ -82,7 +82,7 @@ def _too_few_blocks(
     if length is not None:
         needed = layout.blocks_per_request(length)
         if needed > blocks - null_block:
-            what = "a single token" if asked in ("auto", "-1") else f"one request of --max-model-len {length:,} tokens"
+            what = _request_in_words(asked, length)
             null = " and vLLM's null block" if null_block else ""
             state = f", {layout.state_blocks} of them states" if layout.state_blocks else ""
             return (
@@ -98,6 +98,14 @@ def _too_few_blocks(
             "block per sequence to capture its graphs"
         )
     return None
+
+
+def _request_in_words(asked: str | None, length: int) -> str:
+    if asked in ("auto", "-1"):
+        return "a single token"
+    if asked is None:
+        return f"one request of the model's own {length:,} tokens (--max-model-len auto would shorten it)"
+    return f"one request of --max-model-len {length:,} tokens"
 
 
 def _most_blocks(config: ServerConfig, layout: KvLayout, prediction: Prediction | None) -> tuple[int, str] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qwenbench.capacity.weights import count_weights_gib
 from qwenbench.errors import UsageError
 
 DTYPE_BYTES = {
@@ -61,7 +62,7 @@ class ModelShape:
     max_position: int | None
     """The model's own context limit, tokens."""
     weights_gib: float | None = None
-    """Weights in GiB where they were measured or can be counted."""
+    """Weights in GiB: measured (the built-in model) or counted from config.json; None where neither can be."""
 
     @property
     def hybrid(self) -> bool:
@@ -84,6 +85,7 @@ class ModelShape:
             dtype=dtype.removeprefix("torch."),
             state_dtype=body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype"),
             max_position=_optional_int(body, "max_position_embeddings"),
+            weights_gib=count_weights_gib(config),
         )
 
 

@@ -113,6 +113,12 @@ def predict(target: PlanTarget, shape: ModelShape, layout: KvLayout, calibration
             "startup",
             basis,
         )
+    if kv <= 0:
+        basis = f"most likely nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
+        return Prediction(
+            round(calibration.weights_gib, 2), round(graphs, 3), None, 0.0, round(high, 3), None, None, None, None,
+            "startup", basis,
+        )  # fmt: skip
     blocks = blocks_for_gib(kv, layout)
     length = target.max_model_len or shape.max_position
     tokens = kv_cache_tokens(blocks, layout, length)
@@ -122,7 +128,7 @@ def predict(target: PlanTarget, shape: ModelShape, layout: KvLayout, calibration
         weights_gib=round(calibration.weights_gib, 2),
         graphs_gib=round(graphs, 3),
         kv_cache_gib=round(kv, 3),
-        kv_cache_gib_low=round(low, 3),
+        kv_cache_gib_low=round(max(0.0, low), 3),
         kv_cache_gib_high=round(high, 3),
         kv_cache_blocks=blocks,
         kv_cache_tokens=tokens,

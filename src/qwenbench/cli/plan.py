@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,7 +84,7 @@ def command(
     log = _probe(probe)
     plan = plan_config(
         ServerConfig(model=model, flags=flags, env=env),
-        _shape(model, model_config, need_weights=log is None),
+        _shape(model, model_config),
         version=vllm,
         card=found,
         platform=platform,
@@ -101,25 +100,16 @@ def _text(value: float | None) -> str | None:
     return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _shape(model: str, path: Path | None, need_weights: bool) -> ModelShape:
+def _shape(model: str, path: Path | None) -> ModelShape:
     from qwenbench.capacity.model_shape import ModelShape, known_shape
-    from qwenbench.capacity.weights import count_weights_gib
     from qwenbench.cli.ledger import read_json
 
-    if path is None:
-        built_in = known_shape(model)
-        if built_in is None:
-            raise UsageError(f"--model {model}: only the seed's model is built in; give --model-config config.json")
-        return built_in
-    config = read_json(path, "--model-config")
-    shape = ModelShape.from_hf_config(config, model)
+    if path is not None:
+        return ModelShape.from_hf_config(read_json(path, "--model-config"), model)
     built_in = known_shape(model)
-    if built_in is not None and replace(shape, weights_gib=built_in.weights_gib) == replace(built_in, name=model):
-        return built_in
-    weights = count_weights_gib(config)
-    if weights is None and need_weights:
-        raise UsageError(f"--model-config {path}: the weights cannot be counted from it; give a log with --probe")
-    return replace(shape, weights_gib=weights)
+    if built_in is None:
+        raise UsageError(f"--model {model}: only the seed's model is built in; give --model-config config.json")
+    return built_in
 
 
 def _probe(path: Path | None) -> StartupLog | None:

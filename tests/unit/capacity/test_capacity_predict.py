@@ -157,6 +157,33 @@ def test_a_card_smaller_than_the_weights_gives_no_figures():
     assert "10.57" in plan.cannot_start and "7.7" in plan.cannot_start
 
 
+def test_an_interval_around_nothing_has_no_middle():
+    """16 GB: 13.9 GiB of budget, and between 2.1 and 5.6 GiB of it for what no probe has shown yet."""
+    plan = plan_config(
+        config(gpu_memory_utilization="0.9", max_cudagraph_capture_size="32", max_num_seqs="32", max_model_len="auto"),
+        SEED_SHAPE, version="0.20.2", card=find_card("rtx-5080"),
+    )  # fmt: skip
+    assert (plan.prediction.kv_cache_gib, plan.prediction.kv_cache_gib_low) == (None, 0.0)
+    assert plan.prediction.kv_cache_gib_high > 0
+    assert plan.prediction.kv_cache_blocks is None
+    assert plan.prediction.risk == "startup"
+    assert plan.cannot_start is None  # at the optimistic end it starts
+    whole = plan_config(config(gpu_memory_utilization="0.9"), SEED_SHAPE, version="0.20.2", card=find_card("rtx-5080"))
+    assert "the model's own 262,144 tokens" in whole.cannot_start
+
+
+def test_the_seeds_own_config_json_is_calibrated_as_the_built_in_one():
+    from_file = ModelShape.from_hf_config(
+        json.loads((DATA / "qwen3.5-9b-nvfp4.config.json").read_text()), "ig1/Qwen3.5-9B-NVFP4"
+    )
+    asked = config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95")
+    card = find_card("rtx-5090")
+    assert (
+        plan_config(asked, from_file, version="0.18.0", card=card).prediction
+        == plan_config(asked, SEED_SHAPE, version="0.18.0", card=card).prediction
+    )
+
+
 @pytest.mark.parametrize(
     ("flags", "platform", "risk"),
     [
