@@ -1,0 +1,205 @@
+"""From checked options to a finished run: what `sweep` and `bench` have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from qwenbench.cli.load_options import checked_options, masked_command_line
+from qwenbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.engine.server import Launcher
+    from qwenbench.sweep.hardware import Hardware
+    from qwenbench.sweep.plan import Plan
+    from qwenbench.sweep.runner import SweepOutcome
+
+T = TypeVar("T")
+
+CANNOT_RUN, INTERRUPTED = 2, 130
+
+
+def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on uvloop where it is there."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
+
+
+def run_one(
+    fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool
+) -> int:
+    """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
+    from qwenbench.engine.launchers import make_launcher
+    from qwenbench.sweep.hardware import find_hardware
+    from qwenbench.sweep.loading import make_plan
+    from qwenbench.sweep.run_json import stored_options
+
+    folder = None
+    if resume is not None:
+        folder = _resumed_folder(resume, out)
+        fields = {**stored_options(folder).model_dump(), **fields}
+    options = checked_options(fields)
+    plan = make_plan(options)
+    hardware = find_hardware(options)
+    card = hardware.card.name if hardware.card and options.launcher == "sim" else None
+    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card)
+    if dry_run:
+        show_plan(plan, launcher, hardware)
+        return 0
+    if folder is None:
+        folder = new_folder(out, run_id)
+    return run_plan(plan, folder, launcher, hardware, resumed=resume is not None, build_report=build_report)
+
+
+def run_campaign(
+    campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool
+) -> int:
+    """Each sweep of a campaign file as a run of its own; returns the worst exit status."""
+    from qwenbench.sweep.campaign import load_campaign
+
+    sweeps = load_campaign(Path(campaign))
+    base = run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
+    status = 0
+    for name, sweep in sweeps.items():
+        note(f"campaign {campaign}: {name}")
+        merged = {**sweep, **fields}
+        folder = Path(out) / f"{base}-{name}"
+        resume = str(folder) if (folder / "run.json").exists() and not dry_run else None
+        ended = run_one(
+            merged, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report
+        )
+        status = max(status, ended)
+        if ended == INTERRUPTED:
+            break
+    return status
+
+
+def new_folder(out: str, run_id: str | None) -> Path:
+    """The folder of a new run, not yet made. Raises UsageError when it exists or could not be written."""
+    from qwenbench.runfolder.names import check_name, new_run_id
+    from qwenbench.sweep.options import writable_folder
+
+    writable_folder(Path(out), "--out")
+    if run_id is not None:
+        folder = Path(out) / check_name(run_id, "--run-id")
+        if folder.exists():
+            raise UsageError(f"--run-id {run_id}: {folder} exists. Choose another, or --resume {folder}.")
+        return folder
+    base = Path(out) / new_run_id(datetime.now())
+    folder, number = base, 2
+    while folder.exists():
+        folder, number = base.with_name(f"{base.name}-{number}"), number + 1
+    return folder
+
+
+def _resumed_folder(resume: str, out: str) -> Path:
+    for folder in (Path(resume), Path(out) / resume):
+        if (folder / "run.json").exists():
+            return folder
+    raise UsageError(f"--resume {resume}: no run there (no run.json in {resume} or {Path(out) / resume}).")
+
+
+def run_plan(
+    plan: Plan,
+    folder: Path,
+    launcher: Launcher,
+    hardware: Hardware,
+    *,
+    resumed: bool,
+    build_report: bool,
+) -> int:
+    """Runs a plan into a folder, prints the table and builds the report; returns the exit status."""
+    from rich.console import Console
+
+    from qwenbench.masking import Masker
+    from qwenbench.report.live import terminal_progress
+    from qwenbench.runfolder.names import RunPaths
+    from qwenbench.sweep.run_json import describe
+    from qwenbench.sweep.runner import resolve_headers, run_sweep
+
+    headers = resolve_headers(plan.options)
+    masker = Masker.from_environment([*plan.options.header_env.values(), plan.options.bearer_env or ""])
+    console = Console(stderr=True)
+    description = describe(plan, folder.name, masked_command_line(sys.argv[1:]), hardware, launcher.simulated, masker)
+    paths = RunPaths(folder)
+
+    async def work() -> SweepOutcome:
+        await launcher.check(plan.configurations[0].server)
+        if hardware.note and not launcher.simulated:
+            note(f"{hardware.note}: VRAM, power and energy columns stay empty.")
+        with terminal_progress(console) as progress:
+            return await run_sweep(
+                plan, paths, description, launcher, hardware, progress, headers, takeover=plan.options.force
+            )
+
+    outcome = run_asyncio(work())
+    return _closing(outcome, folder, launcher.simulated, resumed, build_report)
+
+
+def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, resumed: bool, build_report: bool) -> int:
+    from rich.console import Console
+
+    from qwenbench.report.terminal import final_table
+    from qwenbench.runfolder.run import load_run
+
+    console = Console()
+    run = load_run(folder)
+    if len(run.points):
+        console.print(final_table(run.points))
+    if simulated:
+        console.print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
+    for config_id, failure in outcome.failures.items():
+        note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
+    missing = outcome.cells - outcome.cells_done
+    if missing:
+        why = "interrupted" if outcome.interrupted else "finished with failures"
+        note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: qwenbench sweep --resume {folder}")
+    if outcome.interrupted:
+        return outcome.exit_status
+    if build_report and len(run.points):
+        from qwenbench.report.html import build_report as build
+        from qwenbench.runfolder.files import write_bytes
+
+        write_bytes(folder / "report.html", build(run).encode())
+        print(f"report: {folder / 'report.html'}")
+    print(f"run:    {folder}")
+    return outcome.exit_status
+
+
+def note(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr)
+
+
+def show_plan(plan: Plan, launcher: Launcher, hardware: Hardware) -> None:
+    """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
+    import shlex
+
+    from qwenbench.sweep.estimate import estimated_seconds
+    from qwenbench.sweep.hardware import budgeted
+
+    print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
+          f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
+          + (" (SIMULATED)" if launcher.simulated else ""))  # fmt: skip
+    for configuration in plan.configurations:
+        server = budgeted(configuration.server, plan.options, hardware)
+        print(f"\n{configuration.config_id}\n  {shlex.join(launcher.shown_line(server))}")
+    print("\nload points, in order:")
+    for point in plan.points:
+        print(f"  {point.point_id}")
+    seconds = estimated_seconds(plan, launcher.name)
+    print(f"\nabout {_duration(seconds)} (a guess from recorded speeds of an RTX 5090's budget on an H200)")
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,48 @@
+"""Campaign files: one or several sweeps as YAML, in the fields of SweepOptions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.names import check_name
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.workload.scenario import parse_yaml_model
+
+
+class NamedSweep(BaseModel):
+    """One sweep of a campaign."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(description="Ends the run's name.")
+    options: SweepOptions = Field(description="As on the command line, with underscores.")
+
+
+class Campaign(BaseModel):
+    """A campaign file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str = ""
+    sweeps: tuple[NamedSweep, ...] = Field(min_length=1)
+
+
+def load_campaign(path: Path) -> dict[str, dict[str, Any]]:
+    """Sweep name -> the option fields that the file sets. Raises UsageError with file, line and field."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--campaign {path}: cannot be read: {error}.") from error
+    campaign = parse_yaml_model(Campaign, text, f"--campaign {path}")
+    sweeps: dict[str, dict[str, Any]] = {}
+    for sweep in campaign.sweeps:
+        check_name(sweep.name, f"--campaign {path}, sweep")
+        if sweep.name in sweeps:
+            raise UsageError(f"--campaign {path}: two sweeps are named {sweep.name!r}.")
+        sweeps[sweep.name] = sweep.options.model_dump(exclude_unset=True)
+    return sweeps

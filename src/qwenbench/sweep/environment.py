@@ -1,0 +1,41 @@
+"""What every launch of a sweep works with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from qwenbench.engine.server import Launcher
+from qwenbench.load.selfcheck import ClientError
+from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.plan import Plan
+from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.recorder import Recorder
+from qwenbench.sweep.timings import Timings
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Shared by all launches of a run; nothing in it changes but the recorder's and the stop event's state."""
+
+    plan: Plan
+    run_id: str
+    paths: RunPaths
+    launcher: Launcher
+    hardware: Hardware
+    recorder: Recorder
+    progress: Progress
+    http: aiohttp.ClientSession
+    stop: asyncio.Event
+    """Set by Ctrl-C or SIGTERM."""
+    client_error: Callable[[int], Awaitable[ClientError | None]]
+    """The client's own error at so many streams (measured once per host, version and concurrency)."""
+    timings: Timings
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Headers with secrets, resolved from the environment."""
+    nonce: str = ""
+    """New in every run: salts of two runs against one server never meet."""

@@ -1,0 +1,35 @@
+"""About how long a plan takes, from recorded speeds: for --dry-run, never for a result."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from qwenbench.sweep.plan import LoadPoint, Plan
+
+# start + stop of one server, seconds: 134-222 s were recorded for new capture sizes
+_LAUNCH_S = {"docker": 180.0, "process": 180.0, "sim": 2.0, "url": 0.0}
+# ms per output token of one stream at so many streams, as recorded on an H200 (captured batches)
+_STREAMS = (1, 16, 64, 128, 256)
+_ITL_MS = (4.4, 5.2, 8.1, 13.0, 26.0)
+_FIRST_TOKEN_S = 0.25
+
+
+def estimated_seconds(plan: Plan, launcher: str) -> float:
+    """Launches, warm-ups and load points together, in seconds."""
+    launches = len(plan.configurations) * plan.options.relaunch_repeats
+    points = sum(_point_seconds(plan, point) for point in plan.points)
+    return launches * (_LAUNCH_S.get(launcher, 180.0) + points)
+
+
+def _point_seconds(plan: Plan, point: LoadPoint) -> float:
+    scenario = plan.scenarios[point.scenario].file.scenario
+    lengths = scenario.output_tokens
+    tokens = lengths.median or (lengths.min + lengths.max) / 2
+    if plan.options.duration_s is not None:
+        return plan.options.duration_s + 5.0
+    if plan.trace:
+        return plan.trace[-1].start_s + 10.0
+    streams = point.concurrency or 16
+    rounds = scenario.request_count(streams) / streams
+    per_request = _FIRST_TOKEN_S + tokens * float(np.interp(streams, _STREAMS, _ITL_MS)) / 1000
+    return rounds * per_request * 1.3 + 2.0

@@ -1,0 +1,124 @@
+"""The machine that a sweep runs on: its cards, and the budget of the card it shall stand for."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qwenbench.capacity.budget import utilization_for_card
+from qwenbench.capacity.cards import Card, find_card
+from qwenbench.engine.config import ServerConfig
+from qwenbench.errors import UsageError
+from qwenbench.observe.nvml import Gpu, Nvml, open_nvml
+from qwenbench.sweep.options import SweepOptions
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What was found. Without a GPU `nvml` is None and `note` says why."""
+
+    gpus: tuple[Gpu, ...]
+    nvml: Nvml | None
+    note: str
+    card: Card | None
+    """The card whose budget counts: --card's, else the real one where it is known."""
+    real_card: Card | None
+    platform: str
+    """`linux` or `wsl`: they report different CUDA totals."""
+
+    def cuda_total_gib(self) -> float | None:
+        """CUDA's total of the real card (what vLLM multiplies), GiB."""
+        return None if self.real_card is None else self.real_card.cuda_gib(self.platform)
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json."""
+        return {
+            "cpu": _cpu_model(),
+            "cpus": _cpu_count(),
+            "machine": platform.machine(),
+            "os": platform.platform(),
+            "platform": self.platform,
+            "gpus": [
+                {"index": g.index, "uuid": g.uuid, "name": g.name, "total_mib": g.total_mib, "driver": g.driver}
+                for g in self.gpus
+            ],
+            "card": self.card.name if self.card else None,
+        }
+
+
+def _cpu_count() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _cpu_model() -> str | None:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+
+
+def _platform() -> str:
+    return "wsl" if "microsoft" in platform.release().lower() else "linux"
+
+
+def _known_card(gpus: Sequence[Gpu]) -> Card | None:
+    if not gpus:
+        return None
+    try:
+        return find_card(gpus[0].name)
+    except UsageError:
+        return None
+
+
+def find_hardware(options: SweepOptions, local: bool = True) -> Hardware:
+    """Looks at the cards (`local` False: the server is elsewhere, so this machine's say nothing).
+
+    Raises UsageError for an unknown --card or a device that is not there."""
+    wanted = find_card(options.card) if options.card else None
+    if options.launcher == "sim":
+        card = wanted or find_card("rtx-5090")
+        return Hardware((), None, "simulated card: no NVML", card, card, "linux")
+    if not local:
+        return Hardware((), None, "the server is on another machine: no NVML", wanted, None, _platform())
+    devices: list[int | str] | None = [int(d) if d.isdigit() else d for d in options.devices] or None
+    nvml, note = open_nvml(devices)
+    gpus = tuple(nvml.gpus()) if nvml else ()
+    if devices and len(gpus) != len(devices):
+        found = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
+        raise UsageError(f"--devices {','.join(options.devices)}: not all of these cards are here (found: {found}).")
+    real = _known_card(gpus)
+    return Hardware(gpus, nvml, note, wanted or real, real, _platform())
+
+
+def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) -> ServerConfig:
+    """With --card on a larger real card: the server whose utilisation keeps the smaller card's budget.
+
+    Raises UsageError when the real card is unknown, or smaller than the budget.
+    """
+    if options.card is None or options.launcher == "sim" or hardware.card is None or not hardware.gpus:
+        return server
+    total = hardware.cuda_total_gib()
+    if total is None:
+        raise UsageError(
+            f"--card {options.card}: CUDA's total of {hardware.gpus[0].name} is not known here, so its share cannot be "
+            "worked out. Leave --card out and give --gpu-memory-utilization."
+        )
+    fraction = server.gpu_memory_utilization or 0.9
+    share = utilization_for_card(hardware.card, total, fraction, platform=hardware.platform)
+    return server.with_flag("gpu-memory-utilization", f"{share:g}")
+
+
+def on_port(server: ServerConfig, port: int) -> ServerConfig:
+    """The same server on another port (several cards side by side)."""
+    return replace(server, port=port)
+
+
+def largest(values: Mapping[str, float]) -> float | None:
+    """The fullest card's figure."""
+    return max(values.values(), default=None)

@@ -1,0 +1,179 @@
+"""One cell: warm up, load while watching, and the point that comes of it."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import aiohttp
+import pyarrow as pa
+
+from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.capacity.kv import KvLayout
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.load.run import LoadClient
+from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
+from qwenbench.observe.ledger import MIB_PER_GIB, MemoryLedger
+from qwenbench.sweep.client_check import client_verdict
+from qwenbench.sweep.environment import Environment
+from qwenbench.sweep.plan import Cell, Configuration
+from qwenbench.sweep.progress import Live
+from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
+from qwenbench.sweep.watching import Samples, Watch
+
+BROKEN_LIMIT = 0.02
+"""Largest share of broken answers with which a point is still valid."""
+DEFAULT_BATCHED_TOKENS = 2048
+"""What vLLM takes for --max-num-batched-tokens on a card under 70 GiB."""
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """A server that is ready, and what was read and asked of it."""
+
+    base_url: str
+    startup_s: float | None
+    startup: StartupLog
+    ledger: MemoryLedger
+    layout: KvLayout | None
+    traits: ServerTraits
+    own_pids: tuple[int, ...]
+    server_config: ServerConfig
+    canary_accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell leaves."""
+
+    point: Mapping[str, Any]
+    requests: pa.Table
+    samples: Samples
+    texts: Mapping[str, str]
+    engine_dead: bool
+    """The server stopped being healthy under this load: the point is not kept."""
+
+
+async def measure(
+    env: Environment, configuration: Configuration, state: ServerState, cell: Cell, target: Target, client: LoadClient
+) -> CellResult:
+    """Measures one load point. When the stop event was set meanwhile, what comes back is not to be kept."""
+    plan, point = env.plan, cell.point
+    salt = f"{env.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
+    warm_up = warm_up_load(plan, configuration, point, state.traits, target, salt + "w")
+    with env.timings.phase("warm_up"):
+        await client.run(warm_up, on_progress=_listener(env, cell, "warm-up", warm_up, None), stop=env.stop)
+    load = measured_load(plan, configuration, point, state.traits, target, salt)
+    with env.timings.phase("self_check"):
+        client_error = None if point.concurrency is None else await env.client_error(point.concurrency)
+    watch = await Watch(env, state.base_url, state.own_pids).start()
+    try:
+        with env.timings.phase("load"):
+            result = await client.run(load, on_progress=_listener(env, cell, "load", load, watch), stop=env.stop)
+    finally:
+        samples = await watch.stop()
+    if samples.problem:
+        env.progress.note(samples.problem)
+    context = _context(env, configuration, state, cell, result)
+    if client_error is not None:
+        context = replace(context, client_error_ms=client_error.mean_ms, client_error_p99_ms=client_error.p99_ms)
+    context = replace(context, client_invalid_reason=client_verdict(result, client_error))
+    row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
+    return CellResult(row, result.requests, samples, result.texts, not await healthy(env, state.base_url))
+
+
+async def healthy(env: Environment, base_url: str) -> bool:
+    """Whether /health answers 200. After an engine's death it says 503 while /metrics and /v1/models still
+    answer; a server that does not answer within 15 s counts as dead."""
+    try:
+        async with env.http.get(
+            f"{base_url}/health", headers=dict(env.headers), timeout=aiohttp.ClientTimeout(total=15)
+        ) as answer:
+            # a gateway in front of the server may have no /health
+            return answer.status in (200, 404, 405)
+    except (aiohttp.ClientError, TimeoutError):
+        return False
+
+
+def _listener(
+    env: Environment, cell: Cell, phase: str, load: LoadSpec, watch: Watch | None
+) -> Callable[[LoadProgress], None]:
+    """Turns the load generator's progress into the live view's values."""
+    total = None if load.duration_s is not None else sum(len(session.turns) for session in load.sessions)
+    last = (time.monotonic(), 0)
+
+    def listen(progress: LoadProgress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        seconds, tokens = now - last[0], progress.output_tokens - last[1]
+        last = (now, progress.output_tokens)
+        seen = watch.scraper.latest if watch is not None else {}
+        env.progress.live(
+            cell,
+            Live(
+                phase=phase,
+                done=progress.done,
+                total=total,
+                failed=progress.failed,
+                in_flight=progress.in_flight,
+                output_tokens_per_s=tokens / seconds if seconds > 0 else None,
+                ttft_ms=None,
+                running=seen.get("running"),
+                waiting=seen.get("waiting"),
+                kv_cache_usage=seen.get("kv_cache_usage"),
+                vram_mib=watch.vram_mib() if watch is not None else None,
+            ),
+        )
+
+    return listen
+
+
+def _card(value: float | None) -> dict[str, float]:
+    return {} if value is None else {"card": value}
+
+
+def _context(
+    env: Environment, configuration: Configuration, state: ServerState, cell: Cell, result: LoadResult
+) -> PointContext:
+    options, point, ledger = env.plan.options, cell.point, state.ledger
+    server = state.server_config
+    budget = None if ledger.budget_gib is None else ledger.budget_gib * MIB_PER_GIB
+    batched = server.int_flag("max-num-batched-tokens")
+    return PointContext(
+        config_id=configuration.config_id,
+        scenario=point.scenario,
+        profile=point.profile,
+        load_shape=load_shape_name(options),
+        concurrency=point.concurrency,
+        rate=point.rate,
+        repeat=point.repeat,
+        launch=cell.launch,
+        seed=seed_of(env.plan, point),
+        simulated=env.launcher.simulated,
+        length_controlled=options.ignore_eos,
+        capture=configuration.server.capture,
+        max_num_seqs=configuration.server.max_num_seqs,
+        gpu_memory_utilization=configuration.utilization,
+        gpu_memory_utilization_effective=server.gpu_memory_utilization,
+        vary=configuration.vary,
+        ramp_s=options.ramp_s,
+        schedule_start_ns=None if point.concurrency is not None else result.started_ns,
+        slo=options.slo,
+        kv_cache_gib=ledger.kv_cache_gib,
+        kv_cache_blocks=ledger.kv_cache_blocks,
+        kv_cache_tokens=ledger.kv_cache_tokens,
+        blocks_per_request=state.layout.blocks_per_request if state.layout else None,
+        capture_effective_full=ledger.capture_effective_full,
+        max_num_batched_tokens=batched or DEFAULT_BATCHED_TOKENS,
+        vram_before_mib=_card(ledger.vram_before_mib),
+        vram_ready_mib=_card(ledger.vram_ready_mib),
+        vram_budget_mib=budget,
+        startup_s=state.startup_s,
+        clock_step_ms=result.health.clock_step_ms,
+        canary_accuracy=state.canary_accuracy,
+        broken_limit=BROKEN_LIMIT,
+    )

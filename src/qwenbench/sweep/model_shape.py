@@ -1,0 +1,52 @@
+"""The model's shape, from wherever its config.json is: the folder given, the Hugging Face cache, or built in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+from qwenbench.capacity.kv import KvLayout, kv_layout
+from qwenbench.capacity.model_shape import ModelShape, known_shape
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.errors import UsageError
+
+
+def _config_files(model: str, cache_mount: str | None) -> list[Path]:
+    homes = [Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()]
+    if cache_mount:
+        homes.append(Path(cache_mount.rpartition(":")[0]) / "huggingface")
+    name = "models--" + model.replace("/", "--")
+    cached = [file for home in homes for file in sorted((home / "hub" / name).glob("snapshots/*/config.json"))]
+    return [Path(model) / "config.json", *cached]
+
+
+def find_shape(model: str, cache_mount: str | None = None) -> ModelShape | None:
+    """The model's shape, or None when no readable config.json is at hand: then capacity figures stay empty."""
+    for path in _config_files(model, cache_mount):
+        try:
+            return ModelShape.from_hf_config(orjson.loads(path.read_bytes()), name=model)
+        except OSError:
+            continue
+        except (orjson.JSONDecodeError, UsageError):
+            return None
+    return known_shape(model)
+
+
+def served_layout(shape: ModelShape | None, startup: StartupLog, labels: Mapping[str, str]) -> KvLayout | None:
+    """The block layout of a server that is up, with what its log and its cache_config labels say; None: unknown."""
+    if shape is None:
+        return None
+    known = {name: value for name, value in labels.items() if value not in ("", "None")}
+    try:
+        return kv_layout(
+            shape,
+            known.get("cache_dtype", "auto"),
+            state_dtype=known.get("mamba_ssm_cache_dtype"),
+            mamba_cache_mode=known.get("mamba_cache_mode", "none"),
+            block_tokens=startup.attention_block_tokens,
+        )
+    except UsageError:
+        return None

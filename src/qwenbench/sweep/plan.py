@@ -1,0 +1,213 @@
+"""The plan: server configurations x load points, as cells with names, before anything is started."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from qwenbench.engine.config import ServerConfig
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.names import slug
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.workload.arrivals import TraceRow
+from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.prompts import Prompt
+from qwenbench.workload.scenario import ScenarioFile
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One server configuration of the sweep."""
+
+    config_id: str
+    server: ServerConfig
+    vary: Mapping[str, str]
+    """--vary flag -> its value here."""
+    utilization: float | None
+    """--gpu-memory-utilization as asked for (with --card: of that card)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPoint:
+    """What is sent at one point, whatever the configuration."""
+
+    scenario: str
+    profile: str
+    concurrency: int | None
+    rate: float | None
+    repeat: int
+
+    @property
+    def point_id(self) -> str:
+        """Its part of the cell's name."""
+        load = f"c{self.concurrency}" if self.concurrency is not None else f"r{self.rate:g}" if self.rate else "trace"
+        return slug(f"{self.scenario}.{self.profile}.{load}.{self.repeat}")
+
+    @property
+    def level(self) -> float:
+        """Concurrency or rate, for seeds and order."""
+        return float(self.concurrency if self.concurrency is not None else self.rate or 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One load point in one launch of one configuration."""
+
+    config_id: str
+    launch: int
+    point: LoadPoint
+
+    @property
+    def cell_id(self) -> str:
+        """Unique within the run; names its files."""
+        return f"{self.config_id}.l{self.launch}.{self.point.point_id}"
+
+
+@dataclass(frozen=True)
+class LoadedScenario:
+    """A scenario with its prompts read, and the command line's overrides applied."""
+
+    file: ScenarioFile
+    prompts: tuple[Prompt, ...]
+    prompts_sha256: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that will be done, in order."""
+
+    options: SweepOptions
+    configurations: tuple[Configuration, ...]
+    points: tuple[LoadPoint, ...]
+    """In the order in which they are run, the same in each launch."""
+    scenarios: Mapping[str, LoadedScenario]
+    trace: tuple[TraceRow, ...] = ()
+
+    def configuration(self, config_id: str) -> Configuration:
+        """The configuration of that id."""
+        return next(c for c in self.configurations if c.config_id == config_id)
+
+    def launches(self) -> Iterator[tuple[Configuration, int]]:
+        """Launches in order: every configuration once, then every one again, so that drift hits all alike."""
+        for launch in range(1, self.options.relaunch_repeats + 1):
+            for configuration in self.configurations:
+                yield configuration, launch
+
+    def cells(self) -> list[Cell]:
+        """All cells in the order in which they are run."""
+        return [
+            Cell(configuration.config_id, launch, point)
+            for configuration, launch in self.launches()
+            for point in self.points
+        ]
+
+    def fingerprint(self) -> dict[str, str]:
+        """Part of the plan -> hash. A resumed run must agree in every part."""
+        parts: dict[str, Any] = {
+            "configurations": [[c.config_id, c.server.model, c.server.vllm_args()] for c in self.configurations],
+            "load points": [point.point_id for point in self.points],
+            "scenarios": {name: scenario.file.sha256 for name, scenario in self.scenarios.items()},
+            "prompt sets": {name: scenario.prompts_sha256 for name, scenario in self.scenarios.items()},
+            "load options": self.options.model_dump(
+                mode="json",
+                include={
+                    "seed", "requests", "duration_s", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse",
+                    "endpoint", "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card",
+                },
+            ),
+        }  # fmt: skip
+        return {name: hashlib.sha256(orjson.dumps(part)).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"
+
+
+def configurations(options: SweepOptions, base: ServerConfig) -> tuple[Configuration, ...]:
+    """The server configurations: capture x max-num-seqs x utilisation x every --vary flag.
+
+    `base` is the deployment with the command line's model, image and port. Raises UsageError when two of them
+    come out the same, or when one would need a name that is too long.
+    """
+    captures: Sequence[int | None] = options.capture or (base.capture,)
+    utilizations: Sequence[float | None] = options.gpu_memory_utilization or (base.gpu_memory_utilization,)
+    built: list[Configuration] = []
+    for capture in captures:
+        for seqs in _max_num_seqs(options, capture, base):
+            for utilization in utilizations:
+                for values in itertools.product(*options.vary.values()):
+                    varied = dict(zip(options.vary, values, strict=True))
+                    built.append(_configuration(base, capture, seqs, utilization, varied, len(utilizations) > 1))
+    names = [configuration.config_id for configuration in built]
+    if len(set(names)) != len(names):
+        raise UsageError(f"two configurations have the same name: {', '.join(names)}. Give each value once.")
+    return tuple(built)
+
+
+def _max_num_seqs(options: SweepOptions, capture: int | None, base: ServerConfig) -> Sequence[int | None]:
+    if options.max_num_seqs != "match":
+        return options.max_num_seqs
+    # without --capture nothing is swept here, so the deployment's own value holds
+    return (capture if options.capture else base.max_num_seqs,)
+
+
+def _configuration(
+    base: ServerConfig,
+    capture: int | None,
+    seqs: int | None,
+    utilization: float | None,
+    varied: Mapping[str, str],
+    name_utilization: bool,
+) -> Configuration:
+    server = base
+    if capture is not None:
+        server = server.with_flag("max-cudagraph-capture-size", str(capture))
+    if seqs is not None:
+        server = server.with_flag("max-num-seqs", str(seqs))
+    if utilization is not None:
+        server = server.with_flag("gpu-memory-utilization", _number(utilization))
+    for name, value in varied.items():
+        server = server.with_flag(name, value)
+    parts = [f"cap{capture if capture is not None else 'default'}", f"seq{seqs if seqs is not None else 'default'}"]
+    if name_utilization and utilization is not None:
+        parts.append(f"util{_number(utilization)}")
+    parts += [f"{name}-{value}" for name, value in varied.items()]
+    name = slug("-".join(parts))
+    if "-".join(parts) != name:
+        # a value with odd characters or a very long one: keep names apart by a hash
+        name = slug(name[:60]) + "-" + hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]
+    return Configuration(name, server, varied, utilization)
+
+
+def load_points(options: SweepOptions, scenarios: Mapping[str, LoadedScenario]) -> tuple[LoadPoint, ...]:
+    """The load points in the order in which they are run: shuffled by the seed, or as listed."""
+    levels: list[tuple[int | None, float | None]]
+    if options.trace:
+        levels = [(None, None)]
+    elif options.rate:
+        levels = [(None, rate) for rate in options.rate]
+    else:
+        levels = [(concurrency, None) for concurrency in options.concurrency]
+    points = [
+        LoadPoint(name, profile, concurrency, rate, repeat)
+        for repeat in range(1, options.repeats + 1)
+        for name, scenario in scenarios.items()
+        for profile in _profiles(options, scenario)
+        for concurrency, rate in levels
+    ]
+    if options.order == "shuffled":
+        order = np.random.default_rng([options.seed, len(points)]).permutation(len(points))
+        points = [points[index] for index in order]
+    return tuple(points)
+
+
+def _profiles(options: SweepOptions, scenario: LoadedScenario) -> tuple[str, ...]:
+    if options.profile == "all":
+        return tuple(PROFILES)
+    return (options.profile or scenario.file.scenario.profile,)

@@ -1,0 +1,84 @@
+"""What a sweep tells while it runs. The terminal decides how it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from qwenbench.engine.server import Failure
+from qwenbench.sweep.plan import Cell, Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """The current point, about once a second. None: not known."""
+
+    phase: str
+    """`warm-up` or `load`."""
+    done: int
+    total: int | None
+    failed: int
+    in_flight: int
+    output_tokens_per_s: float | None
+    ttft_ms: float | None
+    running: float | None
+    waiting: float | None
+    kv_cache_usage: float | None
+    vram_mib: float | None
+
+
+class Progress(Protocol):
+    """Listens to a sweep."""
+
+    def plan(self, cells: int, done: int) -> None:
+        """How many cells there are, and how many of them a resumed run has already."""
+
+    def launching(self, configuration: Configuration, launch: int) -> None:
+        """A server is being started."""
+
+    def ready(self, configuration: Configuration, seconds: float) -> None:
+        """It answers."""
+
+    def cell_started(self, cell: Cell, number: int) -> None:
+        """A load point begins (its warm-up first)."""
+
+    def live(self, cell: Cell, live: Live) -> None:
+        """How the point goes."""
+
+    def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
+        """A load point is on disk."""
+
+    def failed(self, config_id: str, failure: Failure) -> None:
+        """A configuration failed; the sweep goes on."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """A Progress that says nothing."""
+
+    def plan(self, cells: int, done: int) -> None:
+        """See Progress."""
+
+    def launching(self, configuration: Configuration, launch: int) -> None:
+        """See Progress."""
+
+    def ready(self, configuration: Configuration, seconds: float) -> None:
+        """See Progress."""
+
+    def cell_started(self, cell: Cell, number: int) -> None:
+        """See Progress."""
+
+    def live(self, cell: Cell, live: Live) -> None:
+        """See Progress."""
+
+    def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
+        """See Progress."""
+
+    def failed(self, config_id: str, failure: Failure) -> None:
+        """See Progress."""
+
+    def note(self, text: str) -> None:
+        """See Progress."""

@@ -1,0 +1,90 @@
+"""Puts finished cells on disk: their files first, then the journal's line, then points.csv anew."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.runfolder.files import write_bytes, write_json, write_table
+from qwenbench.runfolder.journal import Entry, Journal
+from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.plan import Cell
+
+
+def _csv_value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else repr(round(value, 6))
+    return str(value)
+
+
+def points_csv(points: Sequence[Mapping[str, Any]], vary: Sequence[str]) -> bytes:
+    """points.csv: the contract's columns in their order, then vary_FLAG; unknown values are empty."""
+    columns = [*COLUMN_NAMES, *(f"vary_{flag.replace('-', '_')}" for flag in vary)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for point in points:
+        writer.writerow([_csv_value(point.get(column)) for column in columns])
+    return text.getvalue().encode()
+
+
+class Recorder:
+    """The only one that writes points of a run."""
+
+    def __init__(self, paths: RunPaths, vary: Sequence[str]) -> None:
+        self._paths = paths
+        self._vary = tuple(vary)
+        self._journal = Journal(paths.journal)
+        self._entries = {entry.cell: entry for entry in self._journal.entries()}
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell is finished."""
+        return cell.cell_id in self._entries
+
+    @property
+    def points(self) -> list[Mapping[str, Any]]:
+        """All finished points, oldest first."""
+        return [entry.point for entry in self._entries.values()]
+
+    def record(
+        self,
+        cell: Cell,
+        point: Mapping[str, Any],
+        requests: pa.Table,
+        metrics: pa.Table,
+        nvml: pa.Table,
+        texts: Mapping[str, str],
+    ) -> None:
+        """Makes a cell finished. When this returns it survives a power cut; before, it never was."""
+        write_table(self._paths.cell_requests(cell.cell_id), requests)
+        write_table(self._paths.metrics_samples(cell.config_id, cell.cell_id), metrics)
+        write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), nvml)
+        if texts:
+            write_json(self._paths.requests / f"{cell.cell_id}.texts.json", texts)
+        entry = Entry(cell.cell_id, cell.config_id, cell.launch, dict(point), time.time_ns())
+        self._journal.append(entry)
+        self._entries[cell.cell_id] = entry
+        self.write_points()
+
+    def write_points(self) -> None:
+        """Derives points.csv from the journal."""
+        write_bytes(self._paths.points, points_csv(self.points, self._vary))
+
+    def write_summary(self) -> None:
+        """Derives points_summary.csv from the points."""
+        import pandas as pd
+
+        from qwenbench.analysis.statistics import summary_rows
+
+        if self._entries:
+            frame = pd.DataFrame(self.points)
+            write_bytes(self._paths.summary, summary_rows(frame).to_csv(index=False).encode())
