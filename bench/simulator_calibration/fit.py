@@ -7,6 +7,7 @@ mixed line         steps with prefill on both sides, after the first wave: they 
 graph_launch       lower quartile of the gap after the last mixed step: its launch is over, the next one's is not
 floor, frontend    TTFT of a single stream = frontend + floor + graph_launch; how it divides is searched for:
                    the frontend time with which the loads' TTFT after the first wave fit best
+per_context_token  not fitted: a token's KV bytes over the card's bandwidth; taken off the captured points
 per_token          the line through (a single stream's prompt, floor) and (budget, A)
 """
 
@@ -30,6 +31,13 @@ PLATEAU_SHARE = 0.95
 FRONTEND_CANDIDATES_MS = tuple(float(value) for value in range(4, 34, 2))
 STATED_CAPTURED = {128: 13.0}
 """Where no record is at hand: a server that captured 128 took 13 ms at 128 streams (told with the recordings)."""
+KV_BYTES_PER_TOKEN = 8 * 4096
+"""8 attention layers x 4 KV heads x 256 x (K and V) x BF16."""
+MEASURED_BANDWIDTH = 4.8e12
+"""Bytes per second, H200."""
+BANDWIDTH_SHARE = 0.6
+"""What an attention kernel gets of it: assumed, since no record holds long contexts."""
+PER_CONTEXT_TOKEN_MS = KV_BYTES_PER_TOKEN / (MEASURED_BANDWIDTH * BANDWIDTH_SHARE) * 1e3
 FIXED_MS = 2.0
 """A step of one sequence less the time in which its bandwidth reads 10.57 GiB of weights: 4.4 - 2.4 ms."""
 
@@ -58,7 +66,7 @@ def fit(loads: list[Load]) -> StepModel:
         mixed_first_ms=0.0,
         mixed_per_token_ms=0.0,
         mixed_per_sequence_ms=0.0,
-        per_context_token_ms=0.0,
+        per_context_token_ms=round(PER_CONTEXT_TOKEN_MS, 8),
         frontend_ms=0.0,
         jitter=round(_jitter(loads), 3),
     )
@@ -122,10 +130,15 @@ def _decode_points(loads: list[Load]) -> tuple[dict[int, float], list[tuple[floa
         if not lengths:
             continue
         if batch <= min(load.server.capture, load.server.max_num_seqs):
-            captured[batch].append(statistics.median(lengths))
+            captured[batch].append(statistics.median(lengths) - PER_CONTEXT_TOKEN_MS * batch * _context(load))
         else:
             eager.append((batch, statistics.median(lengths), len(lengths)))
     return {size: statistics.median(values) for size, values in captured.items()}, eager
+
+
+def _context(load: Load) -> float:
+    """Tokens that a sequence of the load has behind it, halfway through its answer."""
+    return statistics.mean(item.planned.prompt_tokens + item.planned.output_tokens / 2 for item in load.requests)
 
 
 def _mixed_points(loads: list[Load]) -> list[tuple[float, float, int]]:

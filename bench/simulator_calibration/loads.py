@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwenbench.simulator.memory import BLOCK_BYTES, GIB
 from qwenbench.simulator.replay import Planned, Replayed
@@ -106,6 +107,18 @@ def read_run_folder(run: Path) -> list[Load]:
     return loads
 
 
+def _token_times(first: float, item: Any) -> list[float]:
+    """When each chunk came. Gaps that a merged read hid are taken as equal and put at the end."""
+    gaps = [float(gap) for gap in item.itl_ms]
+    if item.gaps_merged:
+        hidden = max(item.decode_ms - sum(gaps), 0.0) / item.gaps_merged
+        gaps += [hidden] * int(item.gaps_merged)
+    times = [first]
+    for gap in gaps:
+        times.append(times[-1] + gap / 1e3)
+    return times
+
+
 def _run_load(run: Path, path: Path, points: object, rows: object) -> Load | None:
     import pandas as pd
 
@@ -114,7 +127,7 @@ def _run_load(run: Path, path: Path, points: object, rows: object) -> Load | Non
     if config is None:
         return None
     row = points[points["config_id"] == config].iloc[0]
-    good = rows[rows["error"].isna() & (rows["gaps_merged"] == 0)].sort_values("sent_ns")
+    good = rows[rows["error"].isna() & rows["decode_ms"].notna()].sort_values("sent_ns")
     if good.empty or pd.isna(row["kv_cache_blocks"]):
         return None
     origin = int(good["sent_ns"].min())
@@ -125,10 +138,7 @@ def _run_load(run: Path, path: Path, points: object, rows: object) -> Load | Non
         key = (int(item.process or 0), int(item.stream))
         think = max(start - last_end.get(key, start), 0.0)
         planned = Planned(int(item.input_tokens), int(item.output_tokens), think)
-        first = start + item.ttft_ms / 1e3
-        times = [first]
-        for gap in item.itl_ms:
-            times.append(times[-1] + gap / 1e3)
+        times = _token_times(start + item.ttft_ms / 1e3, item)
         last_end[key] = start + item.e2e_ms / 1e3
         requests.append(Replayed(start, planned, times))
         streams[key].append(planned)

@@ -2,7 +2,7 @@
 
     decode step    d sequences, no prefill:  captured(d) up to the captured size, eager(d) above it
     mixed step     p prefill tokens as well: max(floor, first + p x per_token) + d x per_sequence
-    both           + context tokens read x per_context_token
+    both           + context tokens read x per_context_token, on the GPU
 
 The captured curve is a table over batch sizes with straight lines between (a graph is padded to the next
 captured size, which those tables already hold). The jump above the captured size is the fall out of the
@@ -44,17 +44,15 @@ class StepModel:
     mixed_per_sequence_ms: float
     """Each decoding sequence that rides along in a mixed step."""
     per_context_token_ms: float
+    """Reading one token's KV: bytes over bandwidth, not fitted."""
     frontend_ms: float
     """From the request's last byte to the scheduler (HTTP, tokeniser, the engine's input queue)."""
     jitter: float
     """Relative standard deviation of a step."""
 
     def decode_ms(self, sequences: int, captured_size: int) -> float:
-        """Milliseconds of a step that decodes `sequences` and prefills nothing."""
-        if sequences > captured_size:
-            # Never below the captured curve: a large batch is compute-bound either way.
-            return max(self.eager_ms + self.eager_per_sequence_ms * sequences, self._captured(sequences))
-        return self._captured(sequences)
+        """Milliseconds of a step that decodes `sequences` and prefills nothing, contexts aside."""
+        return max(self.step_ms(sequences, 0, 0, captured_size))
 
     def mixed_ms(self, sequences: int, prefill_tokens: int) -> float:
         """Milliseconds of a step that prefills so many tokens and decodes `sequences`."""
@@ -67,10 +65,12 @@ class StepModel:
         """(host, device) milliseconds of any step, without jitter. `context_tokens`: of all sequences together."""
         context = self.per_context_token_ms * context_tokens
         if prefill_tokens:
-            both = self.mixed_ms(sequences, prefill_tokens) + context
-            return both, both
-        device = self.decode_ms(sequences, captured_size) + context
-        return device if sequences > captured_size else self.graph_launch_ms, device
+            both = self.mixed_ms(sequences, prefill_tokens)
+            return both, both + context
+        host = self.graph_launch_ms
+        if sequences > captured_size:
+            host = self.eager_ms + self.eager_per_sequence_ms * sequences
+        return host, self._captured(sequences) + context
 
     def scaled(self, bandwidth: float, compute: float) -> StepModel:
         """The same model on a card with so many times the memory bandwidth and compute: an extrapolation.

@@ -10,7 +10,7 @@ from qwenbench.simulator.replay import Planned, closed_loop
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits, SimRequest
 from qwenbench.simulator.steptime import calibrated_model
 
-MODEL = replace(calibrated_model(), jitter=0.0)
+MODEL = replace(calibrated_model(), jitter=0.0, per_context_token_ms=0.0)
 
 
 def make(capture=64, seqs=64, blocks=1072, model=MODEL):

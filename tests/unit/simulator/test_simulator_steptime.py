@@ -46,6 +46,12 @@ def test_every_card_is_scaled_and_a_slower_one_is_not_faster(name):
     assert step_model(find_card("h200")) == MODEL
 
 
+def test_long_contexts_cost_their_bytes_over_the_bandwidth():
+    (_, short), (_, long) = MODEL.step_ms(64, 0, 64 * 500, 64), MODEL.step_ms(64, 0, 64 * 32_000, 64)
+    at_full_bandwidth_ms = 64 * 31_500 * 32_768 / 4.8e12 * 1e3
+    assert at_full_bandwidth_ms < long - short < 2.5 * at_full_bandwidth_ms
+
+
 def test_stretched_time_stretches_every_kind_of_step():
     slow = MODEL.stretched(10)
     for args in ((1, 0, 0, 64), (100, 0, 0, 64), (3, 500, 0, 64), (3, 2048, 0, 64)):
