@@ -158,7 +158,7 @@ def _judge(digests: list[Digest]) -> None:
         return
     for one in digests:
         if one.row["error"] is None:
-            one.row["broken"] = judge(one.answer, one.reasoning, one.row["language"])
+            one.row["broken"] = judge(one.answer, one.reasoning, one.row["language"], one.row["finish_reason"])
 
 
 def _ipc(table: pa.Table) -> bytes:
