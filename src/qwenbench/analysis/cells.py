@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,15 @@ def cell_id_of(row: Mapping[str, Any]) -> str:
     return f"{row['config_id']}.l{int(row['launch'])}.{point}"
 
 
-def row_records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows as dictionaries, column name -> value (unknown: NaN)."""
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+CELL = (*LOAD_POINT, "launch", "repeat")
+"""Columns that name a cell."""
+
+
+def row_records(rows: pd.DataFrame, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """The rows as dictionaries of these columns, or of all (unknown: NaN or None)."""
+    names = list(columns) if columns is not None else [str(name) for name in rows]
+    values = [rows[name].tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def valid_mask(points: pd.DataFrame) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from qwenbench.analysis.cells import LOAD_POINT, cell_id_of, known, latencies_in_window, row_records, valid_mask
+from qwenbench.analysis.cells import CELL, LOAD_POINT, cell_id_of, known, latencies_in_window, row_records, valid_mask
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import (
     Estimate,
@@ -91,7 +91,9 @@ def repeat_table(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
     group: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
     count = int(group.max()) + 1 if len(group) else 0
     first = np.unique(group, return_index=True)[1]
-    names = [{n: r[n] if known(r[n]) else None for n in LOAD_POINT} for r in row_records(points.iloc[first])]
+    names = [
+        {n: r[n] if known(r[n]) else None for n in LOAD_POINT} for r in row_records(points.iloc[first], LOAD_POINT)
+    ]
     values = np.full((len(points), len(KEYS)), np.nan)
     for place, column in enumerate(METRICS.values()):
         if column.name in points:
@@ -123,7 +125,7 @@ def _within(
         return within
     usable = seen.any(axis=1)
     repeated = usable & (np.bincount(group[usable], minlength=int(group.max()) + 1)[group] > 1)
-    rows = row_records(points[repeated])
+    rows = row_records(points[repeated], CELL)
     for place, row in zip(np.flatnonzero(repeated), rows, strict=True):
         requests = requests_of(cell_id_of(row))
         if requests is not None:

@@ -36,7 +36,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
     return fill(
         asset("page.html"),
         {
-            "policy": _policy(library, script),
+            "policy": content_policy(library, script),
             "title": text(f"{'SIMULATED · ' if run.simulated else ''}qwenbench {run.run_id}"),
             "style": asset("report.css"),
             "body_class": "simulated" if run.simulated else "measured",
@@ -50,8 +50,8 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "conditions": sections.conditions(run),
             "definitions": sections.definitions(),
             "version": text(__version__),
-            "data": _embedded(document),
-            "terms": _embedded({column.name: _term(column) for column in POINT_COLUMNS}),
+            "data": embedded(document),
+            "terms": embedded({column.name: _term(column) for column in POINT_COLUMNS}),
             "library": library,
             "script": script,
         },
@@ -71,7 +71,7 @@ def plotly_js() -> str:
     return source.replace("</script", "<\\/script")
 
 
-def _policy(*scripts: str) -> str:
+def content_policy(*scripts: str) -> str:
     """Only these scripts may run, and nothing may be fetched: markup that slipped through would be dead."""
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
@@ -81,7 +81,7 @@ def _sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _embedded(value: Any) -> str:
+def embedded(value: Any) -> str:
     """JSON that cannot end the script element that holds it."""
     return orjson.dumps(value).decode().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

@@ -1,0 +1,269 @@
+"""Two or more runs side by side: what differs in the conditions, then every metric's change with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from qwenbench.analysis.changes import CORRECTION, FALSE_DISCOVERIES, Changes, relative_changes, shown_by
+from qwenbench.analysis.columns import METRICS
+from qwenbench.analysis.conditions import Difference, differences, refusals
+from qwenbench.analysis.gate import Gate, GateRule, judge_gate
+from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_of_run
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.run import Run
+
+VERDICTS = ("worse", "better", "no difference shown", "indicative", "missing")
+"""`indicative`: one repeat on a side, so no interval. `missing`: only one of the runs knows the figure."""
+CAPACITIES = ("kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "vram_ready_mib", "vram_peak_mib", "startup_s")
+"""Columns of a configuration that are shown side by side without a verdict."""
+_ALIGNED_ON = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric at one load point, before and after. None: not known."""
+
+    run: str
+    """The later run."""
+    config: str
+    scenario: str
+    profile: str
+    concurrency: int | None
+    rate: float | None
+    key: str
+    before: float | None
+    after: float | None
+    change: float | None
+    """after / before - 1."""
+    low: float | None
+    high: float | None
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `compare --json`."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return {("metric" if name == "key" else name): value for name, value in row.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """One capacity of one configuration, before and after."""
+
+    run: str
+    config: str
+    name: str
+    before: float | None
+    after: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The first run against each of the others."""
+
+    runs: tuple[str, ...]
+    simulated: bool
+    conditions: tuple[tuple[str, Difference], ...]
+    """(later run, what differs)."""
+    forced: tuple[str, ...]
+    """Why the comparison would have been refused without --force."""
+    rows: tuple[Change, ...]
+    capacities: tuple[Capacity, ...]
+    unmatched: tuple[str, ...]
+    """Load points that only one of the runs has."""
+    gate: Gate | None = None
+    correction: str = CORRECTION
+    tables: tuple[RepeatTable, ...] = ()
+    """Each run's own figures, for drawing."""
+    notes: tuple[str, ...] = field(default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `compare --json`."""
+        return {
+            "runs": list(self.runs),
+            "simulated": self.simulated,
+            "conditions": [
+                {"run": run, "what": d.what, "before": d.before, "after": d.after} for run, d in self.conditions
+            ],
+            "forced": list(self.forced),
+            "rows": [row.to_json() for row in self.rows],
+            "capacities": [{n: getattr(c, n) for n in c.__slots__} for c in self.capacities],
+            "unmatched": list(self.unmatched),
+            "correction": {"method": self.correction, "false_discovery_rate": FALSE_DISCOVERIES},
+            "gate": self.gate
+            and {
+                "passed": self.gate.passed,
+                "rules": [str(rule) for rule in self.gate.rules],
+                "broken": [row.to_json() for row in self.gate.broken],
+                "unjudged": list(self.gate.unjudged),
+            },
+            "notes": list(self.notes),
+        }
+
+
+def compare(runs: Sequence[Run], rules: Sequence[GateRule] = (), *, force: bool = False) -> Comparison:
+    """Aligns runs on configuration x scenario x profile x load and tells each metric's change.
+
+    Where every run has a single configuration they are aligned whatever its name. Intervals of latencies rest on
+    request records where the folders have them. Raises UsageError for runs that must not be mixed (unless `force`)
+    and for runs without a load point in common.
+    """
+    first, others = runs[0], runs[1:]
+    refused = [reason for other in others for reason in refusals(first, other)]
+    if refused and not force:
+        raise UsageError(f"not comparable: {'; '.join(refused)}. --force compares them nevertheless.")
+    any_name = all(run.points["config_id"].nunique() == 1 for run in runs if len(run.points))
+    base = _table(first)
+    pairs = [_Pair(first, other, base, _table(other), any_name) for other in others]
+    for pair in pairs:
+        if not pair.shared:
+            raise UsageError(f"{first.path} and {pair.after.path} have no load point in common.")
+    rows = _rows(pairs)
+    return Comparison(
+        runs=tuple(run.run_id for run in runs),
+        simulated=any(run.simulated for run in runs),
+        conditions=tuple((pair.after.run_id, found) for pair in pairs for found in differences(first, pair.after)),
+        forced=tuple(refused),
+        rows=tuple(rows),
+        capacities=tuple(row for pair in pairs for row in _capacities(pair)),
+        unmatched=tuple(line for pair in pairs for line in pair.unmatched()),
+        gate=judge_gate(rules, rows) if rules else None,
+        tables=(base, *(pair.theirs for pair in pairs)),
+        notes=tuple(_notes(rows)),
+    )
+
+
+def _table(run: Run) -> RepeatTable:
+    return repeat_table(run.points, requests_of_run(run)) if len(run.points) else repeat_table(pd.DataFrame())
+
+
+class _Pair:
+    """Two runs and the load points that both have."""
+
+    def __init__(self, before: Run, after: Run, ours: RepeatTable, theirs: RepeatTable, any_name: bool) -> None:
+        self.before, self.after = before, after
+        self.ours, self.theirs = ours, theirs
+        self._our_names = {_name(point, any_name): index for index, point in enumerate(ours.load_points)}
+        self._their_names = {_name(point, any_name): index for index, point in enumerate(theirs.load_points)}
+        self.shared = [name for name in self._our_names if name in self._their_names]
+
+    def changes(self) -> Changes:
+        """Shared load points x KEYS."""
+        ours = [self._our_names[name] for name in self.shared]
+        theirs = [self._their_names[name] for name in self.shared]
+        a, b = self.ours, self.theirs
+        return relative_changes(a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs])
+
+    def places(self) -> list[tuple[Mapping[str, Any], int, int]]:
+        """Each shared load point with its place in either table."""
+        found = ((self._our_names[name], self._their_names[name]) for name in self.shared)
+        return [(self.ours.load_points[i], i, j) for i, j in found]
+
+    def unmatched(self) -> list[str]:
+        """Load points of one run only, for people."""
+        lines = []
+        for run, names, others, table in (
+            (self.before, self._our_names, self._their_names, self.ours),
+            (self.after, self._their_names, self._our_names, self.theirs),
+        ):
+            lines += [
+                f"only in {run.run_id}: {where(table.load_points[i])}" for n, i in names.items() if n not in others
+            ]
+        return lines
+
+
+def _name(point: Mapping[str, Any], any_config: bool) -> tuple[Any, ...]:
+    return tuple("" if any_config and name == "config_id" else point[name] for name in _ALIGNED_ON)
+
+
+def where(point: Mapping[str, Any]) -> str:
+    """A load point, for people."""
+    if point["concurrency"] is not None:
+        load = f"{point['concurrency']:g} streams"
+    else:
+        load = f"{point['rate']:g}/s" if point["rate"] is not None else "trace"
+    return f"{point['config_id']}, {point['scenario']} ({point['profile']}), {load}"
+
+
+def _rows(pairs: Sequence[_Pair]) -> list[Change]:
+    """All rows of all pairs; verdicts are corrected over all of them together."""
+    changes = [pair.changes() for pair in pairs]
+    standing = shown_by(np.concatenate([found.p for found in changes]))
+    rows: list[Change] = []
+    for pair, found in zip(pairs, changes, strict=True):
+        stands, standing = standing[: len(found.p)], standing[len(found.p) :]
+        for place, (point, i, j) in enumerate(pair.places()):
+            for column, key in enumerate(KEYS):
+                before, after = pair.ours.value[i, column], pair.theirs.value[j, column]
+                if np.isnan(before) and np.isnan(after):
+                    continue
+                change = _number(found.change[place, column])
+                judged = not np.isnan(found.p[place, column])
+                known = not (np.isnan(before) or np.isnan(after))
+                rows.append(
+                    Change(
+                        run=pair.after.run_id,
+                        config=str(point["config_id"]),
+                        scenario=str(point["scenario"]),
+                        profile=str(point["profile"]),
+                        concurrency=None if point["concurrency"] is None else int(point["concurrency"]),
+                        rate=point["rate"],
+                        key=key,
+                        before=_number(before),
+                        after=_number(after),
+                        change=change,
+                        low=_number(found.low[place, column]),
+                        high=_number(found.high[place, column]),
+                        verdict=_verdict(key, change, known, judged, bool(stands[place, column])),
+                    )
+                )
+    return rows
+
+
+def _verdict(key: str, change: float | None, known: bool, judged: bool, stands: bool) -> str:
+    if not known:
+        return "missing"
+    if not judged:
+        return "indicative"
+    if not stands or change is None or change == 0:
+        return "no difference shown"
+    return "better" if (change > 0) == (METRICS[key].better == "higher") else "worse"
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _capacities(pair: _Pair) -> list[Capacity]:
+    """Capacities by configuration: the median over its points (they hardly differ between launches)."""
+    before, after = _medians(pair.before.points), _medians(pair.after.points)
+    names = {str(point["config_id"]): str(pair.theirs.load_points[j]["config_id"]) for point, _, j in pair.places()}
+    found = [
+        Capacity(pair.after.run_id, ours, name, before.get((ours, name)), after.get((theirs, name)))
+        for ours, theirs in names.items()
+        for name in CAPACITIES
+    ]
+    return [row for row in found if row.before is not None or row.after is not None]
+
+
+def _medians(points: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """(configuration, column) -> median, where any is known."""
+    known = [name for name in CAPACITIES if name in points]
+    medians = points.groupby("config_id")[known].median(numeric_only=True)
+    return {
+        (str(config), str(name)): float(value)
+        for name, column in medians.items()
+        for config, value in column.items()
+        if not np.isnan(value)
+    }
+
+
+def _notes(rows: Sequence[Change]) -> list[str]:
+    indicative = sum(row.verdict == "indicative" for row in rows)
+    if not indicative:
+        return []
+    return [f"{indicative} of {len(rows)} rows are indicative only: a side has one repeat. Run with --repeats 3."]

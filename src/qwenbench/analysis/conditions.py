@@ -1,0 +1,109 @@
+"""What differs between two runs beside their figures, and what makes them no comparison at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from qwenbench.runfolder.run import Run
+
+_TAKEN = ("versions", "hardware", "profiles", "seed")
+"""Parts of run.json that are conditions as they stand."""
+_LOAD_OPTIONS = (
+    "launcher", "card", "model", "image", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse", "requests",
+    "duration_s", "endpoint", "extra_body", "timeout_s", "slo", "client_processes", "client_cpus", "repeats",
+    "relaunch_repeats", "order", "burstiness", "ramp_s",
+)  # fmt: skip
+_SERVER = ("model", "served_model_name", "flags", "extra_args", "env", "docker")
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A condition that is not the same in both runs; None: not there or not known."""
+
+    what: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.what}: {_shown(self.before)} -> {_shown(self.after)}"
+
+
+def differences(before: Run, after: Run) -> list[Difference]:
+    """Every condition that differs: versions, hardware, seed, scenarios, load options and server settings."""
+    ours, theirs = dict(_conditions(before)), dict(_conditions(after))
+    names = dict.fromkeys([*ours, *theirs])
+    return [Difference(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)]
+
+
+def refusals(before: Run, after: Run) -> list[str]:
+    """Why the two runs must not be compared, one line each; empty when they may be."""
+    reasons = []
+    if before.simulated != after.simulated:
+        one, other = (before, after) if before.simulated else (after, before)
+        reasons.append(f"{one.run_id} is SIMULATED and {other.run_id} was measured")
+    lengths = [_lengths(run.points) for run in (before, after)]
+    if all(lengths) and lengths[0] != lengths[1]:
+        words = [" and ".join(sorted(_LENGTH_WORDS[value] for value in found)) for found in lengths]
+        reasons.append(f"output lengths are {words[0]} in {before.run_id} and {words[1]} in {after.run_id}")
+    for name, ours in _scenarios(before).items():
+        theirs = _scenarios(after).get(name)
+        if theirs is not None and ours != theirs:
+            reasons.append(f"scenario {name} is not the same text or prompts (different hashes)")
+    return reasons
+
+
+_LENGTH_WORDS = {True: "forced", False: "natural"}
+
+
+def _lengths(points: pd.DataFrame) -> set[bool]:
+    if "length_controlled" not in points:
+        return set()
+    return {str(value).lower() in ("true", "1", "1.0") for value in points["length_controlled"].dropna()}
+
+
+def _scenarios(run: Run) -> dict[str, tuple[Any, Any]]:
+    scenarios = run.meta.get("scenarios")
+    if not isinstance(scenarios, Mapping):
+        return {}
+    return {
+        str(name): (entry.get("sha256"), entry.get("prompts_sha256"))
+        for name, entry in scenarios.items()
+        if isinstance(entry, Mapping)
+    }
+
+
+def _conditions(run: Run) -> Iterator[tuple[str, Any]]:
+    yield "simulated", run.simulated
+    for name in _TAKEN:
+        yield from _flat(run.meta.get(name), name)
+    for name, hashes in _scenarios(run).items():
+        yield f"scenario {name}", "/".join(str(value)[:12] for value in hashes)
+    options = run.meta.get("options")
+    if isinstance(options, Mapping):
+        for name in _LOAD_OPTIONS:
+            yield from _flat(options.get(name), f"options.{name}")
+    for config_id, launch in run.launches.items():
+        server = launch.get("server")
+        if isinstance(server, Mapping):
+            for name in _SERVER:
+                yield from _flat(server.get(name), f"{config_id}.{name}")
+        yield f"{config_id}.image_digest", launch.get("image_digest")
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}")
+    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{name}.{index}")
+    elif value is not None:
+        yield name, value
+
+
+def _shown(value: Any) -> str:
+    return "-" if value is None else str(value)

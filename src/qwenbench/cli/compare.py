@@ -1,0 +1,71 @@
+"""`qwenbench compare RUN RUN`: what got better or worse, and a gate for CI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwenbench.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.analysis.compare import Comparison
+
+
+def command(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are held against.")],
+    gate: Annotated[
+        str | None,
+        typer.Option(help="Exit 1 where a change is sure and past its limit: ttft_p99:+10%,output_tokens_per_s:-5%"),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare what should not be: simulated with measured, other scenarios.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every row, not only those with a verdict.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown for a pull request.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a self-contained page with overlaid curves.", metavar="FILE")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+) -> int:
+    """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
+    from qwenbench.analysis.compare import compare
+    from qwenbench.analysis.gate import parse_gate
+    from qwenbench.runfolder.run import load_run
+
+    if len(runs) < 2:
+        raise UsageError("give two run folders or more: the first is what the others are held against.")
+    if as_json and markdown:
+        raise UsageError("--json and --markdown: give one of them.")
+    rules = parse_gate(gate) if gate is not None else ()
+    comparison = compare([load_run(run) for run in runs], rules, force=force)
+    if html is not None:
+        _write_page(comparison, html)
+    _print(comparison, as_json=as_json, markdown=markdown, everything=everything)
+    if comparison.gate is not None and not comparison.gate.passed:
+        count = len(comparison.gate.broken) + len(comparison.gate.unjudged)
+        raise RunError(f"the gate is broken in {count} place{'' if count == 1 else 's'}.")
+    return 0
+
+
+def _print(comparison: Comparison, *, as_json: bool, markdown: bool, everything: bool) -> None:
+    if as_json:
+        import orjson
+
+        print(orjson.dumps(comparison.to_json(), option=orjson.OPT_INDENT_2).decode())
+        return
+    from qwenbench.report.comparison import markdown_lines, terminal_lines
+
+    lines = markdown_lines(comparison, everything) if markdown else terminal_lines(comparison, everything)
+    print("\n".join(lines))
+
+
+def _write_page(comparison: Comparison, target: Path) -> None:
+    from qwenbench.report.comparison_page import build_comparison_page
+    from qwenbench.runfolder.files import write_bytes
+
+    try:
+        write_bytes(target, build_comparison_page(comparison).encode())
+    except OSError as error:
+        raise UsageError(f"--html {target}: cannot be written: {error.strerror or error}.") from error
