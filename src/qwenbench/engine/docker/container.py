@@ -12,6 +12,7 @@ from typing import Any
 from qwenbench.engine import failures, launching, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import QUICK_S, EngineError, docker, inspect_container
+from qwenbench.engine.docker.labels import LAUNCH
 from qwenbench.engine.log_sink import LogReader, tail
 from qwenbench.engine.process_tree import descendants
 from qwenbench.engine.server import Failure, LaunchError, LaunchRecord, StopReport
@@ -27,13 +28,21 @@ class ContainerServer:
     """A container whose attached `docker run` is the process that the supervisor owns."""
 
     def __init__(
-        self, process: SupervisedProcess, record: LaunchRecord, log_path: Path, config: ServerConfig, began: float
+        self,
+        process: SupervisedProcess,
+        record: LaunchRecord,
+        launch: str,
+        log_path: Path,
+        config: ServerConfig,
+        began: float,
     ) -> None:
         assert record.container is not None
         self.base_url = readiness.base_url("127.0.0.1", config.port)
         self.log_path = log_path
         self.record = record
         self._name = record.container
+        self._launch = launch
+        self._id: str | None = None
         self._process = process
         self._config = config
         self._began = began
@@ -83,12 +92,16 @@ class ContainerServer:
         """SIGTERM, wait, SIGKILL; removes the container and returns when it is really gone. Safe to call twice."""
         if self._stopped is None:
             began = time.monotonic()
-            await docker("stop", "-t", f"{grace_s:.0f}", self._name, limit_s=grace_s + QUICK_S)
+            if self._id is None:
+                await self._look()
+            if self._id is not None:
+                await docker("stop", "-t", f"{grace_s:.0f}", self._id, limit_s=grace_s + QUICK_S)
             stop_s = time.monotonic() - began
             await self._process.stop(_CLIENT_GRACE_S)
-            await self._look()
+            await self._look()  # it may have been created only after the first look
+            if self._id is not None:
+                await remove(self._id)
             code = self._state.get("ExitCode", self._process.exit_code)
-            await remove(self._name)
             self._stopped = StopReport(
                 exit_code=code,
                 seconds=time.monotonic() - began,
@@ -103,7 +116,9 @@ class ContainerServer:
             found = await inspect_container(self._name)
         except (EngineError, LaunchError) as error:
             return str(error)
-        if found is not None:
+        # a container of the same name that another launch made is none of our business
+        if found is not None and (found["Config"]["Labels"] or {}).get(LAUNCH) == self._launch:
+            self._id = found["Id"]
             self._state = found["State"]
         return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 
 from qwenbench.process_identity import ProcessIdentity, user_name
@@ -12,12 +13,15 @@ HOST = "qwenbench.host"
 BOOT = "qwenbench.boot-id"
 PID = "qwenbench.owner-pid"
 START = "qwenbench.owner-start-time"
+LAUNCH = "qwenbench.launch"
+"""Unique to one launch: a name can be somebody else's container, this cannot."""
 
 
 def labels_for(run_id: str) -> dict[str, str]:
     """Labels of a container that this process starts."""
     owner = ProcessIdentity.current()
     return {
+        LAUNCH: uuid.uuid4().hex,
         RUN: run_id,
         OWNER: user_name(),
         HOST: owner.host,

@@ -16,7 +16,7 @@ from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.docker.container import ContainerServer
 from qwenbench.engine.docker.images import ensure_image
-from qwenbench.engine.docker.labels import labels_for
+from qwenbench.engine.docker.labels import LAUNCH, labels_for
 from qwenbench.engine.docker.line import run_argv, shown_argv
 from qwenbench.engine.launch_file import write_launch_record
 from qwenbench.engine.server import LaunchError, LaunchRecord
@@ -41,6 +41,7 @@ class DockerLauncher:
 
     def __init__(self, tell: Callable[[str], None] = tell_on_stderr) -> None:
         self._tell = tell
+        self._digests: dict[str, str | None] = {}
 
     def shown_line(self, config: ServerConfig) -> list[str]:
         """The line for the user, as in the model card."""
@@ -67,10 +68,13 @@ class DockerLauncher:
         Raises LaunchError.
         """
         launching.refuse_taken_port(LOOPBACK, config.port)
-        digest = await ensure_image(config.docker.image, self._tell)
+        image = config.docker.image
+        if image not in self._digests:  # once a run: --pull=never keeps it from changing meanwhile
+            self._digests[image] = await ensure_image(image, self._tell)
         began = time.monotonic()
         name = _unique_name(run_id)
-        argv = run_argv(config, name, labels_for(run_id), command.PROGRAM)
+        labels = labels_for(run_id)
+        argv = run_argv(config, name, labels, command.PROGRAM)
         owner = ProcessIdentity.current()
         record = LaunchRecord(
             launcher=self.name,
@@ -78,7 +82,7 @@ class DockerLauncher:
             shown_argv=tuple(shown_argv(config)),
             env_names=tuple(variable for variable in config.env_names if variable in os.environ),
             env=config.env,
-            image_digest=digest,
+            image_digest=self._digests[image],
             container=name,
             boot_id=owner.boot_id,
             host=owner.host,
@@ -96,7 +100,7 @@ class DockerLauncher:
             raise LaunchError(failures.explain(str(error), 127)) from error
         record = replace(record, pid=process.pid, start_time=process.start_time)
         write_launch_record(folder, record)
-        return ContainerServer(process, record, log_path, config, began)
+        return ContainerServer(process, record, labels[LAUNCH], log_path, config, began)
 
 
 def _unique_name(run_id: str) -> str:
