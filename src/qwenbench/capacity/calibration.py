@@ -32,6 +32,8 @@ class Calibration:
     basis: str
     weights_known: bool = True
     """False: the weights were counted from config.json, not printed by a server."""
+    graphs_error: float = 0.0
+    """Share by which the graphs' estimate may be larger where no server of this kind was seen."""
 
 
 def calibrate(
@@ -131,6 +133,12 @@ CARD_PROBES: dict[tuple[str, str], tuple[StartupLog, float, str]] = {
 """Servers of the seed's model that were seen: (card, platform) -> (log, CUDA total in GiB, words)."""
 
 
+PUBLIC_REST_GIB = 2.03
+"""0.9 x 44.40 - 17.66 weights - 20.27 KV cache: a published log of vLLM 0.19.0, Qwen3.5-9B in BF16, on an L40S."""
+UNSEEN_GRAPHS_ERROR = 2.0
+"""That log's estimate for 51 + 35 graphs was 0.78 GiB, 2.9 times what the recorded servers' constants give."""
+
+
 def built_in_calibration(shape: ModelShape, card: str | None, platform: str, version: str) -> Calibration:
     """The calibration where no probe was given.
 
@@ -150,7 +158,7 @@ def built_in_calibration(shape: ModelShape, card: str | None, platform: str, ver
     own = seen.get((card or "", platform))
     if seed and own is not None and _same_release(CARD_PROBES[(card or "", platform)][0].vllm_version, version):
         return own
-    lowest = min(entry.other_low_gib for entry in seen.values())
+    lowest = min(PUBLIC_REST_GIB, *(entry.other_low_gib for entry in seen.values()))
     highest = max(entry.other_high_gib for entry in seen.values())
     middle = own.other_gib if seed and own is not None else (lowest + highest) / 2
     return Calibration(
@@ -161,8 +169,9 @@ def built_in_calibration(shape: ModelShape, card: str | None, platform: str, ver
         graphs_gib=graphs_gib(64, 64),
         graphs_scale=1.0,
         basis=f"no probe: activations, context and libraries taken as {lowest:.1f} to {highest:.1f} GiB, the range of "
-        f"{len(seen)} servers of {SEED_MODEL}; give a start-up log with --probe to narrow it",
+        f"the {len(seen) + 1} servers known of this architecture; give a start-up log with --probe to narrow it",
         weights_known=seed,
+        graphs_error=UNSEEN_GRAPHS_ERROR,
     )
 
 

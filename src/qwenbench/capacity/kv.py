@@ -170,17 +170,15 @@ def requests_that_fit(blocks: int, layout: KvLayout, tokens_per_request: int) ->
     return max(0, blocks - NULL_BLOCKS) // layout.blocks_per_request(tokens_per_request)
 
 
-def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: int) -> int | None:
+def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: int) -> int:
     """The number behind `KV cache size: N tokens` in a version's log.
 
-    Up to 0.18: blocks // groups x the smallest block size. From 0.20 on: int(blocks / blocks of one request of
-    max_model_len x max_model_len). None for 0.19, whose formula was not seen. Null block included in both.
+    Up to 0.19: blocks // groups x the smallest block size. From 0.20 on: int(blocks / blocks of one request of
+    max_model_len x max_model_len). Null block included in both.
     """
     minor = release_minor(version)
-    if minor <= 18:
+    if minor <= 19:
         return blocks // len(layout.groups) * min(group.block_tokens for group in layout.groups)
-    if minor == 19:
-        return None
     return int(blocks / layout.blocks_per_request(max_model_len) * max_model_len)
 
 

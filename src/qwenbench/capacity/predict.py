@@ -154,6 +154,7 @@ def _spread(target: PlanTarget, calibration: Calibration, graphs: float) -> floa
     spread += UNSEEN_TOKENS_GIB * target.unseen_batched_tokens
     if not target.same_machine:
         spread += OTHER_MACHINE_GIB
+    spread += calibration.graphs_error * graphs
     if not calibration.weights_known:
         spread += UNCERTAINTY * calibration.weights_gib
     return spread

@@ -89,14 +89,14 @@ class StartupLog:
     def kv_cache_tokens_formula(self) -> str | None:
         """How the printed token count came about: `blocks_per_group` or `max_concurrency`.
 
-        Up to 0.18 vLLM prints blocks // groups x block tokens, from 0.20 on
-        int(max_concurrency x max_model_len). Between them, or without a version, the two printed numbers
+        Up to 0.19 vLLM prints blocks // groups x block tokens, from 0.20 on
+        int(max_concurrency x max_model_len). Without a version the two printed numbers
         decide; None when they cannot.
         """
         if self.kv_cache_tokens_logged is None:
             return None
         release = patterns.release(self.vllm_version)
-        if release is not None and release <= (0, 18):
+        if release is not None and release <= (0, 19):
             return "blocks_per_group"
         if release is not None and release >= (0, 20):
             return "max_concurrency"

@@ -21,6 +21,8 @@ _FULL_CAPTURED = re.compile(r"Capturing CUDA graphs \((?:decode, )?FULL\):\s+100
 _CLOCK = re.compile(r"\b\d\d-\d\d (\d\d):(\d\d):(\d\d)\b")
 
 _NUMBER = r"([\d,]*\d(?:\.\d+)?)"
+_SIGNED = r"(-?\d+(?:\.\d+)?)"
+"""Graph memory is a difference of free memory, and vLLM prints it even where that came out negative."""
 
 WORKER_VALUES: dict[str, tuple[re.Pattern[str], ...]] = {
     "weights_gib": (
@@ -29,12 +31,12 @@ WORKER_VALUES: dict[str, tuple[re.Pattern[str], ...]] = {
     ),
     "activations_gib": (re.compile(rf"{_NUMBER} GiB for peak activation"),),
     "graphs_estimated_gib": (
-        re.compile(rf"Estimated CUDA graph memory: {_NUMBER} GiB"),
-        re.compile(rf"CUDA graph pool memory: [\d.]+ GiB \(actual\), {_NUMBER} GiB \(estimated\)"),
+        re.compile(rf"Estimated CUDA graph memory: {_SIGNED} GiB"),
+        re.compile(rf"CUDA graph pool memory: -?[\d.]+ GiB \(actual\), {_SIGNED} GiB \(estimated\)"),
     ),
     "graphs_actual_gib": (
-        re.compile(rf"Graph capturing finished in \d+ secs?, took {_NUMBER} GiB"),
-        re.compile(rf"CUDA graph pool memory: {_NUMBER} GiB \(actual\)"),
+        re.compile(rf"Graph capturing finished in \d+ secs?, took {_SIGNED} GiB"),
+        re.compile(rf"CUDA graph pool memory: {_SIGNED} GiB \(actual\)"),
     ),
     "kv_cache_gib": (
         re.compile(rf"Available KV cache memory: {_NUMBER} GiB"),
@@ -58,8 +60,9 @@ _LOG_INTS: dict[str, tuple[re.Pattern[str], ...]] = {
     "attention_block_tokens": (re.compile(rf"Setting attention block size to {_NUMBER} tokens"),),
     "kv_cache_tokens_logged": (re.compile(rf"KV cache size: {_NUMBER} tokens"),),
     "max_concurrency_tokens": (re.compile(rf"Maximum concurrency for {_NUMBER} tokens per request"),),
-    "kv_cache_blocks_profiled": (re.compile(rf"Overriding num_gpu_blocks={_NUMBER} with "),),
-    "kv_cache_blocks": (re.compile(rf"with num_gpu_blocks_override={_NUMBER}(?=\s)"),),
+    # `Overriding num_gpu_blocks=0` is the profiler's own small cache (0.17 to 0.19), not the server's.
+    "kv_cache_blocks_profiled": (re.compile(rf"Overriding num_gpu_blocks=(?!0 ){_NUMBER} with "),),
+    "kv_cache_blocks": (re.compile(rf"num_gpu_blocks=(?!0 )\d+ with num_gpu_blocks_override={_NUMBER}(?=\s)"),),
     "capture_effective": (re.compile(rf"Profiling CUDA graph memory:.*PIECEWISE=\d+ \(largest={_NUMBER}\)"),),
     "capture_effective_full": (re.compile(rf"Profiling CUDA graph memory:.*FULL=\d+ \(largest={_NUMBER}\)"),),
     "max_num_batched_tokens": (
@@ -76,10 +79,13 @@ _LOG_TEXTS: dict[str, tuple[re.Pattern[str], ...]] = {
     "attention_backend": (
         re.compile(r"Using (?:AttentionBackendEnum\.)?([A-Z][A-Z0-9_]+) (?:attention )?backend\b"),
         re.compile(r"KV cache layout for ([A-Z][A-Z0-9_]+) backend"),
-        re.compile(r"Using (Flash Attention|FlashInfer|Triton) backend\b"),
+        re.compile(r"Using (Flash Attention|FlashInfer|Triton(?: Attention)?) backend\b"),
     ),
     "quantization_backend": (
-        re.compile(r"Using (\S+) for (?:\S+ GEMM\b|CompressedTensors\w+|ModelOpt\w+|GPTQ\w+|AWQ\w+|Fp8LinearMethod)"),
+        re.compile(
+            r"(?:Using|Selected) (\S+) for "
+            r"(?:\S+ GEMM\b|CompressedTensors\w+|ModelOpt\w+|GPTQ\w+|AWQ\w+|Fp8LinearMethod)"
+        ),
     ),
     "mamba_cache_mode": (re.compile(r"Mamba cache mode is set to '(\w+)'"),),
 }
@@ -157,8 +163,12 @@ def values_of(line: str) -> dict[str, Any]:
     values.update(_first_matches(_LOG_TEXTS, line))
     if "graph memory profiling is enabled" in line:
         values["graphs_estimate_applied"] = True
-    elif "graph memory profiling is disabled" in line:
+    elif "graph memory profiling is disabled" in line or "graph memory profiling will be enabled" in line:
         values["graphs_estimate_applied"] = False
+    if "Profiling CUDA graph memory:" in line and line.endswith("\n"):
+        # A kind that is not named is not captured at all.
+        values.setdefault("capture_effective", 0)
+        values.setdefault("capture_effective_full", 0)
     if _READY.search(line):
         values["ready"] = True
     return values

@@ -61,7 +61,7 @@ def test_recorded_gpu_runs(gib, blocks, printed):
 def test_the_same_memory_in_two_versions_words():
     assert printed_tokens("0.20.2", 1072, SEED, 262_144) == 562_036
     assert printed_tokens("0.18.0", 1072, SEED, 262_144) == 141_504
-    assert printed_tokens("0.19.1", 1072, SEED, 262_144) is None
+    assert printed_tokens("0.19.0", 1072, SEED, 262_144) == 141_504
     assert kv_cache_tokens(1072, SEED, 262_144) == 262_144
     assert kv_cache_tokens(1072, SEED, None) == 528 * (1072 - 1 - 3)
 

@@ -139,6 +139,29 @@ def test_a_build_without_pools_prefix_says_host():
     assert (log.kv_cache_tokens_logged, log.max_concurrency_logged) == (1000, 10.0)
 
 
+LINES_019 = (
+    "INFO non-default args: {'model': 'Qwen/Qwen3.5-9B'}\n"
+    "(EngineCore pid=9) INFO 04-07 02:46:18 [k.py:829] Overriding num_gpu_blocks=0 with num_gpu_blocks_override=512\n"
+    "(EngineCore pid=9) INFO 04-07 02:46:18 [g.py:1] Profiling CUDA graph memory: PIECEWISE=51 (largest=512)\n"
+    "(EngineCore pid=9) INFO 04-07 02:46:21 [g.py:1] Estimated CUDA graph memory: -0.87 GiB total\n"
+    "(EngineCore pid=9) INFO 04-07 02:46:21 [g.py:1] Available KV cache memory: 20.27 GiB\n"
+    "(EngineCore pid=9) INFO 04-07 02:46:21 [g.py:1] In v0.19, CUDA graph memory profiling will be enabled by default "
+    "(VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS=1), which more accurately accounts for it.\n"
+)
+
+
+def test_018_and_019_profile_graphs_with_a_small_cache_of_their_own():
+    """Forms of public logs of 0.18 and 0.19: the 512 blocks are the profiler's, and the estimate does not count."""
+    log = parse_startup_log(LINES_019)
+    assert (log.kv_cache_blocks, log.kv_cache_blocks_profiled) == (None, None)
+    assert log.graphs_estimate_applied is False
+    assert log.graphs_estimated_gib == -0.87
+    # A kind of graph that the profiler does not name is not captured.
+    assert (log.capture_effective, log.capture_effective_full) == (512, 0)
+    asked = LINES_019 + "INFO [k.py:1] Overriding num_gpu_blocks=1258 with num_gpu_blocks_override=16\n"
+    assert (parse_startup_log(asked).kv_cache_blocks, parse_startup_log(asked).kv_cache_blocks_profiled) == (16, 1258)
+
+
 def test_two_workers_and_the_smallest():
     log = parse_startup_log(
         "(Worker_TP0 pid=104) INFO [g.py:1] Model loading took 5.30 GiB memory and 2 seconds\n"
