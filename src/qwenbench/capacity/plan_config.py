@@ -70,7 +70,7 @@ def plan_config(
     """
     total = cuda_total_gib if cuda_total_gib is not None else (card.cuda_gib(platform) if card else None)
     batched = config.int_flag("max-num-batched-tokens") or (default_batched_tokens(total) if total else None)
-    layout = _layout(config, shape, version, batched or SEEN_BATCHED_TOKENS, on_gpu)
+    layout = _layout(config, shape, version, batched or SEEN_BATCHED_TOKENS, on_gpu, probe)
     prediction = None
     if total is not None and on_gpu and config.flag("kv-cache-memory-bytes") is None:
         prediction = _predict(
@@ -95,14 +95,26 @@ def prefix_caching(config: ServerConfig, version: str) -> bool:
     return "enable-prefix-caching" in config.flags or release_minor(version) >= 28
 
 
-def _layout(config: ServerConfig, shape: ModelShape, version: str, batched_tokens: int, on_gpu: bool) -> KvLayout:
-    caching = prefix_caching(config, version)
+def _layout(
+    config: ServerConfig,
+    shape: ModelShape,
+    version: str,
+    batched_tokens: int,
+    on_gpu: bool,
+    probe: StartupLog | None,
+) -> KvLayout:
+    dtype = config.flag("kv-cache-dtype") or "auto"
+    state_dtype = config.flag("mamba-ssm-cache-dtype")
+    if state_dtype is None and shape.state_dtype is None and not on_gpu and release_minor(version) > 28:
+        state_dtype = "float32"  # 0.32 resets it on a CPU; 0.28 kept the model's dtype
+    seen = probe is not None and dtype == (probe.kv_cache_dtype or "auto")
     return kv_layout(
         shape,
-        config.flag("kv-cache-dtype") or "auto",
-        state_dtype=config.flag("mamba-ssm-cache-dtype"),
-        mamba_cache_mode=config.flag("mamba-cache-mode") or ("align" if caching else "none"),
+        dtype,
+        state_dtype=state_dtype,
+        mamba_cache_mode=config.flag("mamba-cache-mode") or ("align" if prefix_caching(config, version) else "none"),
         base_block_tokens=config.int_flag("block-size") or (16 if on_gpu else 128),
+        block_tokens=probe.attention_block_tokens if probe is not None and seen else None,
         tensor_parallel=config.int_flag("tensor-parallel-size") or 1,
         max_num_batched_tokens=batched_tokens,
     )

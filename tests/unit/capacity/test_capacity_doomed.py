@@ -13,7 +13,7 @@ from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.capacity.plan_config import plan_config
 from qwenbench.capacity.predict import Prediction
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 CASES = json.loads((DATA / "cpu-doomed" / "cases.json").read_text())
@@ -25,8 +25,7 @@ def shape(model: str) -> ModelShape:
 
 def config(arguments: list[str]) -> ServerConfig:
     flags = dict(zip((name.removeprefix("--") for name in arguments[::2]), arguments[1::2], strict=True))
-    # 0.32 resets the state dtype of these models to float32 on a CPU.
-    return ServerConfig(flags={"mamba-ssm-cache-dtype": "float32", "enforce-eager": None, **flags})
+    return ServerConfig(flags={"enforce-eager": None, **flags})
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case["name"] for case in CASES])
@@ -60,6 +59,15 @@ def test_what_the_started_ones_printed(case):
     layout = plan_config(config(case["args"]), shape(case["model"]), version="0.32.0", on_gpu=False).layout
     length = log.max_concurrency_tokens
     assert printed_tokens("0.32.0", case["num_gpu_blocks"], layout, length) == log.kv_cache_tokens_logged
+
+
+def test_the_block_size_comes_from_the_probe_where_there_is_one():
+    """0.28 keeps the states in bfloat16 (384 tokens a block); a log of 640 tokens says that this server did not."""
+    asked = config(["--num-gpu-blocks-override", "13", "--max-model-len", "4096"])
+    tiny = shape("tiny-qwen35")
+    assert plan_config(asked, tiny, version="0.28.0", on_gpu=False).layout.block_tokens == 384
+    seen = StartupLog(attention_block_tokens=640, kv_cache_dtype="auto")
+    assert plan_config(asked, tiny, version="0.28.0", on_gpu=False, probe=seen).layout.block_tokens == 640
 
 
 def test_older_versions_are_not_held_to_newer_rules():
