@@ -36,9 +36,10 @@ def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
                 f"{where}: {flag} carries a secret, and arguments show in process lists and in the run folder. "
                 f"Put it into an environment variable and name that instead (VLLM_API_KEY, --api-key-env)."
             )
-        if _TOKEN_SHAPES.search(value or argument):
+        if _TOKEN_SHAPES.search(argument):
+            named = value and flag.startswith("--") and not _TOKEN_SHAPES.search(flag)
             raise UsageError(
-                f"{where}: the value of {flag if value else 'an argument'} looks like a token. "
+                f"{where}: the value of {flag if named else 'an argument'} looks like a token. "
                 "Name an environment variable instead."
             )
 

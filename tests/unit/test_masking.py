@@ -46,6 +46,7 @@ def test_ordinary_names_are_no_secrets(name: str) -> None:
         ["--load-config", HF_TOKEN],
         [f"--speculative-config={{'token': '{HF_TOKEN}'}}"],
         [API_KEY],
+        [f'{{"token": "{HF_TOKEN}", "x": "a=b"}}'],
     ],
 )
 def test_an_argument_with_a_secret_is_refused_without_repeating_it(arguments: list[str]) -> None:

@@ -117,8 +117,9 @@ def _known_limits(limits: dict[str, float]) -> dict[str, float]:
 def _json_object(text: str) -> dict[str, Any]:
     import orjson
 
-    from qwenbench.masking import is_secret_name
+    from qwenbench.masking import is_secret_name, refuse_secret_arguments
 
+    refuse_secret_arguments([text], "--extra-body")
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -164,7 +165,9 @@ def checked_options(fields: dict[str, Any]) -> Any:
     except ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0]).removesuffix("_s").replace("_", "-") if problem["loc"] else "options"
-        raise UsageError(f"--{name} {problem.get('input')!r}: {problem['msg']}.") from None
+        raise UsageError(
+            f"--{name} {problem.get('input')!r}: {problem['msg'].removeprefix('Value error, ')}."
+        ) from None
 
 
 def masked_command_line(words: Sequence[str]) -> list[str]:

@@ -134,6 +134,11 @@ VLLM_CASES: tuple[Case, ...] = (
         "--max-cudagraph-capture-size and --max-num-seqs, or set --max-model-len to the estimate in that line or auto.",
     ),
     _case(
+        "model_too_short",
+        r"max_model_len \(\d+\) is greater than the derived max_model_len",
+        "The model does not reach that far: set --max-model-len to what that line derives, or to auto.",
+    ),
+    _case(
         "mamba_blocks",
         r"max_num_seqs \(\d+\) exceeds available Mamba cache blocks \(\d+\)",
         "Each running request of a hybrid model needs a state block: lower --max-num-seqs to the number in brackets, "

@@ -26,7 +26,9 @@ _ACCESS = re.compile(r'"(?:GET|POST|HEAD) \S+ HTTP/')
 _POST = re.compile(r'"POST /v1/\S+ HTTP/[\d.]+" 200')
 _PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+[\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
 _EXCEPTION = re.compile(
-    r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b(?:: .*)?$|^(?:\S+: )?error: .+", re.IGNORECASE
+    r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b(?:: .*)?$|^(?:\S+: )?error: .+"
+    r"|^(?:Value|Assertion) error, .+",  # pydantic: the reason stands in the line after `1 validation error for ...`
+    re.IGNORECASE,
 )
 _SECONDHAND = re.compile(
     r"EngineDeadError|See (?:root cause|stack trace|the stack trace)|Engine core initialization failed"

@@ -29,8 +29,13 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         """Takes the lock. Raises UsageError when someone else writes to this run."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"--out: {self._path.parent} cannot be written: {error.strerror}. Choose another folder."
+            ) from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -36,6 +36,7 @@ CASES = {
     "hub-not-found": ("model_not_found", "404 Client Error", "--model"),
     "recorded-cpu-0.32-model-not-found": ("model_not_found", "", "--model"),
     "recorded-cpu-0.32-unknown-flag": ("unknown_flag", "unrecognized arguments: --calculate-kv-scales", "--vllm-arg"),
+    "recorded-cpu-0.32-model-too-short": ("model_too_short", "max_model_len (9999999)", "--max-model-len"),
     "vllm-unknown-flag-value": ("unknown_flag", "invalid choice: 'fp9'", "--vary"),
     "vllm-gpu-memory-taken": ("gpu_memory_taken", "Free memory on device cuda:0 (22.17/31.36 GiB)", "nvidia-smi"),
     "vllm-kv-too-small-0.18": ("kv_cache_too_small", "estimated maximum model length is 163840", "--max-model-len"),
@@ -130,6 +131,11 @@ def test_unknown_text_is_shown_without_advice() -> None:
     assert (failure.kind, failure.evidence, failure.advice) == ("unknown", "ValueError: the moon is full", "")
     shown = explain("one\ntwo\nthree\n", 1)
     assert (shown.kind, shown.evidence) == ("unknown", "one\ntwo\nthree")
+
+
+def test_of_a_validation_error_the_reason_is_shown() -> None:
+    text = "x.ValidationError: 1 validation error for CacheConfig\n  Value error, no such thing [type=value_error]\n"
+    assert explain(text, 1).evidence == "Value error, no such thing [type=value_error]"
 
 
 def test_never_healthy_tells_the_last_line() -> None:
