@@ -1,6 +1,6 @@
 """Fits the simulator's step model to recorded servers and says how far it is off.
 
-    python bench/calibrate_simulator.py RECORDED [--results results] [--write]
+    python bench/calibrate_simulator.py RECORDED [--results results] [--held-out] [--write]
 
 RECORDED is a folder with results.json, NAME.log, NAME.metrics1.txt and NAME.cC.requests.json[.gz] per server. Run
 folders under --results that were measured (not simulated) and still hold their request records are compared as
@@ -38,8 +38,12 @@ def main() -> int:
     model = fit(recorded + runs if arguments.fit_results else recorded)
     starts = read_starts(arguments.recorded)
     comparisons = [compare(load, model) for load in recorded + runs]
+    held_out = [
+        compare(load, fit([other for other in recorded if other is not load]))
+        for load in (recorded if arguments.held_out else [])
+    ]
     tables = {
-        "residuals": report.residual_table(comparisons),
+        "residuals": report.residual_table(comparisons, held_out),
         "stalls": report.stall_table(comparisons, model),
         "startup": report.startup_table(starts, typical(starts)),
     }
@@ -61,6 +65,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("recorded", type=Path, help="folder of recorded loads")
     parser.add_argument("--results", type=Path, help="folder of run folders to compare with as well")
     parser.add_argument("--fit-results", action="store_true", help="fit to those runs, too")
+    parser.add_argument(
+        "--held-out", action="store_true", help="also judge each load by a fit to all the others (takes a minute)"
+    )
     parser.add_argument("--write", action="store_true", help="renew calibration.json and docs/simulator.md")
     return parser.parse_args()
 

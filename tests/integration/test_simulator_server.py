@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ import pytest
 
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.observe.metrics import parse_metrics
+from qwenbench.simulator.steptime import calibration
 
 MODEL = "ig1/Qwen3.5-9B-NVFP4"
 NAME = "Qwen3.5-9B"
@@ -339,6 +341,25 @@ def test_a_hanging_start_ends_at_sigterm_without_ever_answering(start: Any) -> N
     simulator.wait_for_line("Padding mamba page size")
     assert simulator.port == 0 and simulator.process.poll() is None
     assert simulator.end() == 0
+
+
+def test_sigterm_under_load_ends_at_once(start: Any) -> None:
+    simulator = start(*QUICK).ready()
+    body = json.dumps(chat_body("Long.", 200_000, stream=True)).encode()
+    with socket.create_connection(("127.0.0.1", simulator.port)) as client:
+        client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
+        assert simulator.end() == 0
+    assert "Shutdown complete" in simulator.log and "Traceback" not in simulator.log
+
+
+def test_real_start_up_takes_its_phases(start: Any) -> None:
+    began = time.monotonic()
+    start("--sim-startup", "real", "--sim-warm", "--sim-time-scale", "0.02").ready()
+    phases = calibration()["startup"]["warm"]
+    assert time.monotonic() - began >= 0.02 * sum(phases.values())
+    simulator = start("--sim-warm").ready()  # at once, with the same figures in its log
+    assert f"torch.compile took {phases['compile_s']:.2f} s in total" in simulator.log
 
 
 @pytest.mark.parametrize("kind", ["crash-first-request", "die-under-load"])
