@@ -10,7 +10,7 @@ import pandas as pd
 
 from qwenbench.runfolder.run import Run
 
-_TAKEN = ("versions", "hardware", "profiles", "seed")
+_TAKEN = ("versions", "hardware", "seed")
 """Parts of run.json that are conditions as they stand."""
 _LOAD_OPTIONS = (
     "launcher", "card", "model", "image", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse", "requests",
@@ -33,8 +33,23 @@ class Difference:
 
 
 def differences(before: Run, after: Run) -> list[Difference]:
-    """Every condition that differs: versions, hardware, seed, scenarios, load options and server settings."""
+    """Every condition that differs: versions, hardware, seed, scenarios, load options and server settings.
+
+    Of a scenario, profile or configuration that only one run has, no more than that is said.
+    """
     ours, theirs = dict(_conditions(before)), dict(_conditions(after))
+    found = _different(ours, theirs)
+    for parts in (_scenario_conditions, _profile_conditions, _server_conditions):
+        mine, yours = parts(before), parts(after)
+        for name in dict.fromkeys([*mine, *yours]):
+            if name in mine and name in yours:
+                found += _different(mine[name], yours[name])
+            else:
+                found.append(Difference(name, *("yes" if name in side else None for side in (mine, yours))))
+    return found
+
+
+def _different(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Difference]:
     names = dict.fromkeys([*ours, *theirs])
     return [Difference(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)]
 
@@ -80,18 +95,38 @@ def _conditions(run: Run) -> Iterator[tuple[str, Any]]:
     yield "simulated", run.simulated
     for name in _TAKEN:
         yield from _flat(run.meta.get(name), name)
-    for name, hashes in _scenarios(run).items():
-        yield f"scenario {name}", "/".join(str(value)[:12] for value in hashes)
     options = run.meta.get("options")
     if isinstance(options, Mapping):
         for name in _LOAD_OPTIONS:
             yield from _flat(options.get(name), f"options.{name}")
+
+
+def _scenario_conditions(run: Run) -> dict[str, dict[str, Any]]:
+    return {
+        f"scenario {name}": {f"scenario {name}": "/".join(str(value)[:12] for value in hashes)}
+        for name, hashes in _scenarios(run).items()
+    }
+
+
+def _profile_conditions(run: Run) -> dict[str, dict[str, Any]]:
+    profiles = run.meta.get("profiles")
+    if not isinstance(profiles, Mapping):
+        return {}
+    return {f"profile {name}": dict(_flat(fields, f"profile {name}")) for name, fields in profiles.items()}
+
+
+def _server_conditions(run: Run) -> dict[str, dict[str, Any]]:
+    found = {}
     for config_id, launch in run.launches.items():
+        settings: dict[str, Any] = {}
         server = launch.get("server")
         if isinstance(server, Mapping):
             for name in _SERVER:
-                yield from _flat(server.get(name), f"{config_id}.{name}")
-        yield f"{config_id}.image_digest", launch.get("image_digest")
+                settings |= dict(_flat(server.get(name), f"{config_id}.{name}"))
+        if launch.get("image_digest"):
+            settings[f"{config_id}.image_digest"] = launch["image_digest"]
+        found[f"configuration {config_id}"] = settings
+    return found
 
 
 def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -25,7 +25,8 @@ Number = TypeVar("Number", bound=np.generic)
 
 def latency_columns(name: str, values: NDArray[np.floating]) -> dict[str, float | None]:
     """NAME_ms_mean, _p50, _p90 and _p99 (None under 100 values) by numpy's linear method; NaN values are left out."""
-    known = values[~np.isnan(values)]
+    unknown = np.isnan(values)
+    known = values[~unknown] if unknown.any() else values  # gaps have no NaN: 100 MB are not copied for nothing
     if len(known) == 0:
         return empty_columns(name)
     p50, p90, p99 = (float(value) for value in np.percentile(known, (50, 90, 99)))

@@ -80,6 +80,8 @@ class PointContext:
     """A client process used up its core during the point."""
     clock_step_ms: float | None = None
     canary_accuracy: float | None = None
+    natural_broken_share: float | None = None
+    """Share of broken answers in the natural-stop pass: counts where the point's own answers were not judged."""
     broken_limit: float = MAX_BROKEN_SHARE
 
 
@@ -104,6 +106,8 @@ def summarise_point(
         row |= _latencies(requests, arrays, started)
         row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)
     row |= _work(requests, arrays, metrics)
+    if row["broken_share"] is None:
+        row["broken_share"] = context.natural_broken_share
     row |= _memory(arrays, context)
     row |= _server(metrics)
     row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)

@@ -128,14 +128,14 @@ def _prices(
             _launches(own, metric, ledgers.get(config.config_id, {})) for own, config in ((old, before), (new, after))
         ]
         yield from _price(before, after, {}, metric, unit, *pair)
-    for scenario in _both(old, new, ("scenario",)):
-        for metric, unit in PER_SCENARIO.items():
-            pair = [_launches(_at(own, scenario), metric, {}) for own in (old, new)]
-            yield from _price(before, after, scenario, metric, unit, *pair)
-    for load in _both(old, new, _LOAD):
-        for metric, unit in PER_LOAD.items():
-            pair = [_values(_at(own, load), metric) for own in (old, new)]
-            yield from _price(before, after, load, metric, unit, *pair)
+    for names, metrics, values_of in ((("scenario",), PER_SCENARIO, _launches), (_LOAD, PER_LOAD, _values)):
+        olds, news = _by_load(old, names), _by_load(new, names)
+        for load in olds:
+            if load in news:
+                shown = dict(zip(names, load, strict=True))
+                for metric, unit in metrics.items():
+                    pair = [values_of(own[load], metric) for own in (olds, news)]
+                    yield from _price(before, after, shown, metric, unit, *pair)
 
 
 def _price(
@@ -182,7 +182,7 @@ def _interval(change: Estimate, unit: str) -> tuple[float | None, float | None, 
     return None, None, "indicative"
 
 
-def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any]) -> list[float]:
+def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any] | None = None) -> list[float]:
     """One value per launch: the points of a launch repeat its figures."""
     if metric in rows:
         column = pd.to_numeric(rows[metric], errors="coerce")
@@ -190,7 +190,7 @@ def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any]) -> lis
         values = [float(value) for value in column.groupby(launches).median() if not math.isnan(value)]
         if values:
             return values
-    value = ledger.get(metric)
+    value = ledger.get(metric) if ledger is not None else None
     return [float(value)] if value is not None else []
 
 
@@ -200,21 +200,13 @@ def _values(rows: pd.DataFrame, metric: str) -> list[float]:
     return [float(value) for value in pd.to_numeric(rows[metric], errors="coerce") if not math.isnan(value)]
 
 
-def _both(old: pd.DataFrame, new: pd.DataFrame, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The loads that both configurations were measured at, in the order of the first."""
-    present = [name for name in names if name in old and name in new]
-    loads = [_keys(own[present].drop_duplicates()) for own in (old, new)]
-    return [load for load in loads[0] if load in loads[1]]
-
-
-def _keys(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return [
-        {str(name): (value if known(value) else None) for name, value in row.items()}
-        for row in frame.to_dict("records")
-    ]
-
-
-def _at(rows: pd.DataFrame, load: Mapping[str, Any]) -> pd.DataFrame:
-    for name, value in load.items():
-        rows = rows[rows[name].isna() if value is None else rows[name] == value]
-    return rows
+def _by_load(rows: pd.DataFrame, names: tuple[str, ...]) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The rows of each load, in the order of points.csv; a column that is missing or empty is None in the key."""
+    present = [name for name in names if name in rows]
+    if not present or rows.empty:
+        return {}
+    loads = {}
+    for key, own in rows.groupby(present, dropna=False, sort=False):
+        values = dict(zip(present, key if isinstance(key, tuple) else (key,), strict=True))
+        loads[tuple(values[name] if name in values and known(values[name]) else None for name in names)] = own
+    return loads

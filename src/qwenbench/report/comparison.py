@@ -11,6 +11,7 @@ from qwenbench.analysis.limits import show
 
 SIMULATED = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."
 HEAD = ("Configuration", "Scenario", "Load", "Metric", "Before", "After", "Change", "95 % interval", "Verdict")
+_MOST_LINES = 8
 _RIGHT = frozenset({"Before", "After", "Change"})
 
 
@@ -71,8 +72,14 @@ def terminal_lines(comparison: Comparison, everything: bool = False) -> Iterator
         yield from _aligned([HEAD, *(cells_of(row) for row in rows)])
     yield f"\n{counted(comparison)}"
     yield from comparison.notes
-    yield from comparison.unmatched
+    yield from _shortened(comparison.unmatched)
     yield from gate_lines(comparison)
+
+
+def _shortened(lines: Sequence[str]) -> Iterator[str]:
+    yield from lines[:_MOST_LINES]
+    if len(lines) > _MOST_LINES:
+        yield f"and {len(lines) - _MOST_LINES} more load points of one run only"
 
 
 def _capacity_lines(comparison: Comparison) -> list[str]:
@@ -128,7 +135,7 @@ def markdown_lines(comparison: Comparison, everything: bool = False) -> Iterator
         yield _table_row(["---:" if name in _RIGHT else "---" for name in HEAD])
         yield from (_table_row([_plain(cell) for cell in cells_of(row)]) for row in rows)
     yield f"\n{counted(comparison)}"
-    yield from (f"\n{_plain(note)}" for note in (*comparison.notes, *comparison.unmatched))
+    yield from (f"\n{_plain(note)}" for note in (*comparison.notes, *_shortened(comparison.unmatched)))
     lines = [_plain(line) for line in gate_lines(comparison)]
     if lines:
         yield "\n" + "\n".join(f"- {line.strip()}" for line in lines)

@@ -19,7 +19,7 @@ from qwenbench.analysis.compare import Change, Comparison, compare
 from qwenbench.analysis.gate import parse_gate
 from qwenbench.cli.main import dispatch
 from qwenbench.errors import UsageError
-from qwenbench.runfolder.run import Run
+from qwenbench.runfolder.run import Run, load_run
 
 TOKENS = "output_tokens_per_s"
 
@@ -152,6 +152,18 @@ def test_conditions_come_first(tmp_path: Path) -> None:
     after = plant(tmp_path / "after", rows, versions={"vllm": "0.20.2", "driver": "580"}, seed=1, **same)
     found = [(d.what, d.before, d.after) for _, d in compare((before, after)).conditions]
     assert found == [("versions.vllm", "0.18.0", "0.20.2")]
+
+
+def test_settings_of_shared_configurations_differ_and_others_are_only_named(tmp_path: Path) -> None:
+    before = plant(tmp_path / "before", [row("cap16", 8, output_tokens_per_s=1)])
+    rows = [row("cap16", 8, output_tokens_per_s=1), row("cap32", 8, output_tokens_per_s=1)]
+    plant(tmp_path / "after", rows)
+    launch = tmp_path / "after" / "servers" / "cap16" / "launch.json"
+    changed = json.loads(launch.read_text())
+    changed["server"]["flags"]["kv-cache-dtype"] = "fp8"
+    launch.write_text(json.dumps(changed))
+    found = [str(d) for _, d in compare((before, load_run(tmp_path / "after"))).conditions]
+    assert found == ["cap16.flags.kv-cache-dtype: - -> fp8", "configuration cap32: - -> yes"]
 
 
 def test_three_runs_are_compared_to_the_first(tmp_path: Path) -> None:
