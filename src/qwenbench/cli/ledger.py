@@ -179,7 +179,7 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
     )
     over = ledger.vram_over_budget_mib
     return [
-        ("budget", _gib(ledger.budget_gib), "utilisation x CUDA's total; give --card"),
+        ("budget", _gib(ledger.budget_gib), _budget_note(ledger, asked.get("gpu_memory_utilization"))),
         ("weights", _gib(ledger.weights_gib), ""),
         ("activations", _gib(ledger.activations_gib), "in the rest where vLLM does not print them"),
         ("graphs, estimated", _gib(ledger.graphs_estimated_gib), _applied(startup.graphs_estimate_applied)),
@@ -199,6 +199,18 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
             "max_model_len",
             _number(ledger.max_model_len_effective),
             f"requested {'auto' if asked.get('max_model_len') == -1 else _number(asked.get('max_model_len'))}",
+        ),
+        (
+            "batched tokens",
+            _number(startup.max_num_batched_tokens),
+            f"requested {_number(asked.get('max_num_batched_tokens'))}",
+        ),
+        ("max_num_seqs", "-", f"requested {_number(asked.get('max_num_seqs'))}; vLLM does not print it"),
+        ("KV dtype", startup.kv_cache_dtype or "-", f"requested {_number(asked.get('kv_cache_dtype'))}"),
+        (
+            "prefix caching",
+            _number(startup.enable_prefix_caching),
+            f"requested {_number(asked.get('enable_prefix_caching'))}",
         ),
         ("attention", ledger.attention_backend or "-", ""),
         ("quantisation", ledger.quantization_backend or "-", ""),
@@ -222,6 +234,11 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
     ]  # fmt: skip
 
 
+def _budget_note(ledger: MemoryLedger, utilization: Any) -> str:
+    note = f"requested utilisation {_number(utilization)} x CUDA's total"
+    return note if ledger.budget_gib is not None else f"{note}: give --card"
+
+
 def _applied(applied: bool | None) -> str:
     return {True: "taken off the KV cache", False: "not taken off the KV cache", None: ""}[applied]
 
@@ -237,4 +254,6 @@ def _mib(value: float | None) -> str:
 def _number(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -47,6 +47,8 @@ def test_ledger_table_shows_the_risk(unpacked, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "+19,960 MiB" in out
     assert "a risk, no proof" in out
+    for row in ("requested utilisation 0.21546", "requested auto", "requested 256", "requested 2,048"):
+        assert row in out
 
 
 def test_ledger_of_a_cut_off_log_and_of_other_texts(unpacked, capsys, tmp_path):
