@@ -10,7 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 $(BIN)/python -m pip -qq
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
-DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 1,8,32 --out results
+DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 1,8,32 --duration 1 --output-tokens 16-32 --port 18000 --out results
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -43,10 +43,8 @@ test-browser: dev ## the HTML report in headless Chromium
 test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
 	tests/vllm/run.sh
 
-bench: dev ## the figures of docs/benchmarks.md: install size and time, sweep overhead, SSE and table speed
-	$(BIN)/python bench/install.py
-	$(BIN)/python bench/sse.py
-	$(BIN)/python bench/sweep_overhead.py
+bench: dev ## qwenbench's own costs as one table: installing, demo, sweep overhead, SSE, tables
+	$(BIN)/python bench/table.py $(DEMO)
 
 bench-client: dev ## the load client beside its peers on one truth server
 	$(BIN)/python bench/client/run.py

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from qwenbench.cli import load_options as lo
+from qwenbench.errors import UsageError
 
 SERVER = "Servers"
+LAUNCHERS = ("docker", "process", "sim")
 
 
 def _option(help_text: str, *names: str, metavar: str | None = None) -> Any:
@@ -96,6 +98,8 @@ def command(
 
     for name in ("campaign", "out", "run_id", "resume", "dry_run", "no_report"):
         given.pop(name)
+    if launcher is not None and launcher not in LAUNCHERS:
+        raise UsageError(f"--launcher {launcher!r}: choose {', '.join(LAUNCHERS)} (a server that runs already: bench).")
     fields = {**_server_fields(given), **lo.load_fields(given)}
     if campaign is not None:
         return run_campaign(campaign, fields, out=out, run_id=run_id, dry_run=dry_run, build_report=not no_report)

@@ -11,16 +11,18 @@ import aiohttp
 from qwenbench.engine.server import Launcher
 from qwenbench.load.selfcheck import ClientError
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder
 from qwenbench.sweep.timings import Timings
+from qwenbench.workload.canary import CanaryResult
 
 
 @dataclass(frozen=True)
 class Environment:
-    """Shared by all launches of a run; nothing in it changes but the recorder's and the stop event's state."""
+    """Shared by all launches of a run."""
 
     plan: Plan
     run_id: str
@@ -35,7 +37,10 @@ class Environment:
     client_error: Callable[[int], Awaitable[ClientError | None]]
     """The client's own error at so many streams (measured once per host, version and concurrency)."""
     timings: Timings
+    foresight: Foresight
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Headers with secrets, resolved from the environment."""
+    first_canary: dict[str, CanaryResult] = field(default_factory=dict)
+    """The first configuration's canary, which the others are held against."""
     nonce: str = ""
     """New in every run: salts of two runs against one server never meet."""

@@ -25,6 +25,7 @@ from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
 from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.requests import ServerTraits
+from qwenbench.sweep.text_checks import check_texts
 
 VRAM_LIMIT_S = 120.0
 """Longest wait for VRAM to be given back after a stop."""
@@ -65,6 +66,9 @@ class LaunchRun:
         env = self._env
         self._folder.mkdir(parents=True, exist_ok=True)
         keep_earlier_log(self._folder)
+        refusal = self._look_ahead()
+        if refusal is not None:
+            return self._failed(refusal, 0)
         env.progress.launching(self._configuration, self._launch)
         before = env.hardware.nvml.used_mib() if env.hardware.nvml else {}
         try:
@@ -96,6 +100,15 @@ class LaunchRun:
         if failure is not None and not env.stop.is_set():
             return replace(self._failed(failure, done), vram_left_mib=left)
         return LaunchOutcome(done, interrupted=env.stop.is_set(), vram_left_mib=left)
+
+    def _look_ahead(self) -> Failure | None:
+        """Writes prediction.json, tells known problems, and says why not to launch at all."""
+        outlook = self._env.foresight.look(self._server_config)
+        if outlook.prediction is not None:
+            write_json(self._folder / "prediction.json", outlook.prediction)
+        for problem in outlook.problems:
+            self._env.progress.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
+        return None if self._env.plan.options.force else outlook.refusal()
 
     async def _until_ready(self, server: Server) -> float:
         """Seconds from launch to ready; ends early when the user stops the sweep."""
@@ -132,15 +145,21 @@ class LaunchRun:
             utilization=self._server_config.gpu_memory_utilization,
         )
         self._write_ledger(ledger)
+        env.foresight.learn(startup)
+        traits = await self._traits(server, startup)
+        target = Target(server.base_url, env.plan.options.endpoint, env.headers)
+        with env.timings.phase("text_checks"):
+            texts = await check_texts(env, self._configuration, target, traits, self._client)
         return ServerState(
             base_url=server.base_url,
             startup_s=startup_s,
             startup=startup,
             ledger=ledger,
             layout=layout,
-            traits=await self._traits(server, startup),
+            traits=traits,
             own_pids=tuple(server.gpu_pids()),
             server_config=self._server_config,
+            texts=texts,
         )
 
     async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:

@@ -17,16 +17,16 @@ from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
+from qwenbench.load.validity import CPU_SATURATED
 from qwenbench.observe.ledger import MIB_PER_GIB, MemoryLedger
 from qwenbench.sweep.client_check import client_verdict
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.plan import Cell, Configuration
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
+from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.sweep.watching import Samples, Watch
 
-BROKEN_LIMIT = 0.02
-"""Largest share of broken answers with which a point is still valid."""
 DEFAULT_BATCHED_TOKENS = 2048
 """What vLLM takes for --max-num-batched-tokens on a card under 70 GiB."""
 
@@ -43,7 +43,7 @@ class ServerState:
     traits: ServerTraits
     own_pids: tuple[int, ...]
     server_config: ServerConfig
-    canary_accuracy: float | None = None
+    texts: TextChecks
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,7 @@ def _context(
         vram_budget_mib=budget,
         startup_s=state.startup_s,
         clock_step_ms=result.health.clock_step_ms,
-        canary_accuracy=state.canary_accuracy,
-        broken_limit=BROKEN_LIMIT,
+        canary_accuracy=state.texts.canary.accuracy if state.texts.canary else None,
+        natural_broken_share=state.texts.broken_share.get((point.scenario, point.profile)),
+        client_saturated=result.health.cpu_share_max >= CPU_SATURATED,
     )

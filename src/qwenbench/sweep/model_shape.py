@@ -8,8 +8,9 @@ from pathlib import Path
 
 import orjson
 
-from qwenbench.capacity.kv import KvLayout, kv_layout
+from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.model_shape import ModelShape, known_shape
+from qwenbench.capacity.served_layout import layout_of_server
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 
@@ -39,14 +40,7 @@ def served_layout(shape: ModelShape | None, startup: StartupLog, labels: Mapping
     """The block layout of a server that is up, with what its log and its cache_config labels say; None: unknown."""
     if shape is None:
         return None
-    known = {name: value for name, value in labels.items() if value not in ("", "None")}
     try:
-        return kv_layout(
-            shape,
-            known.get("cache_dtype", "auto"),
-            state_dtype=known.get("mamba_ssm_cache_dtype"),
-            mamba_cache_mode=known.get("mamba_cache_mode", "none"),
-            block_tokens=startup.attention_block_tokens,
-        )
+        return layout_of_server(shape, startup, labels)
     except UsageError:
         return None

@@ -41,9 +41,10 @@ def load_shape_name(options: SweepOptions) -> str:
     return "poisson" if options.burstiness in (None, 1.0) else "gamma"
 
 
-def _request_options(
+def request_options(
     plan: Plan, point: LoadPoint, traits: ServerTraits, salt: str, configuration: Configuration
 ) -> RequestOptions:
+    """What every request of this point has in common."""
     options = plan.options
     return RequestOptions(
         model=traits.model or configuration.server.served_model_name,
@@ -69,20 +70,18 @@ def measured_load(
     """The load that is measured."""
     options, loaded = plan.options, plan.scenarios[point.scenario]
     scenario, seed = loaded.file.scenario, seed_of(plan, point)
-    request_options = _request_options(plan, point, traits, salt, configuration)
+    common = request_options(plan, point, traits, salt, configuration)
     shape: ClosedLoop | OpenLoop
     if point.concurrency is not None:
         # with --duration the list is only an upper limit: it is lazy, so a long one costs little
         count = scenario.request_count(point.concurrency)
         if options.duration_s is not None:
             count = max(count, math.ceil(options.duration_s * point.concurrency * 4))
-        sessions = PlannedSessions(scenario, loaded.prompts, request_options, seed, count)
+        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count)
         shape = ClosedLoop(point.concurrency)
     else:
         starts = _starts(plan, point, seed)
-        sessions = PlannedSessions(
-            scenario, loaded.prompts, request_options, seed, len(starts), starts=starts, trace=plan.trace
-        )
+        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, len(starts), starts=starts, trace=plan.trace)
         shape = OpenLoop(rate=point.rate, ramp_s=options.ramp_s)
     return LoadSpec(
         target=target,
@@ -135,7 +134,7 @@ def warm_up_load(
         target=target,
         shape=ClosedLoop(streams),
         sessions=PlannedSessions(
-            scenario, prompts, _request_options(plan, point, traits, salt, configuration), seed, max(2, streams)
+            scenario, prompts, request_options(plan, point, traits, salt, configuration), seed, max(2, streams)
         ),
         timeout_s=options.timeout_s,
         processes=options.client_processes,

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.server import Failure, Launcher
 from qwenbench.errors import UsageError
@@ -22,8 +23,10 @@ from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.environment import Environment
+from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
+from qwenbench.sweep.model_shape import find_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Cell, Configuration, Plan
 from qwenbench.sweep.progress import Progress
@@ -115,6 +118,7 @@ async def _environment(
             stop=stop,
             client_error=_remembered(measure_client_error),
             timings=Timings(),
+            foresight=Foresight(plan, launcher.name, hardware, _shape_of(plan)),
             headers=headers,
             nonce=uuid.uuid4().hex[:8],
         )
@@ -166,6 +170,11 @@ def _remembered(
         return known[concurrency]
 
     return ask
+
+
+def _shape_of(plan: Plan) -> ModelShape | None:
+    server = plan.configurations[0].server
+    return find_shape(server.model, server.docker.cache_mount)
 
 
 async def _end_leftovers(paths: RunPaths, progress: Progress) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Phase = Literal["start", "stop", "vram_gate", "warm_up", "load", "self_check"]
+Phase = Literal["start", "stop", "vram_gate", "warm_up", "load", "self_check", "text_checks"]
 
 
 class Timings:

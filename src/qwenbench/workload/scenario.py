@@ -122,7 +122,7 @@ def parse_yaml_model(model: type[M], text: str, where: str) -> M:
         line_number = _line_of(node, problem["loc"])
         line = f", line {line_number}" if line_number else ""
         field = ".".join(str(part) for part in problem["loc"]) or "file"
-        raise UsageError(f"{where}{line}, field {field}: {problem['msg']}.") from error
+        raise UsageError(f"{where}{line}, field {field}: {problem['msg'].removeprefix('Value error, ')}.") from error
 
 
 def load_scenario(name_or_path: str) -> ScenarioFile:

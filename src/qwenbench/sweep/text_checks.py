@@ -1,0 +1,82 @@
+"""Whether a server's answers make sense, asked before its load points: canary questions and a natural-stop pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from qwenbench.errors import RunError
+from qwenbench.load.run import LoadClient
+from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
+from qwenbench.runfolder.files import write_json
+from qwenbench.sweep.environment import Environment
+from qwenbench.sweep.plan import Configuration
+from qwenbench.sweep.requests import ServerTraits, request_options, seed_of
+from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
+from qwenbench.workload.natural_pass import natural_pass
+
+
+@dataclass(frozen=True)
+class TextChecks:
+    """What the checks found. None or missing: not checked."""
+
+    canary: CanaryResult | None = None
+    broken_share: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(scenario, profile) -> share of the natural-stop pass's answers that were broken."""
+
+
+async def check_texts(
+    env: Environment, configuration: Configuration, target: Target, traits: ServerTraits, client: LoadClient
+) -> TextChecks:
+    """Asks the canary (--canary), and under --ignore-eos a few requests per scenario that may end by themselves.
+
+    A server with dummy weights and the simulator are not judged: their text means nothing.
+    """
+    options = env.plan.options
+    canary = await _canary(env, configuration, target, traits) if options.canary else None
+    if not options.ignore_eos or not traits.judge_text or env.launcher.simulated:
+        return TextChecks(canary)
+    shares: dict[tuple[str, str], float] = {}
+    kinds: Counter[str] = Counter()
+    for point in env.plan.points:
+        key = (point.scenario, point.profile)
+        if key in shares or env.stop.is_set():
+            continue
+        loaded = env.plan.scenarios[point.scenario]
+        sessions = natural_pass(
+            loaded.file.scenario,
+            loaded.prompts,
+            request_options(env.plan, point, traits, f"{env.nonce}n", configuration),
+            seed_of(env.plan, point),
+        )
+        if not len(sessions):
+            continue
+        spec = LoadSpec(target, ClosedLoop(len(sessions)), sessions, timeout_s=options.timeout_s, judge_text=True)
+        result = await client.run(spec, stop=env.stop)
+        judged = [row for row in result.requests["broken"].to_pylist() if row is not None]
+        kinds.update(kind for row in judged for kind in row)
+        if judged:
+            shares[key] = sum(bool(row) for row in judged) / len(judged)
+    if kinds:
+        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
+        env.progress.note(f"{configuration.config_id}: broken output in the natural-stop pass: {found}")
+    return TextChecks(canary, shares)
+
+
+async def _canary(
+    env: Environment, configuration: Configuration, target: Target, traits: ServerTraits
+) -> CanaryResult | None:
+    try:
+        result = await ask_canary(env.http, target.base_url, target.headers, traits.model)
+    except RunError as error:
+        env.progress.note(f"{configuration.config_id}: {error}")
+        return None
+    first = env.first_canary.setdefault("result", result)
+    record = asdict(result) | {"agreement_with_first": agreement(first, result)}
+    write_json(env.paths.server(configuration.config_id) / "canary.json", record)
+    env.progress.note(
+        f"{configuration.config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%}), "
+        f"{agreement(first, result):.0%} as the first configuration"
+    )
+    return result
