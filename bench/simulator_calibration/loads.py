@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import re
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenbench.simulator.memory import BLOCK_BYTES, GIB
+import pyarrow.parquet as pq
+
 from qwenbench.simulator.replay import Planned, Replayed
 
 PROMPT_OVERHEAD = 10
@@ -74,82 +76,77 @@ def _recorded_load(folder: Path, server: ServerFacts, load: dict[str, int]) -> L
 
 def _server(folder: Path, name: str, args: list[str]) -> ServerFacts:
     flags = dict(zip(args[::2], args[1::2], strict=False))
-    log = (folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"Available KV cache memory: ([\d.]+) GiB", log)
     metrics = (folder / f"{name}.metrics1.txt").read_text(encoding="utf-8")
     blocks = re.search(r'num_gpu_blocks="(\d+)"', metrics)
     if blocks is None:
-        assert found is not None, f"{name}: neither blocks nor KV size recorded"
-    number = int(blocks[1]) if blocks else int(float(found[1]) * GIB // BLOCK_BYTES)
+        raise SystemExit(f"{folder}/{name}.metrics1.txt: no num_gpu_blocks, so its KV cache is not known")
     return ServerFacts(
         name,
         int(flags["--max-cudagraph-capture-size"]),
         int(flags["--max-num-seqs"]),
         int(flags["--max-num-batched-tokens"]),
-        number,
+        int(blocks[1]),
     )
 
 
 def read_run_folder(run: Path) -> list[Load]:
     """Closed-loop loads of a measured run folder that still has its request records; [] for a simulated one."""
-    import pandas as pd
-
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     points = run / "points.csv"
     if facts.get("simulated") or not points.exists():
         return []
-    table = pd.read_csv(points)
+    with points.open(encoding="utf-8", newline="") as lines:
+        servers = {row["config_id"]: _server_of(run, row) for row in csv.DictReader(lines) if row["kv_cache_blocks"]}
     loads = []
     for path in sorted((run / "requests").glob("*.parquet")):
-        load = _run_load(run, path, table, pd.read_parquet(path))
-        if load is not None:
-            loads.append(load)
+        config = next((name for name in servers if path.stem.startswith(f"{name}.")), None)
+        if config is not None:
+            loads += _run_load(path, servers[config], path.stem.removeprefix(f"{config}."))
     return loads
 
 
-def _token_times(first: float, item: Any) -> list[float]:
+def _server_of(run: Path, row: dict[str, str]) -> ServerFacts:
+    return ServerFacts(
+        f"{run.name}/{row['config_id']}",
+        int(row["capture"]),
+        int(row["max_num_seqs"]),
+        int(row.get("vary_max_num_batched_tokens") or 2048),
+        int(float(row["kv_cache_blocks"])),
+    )
+
+
+_COLUMNS = [
+    *("sent_ns", "process", "stream", "input_tokens", "output_tokens", "ttft_ms", "decode_ms", "e2e_ms"),
+    *("itl_ms", "gaps_merged", "error"),
+]
+
+
+def _run_load(path: Path, server: ServerFacts, label: str) -> list[Load]:
+    """The load of one cell's request records; [] when none of its requests succeeded."""
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=_COLUMNS).to_pylist()
+    good = [row for row in rows if row["error"] is None and row["decode_ms"] is not None]
+    good.sort(key=lambda row: row["sent_ns"])
+    requests: list[Replayed] = []
+    streams: dict[tuple[int, int], list[Planned]] = defaultdict(list)
+    last_end: dict[tuple[int, int], float] = {}
+    for row in good:
+        start = (row["sent_ns"] - good[0]["sent_ns"]) / 1e9
+        key = (row["process"] or 0, row["stream"])
+        think = max(start - last_end.get(key, start), 0.0)
+        planned = Planned(row["input_tokens"], row["output_tokens"], think)
+        last_end[key] = start + row["e2e_ms"] / 1e3
+        requests.append(Replayed(start, planned, _token_times(start + row["ttft_ms"] / 1e3, row)))
+        streams[key].append(planned)
+    return [Load(server, label, len(streams), requests, list(streams.values()))] if requests else []
+
+
+def _token_times(first: float, row: dict[str, Any]) -> list[float]:
     """When each chunk came. Gaps that a merged read hid are taken as equal and put at the end."""
-    gaps = [float(gap) for gap in item.itl_ms]
-    if item.gaps_merged:
-        hidden = max(item.decode_ms - sum(gaps), 0.0) / item.gaps_merged
-        gaps += [hidden] * int(item.gaps_merged)
+    gaps = [float(gap) for gap in row["itl_ms"]]
+    if row["gaps_merged"]:
+        hidden = max(row["decode_ms"] - sum(gaps), 0.0) / row["gaps_merged"]
+        gaps += [hidden] * row["gaps_merged"]
     times = [first]
     for gap in gaps:
         times.append(times[-1] + gap / 1e3)
     return times
-
-
-def _run_load(run: Path, path: Path, points: object, rows: object) -> Load | None:
-    import pandas as pd
-
-    assert isinstance(points, pd.DataFrame) and isinstance(rows, pd.DataFrame)
-    config = next((name for name in points["config_id"].unique() if path.stem.startswith(str(name))), None)
-    if config is None:
-        return None
-    row = points[points["config_id"] == config].iloc[0]
-    good = rows[rows["error"].isna() & rows["decode_ms"].notna()].sort_values("sent_ns")
-    if good.empty or pd.isna(row["kv_cache_blocks"]):
-        return None
-    origin = int(good["sent_ns"].min())
-    requests, streams = [], defaultdict(list)
-    last_end: dict[tuple[int, int], float] = {}
-    for item in good.itertuples():
-        start = (item.sent_ns - origin) / 1e9
-        key = (int(item.process or 0), int(item.stream))
-        think = max(start - last_end.get(key, start), 0.0)
-        planned = Planned(int(item.input_tokens), int(item.output_tokens), think)
-        times = _token_times(start + item.ttft_ms / 1e3, item)
-        last_end[key] = start + item.e2e_ms / 1e3
-        requests.append(Replayed(start, planned, times))
-        streams[key].append(planned)
-    batched = row.get("vary_max_num_batched_tokens")
-    server = ServerFacts(
-        f"{run.name}/{config}",
-        int(row["capture"]),
-        int(row["max_num_seqs"]),
-        2048 if batched is None or pd.isna(batched) else int(batched),
-        int(row["kv_cache_blocks"]),
-    )
-    return Load(
-        server, path.stem.removeprefix(str(config)).strip("-_."), len(streams), requests, list(streams.values())
-    )

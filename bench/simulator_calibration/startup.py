@@ -47,8 +47,8 @@ def _phases(path: Path, name: str, startup_s: float) -> Phases:
         for mark, text in _MARKS.items():
             stamp = _STAMP.search(line)
             if text in line and mark not in at and stamp is not None:
-                hours, minutes, seconds = map(int, stamp.groups())
-                at[mark] = hours * 3600 + minutes * 60 + seconds
+                hours, minutes, second = map(int, stamp.groups())
+                at[mark] = hours * 3600 + minutes * 60 + second
                 took = re.search(rf"{re.escape(text)} ([\d.]+) s", line)
                 values[mark] = float(took[1]) if took else 0.0
     began = at["ready"] - startup_s
