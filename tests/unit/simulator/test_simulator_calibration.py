@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
