@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.runfolder.names import slug
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> \"'&`${1} </script> 数学 مرحبا 🚀"
 """Text that would run, break out of an attribute or break the layout if anything forgot to escape it."""
@@ -97,8 +98,9 @@ def config_id(recipe: Recipe, capture: int, utilization: float) -> str:
 
 
 def cell_id(recipe: Recipe, capture: int, utilization: float, scenario: str, concurrency: int, repeat: int) -> str:
-    """The cell's name, as the sweep builds it (for scenario names that need no slug)."""
-    return f"{config_id(recipe, capture, utilization)}.l1.{scenario}.{recipe.profile}.c{concurrency}.{repeat}"
+    """The cell's name, as the sweep builds it."""
+    point = slug(f"{scenario}.{recipe.profile}.c{concurrency}.{repeat}")
+    return f"{config_id(recipe, capture, utilization)}.l1.{point}"
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

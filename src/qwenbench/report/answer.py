@@ -99,7 +99,7 @@ def _lines(run: Run, answer: Answer) -> Html:
             type="button",
             class_="plain",
             data_tab=f"line-{index}",
-            aria_selected=str(not index).lower(),
+            aria_pressed=str(not index).lower(),
         )
         for index, name in enumerate(known)
     ]

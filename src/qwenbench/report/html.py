@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -18,6 +19,7 @@ from qwenbench.report.answer import answer_section, question_of
 from qwenbench.report.collect import build_document
 from qwenbench.report.document import Document
 from qwenbench.report.markup import Html, fill, join, swatch, tag, text
+from qwenbench.report.points import quick_to_filter
 from qwenbench.report.prices import price_table
 from qwenbench.runfolder.run import Run
 
@@ -30,6 +32,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
 
     `question` is what its answer is for; the sweep's own limits when left out.
     """
+    run = replace(run, points=quick_to_filter(run.points))
     document = build_document(run)
     script = "\n".join(asset(name) for name in _SCRIPTS)
     library = plotly_js()

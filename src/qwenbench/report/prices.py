@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from qwenbench.analysis.cells import row_records
-from qwenbench.analysis.price import price_of_capture
+from qwenbench.analysis.cells import LOAD_POINT, row_records
+from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.report.document import Change, PriceView
 from qwenbench.report.markup import Html, Row, join, number, table, tag, term
 from qwenbench.report.points import known, level_of, workload_index
@@ -28,7 +28,10 @@ def price_views(run: Run) -> tuple[PriceView, ...]:
     """One view per step of capture size; empty without two sizes."""
     if run.points.empty:
         return ()
-    prices = price_of_capture(run.points, run.ledgers)
+    needed = {"valid", "launch", "repeat", "capture", "max_num_seqs", "gpu_memory_utilization", *LOAD_POINT}
+    needed |= {*PER_LAUNCH, *PER_SCENARIO, *PER_LOAD}
+    columns = [name for name in run.points if name in needed or str(name).startswith("vary_")]
+    prices = price_of_capture(run.points[columns].copy(), run.ledgers)
     steps = prices.groupby(["config_from", "config_to"], sort=False)
     names = workload_index(run.points)
     return tuple(_view(str(before), str(after), rows, names) for (before, after), rows in steps)

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.columns import POINT_COLUMNS
 from qwenbench.report.document import ConfigView, Document, PointView
 from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term
 from qwenbench.report.points import known, level_of
 from qwenbench.runfolder.run import Run
-
-BOUNDS = {
-    "client": "the load client itself was too slow: not the server's figure",
-    "kv": "KV cache is full: preemptions, or at least 95 % used with requests waiting",
-    "scheduler": "max_num_seqs is reached with requests waiting",
-    "graph-miss": "the decode batch is larger than the captured size, so decode runs outside the CUDA graphs",
-    "prefill": "prefill takes half of the step budget or more",
-    "load": "more clients would still gain",
-    "decode": "decode steps: memory bandwidth and compute",
-}
-"""Bound -> what it means, in the order in which they are tried."""
 
 
 def configurations(document: Document) -> Html:
@@ -66,6 +56,7 @@ def _value(point: PointView | None, key: str) -> float | None:
 
 def _terms(*names: str) -> Iterator[Html]:
     labels = {"kv_cache_gib": "KV GiB", "kv_cache_tokens": "KV tokens", "requests_that_fit": "Requests that fit"}
+    labels["max_num_seqs"] = "max-num-seqs"
     for name in names:
         yield term(labels.get(name, name), name)
 
@@ -93,7 +84,7 @@ def bounds(document: Document) -> Html:
     legend = join(
         tag("li", tag("span", word, class_=f"bound b-{word}"), " ", meaning) for word, meaning in BOUNDS.items()
     )
-    return join((*blocks, tag("ul", legend, class_="legend")))
+    return join((tag("div", *blocks, class_="bounds-grid"), tag("ul", legend, class_="legend")))
 
 
 def _bound(point: PointView | None) -> Html:

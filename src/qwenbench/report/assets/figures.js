@@ -12,13 +12,14 @@ function baseLayout(env, height) {
     hovermode: "closest", showlegend: false, annotations: [], shapes: [],
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false, font: { color: theme.ink } },
   };
-  if (env.doc.simulated) {
-    layout.annotations.push({
-      text: "SIMULATED", xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, textangle: -14, opacity: 0.09,
-      font: { size: Math.max(28, Math.min(96, env.width / 9)), color: theme.ink }, name: "watermark",
-    });
-  }
+  if (env.doc.simulated) layout.annotations.push(watermark(env, 0.5, 0.5, env.width));
   return layout;
+}
+
+// Says SIMULATED across a figure, or across each panel of one: a panel that is cut out still says it.
+function watermark(env, x, y, widthPx) {
+  return { text: "SIMULATED", xref: "paper", yref: "paper", x, y, xanchor: "center", yanchor: "middle", showarrow: false, textangle: -14, opacity: 0.1,
+    font: { size: Math.max(26, Math.min(92, widthPx / 8)), color: env.theme.ink }, name: "watermark" };
 }
 
 function axis(env, title, more) {
@@ -34,17 +35,21 @@ function panels(env, layout, names, xTitle, yTitle, xMore, yMore, panelHeight = 
   const legendRoom = layout.showlegend ? 30 : 0;
   layout.height = rows * panelHeight + 60 + legendRoom;
   layout.margin.t += legendRoom;
+  layout.legend.y = 1 + 30 / (layout.height - layout.margin.t - layout.margin.b);
   const gapX = 0.1, gapY = 74 / (rows * panelHeight);
   const wide = (1 - gapX * (columns - 1)) / columns, tall = (1 - gapY * (rows - 1)) / rows;
+  const widthPx = wide * (env.width - layout.margin.l - layout.margin.r), heightPx = tall * (layout.height - layout.margin.t - layout.margin.b);
+  layout.annotations = [];
   return names.map((name, index) => {
     const column = index % columns, row = Math.floor(index / columns), suffix = index ? String(index + 1) : "";
     const left = column * (wide + gapX), top = 1 - row * (tall + gapY);
     const lastInColumn = index + columns >= names.length;
     layout["xaxis" + suffix] = axis(env, lastInColumn ? xTitle : "", { domain: [left, left + wide], anchor: "y" + suffix, ...xMore });
     layout["yaxis" + suffix] = axis(env, column === 0 ? yTitle : "", { domain: [Math.max(0, top - tall), top], anchor: "x" + suffix, rangemode: "tozero", ...yMore });
+    if (env.doc.simulated) layout.annotations.push(watermark(env, left + wide / 2, top - tall / 2, widthPx));
     layout.annotations.push({ text: `<b>${Format.short(name, 48)}</b>`, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
       yanchor: "bottom", yshift: 4, showarrow: false, font: { color: env.theme.ink, size: 13 } });
-    return { name, x: "x" + suffix, y: "y" + suffix };
+    return { name, x: "x" + suffix, y: "y" + suffix, widthPx, heightPx };
   });
 }
 
@@ -79,7 +84,7 @@ const Figures = {
     const { doc, points, workloads } = env, layout = baseLayout(env, 300), data = [];
     layout.showlegend = env.legend;
     const most = Math.max(1, ...points.map((point) => point.metrics.output_tokens_per_s?.[0] ?? 0));
-    const cells = panels(env, layout, workloads, "KV cache (GiB)", "Requests", {}, {}, 300);
+    const cells = panels(env, layout, workloads, "KV cache (GiB)", "Requests that fit", {}, {}, 330);
     const legends = new Set();
     for (const cell of cells) {
       const found = [];
@@ -88,22 +93,18 @@ const Figures = {
           && point.requests_that_fit !== null && point.kv_cache_gib !== null && point.metrics.output_tokens_per_s);
         if (own.length) found.push([config, own.reduce((a, b) => (b.metrics.output_tokens_per_s[0] > a.metrics.output_tokens_per_s[0] ? b : a))]);
       });
-      const spread = found.map(([, point]) => point.kv_cache_gib);
-      if (spread.length) {
-        const low = Math.min(...spread), high = Math.max(...spread), pad = Math.max((high - low) * 0.32, 0.06, high * 0.003);
-        layout["xaxis" + cell.x.slice(1)].range = [low - pad, high + pad];
-        const top = Math.max(...found.map(([config, point]) => Math.max(point.requests_that_fit, config.max_num_seqs ?? 0)));
-        layout["yaxis" + cell.y.slice(1)].range = [0, top * 1.32];
-      }
       found.sort((a, b) => a[1].kv_cache_gib - b[1].kv_cache_gib);
+      const tiers = Figures.spread(layout, cell, found);
       found.forEach(([config, point], rank) => {
         const { color, symbol } = Style.of(config.index), rate = point.metrics.output_tokens_per_s[0], ttft = point.metrics.ttft_p50;
         const words = [`${Format.number(rate, 0)} tok/s`, ttft ? `TTFT ${Format.number(ttft[0], 0)} ms` : "TTFT –"];
-        const label = found.length > 12 ? "" : found.length > 5 ? Format.number(rate, 0) : `<b>${Format.short(config.id, 22)}</b><br>${words.join("<br>")}`;
+        if (tiers[rank] !== null) {
+          layout.annotations.push({ x: point.kv_cache_gib, y: point.requests_that_fit, xref: cell.x, yref: cell.y, text: `<b>${words[0]}</b><br>${words[1]}`, ax: 0,
+            ay: -34 - 36 * tiers[rank], arrowhead: 0, arrowwidth: 1, arrowcolor: color, font: { size: 11.5, color: env.theme.ink }, bgcolor: env.theme.paper, borderpad: 1 });
+        }
         data.push({
-          type: "scatter", mode: "markers+text", x: [point.kv_cache_gib], y: [point.requests_that_fit], xaxis: cell.x, yaxis: cell.y,
-          name: Format.short(config.id, 40), legendgroup: config.id, showlegend: !legends.has(config.id), text: [label],
-          textposition: rank % 2 && found.length > 3 ? "bottom center" : "top center", textfont: { size: 11.5, color: env.theme.ink }, cliponaxis: false,
+          type: "scatter", mode: "markers", x: [point.kv_cache_gib], y: [point.requests_that_fit], xaxis: cell.x, yaxis: cell.y,
+          name: Format.short(config.id, 40), legendgroup: config.id, showlegend: !legends.has(config.id), legendrank: config.index + 1, cliponaxis: false,
           marker: { color, symbol, size: 9 + 25 * Math.sqrt(rate / most), opacity: 0.88, line: { width: 1, color: env.theme.paper } },
           hovertext: [hoverOf(point, [`KV cache: ${Format.number(point.kv_cache_gib, 2)} GiB`, `requests that fit: ${Format.number(point.requests_that_fit, 0)}`,
             `max-num-seqs: ${Format.number(config.max_num_seqs, 0)}`, `best output: ${words[0]}`, `${words[1]} (median) there`])], hoverinfo: "text",
@@ -118,6 +119,25 @@ const Figures = {
       });
     }
     return { data, layout };
+  },
+
+  // Axes that leave room for labels, and the tier of each label (0 lowest) so that none covers another; null: no label.
+  spread(layout, cell, found) {
+    if (!found.length) return [];
+    const xs = found.map(([, point]) => point.kv_cache_gib), low = Math.min(...xs), high = Math.max(...xs);
+    const pad = Math.max((high - low) * 0.25, 0.05, high * 0.003), span = high - low + 2 * pad;
+    const top = Math.max(...found.map(([config, point]) => Math.max(point.requests_that_fit, config.max_num_seqs ?? 0)));
+    const ends = [], most = 4, labelPx = 96;
+    const tiers = xs.map((x) => {
+      const at = ((x - low + pad) / span) * cell.widthPx, free = [...Array(most).keys()].find((tier) => (ends[tier] ?? -Infinity) < at - labelPx / 2);
+      if (free === undefined) return null;
+      ends[free] = at + labelPx / 2;
+      return free;
+    });
+    const room = 46 + 36 * (Math.max(...tiers.map((tier) => tier ?? 0)) + 1);
+    layout["xaxis" + cell.x.slice(1)].range = [low - pad, high + pad];
+    layout["yaxis" + cell.y.slice(1)].range = [0, top * cell.heightPx / Math.max(80, cell.heightPx - room)];
+    return tiers;
   },
 
   // A metric against the load, one line per configuration, one panel per workload.
@@ -154,15 +174,16 @@ const Figures = {
     for (const cell of cells) {
       const all = points.filter((point) => point.workload === cell.name && point.metrics.output_tokens_per_s_per_user && point.metrics.output_tokens_per_s);
       const frontier = Figures.frontier(all.filter((point) => point.valid).map(place));
+      const leads = ([x, y]) => frontier.some((at) => at[0] === x && at[1] === y);
       data.push({ type: "scatter", mode: "lines", x: frontier.map((at) => at[0]), y: frontier.map((at) => at[1]), xaxis: cell.x, yaxis: cell.y,
         line: { color: env.theme.faint, width: 6, shape: "linear" }, opacity: 0.3, hoverinfo: "skip", name: "not beaten on both", legendgroup: "frontier", showlegend: cell === cells[0] });
       for (const config of env.configs) {
         const own = all.filter((point) => point.config === config.id), { color, symbol } = Style.of(config.index);
         if (!own.length) continue;
         data.push({
-          type: "scatter", mode: own.length > 12 || env.configs.length > 6 ? "markers" : "markers+text", name: Format.short(config.id, 40),
+          type: "scatter", mode: "markers+text", cliponaxis: false, name: Format.short(config.id, 40),
           legendgroup: config.id, showlegend: !legends.has(config.id), x: own.map((point) => place(point)[0]), y: own.map((point) => place(point)[1]),
-          xaxis: cell.x, yaxis: cell.y, text: own.map((point) => Format.level(point.level)), textposition: "top right", textfont: { size: 10.5 },
+          xaxis: cell.x, yaxis: cell.y, text: own.map((point) => (point.valid && leads(place(point)) ? Format.level(point.level) : "")), textposition: "top right", textfont: { size: 11, color: env.theme.ink },
           marker: { color, size: 9, symbol: openWhereInvalid(own, symbol) }, hoverinfo: "text",
           hovertext: own.map((point) => hoverOf(point, [`one user: ${Format.number(place(point)[0])} tok/s`, `per card: ${Format.number(place(point)[1])} tok/s`])),
         });
@@ -183,6 +204,7 @@ const Figures = {
   memory(env) {
     const { doc, theme } = env, configs = env.configs.filter((config) => config.ledger.kv_cache_gib != null || config.vram_peak_gib !== null);
     const layout = Figures.rows(env, configs, "GiB"), names = configs.map((config) => config.id), data = [];
+    if (!configs.length) return { data, layout };
     const graphs = (ledger) => ledger.graphs_actual_gib ?? ledger.graphs_estimated_gib ?? null;
     const parts = [
       ["weights", "Weights", (ledger) => ledger.weights_gib, ""], ["activations", "Activations", (ledger) => ledger.activations_gib, "/"],
@@ -192,7 +214,7 @@ const Figures = {
       const values = configs.map((config) => read(config.ledger) ?? null);
       if (values.every((value) => value === null)) continue;
       data.push({ type: "bar", orientation: "h", name: label, y: names, x: values.map((value) => (value === null ? null : Math.max(0, value))),
-        marker: { color: theme.parts[key], pattern: { shape: pattern, fgcolor: theme.paper, size: 5, solidity: 0.18 }, line: { color: theme.paper, width: 1 } },
+        marker: { color: theme.parts[key], pattern: { shape: pattern, fillmode: "overlay", fgcolor: theme.paper, size: 6, solidity: 0.2 }, line: { color: theme.paper, width: 1 } },
         hovertext: values.map((value, index) => `<b>${Format.short(names[index], 60)}</b><br>${label}: ${Format.number(value, 2)} GiB`), hoverinfo: "text" });
     }
     const seen = [["vram_before_gib", "NVML before", "line-ns-open"], ["vram_ready_gib", "NVML ready", "diamond-open"], ["vram_peak_gib", "NVML peak", "triangle-right"]];
@@ -203,6 +225,7 @@ const Figures = {
         hovertext: values.map((value, index) => `<b>${Format.short(names[index], 60)}</b><br>${label}: ${Format.number(value, 2)} GiB`), hoverinfo: "text" });
     }
     layout.barmode = "stack";
+    layout.legend.traceorder = "normal";
     layout.xaxis.rangemode = "tozero";
     for (const [size, label, dash] of [[doc.card_gib, "CUDA's total", "solid"], [doc.card_nvml_gib, "NVML's total", "dot"]]) {
       if (size === null) continue;
@@ -278,7 +301,7 @@ const Figures = {
     if (!line) return { data, layout };
     const bands = [
       ["Output tok/s", [["output_tokens_per_s", "output tok/s", "solid"]]],
-      ["Requests", [["running", "running", "solid"], ["waiting", "waiting", "dash"]]],
+      ["Requests", [["running", "running", "solid"], ["waiting", "waiting (dashed)", "dash"]]],
       ["KV used (%)", [["kv_cache_usage", "KV cache used", "solid"]]],
       ["Preemptions", [["preemptions", "preemptions", "solid"]]],
       ["VRAM (GiB)", [["vram_gib", "VRAM", "solid"]]],
@@ -290,6 +313,7 @@ const Figures = {
     bands.forEach(([title, series], row) => {
       const suffix = row ? String(row + 1) : "", top = 1 - row * tall;
       layout["yaxis" + suffix] = axis(env, title, { domain: [Math.max(0, top - tall + gap), top], rangemode: title === "VRAM (GiB)" ? "normal" : "tozero", nticks: 4 });
+      if (series.length > 1) layout.annotations.push({ text: "dashed: waiting", xref: "paper", yref: "paper", x: 1, y: top, xanchor: "right", yanchor: "top", showarrow: false, font: { size: 11.5, color: theme.warn } });
       if (title === "KV used (%)") layout["yaxis" + suffix].range = [0, 105];
       for (const [key, label, dash] of series) {
         const x = key === "vram_gib" ? line.vram_t : line.t, scale = key === "kv_cache_usage" ? 100 : 1;

@@ -1,0 +1,174 @@
+"""The report in a real browser with its network off: it is drawn, it filters, it stays silent and it stays safe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from report_runs import HOSTILE
+
+Open = Callable[..., Any]
+
+FIGURES = {
+    "f-tradeoff", "f-throughput", "f-latency", "f-pareto", "f-memory", "f-prediction", "f-price", "f-timeline",
+}  # fmt: skip
+
+
+def test_every_figure_is_drawn_without_a_word_or_a_request(report: Open) -> None:
+    page = report()
+    assert page.figures() == dict.fromkeys(FIGURES, "yes")
+    assert all(page.js("return document.querySelectorAll('#' + arguments[0] + ' svg').length", f) for f in FIGURES)
+    page.shoot("light")
+    assert page.errors() == []
+    assert page.asked_network() == []
+
+
+def test_axes_carry_their_units(report: Open) -> None:
+    page = report()
+    titles = page.js("return [...document.querySelectorAll('.infolayer text')].map(e => e.textContent)")
+    for unit in ("(GiB)", "tok/s", "(ms)", "Client streams", "Seconds"):
+        assert any(unit in title for title in titles), unit
+
+
+def test_simulated_is_written_across_every_figure(report: Open) -> None:
+    page = report()
+    for figure in FIGURES:
+        texts = page.js("return document.getElementById(arguments[0]).layout.annotations.map(a => a.text)", figure)
+        assert "SIMULATED" in texts, figure
+    measured = report(simulated=False)
+    assert "SIMULATED" not in measured.js("return document.body.innerText")
+
+
+def test_filters_drive_every_figure_and_table(report: Open) -> None:
+    page = report()
+    page.press('input[data-filter="config"][value="cap32-seq32"]')
+    for figure in FIGURES - {"f-memory", "f-prediction", "f-timeline"}:
+        assert not any(name and name.startswith("cap32") for name in page.traces(figure)), figure
+    for figure in ("f-memory", "f-prediction"):
+        assert "cap32-seq32" not in page.js("return document.getElementById(arguments[0]).data[0].y", figure)
+    shown = page.js("return [...document.querySelectorAll('#tradeoff tbody tr')].filter(r => r.offsetParent).length")
+    assert shown == 2
+    page.press('input[data-filter="workload"][value="math"]')
+    panels = page.js(
+        "return Object.keys(document.getElementById('f-throughput').layout).filter(k => /^xaxis/.test(k)).length"
+    )
+    assert panels == 3
+    points = page.js("return [...document.getElementById('pick').options].map(o => o.text)")
+    assert points and not any("math" in text or "cap32" in text for text in points)
+    page.press("#reset")
+    assert page.figures() == dict.fromkeys(FIGURES, "yes")
+    assert page.errors() == []
+
+
+def test_nothing_selected_leaves_words_instead_of_broken_figures(report: Open) -> None:
+    page = report(captures=(16,), scenarios=("math",))
+    page.press('input[data-filter="workload"]')
+    assert page.figures()["f-throughput"] == "empty"
+    page.press('input[data-filter="workload"]')
+    assert page.figures()["f-throughput"] == "yes"
+    assert page.errors() == []
+
+
+def test_the_metric_menus_and_the_time_line_redraw(report: Open) -> None:
+    page = report()
+    change = (
+        "const e = document.querySelector(arguments[0]); e.value = arguments[1]; e.dispatchEvent(new Event('change'))"
+    )
+    page.js(change, "#m-latency", "tpot_p90")
+    page.settle()
+    assert page.js("return document.getElementById('f-latency').layout.yaxis.title.text") == "TPOT p90 (ms)"
+    before = page.js("return document.getElementById('f-timeline').data[0].y")
+    page.js(change, "#pick", "0")
+    page.settle()
+    assert page.js("return document.getElementById('f-timeline').data[0].y") != before
+
+
+def test_repeats_have_error_bars_and_invalid_points_are_hollow(report: Open) -> None:
+    page = report(repeats=3, invalid_concurrency=8)
+    trace = page.js(
+        "const t = document.getElementById('f-throughput').data[0]; return [t.error_y.array, t.marker.symbol]"
+    )
+    assert max(trace[0]) > 0
+    assert trace[1][1].endswith("-open") and not trace[1][0].endswith("-open")
+
+
+def test_dark_and_narrow_and_paper(report: Open) -> None:
+    page = report(width=400, mobile=True)
+    page.press("#theme")
+    assert page.js("return document.documentElement.dataset.theme") == "dark"
+    assert page.js("return document.documentElement.scrollWidth") <= 400
+    page.shoot("dark-narrow")
+    page.js("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.js("return document.documentElement.dataset.theme") == "light"
+    page.js("window.dispatchEvent(new Event('afterprint'))")
+    page.settle()
+    assert page.js("return document.documentElement.dataset.theme") == "dark"
+    page.press("#theme")
+    assert page.errors() == []
+
+
+def test_definitions_show_on_focus_and_go_with_escape(report: Open) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page = report(captures=(16,), scenarios=("math",))
+    page.js("document.querySelector('.term').focus()")
+    assert not page.js("return document.getElementById('tip').hidden")
+    assert len(page.js("return document.getElementById('tip').textContent")) > 20
+    page.driver.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert page.js("return document.getElementById('tip').hidden")
+
+
+def test_filters_answer_to_the_keyboard(report: Open) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page = report(captures=(16, 32), scenarios=("math",))
+    page.js("document.querySelector('input[data-filter=config]').focus()")
+    page.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    page.settle()
+    assert page.traces("f-throughput") == ["cap32-seq32"]
+
+
+def test_the_line_to_deploy_comes_first_and_can_be_copied(report: Open) -> None:
+    page = report()
+    assert page.js("return document.querySelector('main section').id") == "answer"
+    assert page.js("return document.getElementById('text-0').textContent").startswith("docker run")
+    page.js("document.querySelector('[data-copy]').click()")
+    page.wait("document.querySelector('[data-copy]').textContent === 'Copied'", "the copy button said nothing")
+    page.js("document.querySelectorAll('[data-tab]')[1].click()")
+    assert page.js("return document.getElementById('line-0').hidden") is True
+
+
+@pytest.mark.parametrize("failed", [(), (16, 32, 64)], ids=["points", "failures only"])
+def test_hostile_names_and_logs_are_text(report: Open, failed: tuple[int, ...]) -> None:
+    page = report(
+        scenarios=(HOSTILE,), run_id=HOSTILE, failed=failed, failure_text=HOSTILE * 20, meta={HOSTILE: HOSTILE}
+    )
+    assert page.js("return window.hacked") is None
+    assert page.js("return document.querySelectorAll('img').length") == 0
+    page.shoot("failures" if failed else "points")
+    assert page.errors() == []
+    assert page.asked_network() == []
+    assert HOSTILE.split("<img")[0] in page.js("return document.body.textContent")
+
+
+def test_failures_only(report: Open) -> None:
+    page = report(failed=(16, 32, 64))
+    assert page.js("return document.querySelectorAll('#failures .failure').length") == 3
+    assert set(page.figures().values()) == {"empty"}
+    page.shoot("whole")
+    assert page.errors() == []
+
+
+def test_a_thousand_points(report: Open) -> None:
+    page = report(
+        captures=(8, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+        utilizations=(0.9, 0.95),
+        concurrencies=(1, 2, 4, 8, 16, 32, 48, 64, 96, 128),
+        scenarios=("conversation", "math", "code", "multilingual", "synthetic"),
+        sampled_cells=200,
+    )
+    assert page.js("return JSON.parse(document.getElementById('data').textContent).points.length") == 1000
+    assert set(page.figures().values()) == {"yes"}
+    page.shoot("whole")
+    assert page.errors() == []
