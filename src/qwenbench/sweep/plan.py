@@ -46,7 +46,8 @@ class LoadPoint:
     @property
     def point_id(self) -> str:
         """Its part of the cell's name."""
-        load = f"c{self.concurrency}" if self.concurrency is not None else f"r{self.rate:g}" if self.rate else "trace"
+        # {:g} would give two rates that differ in the seventh digit one name
+        load = f"c{self.concurrency}" if self.concurrency is not None else f"r{self.rate!r}" if self.rate else "trace"
         return slug(f"{self.scenario}.{self.profile}.{load}.{self.repeat}")
 
     @property
@@ -110,7 +111,11 @@ class Plan:
     def fingerprint(self) -> dict[str, str]:
         """Part of the plan -> hash. A resumed run must agree in every part."""
         parts: dict[str, Any] = {
-            "configurations": [[c.config_id, c.server.model, c.server.vllm_args()] for c in self.configurations],
+            "configurations": [
+                [c.config_id, c.server.model, c.server.vllm_args(), c.server.docker.image, dict(c.server.env)]
+                for c in self.configurations
+            ],
+            "trace": [[row.start_s, row.input_tokens, row.output_tokens] for row in self.trace],
             "load points": [point.point_id for point in self.points],
             "scenarios": {name: scenario.file.sha256 for name, scenario in self.scenarios.items()},
             "prompt sets": {name: scenario.prompts_sha256 for name, scenario in self.scenarios.items()},
@@ -119,6 +124,7 @@ class Plan:
                 include={
                     "seed", "requests", "duration_s", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse",
                     "endpoint", "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card",
+                    "vllm_command",
                 },
             ),
         }  # fmt: skip

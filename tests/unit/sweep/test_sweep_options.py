@@ -1,0 +1,128 @@
+"""Options of a sweep as a user writes them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from qwenbench.errors import UsageError
+from qwenbench.sweep.options import (
+    SweepOptions,
+    fraction,
+    parse_limits,
+    parse_list,
+    parse_vary,
+    positive,
+    read_header_env,
+    writable_folder,
+)
+
+names = st.from_regex(r"[a-z][a-z0-9-]{0,15}[a-z0-9]", fullmatch=True)
+words = st.from_regex(r"[A-Za-z0-9_.]{1,8}", fullmatch=True)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8, unique=True))
+def test_a_list_is_read_in_the_order_given(values: list[int]) -> None:
+    assert parse_list(",".join(map(str, values)), "--capture", int, positive) == tuple(values)
+    assert parse_list(" , ".join(map(str, values)), "--capture", int, positive) == tuple(values)
+
+
+@given(st.lists(st.integers(1, 99), min_size=1, max_size=4), st.integers(0, 3))
+def test_a_repeated_value_is_refused_wherever_it_stands(values: list[int], place: int) -> None:
+    repeated = [*values, values[place % len(values)]]
+    with pytest.raises(UsageError, match="stands twice"):
+        parse_list(",".join(map(str, repeated)), "--capture", int, positive)
+
+
+@given(st.text(alphabet="0123456789,.-+ ex", max_size=12))
+def test_any_text_gives_positive_numbers_or_one_error_that_names_the_option(text: str) -> None:
+    try:
+        values = parse_list(text, "--rate", float, positive)
+    except UsageError as error:
+        assert str(error).startswith(f"--rate {text!r}: ")
+    else:
+        assert values
+        assert all(value > 0 and math.isfinite(value) for value in values)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.1, 1.0001, math.nan, math.inf])
+def test_a_fraction_lies_above_0_and_not_above_1(value: float) -> None:
+    assert fraction(value)
+    assert fraction(1.0) is None
+    assert fraction(0.95) is None
+
+
+@given(st.dictionaries(names, st.lists(words, min_size=1, max_size=3, unique=True), max_size=3))
+def test_vary_keeps_flags_and_values_in_order(given_flags: dict[str, list[str]]) -> None:
+    own = {"max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utilization"}
+    wanted = {name: tuple(values) for name, values in given_flags.items() if name not in own}
+    assert parse_vary([f"{name}={','.join(values)}" for name, values in wanted.items()]) == wanted
+    assert parse_vary([f"--{name}={','.join(values)}" for name, values in wanted.items()]) == wanted
+
+
+@pytest.mark.parametrize(
+    "item", ["dtype", "=a", "dtype=", "dtype=a,,b", "dtype=a,a", "Dtype=a", "max-num-seqs=1", "max_num_seqs=1"]
+)
+def test_a_vary_that_cannot_be_used_is_refused(item: str) -> None:
+    with pytest.raises(UsageError, match=f"--vary '{item}'"):
+        parse_vary([item])
+
+
+def test_a_flag_varies_once() -> None:
+    with pytest.raises(UsageError, match="block-size stands twice"):
+        parse_vary(["block-size=16", "block_size=32"])
+
+
+@given(st.dictionaries(names, st.floats(0.001, 1e6), min_size=1, max_size=4))
+def test_limits_are_read_in_milliseconds(limits: dict[str, float]) -> None:
+    in_ms = ",".join(f"{name}={value:f}ms" for name, value in limits.items())
+    in_s = ",".join(f"{name}={value / 1000:.9f}s" for name, value in limits.items())
+    for text in (in_ms, in_s):
+        assert parse_limits(text, "--slo") == pytest.approx(limits, rel=1e-3, abs=1e-5)
+
+
+def test_a_limit_may_be_open() -> None:
+    assert parse_limits("ttft=inf, tpot = 25 ms", "--slo") == {"ttft": math.inf, "tpot": 25.0}
+
+
+@pytest.mark.parametrize("text", ["", "ttft", "ttft=", "ttft=fast", "ttft=0", "ttft=1.2.3", "ttft=-5", "ttft=5min"])
+def test_a_limit_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="--slo"):
+        parse_limits(text, "--slo")
+    with pytest.raises(UsageError, match="stands twice"):
+        parse_limits("ttft=1,ttft=2", "--slo")
+
+
+def test_headers_name_variables_and_never_values() -> None:
+    assert read_header_env(["Authorization=MY_KEY"]) == {"Authorization": "MY_KEY"}
+    for item in ("Authorization", "Authorization=Bearer abc", "A:b=X", "=X", "X="):
+        with pytest.raises(UsageError, match="--header-env"):
+            read_header_env([item])
+
+
+@pytest.mark.parametrize("requests", ["200", "4x", "0.5x"])
+def test_sizes_of_a_load_point(requests: str) -> None:
+    assert SweepOptions(requests=requests).requests == requests
+
+
+@pytest.mark.parametrize("requests", ["0", "0x", "2.5", "x", "-1", "1 x", "4xx", ""])
+def test_sizes_that_are_none(requests: str) -> None:
+    with pytest.raises(ValidationError):
+        SweepOptions(requests=requests)
+
+
+def test_an_unknown_option_of_a_campaign_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        SweepOptions.model_validate({"concurency": [1]})
+
+
+def test_a_folder_may_be_made_below_a_writable_one(tmp_path: Path) -> None:
+    writable_folder(tmp_path / "a" / "b", "--out")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"--out .*cannot be written"):
+        writable_folder(tmp_path / "file" / "b", "--out")
