@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 KEYS = tuple(METRICS)
+READERS = 2
+"""Threads that read request records: most of the time goes there, and it frees the interpreter."""
 RequestsOf = Callable[[str], pa.Table | None]
 """Cell id -> its request records, or None when they are not at hand (Run.requests)."""
 
@@ -126,11 +130,16 @@ def _within(
     usable = seen.any(axis=1)
     repeated = usable & (np.bincount(group[usable], minlength=int(group.max()) + 1)[group] > 1)
     rows = row_records(points[repeated], CELL)
-    for place, row in zip(np.flatnonzero(repeated), rows, strict=True):
-        requests = requests_of(cell_id_of(row))
-        if requests is not None:
-            within[place] = _variances(latencies_in_window(requests, row))
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(pool.map(partial(_cell_variances, requests_of), rows))
+    if found:
+        within[repeated] = found
     return within
+
+
+def _cell_variances(requests_of: RequestsOf, row: Mapping[str, Any]) -> list[float]:
+    requests = requests_of(cell_id_of(row))
+    return _variances(latencies_in_window(requests, row) if requests is not None else {})
 
 
 def _variances(latencies: Mapping[str, Floats]) -> list[float]:

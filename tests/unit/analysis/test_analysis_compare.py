@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from analysis_records import request, table
@@ -243,7 +244,7 @@ def test_change_lies_in_its_interval_and_reverses(before: list[float], after: li
     assert math.isclose((1 + low) * (1 + back[2]), 1, rel_tol=1e-6) or low == high or math.isinf(back[2])
 
 
-def synthetic_run(folder: Path, seed: int, factor: float = 1.0) -> Run:
+def synthetic_run(seed: int, factor: float = 1.0) -> Run:
     """Three repeats of 2 configurations x 2 concurrencies; latencies `factor` times slower, rates as much lower.
 
     Repeats differ by 1 %, as runs on one machine do; every metric has noise of its own on top.
@@ -260,12 +261,13 @@ def synthetic_run(folder: Path, seed: int, factor: float = 1.0) -> Run:
                     slow = factor if column.better == "lower" else 1 / factor
                     figures[column.name] = 100 * slow * (noise if column.better == "lower" else 1 / noise)
                 rows.append(row(config, concurrency, repeat, **figures))
-    return plant(folder, rows, seed=seed)
+    meta = {"run_id": f"seed-{seed}", "seed": seed}
+    return Run(Path(f"nowhere/seed-{seed}"), meta, pd.DataFrame(rows), {}, {}, {}, {})
 
 
-def test_a_planted_slowdown_of_5_percent_is_called_worse(tmp_path: Path) -> None:
+def test_a_planted_slowdown_of_5_percent_is_called_worse() -> None:
     for seed in range(5):
-        runs = synthetic_run(tmp_path / f"a{seed}", seed), synthetic_run(tmp_path / f"b{seed}", 100 + seed, 1.05)
+        runs = synthetic_run(seed), synthetic_run(100 + seed, 1.05)
         verdicts = [r.verdict for r in compare(runs).rows]
         assert verdicts.count("better") == 0
         assert verdicts.count("worse") > 0.7 * len(verdicts)
@@ -273,8 +275,8 @@ def test_a_planted_slowdown_of_5_percent_is_called_worse(tmp_path: Path) -> None
         assert rates.count("worse") >= 3
 
 
-def test_runs_that_differ_only_in_seed_are_hardly_ever_called_worse(tmp_path: Path) -> None:
-    runs = [synthetic_run(tmp_path / f"r{seed}", seed) for seed in range(400)]
+def test_runs_that_differ_only_in_seed_are_hardly_ever_called_worse() -> None:
+    runs = [synthetic_run(seed) for seed in range(400)]
     worse = sum(any(r.verdict == "worse" for r in compare((runs[2 * i], runs[2 * i + 1])).rows) for i in range(200))
     assert worse <= 20
 
