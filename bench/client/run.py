@@ -1,0 +1,120 @@
+"""The client comparison: `python bench/client/run.py` runs it and writes bench/client/results.jsonl.
+
+Clients are interleaved (their order turns with each repeat) against one truth server, so that whatever else
+the machine does meets all of them. `report.py` makes docs/client-accuracy.md from the data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients import CLIENTS, HEAVY, prepare, versions
+from trials import HERE, Shape, TruthServer, trial_record
+
+RESULTS = HERE / "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Trials of some clients on one shape of streams."""
+
+    clients: tuple[str, ...]
+    shape: Shape
+    concurrency: tuple[int, ...]
+    repeats: int
+
+
+LIGHT = tuple(name for name in CLIENTS if name not in HEAVY)
+BLOCKS = {
+    "main": Block(LIGHT, Shape(), (1, 50, 200, 400, 1000), 5),
+    "heavy": Block(("qwenbench", *HEAVY), Shape(), (50, 200), 2),
+    "slow": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=200, itl=25, tokens=60), (50, 200), 3),
+    "fast": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=20, itl=5, tokens=150), (50, 100), 3),
+    "chunks": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(per_chunk=4), (50, 200), 3),
+    "reasoning": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(reasoning=40), (50, 200), 3),
+}
+
+
+def requests_for(concurrency: int) -> int:
+    """Three requests per stream, two at 1,000 streams, at least eight."""
+    return max(8, (3 if concurrency < 1000 else 2) * concurrency)
+
+
+def run_block(name: str, block: Block, port: int, repeats: int | None, out: Path) -> None:
+    """All trials of a block; a client that fails is recorded and the rest goes on."""
+    for repeat in range(repeats or block.repeats):
+        for concurrency in block.concurrency:
+            turn = repeat % len(block.clients)
+            for client in block.clients[turn:] + block.clients[:turn]:
+                record = one_trial(client, block.shape, concurrency, repeat, port)
+                record["block"] = name
+                with out.open("a") as file:
+                    file.write(json.dumps(record) + "\n")
+                print(line(record), flush=True)
+
+
+def one_trial(client: str, shape: Shape, concurrency: int, repeat: int, port: int) -> dict[str, object]:
+    """One client, one load, a truth server of its own."""
+    with TruthServer(shape, port).running() as server:
+        try:
+            seen = CLIENTS[client](port, shape, concurrency, requests_for(concurrency))
+        except Exception as problem:  # whatever befalls a peer is a result
+            reason = f"{type(problem).__name__}: {problem}"[:400]
+            return {"client": client, "shape": shape.name, "concurrency": concurrency, "failure": reason}
+        return trial_record(client, shape, concurrency, repeat, seen, server.stats())
+
+
+def line(record: dict[str, object]) -> str:
+    """A trial in one line."""
+    head = f"{record['client']:13} {record['shape']} c={record['concurrency']:<5}"
+    if "failure" in record:
+        return f"{head} failed: {record['failure']}"
+    numbers = (
+        f"{key}={shown(record[key])}"
+        for key in ("ttft_error_mean", "ttft_error_p99", "itl_p99", "itl_std", "tokens_share", "server_late_mean")
+    )
+    return f"{head} ok={record['ok']} {' '.join(numbers)}"
+
+
+def shown(value: object) -> str:
+    """A number to two places, `-` when the client does not tell."""
+    return f"{value:.2f}" if isinstance(value, float) else "-"
+
+
+def main() -> None:
+    """Parse arguments, prepare the clients, run the blocks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--blocks", default=",".join(BLOCKS), help="comma-separated")
+    parser.add_argument("--repeats", type=int, help="instead of each block's own number")
+    parser.add_argument("--port", type=int, default=21900)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--cpus", help="run clients and server on these cores only, e.g. 0,1")
+    options = parser.parse_args()
+    if options.cpus:
+        os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
+    blocks = {name: BLOCKS[name] for name in options.blocks.split(",")}
+    prepare(sorted({client for block in blocks.values() for client in block.clients}))
+    options.out.unlink(missing_ok=True)
+    about = {
+        "about": "client comparison",
+        "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "command": " ".join(["python", "bench/client/run.py", *sys.argv[1:]]),
+        "versions": versions(),
+    }
+    options.out.write_text(json.dumps(about) + "\n")
+    for name, block in blocks.items():
+        run_block(name, block, options.port, options.repeats, options.out)
+
+
+if __name__ == "__main__":
+    main()
