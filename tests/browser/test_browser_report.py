@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import HOSTILE
+from report_runs import HOSTILE, Recipe, plant
+
+from qwenbench.report.images import FIGURES as FIGURES_EXPORTED
+from qwenbench.report.images import figure_images
+from qwenbench.runfolder.run import load_run
 
 Open = Callable[..., Any]
 
@@ -172,3 +177,15 @@ def test_a_thousand_points(report: Open) -> None:
     assert set(page.figures().values()) == {"yes"}
     page.shoot("whole")
     assert page.errors() == []
+
+
+@pytest.mark.parametrize("format", ["png", "svg"])
+def test_figures_are_exported_as_images_that_say_simulated(tmp_path: Path, format: str) -> None:
+    run = load_run(plant(tmp_path / "run", Recipe()))
+    images = figure_images(run, format)  # type: ignore[arg-type] # one of the two
+    assert set(images) == {str(figure["name"]) for figure in FIGURES_EXPORTED}
+    for name, image in images.items():
+        if format == "png":
+            assert image.startswith(b"\x89PNG\r\n"), name
+        else:
+            assert image.startswith(b"<svg") and b"SIMULATED" in image, name

@@ -1,0 +1,35 @@
+"""`qwenbench export RUN`: points, ledgers, figures or a Markdown summary as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from qwenbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.report.export import Format
+
+
+def command(
+    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    format: Annotated[str, typer.Option(help="csv, parquet, json (points and ledgers); png, svg (figures); markdown.")],
+    out: Annotated[Path, typer.Option(help="The folder to write into; made when it is not there.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the files.")] = False,
+) -> None:
+    """A run's points, ledgers, figures or a Markdown summary as files."""
+    from qwenbench.report.export import FORMATS, export_run
+    from qwenbench.runfolder.run import load_run
+
+    if format not in FORMATS:
+        raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")
+    files = export_run(load_run(run), cast("Format", format), out)
+    if json:
+        import orjson
+
+        print(orjson.dumps({"files": [str(file) for file in files]}).decode())
+        return
+    for file in files:
+        print(file)

@@ -1,0 +1,86 @@
+"""A run's points, ledgers, figures or a Markdown summary as files."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import orjson
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qwenbench.errors import UsageError
+from qwenbench.report.images import figure_images
+from qwenbench.report.markdown import markdown_summary
+from qwenbench.report.points import known
+from qwenbench.runfolder.files import write_bytes
+from qwenbench.runfolder.run import Run
+
+Format = Literal["csv", "parquet", "json", "png", "svg", "markdown"]
+FORMATS: tuple[str, ...] = get_args(Format)
+
+
+def export_run(run: Run, format: Format, out: Path) -> list[Path]:
+    """Writes the run in this format into the folder `out` and returns the files.
+
+    csv, parquet, json: points and ledgers. png, svg: one file per figure. markdown: summary.md.
+    Files of a simulated run carry the word in their content (a column, a key, a watermark, a line).
+    Raises UsageError when the folder cannot be written or no Chromium is installed, RunError when drawing fails.
+    """
+    files = _contents(run, format)
+    written = []
+    try:
+        for name, data in files.items():
+            write_bytes(out / name, data)
+            written.append(out / name)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
+    return written
+
+
+def _contents(run: Run, format: Format) -> dict[str, bytes]:
+    match format:
+        case "png" | "svg":
+            return {f"{name}.{format}": image for name, image in figure_images(run, format).items()}
+        case "markdown":
+            return {"summary.md": markdown_summary(run).encode()}
+        case "json":
+            head = {"run_id": run.run_id, "simulated": run.simulated}
+            ledgers = {name: dict(ledger) for name, ledger in run.ledgers.items()}
+            return {
+                "points.json": _json({**head, "points": records(run.points)}),
+                "ledgers.json": _json({**head, "ledgers": ledgers}),
+            }
+        case "csv" | "parquet":
+            write = _csv if format == "csv" else _parquet
+            return {f"points.{format}": write(run.points), f"ledgers.{format}": write(ledger_table(run))}
+
+
+def ledger_table(run: Run) -> pd.DataFrame:
+    """One row per configuration: config_id, simulated, then memory.json's keys; warnings are joined by line ends."""
+    rows = [
+        {"config_id": name, "simulated": run.simulated, **ledger, "warnings": "\n".join(ledger.get("warnings") or ())}
+        for name, ledger in run.ledgers.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def records(points: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows of points.csv with null for what is not known."""
+    return [{str(name): known(value) for name, value in row.items()} for row in points.to_dict("records")]
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
+
+
+def _csv(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False).encode()
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pandas(table, preserve_index=False), sink, compression="zstd")
+    return sink.getvalue()
