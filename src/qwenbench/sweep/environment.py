@@ -42,5 +42,7 @@ class Environment:
     """Headers with secrets, resolved from the environment."""
     first_canary: dict[str, CanaryResult] = field(default_factory=dict)
     """The first configuration's canary, which the others are held against."""
+    others_named: set[str] = field(default_factory=set)
+    """Processes on the cards that are not ours and were told already."""
     nonce: str = ""
     """New in every run: salts of two runs against one server never meet."""

@@ -78,12 +78,23 @@ async def measure(
         samples = await watch.stop()
     if samples.problem:
         env.progress.note(samples.problem)
+    _name_others(env, samples, state)
     context = _context(env, configuration, state, cell, result)
     if client_error is not None:
         context = replace(context, client_error_ms=client_error.mean_ms, client_error_p99_ms=client_error.p99_ms)
     context = replace(context, client_invalid_reason=client_verdict(result, client_error))
     row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
     return CellResult(row, result.requests, samples, result.texts, not await healthy(env, state.base_url))
+
+
+def _name_others(env: Environment, samples: Samples, state: ServerState) -> None:
+    """Says once per run which other processes were on the card; a server that is not ours has unknown pids."""
+    if not state.own_pids:
+        return
+    seen = {name for row in samples.nvml["other_pids"].unique().to_pylist() if row for name in row.split(",")}
+    for name in sorted(seen - env.others_named):
+        env.others_named.add(name)
+        env.progress.note(f"another process is on the card: {name} (pid:name); its memory and work are in the figures")
 
 
 async def healthy(env: Environment, base_url: str) -> bool:

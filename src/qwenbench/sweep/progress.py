@@ -54,31 +54,3 @@ class Progress(Protocol):
 
     def note(self, text: str) -> None:
         """Something worth a line."""
-
-
-class Silent:
-    """A Progress that says nothing."""
-
-    def plan(self, cells: int, done: int) -> None:
-        """See Progress."""
-
-    def launching(self, configuration: Configuration, launch: int) -> None:
-        """See Progress."""
-
-    def ready(self, configuration: Configuration, seconds: float) -> None:
-        """See Progress."""
-
-    def cell_started(self, cell: Cell, number: int) -> None:
-        """See Progress."""
-
-    def live(self, cell: Cell, live: Live) -> None:
-        """See Progress."""
-
-    def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
-        """See Progress."""
-
-    def failed(self, config_id: str, failure: Failure) -> None:
-        """See Progress."""
-
-    def note(self, text: str) -> None:
-        """See Progress."""

@@ -22,6 +22,7 @@ from qwenbench.load.run import LoadClient
 from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware, budgeted
@@ -73,7 +74,7 @@ async def run_sweep(
     takeover: bool = False,
 ) -> SweepOutcome:
     """Runs what is not finished yet. Raises UsageError when the folder belongs to someone else or to another plan."""
-    with RunLock(paths.lock, takeover=takeover):
+    with card_locks(hardware.gpus), RunLock(paths.lock, takeover=takeover):
         meta = begin(paths, description)
         await _end_leftovers(paths, progress)
         recorder = Recorder(paths, tuple(plan.options.vary))

@@ -1,0 +1,78 @@
+"""What is known before a launch: predictions, configurations that cannot start, known problems."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qwenbench.capacity.cards import find_card
+from qwenbench.capacity.model_shape import known_shape
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.sweep.foresight import Foresight
+from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.plan import Configuration, Plan
+
+SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"
+
+
+def foresight(launcher: str = "docker", known_model: bool = True) -> Foresight:
+    card = find_card("rtx-5090")
+    options = SweepOptions(launcher="docker", concurrency=(8,))
+    plan = Plan(options, (Configuration("c", ServerConfig(), {}, None),), (), {})
+    hardware = Hardware((), None, "", card, card, "linux")
+    return Foresight(plan, launcher, hardware, known_shape(SEED_MODEL) if known_model else None)
+
+
+def server(**flags: str) -> ServerConfig:
+    named = {name.replace("_", "-"): value for name, value in flags.items()}
+    return ServerConfig(model=SEED_MODEL, flags={"max-model-len": "auto", **named})
+
+
+def test_a_start_teaches_and_the_next_prediction_is_narrower() -> None:
+    looking = foresight()
+    config = server(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.9")
+    before = looking.look(config).prediction
+    assert before is not None and before["kv_cache_gib"] is not None
+    log = parse_startup_log(
+        "INFO 11-23 08:11:45 [utils.py:299]   version 0.18.0\n"
+        "INFO 11-23 08:11:45 [utils.py:233] non-default args: {'gpu_memory_utilization': 0.9, 'max_num_seqs': 64}\n"
+        "INFO Model loading took 10.57 GiB memory and 2.0 seconds\n"
+        "INFO Setting attention block size to 528 tokens to ensure that attention page size is >= mamba page size.\n"
+        "INFO Estimated CUDA graph memory: 0.11 GiB total\n"
+        "INFO Available KV cache memory: 12.00 GiB\n"
+    )
+    looking.learn(log)
+    after = looking.look(config).prediction
+    assert after is not None
+
+    def width(prediction: object) -> float:
+        return prediction["kv_cache_gib_high"] - prediction["kv_cache_gib_low"]  # type: ignore[index]  # JSON
+
+    assert width(after) < width(before)
+
+
+def test_a_budget_below_the_weights_is_refused_with_the_arithmetic() -> None:
+    refusal = foresight().look(server(gpu_memory_utilization="0.2")).refusal()
+    assert refusal is not None
+    assert refusal.kind == "cannot_start"
+    assert "10.57" in refusal.evidence
+    assert "--force" in refusal.advice
+
+
+def test_a_known_bad_setting_is_refused_with_its_source() -> None:
+    config = server(kv_cache_dtype="fp8_e4m3", gpu_memory_utilization="0.9").with_flag("calculate-kv-scales", None)
+    refusal = foresight().look(config).refusal()
+    assert refusal is not None
+    assert "Source: " in refusal.advice
+
+
+def test_an_ordinary_configuration_is_not_refused() -> None:
+    assert foresight().look(server(max_num_seqs="32", gpu_memory_utilization="0.9")).refusal() is None
+
+
+@pytest.mark.parametrize("launcher", ["process", "docker"])
+def test_nothing_is_predicted_for_a_model_whose_shape_is_unknown(launcher: str, tmp_path: Path) -> None:
+    assert foresight(launcher, known_model=False).look(server()).prediction is None
