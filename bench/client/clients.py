@@ -253,7 +253,7 @@ def versions() -> dict[str, str]:
     """Which client versions are compared."""
     from qwenbench import __version__
 
-    rust = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    rust = subprocess.run(["rustc", "--version"], capture_output=True, text=True, check=False).stdout.split()
     python = sys.version.split()[0]
     return {
         "qwenbench": __version__,
@@ -261,5 +261,5 @@ def versions() -> dict[str, str]:
         "AIPerf": AIPERF,
         "GuideLLM": GUIDELLM,
         "Python": python,
-        "rustc": rust,
+        "rustc": rust[1] if len(rust) > 1 else "",
     }
