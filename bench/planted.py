@@ -44,7 +44,8 @@ def request_table(count: int, streams: int, seed: int, *, gaps: int = 64, slower
         "gaps_merged": pa.array(np.zeros(count), pa.int32()),
         "itl_ms": pa.ListArray.from_arrays(pa.array(np.arange(count + 1) * gaps, pa.int32()), pa.array(itl.ravel())),
     }
-    return pa.table({name: columns.get(name, pa.nulls(count, REQUEST_SCHEMA.field(name).type)) for name in REQUEST_SCHEMA.names}, schema=REQUEST_SCHEMA)  # fmt: skip  # noqa: E501 - one expression
+    arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in REQUEST_SCHEMA]
+    return pa.table(arrays, schema=REQUEST_SCHEMA)
 
 
 def plant_run(folder: Path, *, load_points: int, repeats: int, requests: int, seed: int, slower: float = 1.0) -> None:

@@ -21,6 +21,8 @@ OBJECTIVES: Mapping[str, str] = {
     "energy": "energy_j_per_output_token",
 }
 """What --objective makes largest or smallest."""
+SHARE_WITHIN = 0.99
+"""Share of the requests that must meet limits on every request."""
 HIGHER_IS_BETTER = frozenset({"tokens", "context"})
 
 
@@ -122,12 +124,20 @@ def judge(run: Run, config_id: str, question: Question, workloads: Sequence[Work
     for curve in curves:
         if not curve.levels:
             return Excluded(config_id, _why_unmeasured(rows, curve.workload), unmeasured=curve.workload)
+    slo = measured_slo(run)
     if question.users is not None:
-        return _judge_at(config_id, question.users, curves, question)
+        return _judge_at(config_id, question.users, curves, question, slo)
     shared = set.intersection(*({level.concurrency for level in curve.levels} for curve in curves))
     if not shared:
         return Excluded(config_id, "its scenarios share no measured concurrency")
-    return _best([_judge_at(config_id, users, curves, question) for users in sorted(shared)], question)
+    return _best([_judge_at(config_id, users, curves, question, slo) for users in sorted(shared)], question)
+
+
+def measured_slo(run: Run) -> dict[str, float]:
+    """The per-request limits (ms) that the run's goodput was counted with."""
+    options = run.meta.get("options")
+    slo = options.get("slo") if isinstance(options, Mapping) else None
+    return {str(name): float(limit) for name, limit in slo.items()} if isinstance(slo, Mapping) else {}
 
 
 def _why_unmeasured(rows: pd.DataFrame, workload: Workload) -> str:
@@ -151,7 +161,9 @@ def signed(objective: Estimate, name: str) -> float:
     return value if name in HIGHER_IS_BETTER else -value
 
 
-def _judge_at(config_id: str, users: int, curves: Sequence[Curve], question: Question) -> Candidate | Excluded:
+def _judge_at(
+    config_id: str, users: int, curves: Sequence[Curve], question: Question, measured_slo: Mapping[str, float]
+) -> Candidate | Excluded:
     readings = []
     for curve in curves:
         reading = curve.at(users)
@@ -167,7 +179,7 @@ def _judge_at(config_id: str, users: int, curves: Sequence[Curve], question: Que
     expected = mixed(readings)
     candidate = Candidate(config_id, users, Estimate(0, None), expected, tuple(readings), question.limits)
     objective = _objective(candidate, question.objective)
-    unknown, misses = _check(candidate, question)
+    unknown, misses = _check(candidate, question, measured_slo)
     if unknown:
         return Excluded(config_id, unknown, users=users)
     if objective.value is None:
@@ -187,8 +199,12 @@ def _objective(candidate: Candidate, name: str) -> Estimate:
     return Estimate(2, value, 0.0) if value is not None else Estimate(0, None)
 
 
-def _check(candidate: Candidate, question: Question) -> tuple[str | None, list[Miss]]:
-    """What is not known but asked for, and the limits that are missed."""
+def _check(candidate: Candidate, question: Question, slo: Mapping[str, float]) -> tuple[str | None, list[Miss]]:
+    """What is not known but asked for, and the limits that are missed.
+
+    A limit on every request whose p99 is not known (under 100 requests) is judged by the goodput that the run
+    counted, where that was with this very limit.
+    """
     misses: list[Miss] = []
     if question.context is not None:
         held = candidate.facts.get("kv_cache_tokens")
@@ -199,6 +215,11 @@ def _check(candidate: Candidate, question: Question) -> tuple[str | None, list[M
             misses.append(Miss("kv_cache_tokens", held, question.context, excess, False, "one request"))
     for limit, reading in _pairs(candidate.readings, question.limits):
         estimate = reading.estimates[limit.key]
+        if estimate.value is None and limit.per_request and slo.get(limit.per_request) == limit.bound:
+            goodput, rate = (reading.estimates[key].value for key in ("goodput_rps", "requests_per_s"))
+            if goodput is not None and rate:
+                misses += _missed_goodput(goodput, SHARE_WITHIN * rate, reading, candidate.users)
+                continue
         if estimate.value is None:
             hint = ": it needs 100 requests a point" if limit.key.endswith("_p99") else ""
             return f"{limit.key} of {reading.workload} is not known{hint}", []
@@ -208,6 +229,14 @@ def _check(candidate: Candidate, question: Question) -> tuple[str | None, list[M
             excess = limit.excess(estimate.value)
             misses.append(Miss(limit.key, estimate.value, limit.bound, excess, uncertain, where))
     return None, misses
+
+
+def _missed_goodput(goodput: float, needed: float, reading: Reading, users: int) -> list[Miss]:
+    if goodput >= needed:
+        return []
+    where = f"{SHARE_WITHIN:.0%} of the requests within --slo, {reading.workload} at {users} users"
+    miss = Miss("goodput_rps", goodput, needed, (needed - goodput) / needed, False, where)
+    return [miss]
 
 
 def _pairs(readings: Sequence[Reading], limits: Sequence[Limit]) -> Iterator[tuple[Limit, Reading]]:

@@ -21,6 +21,8 @@ class Limit:
     key: str
     bound: float
     """In the metric's own unit (ms for latencies)."""
+    per_request: str | None = None
+    """The latency (`ttft`) when it was given as a limit on every request; `key` is then its 99th percentile."""
 
     @property
     def column(self) -> Column:
@@ -80,7 +82,9 @@ def parse_point_limits(text: str, option: str = "--slo") -> tuple[Limit, ...]:
             raise UsageError(f"{option} {part!r}: the limit must be above 0.")
         if key in limits:
             raise UsageError(f"{option} {text!r}: {key} stands twice.")
-        limits[key] = None if math.isinf(bound) else Limit(key, bound * 1000 if unit == "s" else bound)
+        per_request = name if name in PER_REQUEST else None
+        bound *= 1000 if unit == "s" else 1
+        limits[key] = None if math.isinf(bound) else Limit(key, bound, per_request)
     return tuple(limit for limit in limits.values() if limit is not None)
 
 

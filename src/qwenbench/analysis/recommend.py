@@ -316,10 +316,12 @@ def _notes(winner: Candidate, question: Question) -> list[str]:
 
 
 def _headroom(winner: Candidate) -> dict[str, float]:
-    room = {
-        limit.key: min(-limit.excess(reading.estimates[limit.key].value or 0.0) for reading in winner.readings)
-        for limit in winner.limits
-    }
+    room = {}
+    for limit in winner.limits:
+        values = [reading.estimates[limit.key].value for reading in winner.readings]
+        known = [-limit.excess(value) for value in values if value is not None]
+        if len(known) == len(values):
+            room[limit.key] = min(known)
     fit = winner.facts.get("requests_that_fit")
     return room if fit is None else room | {"requests_that_fit": fit - winner.users}
 

@@ -116,6 +116,21 @@ def test_infinite_limits_exclude_nothing_not_even_the_unknown(tmp_path: Path) ->
     }
 
 
+def test_a_limit_on_every_request_is_judged_by_goodput_where_p99_is_not_known(tmp_path: Path) -> None:
+    rows = [
+        row("cap16", 8, output_tokens_per_s=100, requests_per_s=4.0, goodput_rps=4.0),
+        row("cap32", 8, output_tokens_per_s=200, requests_per_s=8.0, goodput_rps=7.0),
+    ]
+    run = plant(tmp_path / "run", rows, options={"slo": {"ttft": 1000.0, "tpot": 25.0}})
+    answer = recommend(run, Question(users=8, limits=parse_point_limits("ttft=1s,tpot=25ms")))
+    assert (answer.config_id, answer.headroom) == ("cap16", {"requests_that_fit": 192})
+    assert answer.excluded["cap32"].startswith("goodput_rps is 7 1/s where 7.92 1/s is asked for (99% of the requests")
+    # the run counted its goodput with other limits: that says nothing
+    other = recommend(run, Question(users=8, limits=parse_point_limits("ttft=500ms")))
+    assert other.config_id is None
+    assert "ttft_p99" in other.excluded["cap16"]
+
+
 def test_interpolates_between_and_never_beyond(tmp_path: Path) -> None:
     rows = (
         repeats("cap16", 8, output_tokens_per_s=[100, 110])
