@@ -86,6 +86,7 @@ DOCKER_CASES: tuple[Case, ...] = (
     _case(
         "entrypoint",
         r'exec: "[^"]+": (?:executable file not found in \$PATH|permission denied)'
+        r"|\[FATAL tini \(\d+\)\] exec .+ failed: "
         r"|exec: \S+: (?:not found|cannot execute)|exec format error",
         "The image cannot run its command: is it a vLLM server image for this machine's architecture (--image)?",
     ),

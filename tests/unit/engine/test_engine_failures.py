@@ -24,6 +24,7 @@ CASES = {
     "docker-pull-unknown-tag": ("image_missing", "manifest unknown", "--image"),
     "docker-name-taken": ("name_taken", '"/qwen" is already in use', "doctor"),
     "docker-entrypoint-missing": ("entrypoint", '"nosuch": executable file not found', "--image"),
+    "docker-entrypoint-missing-init": ("entrypoint", "exec nosuch failed", "--image"),
     "docker-entrypoint-permission": ("entrypoint", "permission denied", "--image"),
     "docker-nvidia-hook": ("nvidia_runtime_broken", "libnvidia-ml.so.1", "nvidia-smi"),
     "docker-driver-too-old": ("driver_too_old", "unsatisfied condition: cuda>=13.0", "driver"),
