@@ -7,9 +7,12 @@ from typing import Any
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import Comparison
-from qwenbench.report.comparison import HEAD, SIMULATED, cells_of, counted, gate_lines
+from qwenbench.report.comparison import HEAD, SIMULATED, cells_of, chosen_rows, counted, gate_lines
 from qwenbench.report.html import asset, content_policy, embedded, plotly_js
 from qwenbench.report.markup import Html, Row, fill, join, table, tag, text
+
+_MOST_ROWS = 1000
+"""More are not drawn as a table: nobody reads them, and the page would be slow."""
 
 
 def build_comparison_page(comparison: Comparison) -> str:
@@ -58,8 +61,13 @@ def _shown(value: Any) -> str:
 
 
 def _rows(comparison: Comparison) -> Html:
-    rows = [Row((row.run, *cells_of(row))) for row in comparison.rows]
-    return table(("Run", *HEAD), rows, numbers_from=99, caption="Changes")
+    shown = list(comparison.rows)
+    note = Html("")
+    if len(shown) > _MOST_ROWS:
+        shown = chosen_rows(comparison, everything=False)[:_MOST_ROWS]
+        note = tag("p", f"{len(shown)} of {len(comparison.rows)} rows: --json has them all.", class_="quiet")
+    rows = [Row((row.run, *cells_of(row))) for row in shown]
+    return join((note, table(("Run", *HEAD), rows, numbers_from=99, caption="Changes")))
 
 
 def _data(comparison: Comparison) -> Mapping[str, Any]:

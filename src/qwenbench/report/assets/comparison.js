@@ -7,6 +7,7 @@ const SYMBOLS = ["circle", "diamond", "square", "cross", "triangle-up"];
 
 const unique = (values) => [...new Set(values)];
 const configs = unique(data.points.map((point) => point.config));
+const levels = unique(data.points.map((point) => point.level)).filter((level) => level > 0).sort((a, b) => a - b);
 const workloads = unique(data.points.map((point) => point.workload));
 
 function traces(workload, metric) {
@@ -40,8 +41,9 @@ function draw() {
   workloads.forEach((workload, place) => {
     Plotly.react(`figure-${place}`, traces(workload, metric), {
       title: { text: workload, font: { size: 15 } }, height: 420, margin: { l: 70, r: 20, t: 40, b: 50 },
-      xaxis: { title: { text: "Load (streams, or sessions per second)" }, type: "log", dtick: "D2" },
+      xaxis: { title: { text: "Load (streams, or sessions per second)" }, type: "log", tickvals: levels },
       yaxis: { title: { text: unit ? `${metric} [${unit}]` : metric }, rangemode: "tozero" },
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       legend: { orientation: "h", y: -0.2 }, hovermode: "closest",
       annotations: data.simulated ? [stamp] : [],
     }, { responsive: true, displaylogo: false });
