@@ -11,11 +11,13 @@ import pytest
 
 from qwenbench.workload.prompts import load_prompt_set
 
+# VmHWM is this program's own peak; ru_maxrss would begin with that of the pytest process it was forked from
 _MEASURED = """
-import resource, sys
+import re, sys
+from pathlib import Path
 from qwenbench.cli.main import dispatch
 status = dispatch(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+print("peak", re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1], file=sys.stderr)
 sys.exit(status)
 """
 
