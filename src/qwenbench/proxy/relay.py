@@ -1,0 +1,252 @@
+"""From a client's request to the target's answer: what is refused, what is changed, and how the answer passes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qwenbench.proxy.client_side import ClientConnection, Request
+from qwenbench.proxy.rewriting import (
+    BadRequest,
+    BodyChange,
+    ModelListing,
+    NameRestorer,
+    rewrite_request,
+    virtual_models,
+)
+from qwenbench.proxy.target_side import TargetConnection, TargetPool
+from qwenbench.proxy.wire import (
+    HEAD_END,
+    MAX_HEAD_BYTES,
+    BodyReader,
+    ResponseHead,
+    WireError,
+    header,
+    parse_response_head,
+    passed_on,
+)
+from qwenbench.workload.profiles import SamplingProfile
+
+
+@dataclass(frozen=True)
+class ProxyOptions:
+    """What the proxy does to requests."""
+
+    served_model: str
+    """The name under which the target serves its model."""
+    models: Mapping[str, SamplingProfile] = field(default_factory=virtual_models)
+    enforce: bool = False
+
+
+class Relay:
+    """Handles every request of every client. Nothing of a body is ever logged."""
+
+    def __init__(self, options: ProxyOptions, pool: TargetPool) -> None:
+        self._options = options
+        self._pool = pool
+
+    def handle(self, request: Request, client: ClientConnection) -> None:
+        """Answers a request, at once or through a `Passage`."""
+        path = request.head.path
+        if path == "/v1/responses" or path.startswith("/v1/responses/"):
+            text = "this proxy does not serve /v1/responses; use /v1/chat/completions"
+            client.refuse(501, text, "NotImplementedError")
+            return
+        body = request.body
+        change: BodyChange | None = None
+        if path == "/v1/models" and request.head.method == b"GET":
+            change = ModelListing(self._options.models, self._options.served_model)
+        elif request.head.method == b"POST" and _may_hold_json(request):
+            options = self._options
+            try:
+                rewritten = rewrite_request(path, body, options.models, options.served_model, enforce=options.enforce)
+            except BadRequest as error:
+                client.refuse(400, str(error))
+                return
+            body = rewritten.body
+            if rewritten.virtual_model is not None:
+                change = NameRestorer(options.served_model, rewritten.virtual_model)
+        Passage(request, body, change, client, self._pool).start()
+
+
+def _may_hold_json(request: Request) -> bool:
+    kind = header(request.head.headers, b"content-type")
+    return kind is None or b"json" in kind.lower()
+
+
+class Passage:
+    """One request on its way to the target, and its answer on the way back."""
+
+    def __init__(
+        self, request: Request, body: bytes, change: BodyChange | None, client: ClientConnection, pool: TargetPool
+    ) -> None:
+        self._request = request
+        self._body = body
+        self._change = change
+        self._client = client
+        self._pool = pool
+        self._target: TargetConnection | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._head_bytes = b""
+        self._head: ResponseHead | None = None
+        self._reader: BodyReader | None = None
+        self._chunked = False
+        self._ended = False
+
+    def start(self) -> None:
+        """Asks for a connection to the target."""
+        self._client.exchange = self
+        self._connecting = self._pool.lease(self)
+
+    # --- the target's side (AnswerSink) ---
+
+    def connected(self, connection: TargetConnection) -> None:
+        """Sends the request on."""
+        self._target = connection
+        head = self._request.head
+        dropped = [b"host", b"content-length", b"expect"]
+        extra = b""
+        if self._change is not None:
+            # only plain text can be changed on its way
+            dropped.append(b"accept-encoding")
+            extra = b"accept-encoding: identity\r\n"
+        if self._body or head.length is None or header(head.headers, b"content-length") is not None:
+            extra += b"content-length: %d\r\n" % len(self._body)
+        address = self._pool.address
+        connection.write(
+            b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n%b"
+            % (head.method, address.prefix, head.target, address.host_header, passed_on(head.headers, dropped), extra,
+               self._body)
+        )  # fmt: skip
+        self._body = b""
+
+    def not_connected(self, reason: str) -> None:
+        """Tells the client that the target cannot be reached."""
+        self._fail(f"the target was not reached ({reason})", "the target cannot be reached")
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the target's answer."""
+        try:
+            if self._reader is None:
+                rest = self._read_head(data)
+                if rest is None:
+                    return
+                data = rest
+            self._pass_body(data)
+        except WireError as error:
+            self._fail(f"the target's answer is broken: {error}", "the target's answer is no HTTP")
+
+    def target_closed(self) -> None:
+        """The target closed the connection: the proper end of some answers, the loss of others."""
+        self._target = None
+        if self._reader is not None and self._reader.closed():
+            self._end()
+        else:
+            self._fail("the target broke its answer off", "the target closed the connection")
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        """The bytes after the head, or None while it is not complete."""
+        data = self._head_bytes + data if self._head_bytes else data
+        while True:
+            end = data.find(HEAD_END)
+            if end < 0:
+                if len(data) > MAX_HEAD_BYTES:
+                    raise WireError("its head is too long", 502)
+                self._head_bytes = data
+                return None
+            head = parse_response_head(data[:end], to_head=self._request.head.method == b"HEAD")
+            data = data[end + len(HEAD_END) :]
+            if head.status >= 200:
+                break
+            # 1xx: the proxy has sent its own 100 where one was waited for
+        if head.status != 200 and isinstance(self._change, ModelListing):
+            self._change = None
+        self._head_bytes = b""
+        self._head = head
+        self._reader = BodyReader(head.length, chunked=head.chunked)
+        self._send_head(head)
+        return data
+
+    def _send_head(self, head: ResponseHead) -> None:
+        bodiless = self._request.head.method == b"HEAD" or head.status in (204, 304)
+        dropped: tuple[bytes, ...] = ()
+        framing = b""
+        if not bodiless and (head.length is None or self._change is not None):
+            dropped = (b"content-length",)
+            self._chunked = self._client.http11
+            framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        closing = b"" if self._reusable() else b"connection: close\r\n"
+        self._client.write(
+            b"HTTP/1.1 %d %b\r\n%b%b%b\r\n"
+            % (head.status, head.reason, passed_on(head.headers, dropped), framing, closing)
+        )
+
+    def _reusable(self) -> bool:
+        """Whether the client can see where the answer ends without the connection's end."""
+        assert self._head is not None
+        delimited = self._chunked or (self._head.length is not None and self._change is None)
+        return delimited and self._client.keeps_alive
+
+    def _pass_body(self, data: bytes) -> None:
+        assert self._reader is not None
+        part = self._reader.feed(data)
+        if self._change is not None and part:
+            part = self._change.feed(part)
+        if part:
+            self._client.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+        if self._reader.done:
+            self._end()
+
+    def _end(self) -> None:
+        """The answer is whole."""
+        if self._ended:
+            return
+        self._ended = True
+        last = self._change.finish() if self._change is not None else b""
+        if self._chunked:
+            last = (b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n"
+        if last:
+            self._client.write(last)
+        assert self._head is not None and self._reader is not None
+        if self._target is not None:
+            self._pool.give_back(self._target, reusable=self._head.keep_alive and not self._reader.rest)
+            self._target = None
+        self._client.finish(reusable=self._reusable())
+
+    def _fail(self, told: str, text: str) -> None:
+        """Answers with an error, or breaks the client's connection where an answer has begun."""
+        if self._ended:
+            return
+        self._ended = True
+        head = self._request.head
+        print(f"qwenbench proxy: {head.method.decode()} {head.path[:100]}: {told}", file=sys.stderr)
+        if self._target is not None:
+            self._target.abort()
+            self._target = None
+        if self._head is not None:
+            self._client.abort()
+        else:
+            self._client.refuse(503 if head.path == "/health" else 502, text, "BadGatewayError")
+
+    # --- the client's side (Exchange) ---
+
+    def client_left(self) -> None:
+        """Nobody waits any more: the target is let go, and with it its work."""
+        self._ended = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._target is not None:
+            self._target.abort()
+            self._target = None
+
+    def pause(self) -> None:
+        """The client is slow."""
+        if self._target is not None:
+            self._target.pause()
+
+    def resume(self) -> None:
+        """The client caught up."""
+        if self._target is not None:
+            self._target.resume()
