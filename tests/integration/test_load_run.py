@@ -78,7 +78,7 @@ async def test_closed_loop_keeps_to_the_truth_and_to_its_concurrency(client: Loa
 
 
 async def test_open_loop_sends_on_schedule_whatever_the_server_does(client: LoadClient) -> None:
-    plans = [session(index, start_s=0.03 * index) for index in range(20)]
+    plans = [session(index, start_s=0.03 * index) for index in reversed(range(20))]
     async with truth_server(Timing(200, 5)) as server:
         result = await client.run(LoadSpec(Target(server.base_url), OpenLoop(33), plans))
     rows = sorted(result.requests.to_pylist(), key=lambda row: row["scheduled_ns"])
@@ -124,6 +124,29 @@ async def test_stop_records_what_was_in_flight_as_cancelled(client: LoadClient) 
     rows = result.requests.to_pylist()
     assert [row["error"] for row in rows] == ["cancelled"] * 3
     assert all(row["ttft_ms"] is not None and row["chunks"] >= 1 for row in rows)
+
+
+async def test_a_stop_that_came_before_the_start_sends_nothing_more(client: LoadClient) -> None:
+    stop = asyncio.Event()
+    stop.set()
+    async with truth_server(Timing(10, 200)) as server:
+        spec = LoadSpec(Target(server.base_url), ClosedLoop(2), [session(i, tokens=100) for i in range(9)])
+        result = await client.run(spec, stop=stop)
+    assert set(result.requests["error"].to_pylist()) <= {"cancelled"}
+    assert result.requests.num_rows <= 2
+
+
+async def test_answers_are_judged_when_asked_for(client: LoadClient) -> None:
+    async def behave(call: Call) -> None:
+        await call.write(good(300, text="spam ") if call.number else good(3, text="Paris. "))
+
+    async with faulty_server(behave) as server:
+        target = Target(f"http://127.0.0.1:{server.port}")
+        spec = LoadSpec(target, ClosedLoop(1), [session(0), session(1)], judge_text=True)
+        fine, loops = (await client.run(spec)).requests["broken"].to_pylist()
+        unjudged = await client.run(LoadSpec(target, ClosedLoop(1), [session(2)]))
+    assert fine == [] and loops
+    assert unjudged.requests["broken"].to_pylist() == [None]
 
 
 async def test_a_killed_client_process_loses_no_record() -> None:

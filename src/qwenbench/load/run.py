@@ -37,8 +37,9 @@ OnProgress = Callable[[LoadProgress], None]
 
 def default_processes(streams: int, cores: int | None = None) -> int:
     """Client processes for a number of streams: one per 128, on half of the cores at most."""
-    usable = cores if cores is not None else len(os.sched_getaffinity(0))
-    return max(1, min(-(-streams // STREAMS_PER_PROCESS), usable // 2))
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores // 2))
 
 
 async def run_load(
@@ -103,7 +104,7 @@ class LoadClient:
         count = min(spec.processes or default_processes(streams), max(1, streams))
         await self.start(count)
         self._points += 1
-        parts = shares(spec.sessions, streams, count)
+        parts = shares(spec.sessions, streams, count, by_start=isinstance(spec.shape, OpenLoop))
         runs = [
             _ProcessRun(process, self._prepare(spec, part, streams, count), spec)
             for process, part in zip(self._processes[:count], parts, strict=True)
@@ -179,6 +180,7 @@ class _ProcessRun:
         self.progress = LoadProgress(0, 0, 0, 0, 0)
         self._spec = spec
         self._going = False
+        self._stop_wanted = False
 
     async def prepare(self) -> None:
         """Have the process open its connections."""
@@ -197,6 +199,8 @@ class _ProcessRun:
         self._going = True
         try:
             self.process.send(Go(start_ns))
+            if self._stop_wanted:
+                self.process.send(Stop())
             while not isinstance(message := await self.process.receive(), Finished):
                 if isinstance(message, LoadProgress):
                     self.progress = message
@@ -214,7 +218,8 @@ class _ProcessRun:
         self._going = False
 
     def stop(self) -> None:
-        """Ask the process to end early."""
+        """Ask the process to end early, or as soon as it has begun."""
+        self._stop_wanted = True
         if self._going:
             with contextlib.suppress(ProcessLost):
                 self.process.send(Stop())

@@ -41,12 +41,16 @@ def owner(index: int, streams: int, processes: int) -> int:
     return index % streams % processes
 
 
-def shares(sessions: Sequence[SessionPlan], streams: int, processes: int) -> list[Share]:
-    """One share per process. Lists and tuples are cut, so that each process is sent its part only."""
+def shares(sessions: Sequence[SessionPlan], streams: int, processes: int, *, by_start: bool = False) -> list[Share]:
+    """One share per process. Lists and tuples are cut, so that each process is sent its part only.
+
+    `by_start` sorts each part by start_s (open loop); a lazy sequence must be in that order already.
+    """
     if not isinstance(sessions, (list, tuple)):
         return [Share(sessions, process, processes, streams) for process in range(processes)]
     parts: list[tuple[list[int], list[SessionPlan]]] = [([], []) for _ in range(processes)]
-    for index, session in enumerate(sessions):
+    order = enumerate(sessions)
+    for index, session in sorted(order, key=lambda one: one[1].start_s or 0.0) if by_start else order:
         indexes, mine = parts[owner(index, streams, processes)]
         indexes.append(index)
         mine.append(session)

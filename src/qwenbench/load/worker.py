@@ -12,6 +12,7 @@ import importlib.util
 import io
 import os
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,7 +34,7 @@ from qwenbench.load.messages import (
     write_message,
 )
 from qwenbench.load.point import Point, PointRules
-from qwenbench.load.rows import Digest, to_table
+from qwenbench.load.rows import to_table
 from qwenbench.load.sent_log import SentLog
 from qwenbench.load.socket_transport import SocketTransport
 from qwenbench.load.source import SessionSource
@@ -114,7 +115,7 @@ class Worker:
             await transport.close()
         ended_ns = now_ns()
         if task.judge_text:
-            _judge(point.digests)
+            self._judge(point)
         texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
@@ -136,6 +137,19 @@ class Worker:
             if not listening.cancel() and listening.result() is None:
                 self._inbox.put_nowait(None)
 
+    def _judge(self, point: Point) -> None:
+        """Fill `broken` by the workload's checks, once all streams have ended."""
+        from qwenbench.workload.quality import judge  # only where it was asked for
+
+        told = time.monotonic()
+        for one in point.digests:
+            row = one.row
+            if row["error"] is None:
+                row["broken"] = judge(one.answer, one.reasoning, row["language"], row["finish_reason"])
+            if time.monotonic() - told > _PROGRESS_S:
+                told = time.monotonic()
+                self._say(point.progress())  # a sign of life: a silent process is given up
+
     async def _tick(self, point: Point) -> None:
         while True:
             await asyncio.sleep(_PROGRESS_S)
@@ -148,17 +162,6 @@ def _rules(task: Prepare) -> PointRules:
     secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
     keep = task.save_text or task.judge_text
     return PointRules(task.open_loop, task.timeout_s, task.duration_s, keep, secrets)
-
-
-def _judge(digests: list[Digest]) -> None:
-    """Fill `broken` by the workload's checks, once all streams have ended."""
-    try:
-        from qwenbench.workload.quality import judge  # only where it was asked for
-    except ImportError:
-        return
-    for one in digests:
-        if one.row["error"] is None:
-            one.row["broken"] = judge(one.answer, one.reasoning, one.row["language"], one.row["finish_reason"])
 
 
 def _ipc(table: pa.Table) -> bytes:
