@@ -122,7 +122,8 @@ async def main() -> None:
                 await truth.take_served()
         used = cpu_seconds(pid)
     chunks = sum(map(len, values["itl"]["proxy"]))
-    print(f"proxy: {1e6 * used / chunks:.0f} us of CPU a chunk, {100 * used / given.rounds / given.seconds:.0f} % of a core")
+    share = used / given.rounds / given.seconds
+    print(f"proxy: {1e6 * used / chunks:.0f} us of CPU a chunk, {100 * share:.0f} % of a core (its start included)")
     print(f"{given.streams} streams, truth {given.ttft_ms:g} ms to the first token and {given.itl_ms:g} ms a token")
     print(f"{'ms':<8} {'':>8} {'requests':>9} {'mean':>8} {'p50':>8} {'p90':>8} {'p99':>8}")
     for metric, ways in values.items():

@@ -1,0 +1,21 @@
+"""The seed as a campaign file: it loads, and it is the whole of it."""
+
+from __future__ import annotations
+
+from qwenbench.engine.deployments import deployment_names
+from qwenbench.sweep.campaign import load_campaign
+from qwenbench.sweep.loading import make_plan
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.scenario import scenario_folder
+
+
+def test_sweep_seed_campaign_is_every_deployment_under_every_profile_and_scenario() -> None:
+    sweeps = load_campaign(scenario_folder() / "campaigns" / "seed.yaml")
+    assert {options["deployment"] for options in sweeps.values()} == set(deployment_names())
+    for options in sweeps.values():
+        plan = make_plan(SweepOptions(**options))
+        assert len(plan.configurations) == 1
+        pairs = {(point.scenario, point.profile) for point in plan.points}
+        assert len(pairs) == 4 * len(PROFILES)
+        assert len(plan.points) == 4 * len(pairs)
