@@ -193,8 +193,18 @@ async def _serve(out_fd: int) -> None:
         receiving.cancel()
 
 
+def _allow_many_sockets() -> None:
+    """Raise the soft limit of open files (often 1,024) to the hard one: every stream is a socket."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource  # not on Windows
+
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     """Serve the parent until its end of stdin."""
+    _allow_many_sockets()
     out_fd = os.dup(1)
     os.dup2(2, 1)  # a stray print must not end up between two messages
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):

@@ -14,6 +14,7 @@ import gc
 import heapq
 import os
 import re
+import resource
 import select
 import socket
 import sys
@@ -221,6 +222,8 @@ def main() -> None:
     parser.add_argument("--ttft-ms", type=float, default=50.0)
     parser.add_argument("--itl-ms", type=float, default=10.0)
     options = parser.parse_args()
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     server = TruthServer(options.port, Timing(options.ttft_ms, options.itl_ms))
     print(f"listening {server.port}", flush=True)
     gc.freeze()
