@@ -17,6 +17,7 @@ import sysconfig
 from pathlib import Path
 
 PROGRAMS = ("sh", "sleep", "cat", "env", "id", "ls", "mkdir", "rm", "chown", "chmod", "touch")
+WHEELS_NEED = ("libgcc_s.so.1", "libstdc++.so.6")
 NOT_NEEDED = shutil.ignore_patterns(
     "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo", "config-*", "*.a",
 )  # fmt: skip
@@ -46,6 +47,14 @@ def copy_libraries(root: Path, binaries: list[Path]) -> None:
             shutil.copy2(library.resolve(), target)
 
 
+def copy_library(root: Path, name: str) -> None:
+    """Copies a library that the loader finds under this name, and what it needs."""
+    told = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    found = re.search(rf"^\s*{re.escape(name)} \(.*\) => (\S+)$", told, re.MULTILINE)
+    assert found is not None, name
+    copy_binary(root, Path(found[1]), found[1])
+
+
 def copy_python(root: Path) -> Path:
     """Copies this Python to /usr/local; returns its site-packages."""
     prefix = root / "usr/local"
@@ -56,6 +65,8 @@ def copy_python(root: Path) -> Path:
     for name in ("python3", "python"):
         (prefix / "bin" / name).symlink_to(VERSION)
     copy_libraries(root, list(stdlib.glob("lib-dynload/*.so")))
+    for name in WHEELS_NEED:
+        copy_library(root, name)
     site = stdlib / "site-packages"
     site.mkdir()
     shutil.copytree(Path(sysconfig.get_path("purelib")) / "pip", site / "pip")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SERVER_IMAGE, docker
+from conftest import SERVER_IMAGE, docker, import_image
 
 pytestmark = pytest.mark.timeout(300)
 ENGINE = Path(__file__).with_name("engine.sh")
@@ -101,17 +101,22 @@ def test_the_engine_stops_in_mid_cell(tmp_path: Path, port: int) -> None:
     assert failure["class"] in ("no_engine", "docker_refused", "killed", "unknown"), failure
 
 
-def test_no_secret_is_left_anywhere(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_secret_is_left_anywhere(tmp_path: Path, port: int, folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = "planted-secret-0123456789"
     monkeypatch.setenv("HF_TOKEN", secret)
-    # the server prints what it was started with, as a careless one would
-    line = sweep_line(tmp_path, port, "--capture", "16", "--vllm-arg=--sim-fail", "--vllm-arg=exit-silently")
+    # a careless server: it prints its whole environment, then an error that holds the token
+    code = "import os; print(dict(os.environ), flush=True); raise ValueError(os.environ['HF_TOKEN'])"
+    import_image(folders / "server", "careless:1", ["python3", "-c", code])
+    line = sweep_line(tmp_path, port, "--capture", "16", "--image", "careless:1")
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (1, 2)
     assert secret not in done.stdout + done.stderr
+    assert "'HF_TOKEN': '***'" in next((tmp_path / "run").glob("servers/*/server.log")).read_text()
+    failure = json.loads(next((tmp_path / "run").glob("servers/*/failure.json")).read_text())
+    assert failure["evidence"] == "ValueError: ***"
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert files
     assert all(secret.encode() not in path.read_bytes() for path in files)
+    assert {path.owner() for path in files} == {tmp_path.owner()}
 
 
 def test_no_engine_is_one_line(tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,230 @@
+"""What a host has and lacks for measuring a deployment: one check a line, each with what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from qwenbench.engine import failures, readiness
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.docker import command
+from qwenbench.engine.docker.images import image_digest
+from qwenbench.engine.leftovers import Leftover
+from qwenbench.engine.server import LaunchError
+from qwenbench.masking import Masker
+
+Status = Literal["ok", "warning", "missing"]
+_GIB = 1024**3
+_MODEL_AND_CACHE_GIB = 30.0
+"""Room for an 8 GB model, its compile cache and a spare; the image is kept elsewhere."""
+_DRIVERS = {"13": 580, "12.8": 570, "12.9": 575}
+"""Lowest NVIDIA driver branch on Linux for a CUDA version, from NVIDIA's CUDA release notes."""
+_CUDA_TAG = re.compile(r"-cu(\d{2})(\d)\b")
+_CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+_GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
+_STEADY_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of doctor's answer."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Its object in `doctor --json`."""
+        return asdict(self)
+
+
+class Gpu(Protocol):
+    """A card as NVML knows it (observe.nvml.Gpu)."""
+
+    @property
+    def name(self) -> str:
+        """Product name."""
+
+    @property
+    def total_mib(self) -> float:
+        """Total memory as NVML reports it."""
+
+    @property
+    def driver(self) -> str:
+        """Driver version."""
+
+
+async def check_docker(config: ServerConfig) -> list[Check]:
+    """Engine, NVIDIA runtime and image; the later ones cannot be told when the engine does not answer."""
+    try:
+        said = await command.docker("info", "--format", "{{json .}}")
+    except LaunchError as error:
+        return _no_engine(error.failure.evidence, error.failure.advice)
+    info = _read_info(said.out)
+    problems = said.err.strip() or "; ".join(info.get("ServerErrors") or [])
+    if not said.ok or not info.get("ServerVersion"):
+        failure = failures.explain(problems, said.code)
+        return _no_engine(failure.evidence, failure.advice)
+    where = "rootless " if any("rootless" in option for option in info.get("SecurityOptions") or []) else ""
+    engine = Check("engine", "ok", f"{where}Docker Engine {info['ServerVersion']} ({info.get('OperatingSystem', '')})")
+    return [engine, _runtime(config, info), await _image(config)]
+
+
+def _no_engine(evidence: str, advice: str) -> list[Check]:
+    unknown = "cannot be told without an engine"
+    engine = Check("engine", "missing", evidence, advice)
+    return [engine, *(Check(name, "missing", unknown, "Start the engine first.") for name in ("runtime", "image"))]
+
+
+def _read_info(text: str) -> dict[str, Any]:
+    try:
+        info = json.loads(text)
+    except ValueError:
+        return {}
+    return info if isinstance(info, dict) else {}
+
+
+def _runtime(config: ServerConfig, info: Mapping[str, Any]) -> Check:
+    wanted = config.docker.runtime
+    runtimes = sorted(info.get("Runtimes") or {})
+    if wanted is None:
+        return Check("runtime", "ok", "the deployment asks for none")
+    if wanted in runtimes:
+        return Check("runtime", "ok", f"--runtime={wanted} is known to the engine")
+    return Check(
+        "runtime",
+        "missing",
+        f"the engine knows {', '.join(runtimes)}, not {wanted}",
+        "Install nvidia-container-toolkit, then sudo nvidia-ctk runtime configure --runtime=docker "
+        "&& sudo systemctl restart docker.",
+    )
+
+
+async def _image(config: ServerConfig) -> Check:
+    image = config.docker.image
+    try:
+        digest = await image_digest(image)
+    except LaunchError as error:
+        return Check("image", "missing", error.failure.evidence, error.failure.advice)
+    if digest is None:
+        return Check(
+            "image", "warning", f"{image} is not on this host: the first launch pulls it", f"docker pull {image}"
+        )
+    return Check("image", "ok", f"{image} ({digest.rpartition('@')[2][:19]})")
+
+
+def check_gpu(gpus: Sequence[Gpu], reason: str, config: ServerConfig) -> list[Check]:
+    """Cards, and whether the driver is new enough for the image's CUDA; `reason` is why NVML shows no card."""
+    if not gpus:
+        fix = "Install NVIDIA's driver and check with nvidia-smi. Without a card: --launcher sim, or bench --url."
+        return [Check("gpu", "missing", reason, fix), Check("driver", "missing", "no driver answers", fix)]
+    cards = ", ".join(f"{gpu.name} ({gpu.total_mib:,.0f} MiB)" for gpu in gpus)
+    return [Check("gpu", "ok", cards), _driver(gpus[0].driver, config.docker.image)]
+
+
+def _driver(version: str, image: str) -> Check:
+    tag = _CUDA_TAG.search(image)
+    if tag is None:
+        return Check("driver", "ok", f"NVIDIA {version}")
+    cuda = f"{tag[1]}.{tag[2]}"
+    needed = _DRIVERS.get(cuda) or _DRIVERS.get(tag[1])
+    branch = int(version.split(".", maxsplit=1)[0]) if version.split(".", maxsplit=1)[0].isdigit() else None
+    if needed is None or branch is None:
+        return Check("driver", "ok", f"NVIDIA {version}; which driver CUDA {cuda} needs is not known here")
+    if branch >= needed:
+        return Check("driver", "ok", f"NVIDIA {version} runs CUDA {cuda} (needs {needed} or later)")
+    fix = f"Update the driver to {needed} or later, or choose an image for an older CUDA with --image."
+    return Check("driver", "missing", f"NVIDIA {version} is too old for {image} (CUDA {cuda})", fix)
+
+
+def check_port(config: ServerConfig) -> Check:
+    """Whether the deployment's port is free."""
+    if readiness.port_in_use(config.host, config.port):
+        return Check(
+            "port", "missing", f"{config.port} is in use", "Stop what runs there, or choose another with --port."
+        )
+    return Check("port", "ok", f"{config.port} is free")
+
+
+def check_disk(config: ServerConfig) -> Check:
+    """Room on the disk that the cache mount lies on."""
+    mount = config.docker.cache_mount
+    if mount is None:
+        return Check("disk", "warning", "no cache mount: every launch downloads the model", "Set one with --cache-dir.")
+    if re.match(r"[A-Za-z]:[\\/]", mount):
+        return Check("disk", "ok", f"{mount}: a Windows path, not visible from here")
+    folder = Path(mount.split(":")[0]).expanduser()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free / _GIB
+    detail = f"{free:.0f} GiB free for {folder}" + ("" if folder.exists() else " (Docker will create it)")
+    if free < _MODEL_AND_CACHE_GIB:
+        fix = "Free space (docker system df), or move the cache with --cache-dir."
+        return Check(
+            "disk", "warning", f"{detail}; a model with its caches takes up to {_MODEL_AND_CACHE_GIB:.0f}", fix
+        )
+    return Check("disk", "ok", detail)
+
+
+def check_token(environ: Mapping[str, str] = os.environ) -> Check:
+    """Whether HF_TOKEN is set; never its value."""
+    if environ.get("HF_TOKEN"):
+        return Check("hf_token", "ok", "HF_TOKEN is set")
+    return Check("hf_token", "warning", "HF_TOKEN is not set", "Only gated models need it: export HF_TOKEN=...")
+
+
+def check_clock(source: Path = _CLOCK) -> Check:
+    """Whether the kernel's clock is read from a steady counter: all latencies come from it."""
+    try:
+        name = source.read_text().strip()
+    except OSError:
+        return Check("clock", "warning", "the kernel's clock source cannot be read", "Measure on Linux.")
+    if name in _STEADY_CLOCKS:
+        return Check("clock", "ok", f"clock source {name}")
+    fix = "A slow clock source costs CPU at every time stamp: boot with clocksource=tsc where the CPU allows it."
+    return Check("clock", "warning", f"clock source {name}", fix)
+
+
+def check_governor(pattern: str = _GOVERNORS) -> Check:
+    """Whether the CPU keeps its clock up while the client measures."""
+    root = Path("/")
+    found = {path.read_text().strip() for path in root.glob(pattern.lstrip("/"))}
+    if not found:
+        return Check("cpu_governor", "ok", "the CPU clock is not governed from here")
+    if found <= {"performance"}:
+        return Check("cpu_governor", "ok", "performance")
+    fix = "sudo cpupower frequency-set -g performance, for measurements that can be compared."
+    return Check("cpu_governor", "warning", ", ".join(sorted(found)), fix)
+
+
+def check_leftovers(leftovers: Sequence[Leftover]) -> Check:
+    """Servers that dead qwenbench processes have left behind."""
+    if not leftovers:
+        return Check("leftovers", "ok", "none")
+    names = ", ".join(left.name + (f" of run {left.run_id}" if left.run_id else "") for left in leftovers)
+    return Check("leftovers", "warning", names, "qwenbench doctor --remove-leftovers, or sweep --resume of that run.")
+
+
+def check_all(
+    config: ServerConfig, gpus: Sequence[Gpu], no_gpu_reason: str, leftovers: Sequence[Leftover]
+) -> list[Check]:
+    """Every check for one deployment, secrets masked. Takes up to 20 s when the engine hangs."""
+    checks = [
+        *asyncio.run(check_docker(config)),
+        *check_gpu(gpus, no_gpu_reason, config),
+        check_port(config),
+        check_disk(config),
+        check_token(),
+        check_clock(),
+        check_governor(),
+        check_leftovers(leftovers),
+    ]
+    mask = Masker.from_environment(config.env_names)
+    return [Check(check.name, check.status, mask(" ".join(check.detail.split())), check.fix) for check in checks]
