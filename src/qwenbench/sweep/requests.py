@@ -77,7 +77,7 @@ def measured_load(
         count = scenario.request_count(point.concurrency)
         if options.duration_s is not None:
             count = max(count, math.ceil(options.duration_s * point.concurrency * 4))
-        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count)
+        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count, streams=point.concurrency)
         shape = ClosedLoop(point.concurrency)
     else:
         starts = _starts(plan, point, seed)

@@ -75,8 +75,11 @@ class PlannedSessions(Sequence[SessionPlan]):
         requests: int,
         starts: Sequence[float] | None = None,
         trace: Sequence[TraceRow] = (),
+        streams: int = 1,
     ) -> None:
         """`requests` requests in all (the last session is cut short to fit), or one session per start time.
+
+        `streams` sessions at least: conversations are cut to fewer turns where whole ones would leave streams idle.
 
         `prompts` empty: synthetic prompts of the scenario's input_tokens. A trace row's lengths override the draws.
         """
@@ -87,17 +90,24 @@ class PlannedSessions(Sequence[SessionPlan]):
         self._starts = None if starts is None else tuple(float(start) for start in starts)
         self._trace = tuple(trace)
         self._order = np.random.default_rng(seed).permutation(len(self._prompts)) if self._prompts else None
-        self._turn_limits = self._limits(requests)
+        self._turn_limits = self._limits(requests, streams)
 
-    def _limits(self, requests: int) -> tuple[int, ...]:
+    def _limits(self, requests: int, streams: int) -> tuple[int, ...]:
         if self._starts is not None:
             return tuple(self._turns(index) for index in range(len(self._starts)))
+        most = self._most_turns(requests, streams)
         limits: list[int] = []
         left = requests
         while left > 0:
-            limits.append(min(self._turns(len(limits)), left))
+            limits.append(min(self._turns(len(limits)), most, left))
             left -= limits[-1]
         return tuple(limits)
+
+    def _most_turns(self, requests: int, streams: int) -> int:
+        """The longest conversations (in turns) with which the first `streams` sessions fit into `requests`."""
+        first = [self._turns(index) for index in range(streams)]
+        fitting = [most for most in range(1, max(first) + 1) if sum(min(turns, most) for turns in first) <= requests]
+        return fitting[-1] if fitting else 1
 
     def _turns(self, index: int) -> int:
         prompt = self._prompt(index)

@@ -219,3 +219,14 @@ def test_each_point_repeat_and_purpose_has_a_seed_of_its_own() -> None:
     ]
     assert len(set(seeds)) == len(seeds)
     assert point_seed(0, "math", 8, 1) == point_seed(0, "math", 8.0, 1)
+
+
+def test_no_stream_is_left_idle_by_long_conversations() -> None:
+    scenario = Scenario(name="chat", output_tokens=Lengths(min=8, max=8))
+    prompts = [prompt(number, turns=2 + number % 7) for number in range(40)]
+    for requests, streams in ((64, 64), (128, 64), (16, 4), (5, 8)):
+        planned = PlannedSessions(scenario, prompts, RequestOptions(model="m"), 3, requests, streams=streams)
+        assert planned.request_count == requests
+        assert len(planned) >= min(streams, requests)
+    whole = PlannedSessions(scenario, prompts, RequestOptions(model="m"), 3, 2000, streams=8)
+    assert max(len(session.turns) for session in whole) == 8
