@@ -119,10 +119,10 @@ def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
             if complete:
                 _read_block(facts, data[at:], total)
             return
+        text = None
         if data.startswith(prefix, at) and data.endswith(suffix, at + before, end):
-            middle = data[at + before : end - after]
-            escaped = b"\\" in middle or b'"' in middle
-            text = _unescape(middle, len(token_ends)) if escaped else middle.decode()
+            text = _inner_text(data[at + before : end - after])
+        if text is not None:
             if text:
                 if is_answer and facts.first_answer is None:
                     facts.first_answer = len(token_ends)
@@ -140,12 +140,14 @@ def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
         at = end + 2
 
 
-def _unescape(raw: bytes, number: int) -> str:
-    """The text of the inside of a JSON string."""
+def _inner_text(raw: bytes) -> str | None:
+    """The text of the inside of a JSON string; None where that is not all there is (further fields, bad escapes)."""
+    if b"\\" not in raw and b'"' not in raw:
+        return raw.decode()
     try:
         return str(orjson.loads(b'"' + raw + b'"'))
     except orjson.JSONDecodeError:
-        raise _Broken(f"the event after token {number} is not valid JSON or UTF-8") from None
+        return None
 
 
 def _shape(event: bytes, key: str) -> tuple[bytes, bytes] | None:

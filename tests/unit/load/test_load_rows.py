@@ -53,6 +53,15 @@ def test_both_names_of_reasoning_count_but_never_twice(key: str) -> None:
     assert both.row["reasoning_chars"] == 2
 
 
+def test_a_chunk_that_carries_more_than_those_before_it_is_read_whole() -> None:
+    """It begins and ends like the chunks whose shape is known, but there are further fields in between."""
+    late = delta(content="b", reasoning="c")
+    one = decoded(events([(4, delta(content="a")), (6, late), (8, delta(content="d")), (9, usage(3)), (9, DONE)]))
+    assert one.row["error"] is None
+    assert (one.answer, one.reasoning) == ("abd", "c")
+    assert one.row["chunks"] == 3
+
+
 def test_first_chunk_with_role_and_token_counts_and_tool_calls_are_answer() -> None:
     tool = [{"index": 0, "function": {"name": "f", "arguments": '{"a"'}}]
     one = events([(4, delta(role="assistant", content="x")), (8, delta(tool_calls=tool)), (9, usage()), (9, DONE)])
