@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qwenbench.analysis.intervals import CONFIDENCE
+from qwenbench.analysis.pairing import Paired
 from qwenbench.analysis.request_arrays import Floats
 from qwenbench.analysis.student import critical_t, two_sided_p
 
@@ -33,12 +34,13 @@ class Changes:
 
 def relative_changes(
     n_before: NDArray[np.int64], before: Floats, se_before: Floats, n_after: NDArray[np.int64], after: Floats,
-    se_after: Floats,
+    se_after: Floats, paired: Paired | None = None,
 ) -> Changes:  # fmt: skip
     """Changes of means with standard errors, all arrays of one shape.
 
     Where both means are above 0 the interval is that of the log ratio (delta method), else that of the
     difference over the mean before. Degrees of freedom after Welch and Satterthwaite, rounded down to a tenth.
+    With `paired` the variance of log ratios is that of the differences of paired repeats, where it is known.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(before != 0, after / before, np.nan)
@@ -49,6 +51,10 @@ def relative_changes(
         variance_after = (se_after / np.where(logs, after, before)) ** 2
         total = variance_before + variance_after
         degrees = total**2 / (variance_before**2 / (n_before - 1) + variance_after**2 / (n_after - 1))
+        if paired is not None:
+            usable = logs & ~np.isnan(paired.variance)
+            total = np.where(usable, paired.variance, total)
+            degrees = np.where(usable, paired.degrees, degrees)
     several = (n_before >= 2) & (n_after >= 2) & ~np.isnan(total) & ~np.isnan(shift)
     low, high, p = (np.full(shift.shape, np.nan) for _ in range(3))
     for place in zip(*np.nonzero(several), strict=True):

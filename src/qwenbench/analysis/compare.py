@@ -13,6 +13,7 @@ from qwenbench.analysis.changes import CORRECTION, FALSE_DISCOVERIES, Changes, r
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.gate import Gate, GateRule, judge_gate
+from qwenbench.analysis.pairing import pair_repeats
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_of_run
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.run import Run
@@ -133,7 +134,7 @@ def compare(runs: Sequence[Run], rules: Sequence[GateRule] = (), *, force: bool 
         unmatched=tuple(line for pair in pairs for line in pair.unmatched()),
         gate=judge_gate(rules, rows) if rules else None,
         tables=(base, *(pair.theirs for pair in pairs)),
-        notes=tuple(_notes(rows)),
+        notes=tuple(_notes(rows, pairs)),
     )
 
 
@@ -150,13 +151,16 @@ class _Pair:
         self._our_names = {_name(point, any_name): index for index, point in enumerate(ours.load_points)}
         self._their_names = {_name(point, any_name): index for index, point in enumerate(theirs.load_points)}
         self.shared = [name for name in self._our_names if name in self._their_names]
+        self.paired = pair_repeats(ours, theirs, [(i, j) for _, i, j in self.places()])
 
     def changes(self) -> Changes:
         """Shared load points x KEYS."""
         ours = [self._our_names[name] for name in self.shared]
         theirs = [self._their_names[name] for name in self.shared]
         a, b = self.ours, self.theirs
-        return relative_changes(a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs])
+        return relative_changes(
+            a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs], self.paired
+        )
 
     def places(self) -> list[tuple[Mapping[str, Any], int, int]]:
         """Each shared load point with its place in either table."""
@@ -262,8 +266,15 @@ def _medians(points: pd.DataFrame) -> dict[tuple[str, str], float]:
     }
 
 
-def _notes(rows: Sequence[Change]) -> list[str]:
+def _notes(rows: Sequence[Change], pairs: Sequence[_Pair]) -> list[str]:
+    notes = [
+        f"{pair.before.run_id} and {pair.after.run_id} drew the same requests (same seeds): repeats are paired."
+        for pair in pairs
+        if pair.paired is not None
+    ]
     indicative = sum(row.verdict == "indicative" for row in rows)
-    if not indicative:
-        return []
-    return [f"{indicative} of {len(rows)} rows are indicative only: a side has one repeat. Run with --repeats 3."]
+    if indicative:
+        notes.append(
+            f"{indicative} of {len(rows)} rows are indicative only: a side has one repeat. Run with --repeats 3."
+        )
+    return notes

@@ -198,6 +198,8 @@ def _overlap(winner: Candidate, second: Candidate, question: Question) -> str:
         return f"{winner.config_id} and {second.config_id} have the same {key}"
     if winner.objective.low is None or second.objective.low is None:
         return f"undecided against {second.config_id}: one repeat is only indicative of {key}"
+    if repeats_to_part(winner.objective, second.objective) is None:
+        return f"undecided against {second.config_id}: {key} differs too little for {MOST_REPEATS} repeats to show"
     return f"undecided against {second.config_id}: the 95 % intervals of {key} overlap"
 
 

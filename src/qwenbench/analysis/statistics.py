@@ -47,6 +47,7 @@ __all__ = [
 ]
 
 KEYS = tuple(METRICS)
+_REPEAT = ("launch", "repeat", "seed")
 READERS = 2
 """Threads that read request records: most of the time goes there, and it frees the interpreter."""
 RequestsOf = Callable[[str], pa.Table | None]
@@ -64,6 +65,17 @@ class RepeatTable:
     """Mean over the repeats; NaN where no repeat has one."""
     se: Floats
     """Standard error; NaN under two repeats."""
+    values: Floats
+    """Every repeat's own figures, points x KEYS; NaN where unknown or invalid."""
+    group: NDArray[np.int64]
+    """The load point of each of them."""
+    repeats: tuple[tuple[Any, ...], ...]
+    """(launch, repeat, seed) of each of them."""
+
+    def repeats_of(self, index: int) -> dict[tuple[Any, ...], Floats]:
+        """(launch, repeat, seed) -> figures, of the valid repeats of one load point."""
+        rows = np.flatnonzero(self.group == index)
+        return {self.repeats[row]: self.values[row] for row in rows if not np.isnan(self.values[row]).all()}
 
     def estimates(self, index: int) -> dict[str, Estimate]:
         """Metric -> estimate of one load point."""
@@ -88,9 +100,7 @@ def repeat_table(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
     With request records the intervals of latencies come from the two-level bootstrap, else from the repeats alone.
     Those of rates always do, and those of ITL: gaps of one request are not independent.
     """
-    for name in LOAD_POINT:
-        if name not in points:
-            points = points.assign(**{name: None})
+    points = points.assign(**{name: None for name in (*LOAD_POINT, *_REPEAT) if name not in points})
     numbers = points.groupby(list(LOAD_POINT), dropna=False, sort=False).ngroup()
     group: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
     count = int(group.max()) + 1 if len(group) else 0
@@ -111,7 +121,8 @@ def repeat_table(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
         # unknown for one repeat, it is unknown for the load point
         within = _summed(group, count, np.where(seen, _within(points, seen, group, requests_of), 0.0)) / n
         error = standard_error(n, squares, within)
-    return RepeatTable(tuple(names), n.astype(np.int64), mean, error)
+    repeats = tuple(tuple(row.values()) for row in row_records(points, _REPEAT))
+    return RepeatTable(tuple(names), n.astype(np.int64), mean, error, values, group, repeats)
 
 
 def _summed(group: NDArray[np.int64], count: int, values: Floats) -> Floats:

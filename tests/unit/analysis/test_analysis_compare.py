@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,42 @@ def test_runs_that_differ_only_in_seed_are_hardly_ever_called_worse() -> None:
     runs = [synthetic_run(seed) for seed in range(400)]
     worse = sum(any(r.verdict == "worse" for r in compare((runs[2 * i], runs[2 * i + 1])).rows) for i in range(200))
     assert worse <= 20
+
+
+def same_draws(seed: int, factor: float, draws: tuple[float, ...] = (1.0, 1.2, 0.85), each: float = 0.002) -> Run:
+    """Repeats whose requests differ a lot, drawn alike in every such run; the machine adds noise of its own."""
+    rng = np.random.default_rng(seed)
+    rows = [
+        row("cap16", concurrency, repeat, seed=repeat, output_tokens_per_s=100 * draw / factor * rng.normal(1, each))
+        for concurrency in (1, 8, 16, 32)
+        for repeat, draw in enumerate(draws, 1)
+    ]
+    return Run(Path(f"nowhere/{seed}"), {"run_id": f"run-{seed}"}, pd.DataFrame(rows), {}, {}, {}, {})
+
+
+def test_runs_that_drew_the_same_requests_are_paired() -> None:
+    comparison = compare((same_draws(1, 1.0), same_draws(2, 1.05)))
+    assert {r.verdict for r in comparison.rows} == {"worse"}
+    assert "repeats are paired" in comparison.notes[0]
+    # by hand, for one load point: mean and standard error of the three log ratios, 2 degrees of freedom
+    before, after = (run.points.query("concurrency == 8")["output_tokens_per_s"] for run in
+                     (same_draws(1, 1.0), same_draws(2, 1.05)))  # fmt: skip
+    spread = np.log(after.to_numpy() / before.to_numpy()).std(ddof=1) / math.sqrt(3)
+    found = change_of(comparison, TOKENS)
+    assert math.log1p(found.high) - math.log1p(found.change) == pytest.approx(4.30265 * spread, rel=1e-4)
+
+
+def test_other_requests_or_too_few_load_points_are_not_paired() -> None:
+    other = same_draws(2, 1.05)
+    other.points["seed"] += 100
+    assert {r.verdict for r in compare((same_draws(1, 1.0), other)).rows} == {"no difference shown"}
+    runs = (same_draws(1, 1.0), same_draws(2, 1.05))
+    assert compare([replace(run, points=run.points.query("concurrency == 8")) for run in runs]).notes == ()
+    # nor are those whose seeds are not known
+    assert compare([replace(run, points=run.points.drop(columns="seed")) for run in runs]).notes == ()
+    # repeats that share a seed but nothing else are better held against each other as they are
+    apart = [same_draws(seed, 1.0, (1.0, 1.0, 1.0), each=0.02) for seed in (3, 4)]
+    assert compare(apart).notes == ()
 
 
 def plant_requests(run: Run, seed: int, factor: float) -> None:
