@@ -17,7 +17,10 @@ import sysconfig
 from pathlib import Path
 
 PROGRAMS = ("sh", "sleep", "cat", "env", "id", "ls", "mkdir", "rm", "chown", "chmod", "touch")
-WHEELS_NEED = ("libgcc_s.so.1", "libstdc++.so.6")
+WHEELS_NEED = (
+    "libgcc_s.so.1", "libstdc++.so.6", "libm.so.6", "librt.so.1", "libpthread.so.0", "libdl.so.2", "libutil.so.1",
+    "libresolv.so.2", "libnss_dns.so.2", "libnss_files.so.2",
+)  # fmt: skip
 NOT_NEEDED = shutil.ignore_patterns(
     "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3", "turtledemo", "config-*", "*.a",
 )  # fmt: skip

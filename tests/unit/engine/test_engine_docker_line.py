@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -118,3 +119,14 @@ def test_broken_deployment_files_are_named_by_line(tmp_path: Path, text: str, me
     path.write_text(text)
     with pytest.raises(UsageError, match=message):
         find_deployment(str(path))
+
+
+def test_the_proxys_command_is_one_that_the_proxy_takes() -> None:
+    from qwenbench.cli import proxy
+
+    command = yaml.safe_load(compose(find_deployment("generic")))["services"]["proxy"]["command"]
+    assert command[0] == "proxy"
+    flags = {word for word in command if word.startswith("--")}
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(proxy.command).parameters}
+    assert flags <= known
+    assert command[command.index("--served-model") + 1] == "Qwen3.5-9B"

@@ -16,7 +16,7 @@ _MOUNT = re.compile(r"(?P<source>[A-Za-z]:[\\/][^:]*|[^:]+):(?P<target>[^:]+)(?:
 _HEALTH = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health', timeout=5)"
 PROXY_IMAGE = "qwenbench:latest"
 """Made from Dockerfile.bench."""
-PROXY_PORT = 8001
+PROXY_PORT = 9000
 
 
 def docker_bash(config: ServerConfig) -> str:
@@ -53,7 +53,7 @@ def compose(config: ServerConfig) -> str:
     """A compose file: the server with a health check, and the profiles' proxy (`--profile proxy`)."""
     document: dict[str, Any] = {
         "name": container_name(config).lower().replace(".", "-"),
-        "services": {"vllm": _vllm_service(config), "proxy": _proxy_service()},
+        "services": {"vllm": _vllm_service(config), "proxy": _proxy_service(config)},
     }
     if config.docker.network:
         document["networks"] = {"default": {"name": config.docker.network, "external": True}}
@@ -89,11 +89,15 @@ def _vllm_service(config: ServerConfig) -> dict[str, Any]:
     return service
 
 
-def _proxy_service() -> dict[str, Any]:
+def _proxy_service(config: ServerConfig) -> dict[str, Any]:
     return {
         "image": PROXY_IMAGE,
         "profiles": ["proxy"],
-        "command": f"proxy --upstream http://vllm:{CONTAINER_PORT} --host 0.0.0.0 --port {PROXY_PORT}".split(),
+        "command": [
+            *f"proxy --target http://vllm:{CONTAINER_PORT} --host 0.0.0.0 --port {PROXY_PORT}".split(),
+            "--served-model",
+            _escaped(config.served_model_name),
+        ],
         "ports": [f"127.0.0.1:{PROXY_PORT}:{PROXY_PORT}"],
         "depends_on": {"vllm": {"condition": "service_healthy"}},
         "healthcheck": {
