@@ -96,10 +96,6 @@ def dispatch(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"qwenbench {name}: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # the reader (head, less) went away: nothing is wrong, and nothing more can be said
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         usage = _typer_usage_message(error)
         if usage is None:
@@ -116,4 +112,11 @@ def _typer_usage_message(error: Exception) -> str | None:
 
 def main() -> None:
     """Entry point of the `qwenbench` script."""
-    sys.exit(dispatch(sys.argv[1:]))
+    try:
+        status = dispatch(sys.argv[1:])
+        sys.stdout.flush()  # here and not at the interpreter's end, where a broken pipe could not be caught
+    except BrokenPipeError:
+        # the reader (head, less) went away: nothing is wrong, and nothing more can be said
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status)

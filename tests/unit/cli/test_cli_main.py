@@ -1,0 +1,95 @@
+"""The `qwenbench` command itself: fast help, one line for what is wrong, exit statuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwenbench import __version__
+from qwenbench.cli import main
+from qwenbench.errors import RunError, UsageError
+
+HEAVY = ("pandas", "numpy", "plotly", "pyarrow", "aiohttp", "pydantic", "typer", "rich", "pynvml", "yaml")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The heavy packages that are imported after this code ran in a new interpreter."""
+    script = f"import sys\n{code}\nprint(*(name for name in {HEAVY} if name in sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    """This, not a stop watch, keeps `qwenbench --help` fast."""
+    assert loaded_by("from qwenbench.cli.main import dispatch; dispatch(['--help']); dispatch(['--version'])") == set()
+
+
+def test_no_commands_help_imports_tables_or_figures() -> None:
+    code = f"from qwenbench.cli.main import dispatch\nfor name in {[*main.COMMANDS]}: dispatch([name, '--help'])"
+    assert not loaded_by(code) & {"pandas", "plotly", "pyarrow", "aiohttp", "pynvml"}
+
+
+@pytest.mark.parametrize("name", [*main.COMMANDS])
+def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (Path(main.__file__).with_name(f"{name}.py")).exists()
+    assert main.dispatch([name, "--help"]) == 0
+    # `simulate` hands everything to the simulator, which has vLLM's flags
+    assert f"qwenbench {name}" in capsys.readouterr().out.replace("qwenbench.simulator", "qwenbench simulate")
+
+
+def test_the_top_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"], ["-h"], ["help"]):
+        assert main.dispatch(arguments) == 0
+        shown = capsys.readouterr().out
+        assert all(f"  {name} " in shown for name in main.COMMANDS)
+    assert main.dispatch(["--version"]) == 0
+    assert capsys.readouterr().out == f"qwenbench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (UsageError("two\nlines"), 2),
+        (RunError("two\nlines"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_are_one_line_and_a_status(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(name: str, arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr(main, "_run", fail)
+    assert main.dispatch(["sweep"]) == status
+    seen = capsys.readouterr()
+    assert len(seen.err.splitlines()) == 1
+    assert seen.err.startswith("qwenbench sweep: ")
+    assert seen.out == ""
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, arguments: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(main, "_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        main.dispatch(["sweep"])
+
+
+@pytest.mark.parametrize("arguments", ["--help", "sweep --help", "prompts list"])
+def test_a_reader_that_goes_away_is_no_error(arguments: str) -> None:
+    """`qwenbench --help | head -1` ends without a traceback."""
+    command = f"{sys.executable} -m qwenbench {arguments} | true; test ${{PIPESTATUS[0]}} -le 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_the_module_can_be_run() -> None:
+    done = subprocess.run([sys.executable, "-m", "qwenbench", "swep"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Did you mean 'sweep'?" in done.stderr
