@@ -214,6 +214,15 @@ async def test_proxy_refuses_unknown_names_and_responses_without_asking_the_targ
         assert at.backend.requests == []
 
 
+async def test_proxy_tokenize_is_renamed_whatever_its_content_type() -> None:
+    async with _setting() as at:
+        body = b'{"model":"qwen3.5-instruct-general","prompt":"x"}'
+        kind = {"Content-Type": "application/x-www-form-urlencoded"}
+        async with at.session.post(at.url + "/tokenize", data=body, headers=kind) as answer:
+            assert answer.status == 418
+        assert orjson.loads(at.backend.requests[0][3]) == {"model": SERVED, "prompt": "x"}
+
+
 async def test_proxy_broken_answer_is_broken_for_the_client_too(capfd: pytest.CaptureFixture[str]) -> None:
     async with _setting() as at:
         with pytest.raises(aiohttp.ClientPayloadError):

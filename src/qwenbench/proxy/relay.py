@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from qwenbench.proxy.client_side import ClientConnection, Request
 from qwenbench.proxy.rewriting import (
+    CHAT_PATHS,
+    SAMPLING_PATHS,
     BadRequest,
     BodyChange,
     ModelListing,
@@ -72,6 +74,8 @@ class Relay:
 
 
 def _may_hold_json(request: Request) -> bool:
+    if request.head.path in SAMPLING_PATHS | CHAT_PATHS:
+        return True  # whatever it calls itself: it must not get past its profile
     kind = header(request.head.headers, b"content-type")
     return kind is None or b"json" in kind.lower()
 

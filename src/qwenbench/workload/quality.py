@@ -62,6 +62,15 @@ _SCRIPT_OF = np.zeros(c.CLASSES, dtype=np.uint8)
 for _number, _classes in enumerate(c.SCRIPTS.values(), start=1):
     _SCRIPT_OF[list(_classes)] = _number
 _ALPHABETS = ((c.LATIN_VOWEL, c.LATIN), (c.CYRILLIC_VOWEL, c.CYRILLIC), (c.GREEK_VOWEL, c.GREEK))
+_SHORTEST_RUN = 24
+_PAIR = re.compile(r"(?=([a-z][a-z]))")
+# the 130 most frequent pairs of this project's prompts in all Latin-script languages and in code
+_COMMON_PAIRS = frozenset(
+    """ab ac ad ai al am an ap ar as at ay be ca ce ch ck co ct da de di do ea ec ed ee ef el em en ep er es et ex fa fi
+    fo ge ha he hi ho ic id ie if il im in io ir is it ke la le li ll lo ls ma me mi mo mp na nc nd ne ng ni no ns nt nu
+    od of ol om on oo op or os ot ou ow pa pe pl po pr ra re ri rn ro rs rt ru sa se sh si so ss st su ta te th ti to tr
+    ts tu ue ul um un ur us ut ve wa we wh wi""".split()
+)
 _NEWLINE = ord("\n")
 _ITEM_NUMBER = re.compile(r"^[ \t]*\d+[.):]?[ \t]*", re.MULTILINE)
 _PADDING = re.compile(r"([^\w\n])\1{2,}")
@@ -108,7 +117,7 @@ def _check(text: str, language: str | None) -> set[str]:
     if len(text) > _LONGEST:
         text = text[: _LONGEST // 2] + text[-_LONGEST // 2 :]
     codes = c.code_points(text)
-    classes = c.class_table()[codes if codes.dtype == np.uint8 else np.minimum(codes, 0x10000)]
+    classes = c.class_table().take(codes if codes.dtype == np.uint8 else np.minimum(codes, 0x10000))
     counts: list[int] = np.bincount(classes, minlength=c.CLASSES).tolist()
     found: set[str] = set()
     if counts[c.REPLACEMENT] > max(2, 0.02 * len(text)):
@@ -121,7 +130,7 @@ def _check(text: str, language: str | None) -> set[str]:
     signs = counts[c.SYMBOL] + counts[c.RULE]
     if signs > 0.65 * (len(text) - counts[c.BLANK]) and not _drawn_lines(codes, classes, signs):
         found.add("symbols")
-    if _disordered(counts, len(text), signs, packed):
+    if _disordered(text, counts, packed):
         found.add("entropy")
     if language is not None and not (text.isascii() and script_expected(language) == ("latin",)):
         found |= _check_scripts(text, language, classes)
@@ -132,7 +141,10 @@ def _check(text: str, language: str | None) -> set[str]:
 
 def _endless_character(codes: npt.NDArray[Any], classes: npt.NDArray[np.uint8]) -> bool:
     """A run of one character that no rule, table, indentation or number explains."""
-    ends = np.flatnonzero(codes[1:] != codes[:-1])
+    alike = codes[1:] == codes[:-1]
+    if np.count_nonzero(alike) < min(_SHORTEST_RUN, len(codes)) - 1:
+        return False
+    ends = np.flatnonzero(~alike)
     bounds = np.concatenate(([-1], ends, [len(codes) - 1]))
     runs = np.diff(bounds)
     place = int(runs.argmax())
@@ -141,7 +153,7 @@ def _endless_character(codes: npt.NDArray[Any], classes: npt.NDArray[np.uint8]) 
         return run >= (30 if codes[bounds[place + 1]] == _NEWLINE else 400)
     if kind == c.RULE:
         return run >= 200 or (run >= 40 and run > 0.5 * len(codes))
-    return run >= 40 or (run >= 24 and kind != c.DIGIT) or (run == len(codes) and run >= 8)
+    return run >= 40 or (run >= _SHORTEST_RUN and kind != c.DIGIT) or (run == len(codes) and run >= 8)
 
 
 def _drawn_lines(codes: npt.NDArray[Any], classes: npt.NDArray[np.uint8], signs: int) -> bool:
@@ -151,21 +163,25 @@ def _drawn_lines(codes: npt.NDArray[Any], classes: npt.NDArray[np.uint8], signs:
     return bool(alike > 0.3 * signs)
 
 
-def _disordered(counts: list[int], length: int, signs: int, packed: float) -> bool:
-    """Letters drawn by chance: too few vowels to be spoken, or ideographs that nobody uses."""
+def _disordered(text: str, counts: list[int], packed: float) -> bool:
+    """Letters drawn by chance: pairs that no language puts together, or ideographs that nobody uses."""
     for vowel, consonant in _ALPHABETS:
         letters = counts[vowel] + counts[consonant]
-        if letters >= 60 and letters > 0.3 * length:
-            vowels = counts[vowel] / letters
-            # real code has few vowels too, but packs well
-            if packed > 0.60 and vowels < (0.28 if packed < 0.68 or letters < 120 else 0.31):
-                return True
-            if packed > 0.80 and vowels < 0.36 and signs > 0.2 * length:
+        if letters >= 50 and letters > 0.3 * len(text) and packed > 0.55 and counts[vowel] < 0.35 * letters:
+            # abbreviations and code have few vowels as well: where Latin letters do, their pairs decide
+            latin = consonant == c.LATIN
+            if _common_pairs(text) < 0.36 if latin else packed > 0.60 and counts[vowel] < 0.28 * letters:
                 return True
     for rare, common in ((c.HAN_RARE, c.HAN), (c.HANGUL_RARE, c.HANGUL)):
         if counts[rare] + counts[common] >= 20 and counts[rare] > 0.25 * (counts[rare] + counts[common]):
             return True
     return False
+
+
+def _common_pairs(text: str) -> float:
+    """Share of adjacent Latin letters that are a common pair: 0.6 to 0.85 in languages and code, 0.19 by chance."""
+    pairs = _PAIR.findall(text[:4000].lower())
+    return sum(map(_COMMON_PAIRS.__contains__, pairs)) / len(pairs) if len(pairs) >= 25 else 1.0
 
 
 def _check_scripts(text: str, language: str, classes: npt.NDArray[np.uint8]) -> set[str]:
@@ -200,7 +216,7 @@ def _check_scripts(text: str, language: str, classes: npt.NDArray[np.uint8]) -> 
 def _packed_share(text: str) -> float:
     """Bytes after fast deflate / bytes before: about 0.6 in prose, 0.4 in code, under 0.2 in loops."""
     data = text.encode("utf-8", "replace")
-    deflate = zlib.compressobj(1, zlib.DEFLATED, -12, 5)
+    deflate = zlib.compressobj(1, zlib.DEFLATED, -15, 5)
     return (len(deflate.compress(data)) + len(deflate.flush())) / len(data)
 
 
