@@ -21,7 +21,7 @@ _TILES: Mapping[str, tuple[str, str, int, float]] = {
     "requests_that_fit": ("Requests that fit", "requests_that_fit", 0, 1),
     "kv_cache_gib": ("KV cache, GiB", "kv_cache_gib", 2, 1),
     "vram_peak_mib": ("VRAM peak, GiB", "vram_peak_mib", 2, 1024),
-    "startup_s": ("Start-up, s", "startup_s", 0, 1),
+    "startup_s": ("Start-up, s", "startup_s", 1, 1),
 }
 """Key of Answer.expected -> label, column that defines it, digits, divisor."""
 _OBJECTIVES = {

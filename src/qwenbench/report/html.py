@@ -47,6 +47,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "filters": _filters(document),
             "answer": answer_section(run, question or question_of(run)),
             "configurations": sections.configurations(document),
+            "points": sections.points(document),
             "price": price_table(document.prices),
             "bounds": sections.bounds(document),
             "failures": sections.failures(run),

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
+from qwenbench.analysis.cells import row_records
 from qwenbench.analysis.columns import POINT_COLUMNS
 from qwenbench.report.document import ConfigView, Document, PointView
 from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term
-from qwenbench.report.points import known, level_of
+from qwenbench.report.points import is_true, known, level_of
 from qwenbench.runfolder.run import Run
 
 
@@ -59,6 +60,46 @@ def _terms(*names: str) -> Iterator[Html]:
     labels["max_num_seqs"] = "max-num-seqs"
     for name in names:
         yield term(labels.get(name, name), name)
+
+
+_POINT_COLUMNS = (
+    ("output_tokens_per_s", "Output tok/s", "output_tokens_per_s", 0),
+    ("ttft_p50", "TTFT p50, ms", "ttft_ms_p50", 0),
+    ("ttft_p99", "TTFT p99, ms", "ttft_ms_p99", 0),
+    ("tpot_p50", "TPOT p50, ms", "tpot_ms_p50", 2),
+    ("itl_p99", "ITL p99, ms", "itl_ms_p99", 2),
+    ("e2e_p50", "E2E p50, ms", "e2e_ms_p50", 0),
+)
+"""Metric -> title, the column that defines it, digits."""
+
+
+def points(document: Document) -> Html:
+    """Every load point with its main figures and their intervals, for reading aloud, copying and printing."""
+    head = ["Configuration", "Scenario", "Load", *(term(title, name) for _, title, name, _ in _POINT_COLUMNS)]
+    rows = [
+        Row(
+            (
+                join((swatch(point.config), point.config)),
+                point.workload,
+                "trace" if point.level is None else f"{point.level:g}",
+                *(_estimate(point, key, digits) for key, _, _, digits in _POINT_COLUMNS),
+            ),
+            config=point.config,
+            workload=point.workload,
+        )
+        for point in document.points
+    ]
+    return table(head, rows, numbers_from=2, caption="Load points; the small figure is half of the 95 % interval")
+
+
+def _estimate(point: PointView, key: str, digits: int) -> Html:
+    if key not in point.metrics:
+        return Html("–")
+    value, low, high = point.metrics[key]
+    shown = number(value, digits) if point.valid else tag("s", number(value, digits), title=point.invalid_reason)
+    if low is None or high is None:
+        return shown
+    return join((shown, tag("small", " ± ", number((high - low) / 2, digits))))
 
 
 def bounds(document: Document) -> Html:
@@ -123,29 +164,26 @@ def _failure_facts(failure: Mapping[str, Any]) -> str:
 
 
 def _left_out(run: Run) -> Html:
-    points = run.points
-    if points.empty:
+    if run.points.empty:
         return tag("p", "No load point finished.", class_="quiet")
-    rows = []
-    for _, row in points.iterrows():
-        broken = str(row.get("valid")).lower() == "false"
+    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    for row in row_records(run.points):
+        broken = not is_true(row.get("valid", True))
         failed = int(known(row.get("requests_failed")) or 0)
         if broken or failed:
-            level = level_of(row.to_dict())
-            reason = str(row["invalid_reason"]) if broken else ""
-            cells = (
-                row["config_id"],
-                row["scenario"],
-                "trace" if level is None else f"{level:g}",
-                failed,
-                "no" if broken else "yes",
-                reason,
-            )
-            rows.append(Row(cells, config=str(row["config_id"])))
-    if not rows:
+            level = level_of(row)
+            reason = str(known(row.get("invalid_reason")) or "no reason given") if broken else ""
+            key = (str(row["config_id"]), str(row["scenario"]), "trace" if level is None else f"{level:g}", reason)
+            groups.setdefault(key, []).append(failed)
+    if not groups:
         return tag("p", "Every point is valid and no request failed.", class_="quiet")
-    head = ("Configuration", "Scenario", "Load", "Failed requests", "Valid", "Why not")
-    return table(head, rows, numbers_from=99, caption="Points that are invalid or had failed requests")
+    rows = [
+        Row((config, scenario, level, len(failed), sum(failed), "no" if reason else "yes", reason), config=config)
+        for (config, scenario, level, reason), failed in groups.items()
+    ]
+    head = ("Configuration", "Scenario", "Load", "Repeats", "Failed requests", "Valid", "Why not")
+    summary = tag("summary", "Points that are invalid or had failed requests ", tag("span", len(rows), class_="count"))
+    return tag("details", summary, table(head, rows, numbers_from=99), open="" if len(rows) <= 12 else None)
 
 
 def conditions(run: Run) -> Html:
@@ -165,7 +203,7 @@ def conditions(run: Run) -> Html:
         tag(
             "details",
             tag("summary", group.replace("_", " "), " ", tag("span", f"{len(rows)}", class_="count")),
-            table(("Name", "Value"), rows, numbers_from=99, caption=group),
+            table(("Name", "Value"), rows, numbers_from=99),
             open="" if group in ("run", "versions", "hardware") else None,
         )
         for group, rows in groups.items()

@@ -12,14 +12,14 @@ function baseLayout(env, height) {
     hovermode: "closest", showlegend: false, annotations: [], shapes: [],
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false, font: { color: theme.ink } },
   };
-  if (env.doc.simulated) layout.annotations.push(watermark(env, 0.5, 0.5, env.width));
+  if (env.doc.simulated) layout.annotations.push(watermark(env, 0.5, 0.5, env.width, height));
   return layout;
 }
 
 // Says SIMULATED across a figure, or across each panel of one: a panel that is cut out still says it.
-function watermark(env, x, y, widthPx) {
+function watermark(env, x, y, widthPx, heightPx) {
   return { text: "SIMULATED", xref: "paper", yref: "paper", x, y, xanchor: "center", yanchor: "middle", showarrow: false, textangle: -14, opacity: 0.1,
-    font: { size: Math.max(26, Math.min(92, widthPx / 8)), color: env.theme.ink }, name: "watermark" };
+    font: { size: Math.max(20, Math.min(92, widthPx / 8, heightPx / 3)), color: env.theme.ink }, name: "watermark" };
 }
 
 function axis(env, title, more) {
@@ -46,7 +46,7 @@ function panels(env, layout, names, xTitle, yTitle, xMore, yMore, panelHeight = 
     const lastInColumn = index + columns >= names.length;
     layout["xaxis" + suffix] = axis(env, lastInColumn ? xTitle : "", { domain: [left, left + wide], anchor: "y" + suffix, ...xMore });
     layout["yaxis" + suffix] = axis(env, column === 0 ? yTitle : "", { domain: [Math.max(0, top - tall), top], anchor: "x" + suffix, rangemode: "tozero", ...yMore });
-    if (env.doc.simulated) layout.annotations.push(watermark(env, left + wide / 2, top - tall / 2, widthPx));
+    if (env.doc.simulated) layout.annotations.push(watermark(env, left + wide / 2, top - tall / 2, widthPx, heightPx));
     layout.annotations.push({ text: `<b>${Format.short(name, 48)}</b>`, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
       yanchor: "bottom", yshift: 4, showarrow: false, font: { color: env.theme.ink, size: 13 } });
     return { name, x: "x" + suffix, y: "y" + suffix, widthPx, heightPx };
@@ -79,6 +79,12 @@ function hoverOf(point, extra) {
 const openWhereInvalid = (points, symbol) => points.map((point) => (point.valid ? symbol : symbol + "-open"));
 
 const Figures = {
+  // Whether the run holds what a figure is made of, whatever is selected.
+  possible(doc, figure) {
+    const needs = { price: doc.prices.length, timeline: doc.timelines.length, prediction: doc.configs.some((config) => config.prediction.kv_cache_gib != null) };
+    return Boolean(needs[figure] ?? doc.points.length);
+  },
+
   // The figure that the project exists for: requests that fit against KV capacity, with tokens/s and TTFT on it.
   tradeoff(env) {
     const { doc, points, workloads } = env, layout = baseLayout(env, 300), data = [];
@@ -94,12 +100,12 @@ const Figures = {
         if (own.length) found.push([config, own.reduce((a, b) => (b.metrics.output_tokens_per_s[0] > a.metrics.output_tokens_per_s[0] ? b : a))]);
       });
       found.sort((a, b) => a[1].kv_cache_gib - b[1].kv_cache_gib);
-      const tiers = Figures.spread(layout, cell, found);
+      const tiers = Figures.spread(layout, cell, found), labels = [];
       found.forEach(([config, point], rank) => {
         const { color, symbol } = Style.of(config.index), rate = point.metrics.output_tokens_per_s[0], ttft = point.metrics.ttft_p50;
         const words = [`${Format.number(rate, 0)} tok/s`, ttft ? `TTFT ${Format.number(ttft[0], 0)} ms` : "TTFT –"];
         if (tiers[rank] !== null) {
-          layout.annotations.push({ x: point.kv_cache_gib, y: point.requests_that_fit, xref: cell.x, yref: cell.y, text: `<b>${words[0]}</b><br>${words[1]}`, ax: 0,
+          labels.push({ x: point.kv_cache_gib, y: point.requests_that_fit, xref: cell.x, yref: cell.y, text: `<b>${words[0]}</b><br>${words[1]}`, ax: 0,
             ay: -34 - 36 * tiers[rank], arrowhead: 0, arrowwidth: 1, arrowcolor: color, font: { size: 11.5, color: env.theme.ink }, bgcolor: env.theme.paper, borderpad: 1 });
         }
         data.push({
@@ -117,6 +123,8 @@ const Figures = {
             hovertext: [`max-num-seqs of ${Format.short(config.id, 40)}: ${config.max_num_seqs}`, ""], hoverinfo: "text" });
         }
       });
+      // the highest first: a label covers the lines that lead past it
+      layout.annotations.push(...labels.sort((a, b) => a.ay - b.ay));
     }
     return { data, layout };
   },
@@ -238,9 +246,8 @@ const Figures = {
   // A horizontal row per configuration.
   rows(env, configs, title) {
     const longest = Math.max(8, ...configs.map((config) => Math.min(28, config.id.length)));
-    const layout = baseLayout(env, 0), legendRows = env.width < 640 ? 6 : 2;
+    const legendRows = env.width < 640 ? 6 : 2, layout = baseLayout(env, configs.length * 36 + 80 + legendRows * 22);
     layout.showlegend = true;
-    layout.height = configs.length * 36 + 80 + legendRows * 22;
     layout.margin.t = 14 + legendRows * 22;
     layout.margin.l = Math.min(env.width * 0.34, longest * 7.4 + 20);
     layout.xaxis = axis(env, title, {});

@@ -27,7 +27,7 @@
     plot.classList.toggle("none", empty);
     if (empty) {
       Plotly.purge(plot);
-      plot.textContent = "Nothing to draw with this selection.";
+      plot.textContent = Figures.possible(doc, plot.dataset.figure) ? "Nothing to draw with this selection." : "";
       plot.dataset.drawn = "empty";
       return;
     }
