@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from collections.abc import Coroutine
 from datetime import datetime
@@ -131,9 +132,6 @@ def run_plan(
     paths = RunPaths(folder)
 
     async def work() -> SweepOutcome:
-        await launcher.check(plan.configurations[0].server)
-        if hardware.note and not launcher.simulated:
-            note(f"{hardware.note}: VRAM, power and energy columns stay empty.")
         with terminal_progress(console) as progress:
             return await run_sweep(
                 plan, paths, description, launcher, hardware, progress, headers, takeover=plan.options.force
@@ -160,7 +158,8 @@ def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, resumed: bool
     missing = outcome.cells - outcome.cells_done
     if missing:
         why = "interrupted" if outcome.interrupted else "finished with failures"
-        note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: qwenbench sweep --resume {folder}")
+        again = f"qwenbench sweep --resume {shlex.quote(str(folder))}"
+        note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: {again}")
     if outcome.interrupted:
         return outcome.exit_status
     if build_report and len(run.points):
@@ -180,8 +179,6 @@ def note(text: str) -> None:
 
 def show_plan(plan: Plan, launcher: Launcher, hardware: Hardware) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
-    import shlex
-
     from qwenbench.sweep.estimate import estimated_seconds
     from qwenbench.sweep.hardware import budgeted
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import aiohttp
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.server import Failure, Launcher
-from qwenbench.errors import UsageError
+from qwenbench.errors import RunError, UsageError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.runfolder.lock import RunLock
@@ -35,6 +36,8 @@ from qwenbench.sweep.recorder import Recorder
 from qwenbench.sweep.run_json import begin, finish
 from qwenbench.sweep.slots import Slot, slots_for
 from qwenbench.sweep.timings import Timings
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,22 @@ async def run_sweep(
     headers: Mapping[str, str],
     takeover: bool = False,
 ) -> SweepOutcome:
-    """Runs what is not finished yet. Raises UsageError when the folder belongs to someone else or to another plan."""
+    """Runs what is not finished yet.
+
+    Raises UsageError when nothing could be started, or the folder belongs to someone else or to another plan;
+    RunError when the folder can no longer be written.
+    """
+    slots = slots_for(plan, hardware)
+    resumed = paths.run_json.exists()
+    if not resumed:
+        await _check(plan, launcher, slots)  # before the run has a folder
     with card_locks(hardware.gpus), RunLock(paths.lock, takeover=takeover):
         meta = begin(paths, description)
         await _end_leftovers(paths, progress)
+        if resumed:
+            await _check(plan, launcher, slots)  # not earlier: our own leftover may have held the port
+        if hardware.note and not launcher.simulated:
+            progress.note(f"{hardware.note}: VRAM, power and energy columns stay empty.")
         recorder = Recorder(paths, tuple(plan.options.vary))
         async with _environment(
             plan, paths, str(meta["run_id"]), launcher, hardware, recorder, progress, headers
@@ -84,7 +99,7 @@ async def run_sweep(
             jobs = _pending(plan, recorder)
             cells = plan.cells()
             progress.plan(len(cells), sum(recorder.is_done(cell) for cell in cells))
-            failures = await _run_all(env, jobs)
+            failures = await _run_all(env, jobs, slots)
             done = sum(recorder.is_done(cell) for cell in cells)
             recorder.write_points()
             recorder.write_summary()
@@ -185,6 +200,12 @@ async def _end_leftovers(paths: RunPaths, progress: Progress) -> None:
         await remove_leftover(leftover)
 
 
+async def _check(plan: Plan, launcher: Launcher, slots: Sequence[Slot]) -> None:
+    """Raises UsageError for what can be known to be impossible on any of the places for servers."""
+    for slot in slots[: len(plan.configurations) * plan.options.relaunch_repeats]:
+        await launcher.check(slot.place(plan.configurations[0].server))
+
+
 def _pending(plan: Plan, recorder: Recorder) -> list[_Job]:
     jobs = []
     for configuration, launch in plan.launches():
@@ -195,7 +216,7 @@ def _pending(plan: Plan, recorder: Recorder) -> list[_Job]:
     return jobs
 
 
-async def _run_all(env: Environment, jobs: list[_Job]) -> dict[str, Failure]:
+async def _run_all(env: Environment, jobs: list[_Job], slots: Sequence[Slot]) -> dict[str, Failure]:
     """Runs the jobs, one per slot of cards at a time; the cells of a launch never split."""
     failures: dict[str, Failure] = {}
     waiting = iter(jobs)
@@ -210,10 +231,21 @@ async def _run_all(env: Environment, jobs: list[_Job]) -> dict[str, Failure]:
                 if outcome.failure is not None:
                     failures[job.configuration.config_id] = outcome.failure
 
-    async with asyncio.TaskGroup() as tasks:
-        for slot in slots_for(env.plan, env.hardware):
-            tasks.create_task(work(slot))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for slot in slots:
+                tasks.create_task(work(slot))
+    except ExceptionGroup as group:
+        raise _told(group.exceptions[0], env.paths) from group
     return failures
+
+
+def _told(error: Exception, paths: RunPaths) -> Exception:
+    """What ended the sweep, as the user is told it: a full disk is no traceback."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
+        return error
+    where = error.filename or paths.root
+    return RunError(f"{where}: {error.strerror}. Finished cells are safe: make room, then --resume {paths.root}.")
 
 
 def _finish(paths: RunPaths, meta: dict[str, Any], env: Environment, interrupted: bool) -> None:
