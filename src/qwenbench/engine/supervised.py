@@ -60,6 +60,7 @@ class SupervisedProcess:
             options += ["--secret", name]
         supervisor = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # not from the folder that we happen to be in
             "-m",
             "qwenbench.engine.supervisor",
             *options,

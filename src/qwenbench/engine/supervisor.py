@@ -226,7 +226,11 @@ def main(words: list[str]) -> int:
     parser.add_argument("--secret", action="append", default=[], help="name of a variable whose value is masked")
     end = words.index("--")
     given = parser.parse_args(words[:end])
-    log = LogSink(given.log, Masker.from_environment(given.secret))
+    try:
+        log = LogSink(given.log, Masker.from_environment(given.secret))
+    except OSError as error:
+        _tell(event="refused", message=f"{given.log}: {error.strerror}")
+        return 1
     return Supervisor(words[end + 1 :], log).run(given.owner_pid, given.owner_start)
 
 
