@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.levels import Curve, Reading, Workload, curve_of, mixed, rows_under
+from qwenbench.analysis.levels import Curve, Reading, Workload, mixed, rows_under
 from qwenbench.analysis.limits import Limit, show
 from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.statistics import Estimate
@@ -110,8 +110,8 @@ class Candidate:
         ]
 
 
-def judge(run: Run, config_id: str, question: Question, workloads: Sequence[Workload]) -> Candidate | Excluded:
-    """One configuration of the run: a candidate, or why it is none."""
+def judge(run: Run, config_id: str, question: Question, curves: Sequence[Curve]) -> Candidate | Excluded:
+    """One configuration of the run, by its curve under each workload: a candidate, or why it is none."""
     failure = run.failures.get(config_id)
     if failure is not None:
         advice = f" ({failure['advice']})" if failure.get("advice") else ""
@@ -120,7 +120,6 @@ def judge(run: Run, config_id: str, question: Question, workloads: Sequence[Work
     broken = rows.loc[rows["invalid_reason"].astype("string").str.contains(BROKEN, na=False), "invalid_reason"]
     if len(broken):
         return Excluded(config_id, str(broken.iloc[0]))
-    curves = [curve_of(rows, workload) for workload in workloads]
     for curve in curves:
         if not curve.levels:
             return Excluded(config_id, _why_unmeasured(rows, curve.workload), unmeasured=curve.workload)

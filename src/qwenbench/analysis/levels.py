@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.cells import valid_rows
-from qwenbench.analysis.statistics import Estimate, combined, estimates_of
+from qwenbench.analysis.request_arrays import Floats
+from qwenbench.analysis.statistics import Estimate, RepeatTable, combined, repeat_table
 
 FACTS = (
     "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "requests_that_fit", "vram_ready_mib", "vram_peak_mib",
@@ -103,22 +105,41 @@ def rows_under(points: pd.DataFrame, workload: Workload) -> pd.DataFrame:
     return points[wanted & points["concurrency"].notna()]
 
 
-def curve_of(rows: pd.DataFrame, workload: Workload) -> Curve:
-    """The curve of one configuration's rows under a workload, from valid points only."""
-    valid = valid_rows(rows_under(rows, workload))
-    levels = [_level(group) for _, group in valid.groupby("concurrency")]
-    return Curve(workload, tuple(sorted(levels, key=lambda level: level.concurrency)))
+def curves_of(points: pd.DataFrame, workloads: Sequence[Workload]) -> dict[tuple[str, Workload], Curve]:
+    """The curve of every configuration under every workload, from valid closed-loop points only."""
+    valid = valid_rows(points)
+    valid = valid[valid["concurrency"].notna()]
+    table = repeat_table(valid)
+    facts, failed = _facts(valid, table), _gathered(valid, table, "requests_failed", np.add, 0.0)
+    levels: dict[tuple[str, str, str], list[Level]] = {}
+    for index, point in enumerate(table.load_points):
+        name = (str(point["config_id"]), str(point["scenario"]), str(point["profile"]))
+        known = {fact: float(values[index]) for fact, values in facts.items() if not np.isnan(values[index])}
+        level = Level(int(point["concurrency"]), table.estimates(index), known, int(failed[index]))
+        levels.setdefault(name, []).append(level)
+    curves = {}
+    for config in dict.fromkeys(points["config_id"].astype(str)):
+        for workload in workloads:
+            found = levels.get((config, workload.scenario, workload.profile), [])
+            curves[config, workload] = Curve(workload, tuple(sorted(found, key=lambda level: level.concurrency)))
+    return curves
 
 
-def _level(rows: pd.DataFrame) -> Level:
-    concurrency = int(pd.to_numeric(rows["concurrency"]).iloc[0])
-    facts = {}
-    for name in FACTS:
-        values = pd.to_numeric(rows[name]).dropna() if name in rows else pd.Series(dtype=float)
-        if len(values):
-            facts[name] = float(values.min() if name in _SMALLEST_COUNTS else values.max())
-    failed = int(pd.to_numeric(rows["requests_failed"]).fillna(0).sum())
-    return Level(concurrency, estimates_of(rows), facts, failed)
+def _facts(rows: pd.DataFrame, table: RepeatTable) -> dict[str, Floats]:
+    """FACTS by load point: of the repeats the least favourable value, NaN where none is known."""
+    return {
+        name: _gathered(rows, table, name, np.fmin if name in _SMALLEST_COUNTS else np.fmax, np.nan)
+        for name in FACTS
+        if name in rows
+    }
+
+
+def _gathered(rows: pd.DataFrame, table: RepeatTable, name: str, pick: np.ufunc, start: float) -> Floats:
+    """A column by load point: its values over the repeats joined by `pick`, from `start` on."""
+    found = np.full(len(table.load_points), start)
+    values = pd.to_numeric(rows[name]).to_numpy(dtype=np.float64)
+    pick.at(found, table.group, np.nan_to_num(values) if pick is np.add else values)
+    return found
 
 
 def mixed(readings: Sequence[Reading]) -> dict[str, Estimate]:

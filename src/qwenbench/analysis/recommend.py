@@ -12,7 +12,7 @@ import pandas as pd
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Excluded, Question, judge, signed
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.deploy import DeployLines, deploy_lines
-from qwenbench.analysis.levels import Reading, Workload, workloads_of
+from qwenbench.analysis.levels import Curve, Reading, Workload, curves_of, workloads_of
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.statistics import Estimate, critical
 from qwenbench.errors import UsageError
@@ -102,7 +102,11 @@ def recommend(run: Run, question: Question) -> Answer:
     points = _closed_loop(run, question)
     workloads = workloads_of(points, question.weights or {})
     names = list(dict.fromkeys([*run.points["config_id"].astype(str), *run.launches, *run.failures]))
-    judged = [judge(run, name, question, workloads) for name in names]
+    curves = curves_of(points, workloads)
+    judged = [
+        judge(run, name, question, [curves.get((name, workload), Curve(workload, ())) for workload in workloads])
+        for name in names
+    ]
     candidates = sorted(
         (item for item in judged if isinstance(item, Candidate)), key=lambda c: _rank(c, question), reverse=True
     )
