@@ -77,9 +77,9 @@ LOCK = $(VENV)/lock/bin/uv pip compile --quiet --no-config --universal --python-
   --no-emit-index-url --no-emit-find-links --no-annotate --no-header $(LOCK_ARGS) pyproject.toml -
 
 lock: $(VENV)/.python ## remake the lock files (LOCK_ARGS=--upgrade for newer versions)
-	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip --quiet install uv; }
-	printf 'hatchling\neditables\n' | $(LOCK) --output-file requirements.lock
-	printf 'hatchling\neditables\n' | $(LOCK) --group dev --group browser --constraint requirements.lock --output-file requirements-dev.lock
+	@test -x $(VENV)/lock/bin/uv || { $(PYTHON) -m venv $(VENV)/lock && $(VENV)/lock/bin/python -m pip -qq install uv; }
+	@printf 'hatchling\neditables\n' | $(LOCK) --output-file requirements.lock
+	@printf 'hatchling\neditables\n' | $(LOCK) --group dev --group browser --constraint requirements.lock --output-file requirements-dev.lock
 
 clean: ## remove .venv and caches; runs in results/ stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
