@@ -63,3 +63,4 @@ workloads.forEach((_, place) => {
 });
 select.addEventListener("change", draw);
 if (measured.length) draw();
+document.documentElement.dataset.ready = "yes";
