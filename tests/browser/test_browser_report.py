@@ -105,6 +105,7 @@ def test_dark_and_narrow_and_paper(report: Open) -> None:
     assert page.js("return document.documentElement.scrollWidth") <= 400
     page.shoot("dark-narrow")
     page.js("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.js("return document.getElementById('f-pareto').layout.width") == 680
     assert page.js("return document.documentElement.dataset.theme") == "light"
     page.js("window.dispatchEvent(new Event('afterprint'))")
     page.settle()

@@ -225,7 +225,7 @@ const Figures = {
         marker: { color: theme.parts[key], pattern: { shape: pattern, fillmode: "overlay", fgcolor: theme.paper, size: 6, solidity: 0.2 }, line: { color: theme.paper, width: 1 } },
         hovertext: values.map((value, index) => `<b>${Format.short(names[index], 60)}</b><br>${label}: ${Format.number(value, 2)} GiB`), hoverinfo: "text" });
     }
-    const seen = [["vram_before_gib", "NVML before", "line-ns-open"], ["vram_ready_gib", "NVML ready", "diamond-open"], ["vram_peak_gib", "NVML peak", "triangle-right"]];
+    const seen = [["vram_before_gib", "VRAM before", "line-ns-open"], ["vram_ready_gib", "VRAM ready", "diamond-open"], ["vram_peak_gib", "VRAM peak", "triangle-right"]];
     for (const [key, label, symbol] of seen) {
       const values = configs.map((config) => config[key]);
       if (values.every((value) => value === null)) continue;
@@ -262,15 +262,16 @@ const Figures = {
     const layout = Figures.rows(env, configs, "KV cache (GiB)"), names = configs.map((config) => config.id);
     const predicted = configs.map((config) => config.prediction.kv_cache_gib);
     const side = (key, sign) => configs.map((config, index) => (config.prediction[key] == null ? 0 : sign * (config.prediction[key] - predicted[index])));
+    const seen = env.doc.simulated ? "the simulator's log" : "measured: the server's log";
     const measured = configs.map((config) => config.ledger.kv_cache_gib ?? null);
-    const off = configs.map((_, index) => (measured[index] === null ? "not measured" : `off by ${Format.number(100 * (predicted[index] / measured[index] - 1), 1)} %`));
+    const off = configs.map((_, index) => (measured[index] === null ? "no figure in the log" : `off by ${Format.number(100 * (predicted[index] / measured[index] - 1), 1)} %`));
     const data = [
       { type: "scatter", mode: "markers", name: "predicted, with its range", y: names, x: predicted,
         error_x: { type: "data", symmetric: false, array: side("kv_cache_gib_high", 1), arrayminus: side("kv_cache_gib_low", -1), thickness: 1.4, width: 5, color: theme.soft },
         marker: { symbol: "diamond-open", size: 11, color: theme.soft, line: { width: 2 } }, hoverinfo: "text",
         hovertext: configs.map((config, index) => `<b>${Format.short(config.id, 60)}</b><br>predicted: ${Format.number(predicted[index], 2)} GiB<br>${off[index]}<br>${Format.short(config.prediction.basis ?? "", 90)}`) },
-      { type: "scatter", mode: "markers", name: "measured", y: names, x: measured, marker: { symbol: "circle", size: 10, color: theme.accent }, hoverinfo: "text",
-        hovertext: configs.map((config, index) => `<b>${Format.short(config.id, 60)}</b><br>measured: ${Format.number(measured[index], 2)} GiB<br>${off[index]}`) },
+      { type: "scatter", mode: "markers", name: seen, y: names, x: measured, marker: { symbol: "circle", size: 10, color: theme.accent }, hoverinfo: "text",
+        hovertext: configs.map((config, index) => `<b>${Format.short(config.id, 60)}</b><br>${seen}: ${Format.number(measured[index], 2)} GiB<br>${off[index]}`) },
     ];
     return { data: configs.length ? data : [], layout };
   },

@@ -8,6 +8,8 @@
   const off = { workload: new Set(), config: new Set() };
   const plots = [...document.querySelectorAll("figure.plot")];
   const all = (selector) => [...document.querySelectorAll(selector)];
+  const PAPER = 680; // CSS pixels: what A4 and Letter both hold between their margins
+  let printing = false;
   const pick = document.getElementById("pick");
 
   function environment(plot) {
@@ -15,7 +17,7 @@
     const configs = doc.configs.filter((config) => !off.config.has(config.id));
     return {
       doc, configs, points: doc.points.filter(shown), workloads: doc.workloads.filter((name) => !off.workload.has(name)),
-      theme: Style.theme(), width: Math.max(280, Math.floor(plot.clientWidth)), legend: configs.length <= 8,
+      theme: Style.theme(), width: printing ? PAPER : Math.max(280, Math.floor(plot.clientWidth)), legend: configs.length <= 8,
       metric: plot.dataset.metric, log: document.getElementById("latency-log").checked && plot.id === "f-latency",
       timeline: doc.timelines[Number(pick.value)], cards: (id) => byId.get(id)?.cards ?? 1, index: (id) => byId.get(id)?.index ?? 0,
     };
@@ -194,10 +196,11 @@
   let themeBeforePrint = "light";
   window.addEventListener("beforeprint", () => {
     themeBeforePrint = document.documentElement.dataset.theme;
+    printing = true;
     setTheme("light");
     for (const plot of plots) draw(plot);
   });
-  window.addEventListener("afterprint", () => { setTheme(themeBeforePrint); redraw(); });
+  window.addEventListener("afterprint", () => { printing = false; setTheme(themeBeforePrint); redraw(); });
 
   let width = window.innerWidth, timer = 0;
   window.addEventListener("resize", () => {
