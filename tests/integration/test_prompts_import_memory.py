@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from qwenbench.workload.prompts import load_prompt_set
@@ -30,6 +33,19 @@ def _import(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def _peak_mb(done: subprocess.CompletedProcess[str]) -> float:
     return int(done.stderr.rsplit("peak ", 1)[1]) / 1024
+
+
+def test_import_parquet_row_group_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    draw = random.Random(1)
+    texts = [draw.randbytes(1000).hex() for _ in range(60_000)]
+    table = pa.table({"question": texts, "answer": ["#### 7"] * len(texts)})
+    pq.write_table(table, path, row_group_size=len(texts), use_dictionary=False, compression="none")
+    assert path.stat().st_size > 110_000_000
+    done = _import(str(path), "--out", str(tmp_path / "out.jsonl"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["written"] == len(texts)
+    assert _peak_mb(done) < 300
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])

@@ -269,6 +269,27 @@ async def test_proxy_pipelined_and_split_requests() -> None:
         writer.close()
 
 
+async def test_proxy_serves_http_1_0_without_chunks_and_answers_expect() -> None:
+    async with _setting() as at:
+        at.backend.go_on.set()
+        body = b'{"model":"qwen3.5-thinking-coding","messages":[]}'
+        for version, connection in ((b"1.0", b""), (b"1.1", b"connection: close\r\nexpect: 100-continue\r\n")):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(at.url.rsplit(":", 1)[1]))
+            writer.write(
+                b"POST %b HTTP/%b\r\nhost: x\r\n%bcontent-length: %d\r\n\r\n"
+                % (CHAT.encode(), version, connection, len(body))
+            )
+            if connection:
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            writer.write(body)
+            head = await reader.readuntil(b"\r\n\r\n")
+            rest = await reader.read()
+            assert (b"chunked" in head) is (version == b"1.1")
+            assert rest.startswith(b"data: ") is (version == b"1.0")
+            assert b"[DONE]" in rest
+            writer.close()
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [

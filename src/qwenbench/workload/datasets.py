@@ -216,7 +216,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path, pre_buffer=False)
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_CHUNK)
     except pa.ArrowException as error:
         raise UsageError(f"{path}: no readable Parquet file: {str(error).splitlines()[0]}.") from error
     number = 0
