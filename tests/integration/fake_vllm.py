@@ -20,6 +20,7 @@ parser.add_argument("--host")
 parser.add_argument("--port", type=int)
 parser.add_argument("--ignore-term", action="store_true")
 parser.add_argument("--stubborn-child", action="store_true", help="a child in a session of its own (EngineCore)")
+parser.add_argument("--bare-child", action="store_true", help="a child whose environment cannot be read")
 parser.add_argument("--say", help="text to print")
 parser.add_argument("--say-env", help="variable whose value is printed")
 parser.add_argument("--exit", type=int, help="exit at once with this code")
@@ -30,6 +31,8 @@ given, _ = parser.parse_known_args()
 
 if given.stubborn_child:
     subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True)
+if given.bare_child:
+    subprocess.Popen([sys.executable, "-c", CHILD], env={})
 if given.ignore_term:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:

@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, {here!r})
 from test_engine_process import launch
 async def main():
-    server = await launch(Path({folder!r}), {port}, "--stubborn-child", "--ignore-term")
+    server = await launch(Path({folder!r}), {port}, "--stubborn-child", "--bare-child", "--ignore-term")
     await server.wait_ready(20)
     print("ready", flush=True)
     await asyncio.sleep(600)
@@ -77,13 +77,20 @@ async def test_a_dead_owners_server_is_found_and_ended(tmp_path: Path, owner: su
 
     found = find_leftovers(run)
     assert [(left.kind, left.run_id) for left in found] == [("process", "run-1")]
-    assert set(found[0].pids) == set(with_variable(VARIABLE, mark))
-    assert len(found[0].pids) == 2
-    assert [left.pids for left in find_leftovers(None)].count(found[0].pids) == 1
+    assert set(found[0].pids) > set(with_variable(VARIABLE, mark))
+    assert len(found[0].pids) == 3  # vLLM's engine writes its title over its environment: it has no mark
+    assert [set(left.pids) for left in find_leftovers(None)].count(set(found[0].pids)) == 1
     assert find_leftovers(tmp_path / "another-run") == []
+
+    # the first process goes away by itself: the engine that it leaves behind is found all the same
+    os.kill(record["pid"], signal.SIGKILL)
+    _wait_until("the server's end", lambda: process_start_time(record["pid"]) is None)
+    found = find_leftovers(run)
+    assert len(found[0].pids) == 2
 
     assert await remove_leftover(found[0])
     assert with_variable(VARIABLE, mark) == []
+    assert not any(process.is_running() for process in found[0].processes)
     assert find_leftovers(run) == []
 
 

@@ -11,7 +11,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from qwenbench.engine.docker.container import remove
 from qwenbench.engine.launch_file import NAME as LAUNCH_FILE
 from qwenbench.engine.launch_file import read_launch_record
 from qwenbench.engine.launch_mark import VARIABLE, owner_of
-from qwenbench.engine.process_tree import by_variable, send
-from qwenbench.process_identity import ProcessIdentity, host_name, user_name
+from qwenbench.engine.process_tree import by_variable, descendants, in_sessions, send
+from qwenbench.engine.server import LaunchRecord
+from qwenbench.process_identity import ProcessIdentity, boot_id, host_name, process_start_time, user_name
 
 _GRACE_S = 10.0
+_KILLED_S = 2.0
 _POLL_S = 0.03
 _LIST_LIMIT_S = 10.0
 
@@ -37,8 +39,13 @@ class Leftover:
     name: str
     """What a user would call it: the container's name, or the server's process ids."""
     run_id: str | None
-    pids: tuple[int, ...] = ()
+    processes: tuple[ProcessIdentity, ...] = ()
     container: str | None = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Ids of its processes."""
+        return tuple(process.pid for process in self.processes)
 
 
 def find_leftovers(run_folder: Path | None) -> list[Leftover]:
@@ -55,22 +62,19 @@ async def remove_leftover(leftover: Leftover) -> bool:
     if leftover.container is not None:
         await command.docker("stop", "-t", f"{_GRACE_S:.0f}", leftover.container, limit_s=_GRACE_S + command.QUICK_S)
         return await remove(leftover.container)
-    send(leftover.pids, signal.SIGTERM)
-    if not await _ended(leftover.pids, _GRACE_S):
-        send(leftover.pids, signal.SIGKILL)
-    return await _ended(leftover.pids, 2.0)
+    await _end(leftover.processes, signal.SIGTERM, _GRACE_S)
+    return await _end(leftover.processes, signal.SIGKILL, _KILLED_S)
 
 
-async def _ended(pids: tuple[int, ...], limit_s: float) -> bool:
+async def _end(processes: Sequence[ProcessIdentity], number: signal.Signals, limit_s: float) -> bool:
+    """Sends a signal to those that still run, and waits. True when none runs any more."""
+    send([process.pid for process in processes if process.is_running()], number)
     deadline = time.monotonic() + limit_s
-    wanted = set(pids)
-    while True:
-        left = wanted & {pid for found in by_variable(VARIABLE).values() for pid in found}
-        if not left:
-            return True
+    while any(process.is_running() for process in processes):
         if time.monotonic() >= deadline:
             return False
         await asyncio.sleep(_POLL_S)
+    return True
 
 
 def _is_dead(owner: ProcessIdentity | None) -> bool:
@@ -79,24 +83,46 @@ def _is_dead(owner: ProcessIdentity | None) -> bool:
 
 
 def _processes(run_folder: Path | None) -> Iterator[Leftover]:
-    marks = by_variable(VARIABLE)
-    runs = dict(_marks_of_run(run_folder)) if run_folder is not None else None
-    for mark, pids in marks.items():
-        if runs is not None and mark not in runs:
-            continue
-        if _is_dead(owner_of(mark)):
-            text = ", ".join(map(str, pids))
-            yield Leftover("process", f"server processes {text}", runs[mark] if runs else None, tuple(pids))
+    marked = by_variable(VARIABLE)
+    if run_folder is None:
+        for mark, pids in marked.items():
+            if _is_dead(owner_of(mark)):
+                yield _leftover(None, pids)
+        return
+    for record in _records(run_folder):
+        owner = ProcessIdentity(record.host or "", record.boot_id, record.owner_pid or 0, record.owner_start_time)
+        pids = marked.get(record.env.get(VARIABLE, ""), [])
+        if _is_dead(owner) and (found := [*pids, *_session_of(record)]):
+            yield _leftover(record.run_id, found)
 
 
-def _marks_of_run(run_folder: Path) -> Iterator[tuple[str, str | None]]:
+def _leftover(run_id: str | None, pids: Sequence[int]) -> Leftover:
+    everything = dict.fromkeys((*pids, *(child for pid in pids for child in descendants(pid))))
+    text = ", ".join(map(str, everything))
+    return Leftover("process", f"server processes {text}", run_id, tuple(map(ProcessIdentity.of, everything)))
+
+
+def _session_of(record: LaunchRecord) -> list[int]:
+    """What is left in the session that a server's first process led.
+
+    vLLM's engine processes write their titles over their environment, so their mark cannot be read; a session's
+    number is not given to another process while somebody is left in it.
+    """
+    if record.pid is None or record.start_time is None or record.boot_id != boot_id():
+        return []
+    leader = process_start_time(record.pid)
+    if leader is not None and leader != record.start_time:
+        return []  # the number belongs to somebody else now
+    started = ((pid, process_start_time(pid)) for pid in in_sessions([record.pid]))
+    return [pid for pid, start in started if start is not None and start >= record.start_time]
+
+
+def _records(run_folder: Path) -> Iterator[LaunchRecord]:
     for path in run_folder.glob(f"servers/**/{LAUNCH_FILE}"):
         try:
-            record = read_launch_record(path)
+            yield read_launch_record(path)
         except (OSError, ValueError):
             continue  # half a file from a crash says nothing
-        if VARIABLE in record.env:
-            yield record.env[VARIABLE], record.run_id
 
 
 def _containers(run_id: str | None) -> Iterator[Leftover]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -16,9 +17,17 @@ def _processes() -> Iterator[tuple[int, Path]]:
             yield int(folder.name), folder
 
 
-def parents() -> dict[int, int]:
-    """pid -> parent's pid of every process that is visible and no zombie."""
-    found: dict[int, int] = {}
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a process stands."""
+
+    parent: int
+    session: int
+
+
+def places() -> dict[int, Place]:
+    """pid -> place of every process that is visible and no zombie."""
+    found: dict[int, Place] = {}
     for pid, folder in _processes():
         try:
             stat = (folder / "stat").read_text()
@@ -27,15 +36,15 @@ def parents() -> dict[int, int]:
         # the command name may hold spaces and brackets: count from the last one
         fields = stat[stat.rindex(")") + 2 :].split()
         if fields[0] not in ("Z", "X"):
-            found[pid] = int(fields[1])
+            found[pid] = Place(parent=int(fields[1]), session=int(fields[3]))
     return found
 
 
 def descendants(root: int) -> list[int]:
     """Every process below `root` (itself not included), nearest first."""
     children: dict[int, list[int]] = {}
-    for pid, parent in parents().items():
-        children.setdefault(parent, []).append(pid)
+    for pid, place in places().items():
+        children.setdefault(place.parent, []).append(pid)
     found: list[int] = []
     todo = [root]
     while todo:
@@ -66,6 +75,19 @@ def by_variable(name: str) -> dict[str, list[int]]:
 def with_variable(name: str, value: str) -> list[int]:
     """Processes of this user that were started with this environment variable and value."""
     return by_variable(name).get(value, [])
+
+
+def in_sessions(leaders: Iterable[int]) -> list[int]:
+    """Processes of this user in the sessions of these leaders (a session outlives its leader)."""
+    wanted, user = set(leaders), os.getuid()
+    return [pid for pid, place in places().items() if place.session in wanted and _user_of(pid) == user]
+
+
+def _user_of(pid: int) -> int | None:
+    try:
+        return (_PROC / str(pid)).stat().st_uid
+    except OSError:
+        return None
 
 
 def send(pids: Iterable[int], number: signal.Signals) -> None:
