@@ -26,7 +26,7 @@ from qwenbench.load.source import Share, shares
 from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop
 from qwenbench.load.watch import ProcessHealth
 
-STREAMS_PER_PROCESS = 128
+STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""
 _START_DELAY_NS = 30 * NS_PER_MS
 _PROGRESS_S = 1.0
@@ -36,10 +36,10 @@ OnProgress = Callable[[LoadProgress], None]
 
 
 def default_processes(streams: int, cores: int | None = None) -> int:
-    """Client processes for a number of streams: one per 128, on half of the cores at most."""
+    """Client processes for a number of streams: one per 256, but no more than cores."""
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores // 2))
+    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores))
 
 
 async def run_load(

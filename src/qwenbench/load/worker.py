@@ -22,6 +22,7 @@ from qwenbench.load.address import address_of
 from qwenbench.load.alarm import Alarm
 from qwenbench.load.clock import now_ns
 from qwenbench.load.exchange import Transport
+from qwenbench.load.latency import ask_for_short_slices
 from qwenbench.load.messages import (
     Failed,
     Finished,
@@ -205,6 +206,7 @@ def _allow_many_sockets() -> None:
 def main() -> None:
     """Serve the parent until its end of stdin."""
     _allow_many_sockets()
+    ask_for_short_slices()
     out_fd = os.dup(1)
     os.dup2(2, 1)  # a stray print must not end up between two messages
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qwenbench.errors import RunError, UsageError
 from qwenbench.load.address import address_of
 from qwenbench.load.alarm import Alarm
 from qwenbench.load.clock import ClockWatch, clock_gap_ns, now_ns
+from qwenbench.load.latency import ask_for_short_slices
 from qwenbench.load.rows import to_table
 from qwenbench.load.run import default_processes
 from qwenbench.load.selfcheck import ClientError, compare
@@ -140,8 +142,14 @@ async def test_alarm_calls_in_order_of_due_times_and_never_early() -> None:
 
 
 def test_processes_from_streams_and_cores() -> None:
-    assert [default_processes(streams, 16) for streams in (1, 128, 129, 400, 5000)] == [1, 1, 2, 4, 8]
-    assert default_processes(400, 2) == default_processes(400, 1) == 1
+    assert [default_processes(streams, 16) for streams in (1, 256, 257, 600, 9000)] == [1, 1, 2, 3, 16]
+    assert (default_processes(400, 2), default_processes(400, 1)) == (2, 1)
+
+
+def test_short_slices_leave_priority_and_policy_alone() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    assert ask_for_short_slices() in (True, False)
+    assert (os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0)) == (before, os.SCHED_OTHER)
 
 
 HEALTH = ClientHealth(1, "kernel", 0.4, 1.0, 2.0, 0.01, 14.0)
