@@ -26,6 +26,7 @@ from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.sweep.watching import Samples, Watch
+from qwenbench.workload.quality import cut_in_reasoning
 
 DEFAULT_BATCHED_TOKENS = 2048
 """What vLLM takes for --max-num-batched-tokens on a card under 70 GiB."""
@@ -83,8 +84,22 @@ async def measure(
     if client_error is not None:
         context = replace(context, client_error_ms=client_error.mean_ms, client_error_p99_ms=client_error.p99_ms)
     context = replace(context, client_invalid_reason=client_verdict(result, client_error))
+    _count_unanswered(env, cell, result)
     row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
     return CellResult(row, result.requests, samples, result.texts, not await healthy(env, state.base_url))
+
+
+def _count_unanswered(env: Environment, cell: Cell, result: LoadResult) -> None:
+    """Says how many thinking answers reached their output limit before they answered: their TTFO is empty."""
+    columns = [result.requests[name].to_pylist() for name in ("reasoning_chars", "answer_chars", "finish_reason")]
+    # a request that failed has no answer to count
+    rows = zip(*columns, strict=True)
+    cut = sum(cut_in_reasoning(thought or 0, answered or 0, reason) for thought, answered, reason in rows)
+    if cut:
+        env.progress.note(
+            f"{cell.cell_id}: {cut} of {result.requests.num_rows} answers reached their output limit while still "
+            "thinking; raise --output-tokens, or choose an instruct profile, to measure whole answers"
+        )
 
 
 def _name_others(env: Environment, samples: Samples, state: ServerState) -> None:
