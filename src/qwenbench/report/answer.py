@@ -54,7 +54,10 @@ def answer_section(run: Run, question: Question) -> Html:
         return tag("p", f"No recommendation: {error}", class_="quiet")
     if answer.config_id is None:
         return join((_nothing(answer), _excluded(answer)))
-    return join((_headline(answer), _lines(run, answer), _tiles(answer), _reasons(answer), _excluded(answer)))
+    other = tag(
+        "p", "For other users or limits: ", tag("code", "qwenbench recommend RUN --users N --slo ..."), class_="quiet"
+    )
+    return join((_headline(answer), _lines(run, answer), _tiles(answer), _reasons(answer), _excluded(answer), other))
 
 
 def _asked(question: Question) -> str:

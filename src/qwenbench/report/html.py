@@ -99,6 +99,7 @@ def _masthead(run: Run, document: Document) -> Html:
     vllm = versions.get("vllm") if isinstance(versions, dict) else None
     vllm = vllm or next((ledger["vllm_version"] for ledger in run.ledgers.values() if ledger.get("vllm_version")), None)
     facts = [
+        *_models(run),
         document.card_name or "card not known",
         f"vLLM {vllm}" if vllm else "vLLM version not known",
         _count(len(document.configs), "configuration"),
@@ -111,6 +112,12 @@ def _masthead(run: Run, document: Document) -> Html:
         else Html("")
     )
     return join((tag("h1", run.run_id), tag("p", join(facts, " · "), class_="facts"), banner))
+
+
+def _models(run: Run) -> list[str]:
+    """The models that were served, as their launches name them."""
+    servers = (launch.get("server") for launch in run.launches.values())
+    return list(dict.fromkeys(str(s["model"]) for s in servers if isinstance(s, dict) and s.get("model")))
 
 
 def _count(number: int, word: str) -> str:
