@@ -17,7 +17,7 @@ from qwenbench.cli.deployment import app
 from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.engine.deployments import deployment_names, find_deployment
 from qwenbench.engine.docker.labels import labels_for, owner_of
-from qwenbench.engine.docker.line import run_argv, shown_argv
+from qwenbench.engine.docker.line import run_argv, seen_from_wsl, shown_argv
 from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
 from qwenbench.errors import UsageError
 from qwenbench.process_identity import ProcessIdentity
@@ -42,7 +42,21 @@ def test_what_is_run_differs_by_the_documented_list_only(name: str) -> None:
     assert run[6:after_labels] == [word for key, text in labels.items() for word in ("--label", f"{key}={text}")]
     shown = shown_argv(config)
     assert shown[:5] == ["docker", "run", "--rm", "--name", "Qwen3.5-9B-NVFP4"]
-    assert run[after_labels:] == shown[5:]
+    assert run[after_labels:] == [{"E:\\cache:/root/.cache": "/mnt/e/cache:/root/.cache"}.get(w, w) for w in shown[5:]]
+
+
+@pytest.mark.parametrize(
+    ("mount", "seen"),
+    [
+        ("E:\\cache:/root/.cache", "/mnt/e/cache:/root/.cache"),
+        ("C:/Users/me/hf cache:/root/.cache:ro", "/mnt/c/Users/me/hf cache:/root/.cache:ro"),
+        ("D:\\:/root/.cache", "/mnt/d:/root/.cache"),
+        ("/srv/cache:/root/.cache", "/srv/cache:/root/.cache"),
+        ("cache:/root/.cache", "cache:/root/.cache"),
+    ],
+)
+def test_a_windows_path_is_mounted_from_where_wsl_sees_it(mount: str, seen: str) -> None:
+    assert seen_from_wsl(mount) == seen
 
 
 @pytest.mark.parametrize("name", deployment_names())

@@ -5,7 +5,9 @@ What is run differs from what is shown by this list only, which a test holds:
 - --init: SIGTERM reaches the server at once, also before its handler exists;
 - --pull=never: the image was pulled before, where progress can be shown;
 - a name of its own, so that nothing of the user's is in the way;
-- labels that say whose container it is.
+- labels that say whose container it is;
+- a cache under a Windows path is mounted from where WSL sees it (E:\\cache -> /mnt/e/cache), since the shown line is
+  for a Windows terminal and qwenbench runs in WSL.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from qwenbench.engine.config import ServerConfig
 
 CONTAINER_PORT = 8000
 """vLLM's default port; the image's server listens there."""
+_WINDOWS_MOUNT = re.compile(r"(?P<drive>[A-Za-z]):(?P<folder>[\\/][^:]*)(?P<rest>:.*)\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,4 +99,17 @@ def run_argv(config: ServerConfig, name: str, labels: Mapping[str, str], docker:
     own = [docker, "run", "--init", "--pull=never", "--name", name]
     for key, text in labels.items():
         own += ["--label", f"{key}={text}"]
-    return own + [word.text for group in rest for word in group]
+    shown = [word.text for group in rest for word in group]
+    mount = config.docker.cache_mount
+    if mount is not None and (seen := seen_from_wsl(mount)) != mount:
+        shown[shown.index(mount)] = seen
+    return own + shown
+
+
+def seen_from_wsl(mount: str) -> str:
+    """A mount whose host part is a Windows path, with that path as WSL mounts its drive; others unchanged."""
+    found = _WINDOWS_MOUNT.match(mount)
+    if found is None:
+        return mount
+    folder = found["folder"].replace("\\", "/").strip("/")
+    return f"/mnt/{found['drive'].lower()}/{folder}".rstrip("/") + found["rest"]
