@@ -14,7 +14,7 @@ from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.gate import Gate, GateRule, judge_gate
 from qwenbench.analysis.pairing import pair_repeats
-from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_of_run
+from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.run import Run
 
@@ -139,7 +139,7 @@ def compare(runs: Sequence[Run], rules: Sequence[GateRule] = (), *, force: bool 
 
 
 def _table(run: Run) -> RepeatTable:
-    return repeat_table(run.points, requests_of_run(run)) if len(run.points) else repeat_table(pd.DataFrame())
+    return repeat_table(run.points, requests_under(run.path)) if len(run.points) else repeat_table(pd.DataFrame())
 
 
 class _Pair:

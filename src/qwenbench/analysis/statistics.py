@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,6 @@ from qwenbench.analysis.intervals import (
 )
 from qwenbench.analysis.request_arrays import COLUMNS, Floats
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.runfolder.run import Run
 
 __all__ = [
     "Estimate",
@@ -42,7 +42,7 @@ __all__ = [
     "interval_of_means",
     "relative_half_width",
     "repeat_table",
-    "requests_of_run",
+    "requests_under",
     "summary_rows",
 ]
 
@@ -83,9 +83,9 @@ class RepeatTable:
         return {key: Estimate(n, v if n else None, se if n > 1 else None) for key, n, v, se in columns}
 
 
-def requests_of_run(run: Run) -> RequestsOf:
+def requests_under(folder: Path) -> RequestsOf:
     """Reads the request records of a run's cells without their gaps, which are most of the bytes."""
-    paths = RunPaths(run.path)
+    paths = RunPaths(folder)
 
     def read(cell_id: str) -> pa.Table | None:
         file = paths.cell_requests(cell_id)

@@ -195,6 +195,24 @@ def test_gate_breaks_on_sure_changes_past_the_limit_only(tmp_path: Path) -> None
     assert compare(runs, parse_gate("ttft_p99:-5%")).gate.passed  # it rose
 
 
+@pytest.mark.parametrize(
+    ("rule", "change", "low", "high", "broken"),
+    [
+        ("ttft_p99:+10%", 0.11, 0.01, 0.2, True),
+        ("ttft_p99:+10%", 0.11, -0.01, 0.2, False),
+        ("ttft_p99:+10%", 0.09, 0.01, 0.2, False),
+        ("ttft_p99:+10%", -0.11, -0.2, -0.01, False),
+        ("ttft_p99:-10%", -0.11, -0.2, -0.01, True),
+        ("ttft_p99:-10%", -0.11, -0.2, 0.01, False),
+        ("ttft_p99:-10%", 0.11, 0.01, 0.2, False),
+        ("ttft_p50:+10%", 0.11, 0.01, 0.2, False),
+    ],
+)
+def test_gate_rule(rule: str, change: float, low: float, high: float, broken: bool) -> None:
+    row = Change("r", "c", "s", "p", 8, None, "ttft_p99", 1.0, 1.0 + change, change, low, high, "worse")
+    assert parse_gate(rule)[0].broken_by(row) == broken
+
+
 def test_gate_does_not_pass_what_it_cannot_judge(tmp_path: Path) -> None:
     runs = pair(tmp_path, [row("cap16", 8, output_tokens_per_s=1)], [row("cap16", 8, output_tokens_per_s=1)])
     gate = compare(runs, parse_gate("output_tokens_per_s:-5%")).gate

@@ -107,6 +107,8 @@ def test_goodput_counts_what_met_every_limit() -> None:
     assert point(rows, slo={"ttft": 1000.0})["goodput_rps"] == pytest.approx(3 / 4)
     assert point(rows, slo={"ttft": 1000.0, "itl": 10.0})["goodput_rps"] == pytest.approx(2 / 4)
     assert point(rows, slo={"ttft": float("inf")})["goodput_rps"] == pytest.approx(1.0)
+    rows[3]["output_tokens"] = 1  # too short for a TPOT (the others take 1000 ms a token)
+    assert point(rows, slo={"tpot": 999.0})["goodput_rps"] == pytest.approx(1 / 4)
     rows[3]["ttft_ms"] = None  # its first token never came
     assert point(rows, slo={"ttft": float("inf")})["goodput_rps"] == pytest.approx(3 / 4)
     with pytest.raises(UsageError, match="ttfz"):
@@ -118,6 +120,9 @@ def test_requests_that_fit_uses_the_p95_request() -> None:
     rows = back_to_back(4, input_tokens=522, output_tokens=128)
     row = point(rows, kv_cache_blocks=1072, blocks_per_request=lambda tokens: -(-tokens // 528) + 3)
     assert row["requests_that_fit"] == 1071 // 5
+    # one block is vLLM's own: 1075 of them hold 214 requests, not 215
+    row = point(rows, kv_cache_blocks=1075, blocks_per_request=lambda tokens: -(-tokens // 528) + 3)
+    assert row["requests_that_fit"] == 214
     assert point(rows, kv_cache_blocks=1072)["requests_that_fit"] is None
 
 

@@ -102,3 +102,9 @@ def test_back_to_back_streams_are_steady_throughout(concurrency: int) -> None:
     window = steady_window(table(streams(concurrency, 4)), "closed", concurrency)
     assert window == Window("steady", at_ms(0), at_ms(400))
     assert math.isclose(window.duration_s, 0.4)
+
+
+def test_starts_and_ends_at_the_edges_count_once() -> None:
+    window, edges = Window("steady", 100, 200), np.array([99, 100, 101, 199, 200, 201])
+    assert window.holds_start(edges).tolist() == [False, True, True, True, False, False]
+    assert window.holds_end(edges).tolist() == [False, False, True, True, True, False]
