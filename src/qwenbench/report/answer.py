@@ -165,7 +165,7 @@ def _would_decide(points: Sequence[Mapping[str, object]]) -> Html:
         return Html("")
     names = list(dict.fromkeys(name for point in points for name in point))
     rows = [Row([_shown(point.get(name)) for name in names]) for point in points]
-    inner = table([name.replace("_", " ") for name in names], rows, numbers_from=99, caption="Points to measure")
+    inner = table([name.replace("_", " ") for name in names], rows, numbers_from=99)
     return tag("details", tag("summary", "Points that would decide it"), inner)
 
 
@@ -177,6 +177,6 @@ def _excluded(answer: Answer) -> Html:
     if not answer.excluded:
         return Html("")
     rows = [Row((join((swatch(name), text(name))), reason), config=name) for name, reason in answer.excluded.items()]
-    inner = table(("Configuration", "Why it is out"), rows, numbers_from=99, caption="Left out")
+    inner = table(("Configuration", "Why it is out"), rows, numbers_from=99)
     summary = tag("summary", "Configurations left out ", tag("span", f"{len(rows)}", class_="count"))
     return tag("details", summary, inner, open="" if len(rows) <= 6 else None)
