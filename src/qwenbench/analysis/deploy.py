@@ -9,6 +9,9 @@ from typing import Any
 from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
 
+ATTACHED = "url"
+"""Launcher of a server that was measured as it was found."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeployLines:
@@ -41,8 +44,11 @@ def server_config_of(launch: Mapping[str, Any]) -> ServerConfig | None:
 
 
 def deploy_lines(launch: Mapping[str, Any]) -> DeployLines:
-    """The docker run lines and the compose file of a launched configuration."""
+    """The docker run lines and the compose file of a launched configuration.
+
+    None for a server that was already there: how it was started is not known, and is not made up.
+    """
     config = server_config_of(launch)
-    if config is None:
+    if config is None or launch.get("launcher") == ATTACHED:
         return DeployLines()
     return DeployLines(docker_bash(config), docker_powershell(config), compose(config))

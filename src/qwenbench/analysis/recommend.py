@@ -131,7 +131,7 @@ def recommend(run: Run, question: Question) -> Answer:
         nearest_miss=f"{near.config_id}: {near.reason}" if near else None,
         simulated=run.simulated,
         risks=tuple(_risks(winner)),
-        notes=tuple(doubts + _notes(winner, question)),
+        notes=tuple(doubts + _notes(winner, question, len(judged))),
         headroom=_headroom(winner),
         lines=deploy_lines(run.launches.get(winner.config_id, {})),
     )
@@ -303,8 +303,8 @@ def _risks(candidate: Candidate) -> list[str]:
     return risks
 
 
-def _notes(winner: Candidate, question: Question) -> list[str]:
-    notes = []
+def _notes(winner: Candidate, question: Question, configurations: int) -> list[str]:
+    notes = [] if configurations > 1 else ["this run has one configuration: there was nothing to choose from"]
     between = {
         f"{reading.levels[0].concurrency} and {reading.levels[1].concurrency}"
         for reading in winner.readings

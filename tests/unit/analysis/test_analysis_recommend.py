@@ -8,7 +8,7 @@ import pytest
 from analysis_runs import launch_of, plant, repeats, row
 
 from qwenbench.analysis.candidates import Question
-from qwenbench.analysis.deploy import server_config_of
+from qwenbench.analysis.deploy import DeployLines, deploy_lines, server_config_of
 from qwenbench.analysis.limits import parse_point_limits, parse_weights
 from qwenbench.analysis.recommend import Answer, recommend, repeats_to_part
 from qwenbench.analysis.statistics import Estimate, interval_of_means
@@ -241,6 +241,9 @@ def test_docker_lines_deploy_what_was_requested_not_a_stand_ins_budget() -> None
     assert (config.capture, config.max_num_seqs, config.port) == (64, 64, 8000)
     assert config.docker.image == "vllm/vllm-openai:v0.18.0-cu130"
     assert server_config_of({"argv": []}) is None
+    assert deploy_lines(launch_of("cap64")).bash.startswith("docker run")
+    # a server that was already there: nobody knows how it was started
+    assert deploy_lines(launch_of("cap64") | {"launcher": "url"}) == DeployLines()
 
 
 @pytest.mark.parametrize(
