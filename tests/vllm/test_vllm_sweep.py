@@ -121,8 +121,8 @@ def test_nothing_is_left_running(real: Sweep, vllm: Vllm) -> None:
     for launch in real.run.launches.values():
         identity = ProcessIdentity(launch["host"], launch["boot_id"], launch["pid"], launch["start_time"])
         assert not identity.is_running()
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", PORT))  # free again
+    with socket.create_server(("127.0.0.1", PORT)):  # nobody listens there any more
+        pass
 
 
 def test_a_resumed_run_has_nothing_left_to_do(real: Sweep, vllm: Vllm) -> None:
