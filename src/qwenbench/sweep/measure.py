@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -60,21 +61,27 @@ class CellResult:
 
 
 async def measure(
-    env: Environment, configuration: Configuration, state: ServerState, cell: Cell, target: Target, client: LoadClient
+    env: Environment,
+    configuration: Configuration,
+    state: ServerState,
+    cell: Cell,
+    target: Target,
+    client: LoadClient,
+    halt: asyncio.Event,
 ) -> CellResult:
-    """Measures one load point. When the stop event was set meanwhile, what comes back is not to be kept."""
+    """Measures one load point. When `halt` was set meanwhile, what comes back is not to be kept."""
     plan, point = env.plan, cell.point
     salt = f"{env.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
     warm_up = warm_up_load(plan, configuration, point, state.traits, target, salt + "w")
     with env.timings.phase("warm_up"):
-        await client.run(warm_up, on_progress=_listener(env, cell, "warm-up", warm_up, None), stop=env.stop)
+        await client.run(warm_up, on_progress=_listener(env, cell, "warm-up", warm_up, None), stop=halt)
     load = measured_load(plan, configuration, point, state.traits, target, salt)
     with env.timings.phase("self_check"):
         client_error = None if point.concurrency is None else await env.client_error(point.concurrency)
     watch = await Watch(env, state.base_url, state.own_pids).start()
     try:
         with env.timings.phase("load"):
-            result = await client.run(load, on_progress=_listener(env, cell, "load", load, watch), stop=env.stop)
+            result = await client.run(load, on_progress=_listener(env, cell, "load", load, watch), stop=halt)
     finally:
         samples = await watch.stop()
     if samples.problem:
