@@ -10,7 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 $(BIN)/python -m pip -qq
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
-DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 4,16,64 --requests 1x --output-tokens 12-32 --port 18000 --out results
+DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 4,16,40 --requests 1x --output-tokens 8-24 --port 18000 --out results
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -83,8 +83,8 @@ class Recorder:
         """Derives points_summary.csv from the points."""
         import pandas as pd
 
-        from qwenbench.analysis.statistics import summary_rows
+        from qwenbench.analysis.statistics import requests_under, summary_rows
 
         if self._entries:
             frame = pd.DataFrame(self.points)
-            write_bytes(self._paths.summary, summary_rows(frame).to_csv(index=False).encode())
+            write_bytes(self._paths.summary, summary_rows(frame, requests_under(self._paths.root)).to_csv(index=False).encode())
