@@ -28,7 +28,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "qwenbench", *arguments, "--out", folder, "--run-id", "bench"]
         began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            sys.exit(f"the sweep ended with status {done.returncode}:\n{done.stderr}")
         seconds = time.perf_counter() - began
         print(json.dumps({"command_s": round(seconds, 1), **_overhead(Path(folder) / "bench")}))
 
