@@ -34,6 +34,9 @@ COLUMNS = (
     ("cpu_us_per_token", "CPU us/token", 1),
 )
 
+MAIN = ("main", "thousand", "heavy")
+"""Blocks of the same streams."""
+
 Trial = dict[str, Any]
 
 
@@ -173,7 +176,7 @@ def figure(trials: list[Trial]) -> str:
 
 def document(about: Trial, trials: list[Trial]) -> str:
     """The whole page."""
-    main = [one for one in trials if one["block"] in ("main", "heavy")]
+    main = [one for one in trials if one["block"] in MAIN]
     kept = [one for one in main if not starved(one) or one["concurrency"] >= 1000]
     thrown = [one for one in main if starved(one) and one["concurrency"] < 1000]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
@@ -211,7 +214,7 @@ def document(about: Trial, trials: list[Trial]) -> str:
         "",
     ]
     for block in dict.fromkeys(one["block"] for one in trials):
-        if block in ("main", "heavy"):
+        if block in MAIN:
             continue
         some = [one for one in trials if one["block"] == block]
         good = [one for one in some if not starved(one)]
@@ -239,7 +242,7 @@ def main() -> None:
     options = parser.parse_args()
     about, trials = read(options.data)
     (options.docs / "client-accuracy.md").write_text(document(about, trials))
-    drawn = [one for one in trials if one["block"] in ("main", "heavy")]
+    drawn = [one for one in trials if one["block"] in MAIN]
     kept = [one for one in drawn if not starved(one) or one["concurrency"] >= 1000]
     (options.docs / FIGURE).write_text(figure(kept))
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -33,12 +34,13 @@ class Block:
 
 LIGHT = tuple(name for name in CLIENTS if name not in HEAVY)
 BLOCKS = {
-    "main": Block(LIGHT, Shape(), (1, 50, 200, 400, 1000), 5),
+    "main": Block(LIGHT, Shape(), (1, 50, 200, 400), 5),
+    "thousand": Block(LIGHT, Shape(), (1000,), 2),
     "heavy": Block(("qwenbench", *HEAVY), Shape(), (50, 200), 2),
-    "slow": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=200, itl=25, tokens=60), (50, 200), 3),
-    "fast": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=20, itl=5, tokens=150), (50, 100), 3),
-    "chunks": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(per_chunk=4), (50, 200), 3),
-    "reasoning": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(reasoning=40), (50, 200), 3),
+    "slow": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=200, itl=25, tokens=60), (50, 200), 2),
+    "fast": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(ttft=20, itl=5, tokens=150), (50, 100), 2),
+    "chunks": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(per_chunk=4), (50, 200), 2),
+    "reasoning": Block(("qwenbench", "vllm-rs", "vllm-rs warm"), Shape(reasoning=40), (50, 200), 2),
 }
 
 
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--cpus", help="run clients and server on these cores only, e.g. 0,1")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the truth server is ended too
     if options.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
     blocks = {name: BLOCKS[name] for name in options.blocks.split(",")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import time
 import urllib.request
@@ -72,9 +73,12 @@ class TruthServer:
     def running(self) -> Iterator[TruthServer]:
         shape = self.shape
         numbers = (self.port, shape.ttft, shape.itl, shape.per_chunk, shape.reasoning)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise SystemExit(f"something listens on port {self.port} already; choose another with --port")
         process = subprocess.Popen([str(build_truth_server()), *map(str, numbers)])
         try:
-            self._wait()
+            self._wait(process)
             yield self
         finally:
             process.terminate()
@@ -86,8 +90,10 @@ class TruthServer:
             found: dict[str, Any] = json.load(answer)
         return found
 
-    def _wait(self) -> None:
+    def _wait(self, process: subprocess.Popen[bytes]) -> None:
         for _ in range(200):
+            if process.poll() is not None:
+                raise SystemExit(f"the truth server ended at once; is port {self.port} taken?")
             with contextlib.suppress(OSError):
                 self.stats()
                 return

@@ -36,10 +36,10 @@ OnProgress = Callable[[LoadProgress], None]
 
 
 def default_processes(streams: int, cores: int | None = None) -> int:
-    """Client processes for a number of streams: one per 256, but no more than cores."""
+    """Client processes for a number of streams: one per 256, on half of the cores at most."""
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores))
+    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores // 2))
 
 
 async def run_load(

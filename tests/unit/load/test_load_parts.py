@@ -142,8 +142,8 @@ async def test_alarm_calls_in_order_of_due_times_and_never_early() -> None:
 
 
 def test_processes_from_streams_and_cores() -> None:
-    assert [default_processes(streams, 16) for streams in (1, 256, 257, 600, 9000)] == [1, 1, 2, 3, 16]
-    assert (default_processes(400, 2), default_processes(400, 1)) == (2, 1)
+    assert [default_processes(streams, 16) for streams in (1, 256, 257, 600, 9000)] == [1, 1, 2, 3, 8]
+    assert (default_processes(400, 2), default_processes(400, 1)) == (1, 1)
 
 
 def test_short_slices_leave_priority_and_policy_alone() -> None:
