@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -50,6 +51,10 @@ def command(
     canary: lo.Canary = None,
     out: lo.Out = "results",
     run_id: lo.RunId = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(help="Finish this run", rich_help_panel=lo.RUN, metavar="RUN", show_default=False),
+    ] = None,
     no_report: lo.NoReport = False,
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.
@@ -57,21 +62,35 @@ def command(
     Writes the same run folder as `sweep`, with one configuration.
     """
     given = dict(locals())
-    for name in ("url", "model", "api_key_env", "out", "run_id", "no_report"):
+    for name in ("url", "model", "api_key_env", "out", "run_id", "resume", "no_report"):
         given.pop(name)
-    from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
+    from qwenbench.cli.sweep_run import new_folder, resumed_folder, run_asyncio, run_plan
     from qwenbench.engine.attached_launcher import AttachedLauncher
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.loading import make_bench_plan
+    from qwenbench.sweep.run_json import stored_options
 
-    options = _options(lo.load_fields(given), api_key_env)
+    fields = lo.load_fields(given)
+    if resume is not None:
+        folder = resumed_folder(resume, out)
+        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **fields}
+    else:
+        folder = new_folder(out, run_id)
+    options = _options(fields, api_key_env)
     launcher = AttachedLauncher(url)
-    folder = new_folder(out, run_id)
-    server, simulated = run_asyncio(_attached_server(url, model, options))
-    launcher.simulated = simulated
+    server, version = run_asyncio(_attached_server(url, model, options))
+    launcher.simulated = "simulated" in (version or "")
     plan = make_bench_plan(options, server)
     hardware = find_hardware(options, local=_is_local(url))
-    return run_plan(plan, folder, launcher, hardware, resumed=False, build_report=not no_report)
+    return run_plan(
+        plan,
+        folder,
+        launcher,
+        hardware,
+        command=f"bench --url {shlex.quote(url)}",
+        build_report=not no_report,
+        vllm_version=version,
+    )
 
 
 def _options(fields: dict[str, Any], api_key_env: str | None) -> SweepOptions:
@@ -87,8 +106,8 @@ def _is_local(url: str) -> bool:
     return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
-async def _attached_server(url: str, model: str | None, options: SweepOptions) -> tuple[ServerConfig, bool]:
-    """The server's description, and whether it is the simulator.
+async def _attached_server(url: str, model: str | None, options: SweepOptions) -> tuple[ServerConfig, str | None]:
+    """The server's description, and the version that it tells.
 
     Raises UsageError when it does not answer or does not serve the model.
     """
@@ -110,5 +129,5 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
             )
         chosen = model or served[0]
         check_served(chosen, served, base)
-        version = await server_version(session, base, headers) or ""
-    return ServerConfig(model=chosen, served_model_name=chosen), "simulated" in version
+        version = await server_version(session, base, headers)
+    return ServerConfig(model=chosen, served_model_name=chosen), version

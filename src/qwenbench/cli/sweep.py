@@ -101,6 +101,8 @@ def command(
     if launcher is not None and launcher not in LAUNCHERS:
         raise UsageError(f"--launcher {launcher!r}: choose {', '.join(LAUNCHERS)} (a server that runs already: bench).")
     fields = {**_server_fields(given), **lo.load_fields(given)}
+    if campaign is not None and resume is not None:
+        raise UsageError("--resume with --campaign: give the campaign with the same --run-id again instead.")
     if campaign is not None:
         return run_campaign(campaign, fields, out=out, run_id=run_id, dry_run=dry_run, build_report=not no_report)
     return run_one(fields, out=out, run_id=run_id, resume=resume, dry_run=dry_run, build_report=not no_report)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-CANNOT_RUN, INTERRUPTED = 2, 130
+FAILED, INTERRUPTED = 1, 130
 
 
 def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
@@ -44,9 +44,12 @@ def run_one(
 
     folder = None
     if resume is not None:
-        folder = _resumed_folder(resume, out)
-        fields = {**stored_options(folder).model_dump(), **fields}
+        folder = resumed_folder(resume, out)
+        # without what was left at its default then: given and default values are told apart again
+        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **fields}
     options = checked_options(fields)
+    if options.launcher == "url":
+        raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
     plan = make_plan(options)
     hardware = find_hardware(options)
     card = hardware.card.name if hardware.card and options.launcher == "sim" else None
@@ -56,30 +59,33 @@ def run_one(
         return 0
     if folder is None:
         folder = new_folder(out, run_id)
-    return run_plan(plan, folder, launcher, hardware, resumed=resume is not None, build_report=build_report)
+    return run_plan(plan, folder, launcher, hardware, command="sweep", build_report=build_report)
 
 
 def run_campaign(
     campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool
 ) -> int:
-    """Each sweep of a campaign file as a run of its own; returns the worst exit status."""
+    """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
     from qwenbench.sweep.campaign import load_campaign
+    from qwenbench.sweep.loading import make_plan
 
-    sweeps = load_campaign(Path(campaign))
+    sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(Path(campaign)).items()}
+    for sweep in sweeps.values():
+        make_plan(checked_options(sweep))  # none is begun before all are known to be good
     base = run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
-    status = 0
+    statuses = []
     for name, sweep in sweeps.items():
         note(f"campaign {campaign}: {name}")
-        merged = {**sweep, **fields}
         folder = Path(out) / f"{base}-{name}"
         resume = str(folder) if (folder / "run.json").exists() and not dry_run else None
         ended = run_one(
-            merged, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report
+            sweep, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report
         )
-        status = max(status, ended)
+        statuses.append(ended)
         if ended == INTERRUPTED:
-            break
-    return status
+            return INTERRUPTED
+    # one in which nothing could run is a part of the campaign that failed
+    return statuses[0] if len(set(statuses)) == 1 else FAILED
 
 
 def new_folder(out: str, run_id: str | None) -> Path:
@@ -100,7 +106,8 @@ def new_folder(out: str, run_id: str | None) -> Path:
     return folder
 
 
-def _resumed_folder(resume: str, out: str) -> Path:
+def resumed_folder(resume: str, out: str) -> Path:
+    """The folder of a run that was begun. Raises UsageError when there is none."""
     for folder in (Path(resume), Path(out) / resume):
         if (folder / "run.json").exists():
             return folder
@@ -113,10 +120,14 @@ def run_plan(
     launcher: Launcher,
     hardware: Hardware,
     *,
-    resumed: bool,
+    command: str,
     build_report: bool,
+    vllm_version: str | None = None,
 ) -> int:
-    """Runs a plan into a folder, prints the table and builds the report; returns the exit status."""
+    """Runs a plan into a folder, prints the table and builds the report; returns the exit status.
+
+    `command` is what resumes it (`sweep`, `bench --url URL`); `vllm_version` what a server without a log said.
+    """
     from rich.console import Console
 
     from qwenbench.masking import Masker
@@ -129,6 +140,7 @@ def run_plan(
     masker = Masker.from_environment([*plan.options.header_env.values(), plan.options.bearer_env or ""])
     console = Console(stderr=True)
     description = describe(plan, folder.name, masked_command_line(sys.argv[1:]), hardware, launcher.simulated, masker)
+    description["versions"]["vllm"] = vllm_version
     paths = RunPaths(folder)
 
     async def work() -> SweepOutcome:
@@ -138,10 +150,10 @@ def run_plan(
             )
 
     outcome = run_asyncio(work())
-    return _closing(outcome, folder, launcher.simulated, resumed, build_report)
+    return _closing(outcome, folder, launcher.simulated, command, build_report)
 
 
-def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, resumed: bool, build_report: bool) -> int:
+def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str, build_report: bool) -> int:
     from rich.console import Console
 
     from qwenbench.report.terminal import final_table
@@ -158,7 +170,7 @@ def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, resumed: bool
     missing = outcome.cells - outcome.cells_done
     if missing:
         why = "interrupted" if outcome.interrupted else "finished with failures"
-        again = f"qwenbench sweep --resume {shlex.quote(str(folder))}"
+        again = f"qwenbench {command} --resume {shlex.quote(str(folder))}"
         note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: {again}")
     if outcome.interrupted:
         return outcome.exit_status

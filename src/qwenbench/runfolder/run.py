@@ -69,6 +69,12 @@ def _objects(servers: Path, name: str) -> dict[str, dict[str, Any]]:
     return {file.parent.name: read_json(file) for file in sorted(servers.glob(f"*/{name}"))}
 
 
+def _failures(servers: Path) -> dict[str, dict[str, Any]]:
+    """A configuration failed when any of its launches did."""
+    relaunches = {file.parent.parent.name: read_json(file) for file in servers.glob("*/relaunch-*/failure.json")}
+    return {**relaunches, **_objects(servers, "failure.json")}
+
+
 def load_run(path: Path) -> Run:
     """Reads a run's folder. Raises UsageError when it is none, or when a file in it cannot be read."""
     import pandas as pd
@@ -85,7 +91,7 @@ def load_run(path: Path) -> Run:
             points=points,
             launches=_objects(paths.servers, "launch.json"),
             ledgers=_objects(paths.servers, "memory.json"),
-            failures=_objects(paths.servers, "failure.json"),
+            failures=_failures(paths.servers),
             predictions=_objects(paths.servers, "prediction.json"),
         )
     except (ValueError, orjson.JSONDecodeError, OSError) as error:

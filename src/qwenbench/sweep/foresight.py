@@ -63,7 +63,7 @@ class Foresight:
         problems = known_problems(
             server,
             vllm_version=version,
-            concurrencies=self._plan.options.concurrency if not self._plan.options.rate else (),
+            concurrencies=[point.concurrency for point in self._plan.points if point.concurrency is not None],
             profiles=sorted({point.profile for point in self._plan.points}),
             hybrid=self._shape.hybrid if self._shape else False,
             largest_context=planned.prediction.kv_cache_tokens if planned and planned.prediction else None,

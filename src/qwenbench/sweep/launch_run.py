@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,11 +15,13 @@ from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.engine.vram_gate import wait_drained
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
+from qwenbench.masking import Masker
 from qwenbench.observe.ledger import MemoryLedger, build_ledger
 from qwenbench.observe.metrics import scrape
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
+from qwenbench.sweep.masked import masked
 from qwenbench.sweep.measure import CellResult, ServerState, measure
 from qwenbench.sweep.model_shape import find_shape, served_layout
 from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
@@ -27,6 +30,8 @@ from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.requests import ServerTraits
 from qwenbench.sweep.text_checks import check_texts
 
+ALIVE_EVERY_S = 0.25
+"""How often a server under load is looked at."""
 VRAM_LIMIT_S = 120.0
 """Longest wait for VRAM to be given back after a stop."""
 
@@ -59,7 +64,6 @@ class LaunchRun:
         self._launch = launch
         self._client = client
         self._folder = environment.paths.server(configuration.config_id, launch)
-        self._peak_mib: float | None = None
 
     async def run(self, cells: Sequence[Cell]) -> LaunchOutcome:
         """Starts the server, measures the cells and stops it again, whatever happens in between."""
@@ -93,10 +97,12 @@ class LaunchRun:
             with env.timings.phase("stop"):
                 await server.stop()
         with env.timings.phase("vram_gate"):
-            left = await self._given_back(before)
+            # after Ctrl-C no launch follows that could need the memory
+            left = None if env.stop.is_set() else await self._given_back(before)
         if ledger is not None:
-            after = largest(env.hardware.nvml.used_mib()) if env.hardware.nvml else None
-            self._write_ledger(replace(ledger, vram_peak_mib=self._peak_mib, vram_after_mib=after))
+            nvml = None if env.stop.is_set() else env.hardware.nvml
+            after = largest(nvml.used_mib()) if nvml else None
+            self._write_ledger(replace(ledger, vram_peak_mib=self._peak_mib(), vram_after_mib=after))
         if failure is not None and not env.stop.is_set():
             return replace(self._failed(failure, done), vram_left_mib=left)
         return LaunchOutcome(done, interrupted=env.stop.is_set(), vram_left_mib=left)
@@ -129,6 +135,8 @@ class LaunchRun:
         env = self._env
         startup = parse_startup_log(_read(server.log_path))
         reading = await scrape(env.http, server.base_url, env.headers)
+        if reading is None:
+            env.progress.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
         shape = find_shape(self._server_config.model, self._server_config.docker.cache_mount)
         labels = reading.cache_config if reading else {}
         layout = served_layout(shape, startup, labels)
@@ -201,19 +209,33 @@ class LaunchRun:
         env = self._env
         env.progress.cell_started(cell, len(env.recorder.points) + 1)
         target = Target(server.base_url, env.plan.options.endpoint, env.headers)
-        result = await measure(env, self._configuration, state, cell, target, self._client)
-        if env.stop.is_set():
-            return None
-        return result
+        halt = asyncio.Event()
+        watching = asyncio.create_task(self._halt_when_over(server, halt))
+        try:
+            result = await measure(env, self._configuration, state, cell, target, self._client, halt)
+        finally:
+            watching.cancel()
+        return None if env.stop.is_set() else result
+
+    async def _halt_when_over(self, server: Server, halt: asyncio.Event) -> None:
+        """Ends a load as soon as the user stops the sweep or the server dies: nothing waits for time-outs."""
+        while server.alive():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._env.stop.wait(), ALIVE_EVERY_S)
+                break
+        halt.set()
 
     def _keep(self, cell: Cell, result: CellResult) -> None:
-        peak = result.point.get("vram_peak_mib")
-        if peak is not None:
-            self._peak_mib = max(self._peak_mib or 0.0, peak)
         self._env.recorder.record(
             cell, result.point, result.requests, result.samples.metrics, result.samples.nvml, result.texts
         )
         self._env.progress.cell_done(cell, result.point)
+
+    def _peak_mib(self) -> float | None:
+        """Over all points of this launch, those from before a --resume included."""
+        own = (self._configuration.config_id, self._launch)
+        rows = (row for row in self._env.recorder.points if (row["config_id"], row["launch"]) == own)
+        return max((row["vram_peak_mib"] for row in rows if row["vram_peak_mib"] is not None), default=None)
 
     def _more_repeats(self) -> list[Cell]:
         """--until-ci: another repeat of each load point whose interval is still too wide."""
@@ -252,7 +274,8 @@ class LaunchRun:
         record["requested"] = dict(self._configuration.server.flags)
         record["card"] = self._env.hardware.card.name if self._env.hardware.card else None
         record["simulated"] = self._env.launcher.simulated
-        write_json(self._folder / "launch.json", record)
+        names = [*config.env_names, *self._env.plan.options.header_env.values()]
+        write_json(self._folder / "launch.json", masked(record, Masker.from_environment(names)))
 
     def _write_ledger(self, ledger: MemoryLedger) -> None:
         write_json(self._folder / "memory.json", ledger.to_json())

@@ -18,6 +18,15 @@ from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.prompts import load_prompt_set
 from qwenbench.workload.scenario import ScenarioFile, load_scenario, synthetic_scenario
 
+OWN_OPTIONS = {
+    "--max-cudagraph-capture-size": "--capture",
+    "--max-num-seqs": "--max-num-seqs",
+    "--gpu-memory-utilization": "--gpu-memory-utilization",
+    "--served-model-name": "--served-model-name",
+    "--port": "--port",
+}
+"""Flag of vLLM -> the sweep's own option for it. As a --vllm-arg it would win without anyone knowing."""
+
 
 def base_server(options: SweepOptions) -> ServerConfig:
     """The deployment with the command line's model, image, port and extra arguments.
@@ -25,6 +34,10 @@ def base_server(options: SweepOptions) -> ServerConfig:
     Raises UsageError: unknown deployment, a secret given as an argument.
     """
     refuse_secret_arguments(options.vllm_arg, "--vllm-arg")
+    for argument in options.vllm_arg:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if flag in OWN_OPTIONS:
+            raise UsageError(f"--vllm-arg {argument}: use {OWN_OPTIONS[flag]}, so that points say what was run.")
     refuse_secret_arguments(
         [f"--{flag}={value}" for flag, values in options.vary.items() for value in values], "--vary"
     )
@@ -96,10 +109,21 @@ def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:
     return _plan(options, (Configuration("server", server, {}, None),))
 
 
+def _refuse_mixed_loads(options: SweepOptions) -> None:
+    """Raises UsageError for load options of which one would silently not count."""
+    if options.rate and options.trace:
+        raise UsageError("--rate and --trace are two open loops: give one of them.")
+    if (options.rate or options.trace) and "concurrency" in options.model_fields_set:
+        given = "--rate" if options.rate else "--trace"
+        raise UsageError(f"{given} is an open loop, --concurrency a closed one: give one of them.")
+    if not options.rate and (options.burstiness is not None or options.ramp_s > 0):
+        given = "--burstiness" if options.burstiness is not None else "--ramp"
+        raise UsageError(f"{given} shapes an open loop: give --rate as well.")
+
+
 def _plan(options: SweepOptions, built: tuple[Configuration, ...]) -> Plan:
     scenarios = load_scenarios(options)
     trace = tuple(load_trace(Path(options.trace))) if options.trace else ()
-    if options.rate and options.trace:
-        raise UsageError("--rate and --trace are two open loops: give one of them.")
+    _refuse_mixed_loads(options)
     points: tuple[LoadPoint, ...] = load_points(options, scenarios)
     return Plan(options, built, points, scenarios, trace)

@@ -14,6 +14,7 @@ from qwenbench.masking import Masker
 from qwenbench.runfolder.files import read_json, write_json
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.masked import masked
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.profiles import PROFILES
@@ -54,10 +55,14 @@ def describe(
         },
         "profiles": {name: PROFILES[name].request_fields() for name in sorted(profiles)},
         "configurations": {
-            c.config_id: {"flags": dict(c.server.flags), "vary": dict(c.vary), "utilization": c.utilization}
+            c.config_id: {
+                "flags": masked(c.server.flags, masker),
+                "vary": masked(c.vary, masker),
+                "utilization": c.utilization,
+            }
             for c in plan.configurations
         },
-        "options": plan.options.model_dump(mode="json"),
+        "options": masked(plan.options.model_dump(mode="json"), masker),
         "plan": plan.fingerprint(),
         "timings": None,
         "notes": [],

@@ -33,6 +33,7 @@ from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Cell, Configuration, Plan
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder
+from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.run_json import begin, finish
 from qwenbench.sweep.slots import Slot, slots_for
 from qwenbench.sweep.timings import Timings
@@ -48,6 +49,8 @@ class SweepOutcome:
     cells_done: int
     failures: dict[str, Failure]
     interrupted: bool
+    cells_without_answer: int = 0
+    """Load points of which every request failed."""
 
     @property
     def exit_status(self) -> int:
@@ -56,7 +59,8 @@ class SweepOutcome:
             return 130
         if self.cells_done == 0:
             return 2
-        return 0 if self.cells_done >= self.cells and not self.failures else 1
+        whole = self.cells_done >= self.cells and not self.failures and not self.cells_without_answer
+        return 0 if whole else 1
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ async def run_sweep(
             recorder.write_points()
             recorder.write_summary()
             _finish(paths, meta, env, interrupted=env.stop.is_set())
-            return SweepOutcome(len(cells), done, failures, env.stop.is_set())
+            unanswered = sum(not point["requests_ok"] for point in recorder.points)
+            return SweepOutcome(len(cells), done, failures, env.stop.is_set(), unanswered)
 
 
 @asynccontextmanager
@@ -211,6 +216,9 @@ def _pending(plan: Plan, recorder: Recorder) -> list[_Job]:
     for configuration, launch in plan.launches():
         cells = [Cell(configuration.config_id, launch, point) for point in plan.points]
         pending = tuple(cell for cell in cells if not recorder.is_done(cell))
+        if not pending:  # --until-ci may have been stopped between two repeats
+            more = next_repeats(plan, recorder.points, configuration.config_id, launch)
+            pending = tuple(Cell(configuration.config_id, launch, point) for point in more)
         if pending:
             jobs.append(_Job(configuration, launch, pending))
     return jobs
@@ -249,7 +257,7 @@ def _told(error: Exception, paths: RunPaths) -> Exception:
 
 
 def _finish(paths: RunPaths, meta: dict[str, Any], env: Environment, interrupted: bool) -> None:
-    versions = {**meta["versions"], "vllm": _vllm_version(env)}
+    versions = {**meta["versions"], "vllm": _vllm_version(env) or meta["versions"]["vllm"]}
     timings = [*(meta.get("timings") or []), env.timings.to_json()]
     finished = None if interrupted else time.strftime("%Y-%m-%dT%H:%M:%S%z")
     finish(paths, meta, versions=versions, timings=timings, finished=finished)

@@ -1,0 +1,79 @@
+"""Servers that do not start or die: recorded with the reason from their own log, and the sweep goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sweep_runs import Ended, journal, points, record, sweep
+
+LISTED = ("--order", "listed", "--requests", "8", "--output-tokens", "24")
+
+
+def failure(folder: Path, config: str) -> dict[str, object]:
+    return record(folder / "servers" / config / "failure.json")
+
+
+def told(ended: Ended, config: str) -> str:
+    return next(line for line in ended.err.splitlines() if line.startswith(f"{config}: FAILED, "))
+
+
+def test_one_that_does_not_start_and_one_that_dies_under_load(tmp_path: Path) -> None:
+    """die-under-load needs two requests at once, so its first load point is measured and kept."""
+    folder = tmp_path / "r"
+    names = {kind: f"cap16-seq16-sim-fail-{kind}" for kind in ("oom-at-start", "die-under-load", "exit-silently")}
+    ended = sweep(folder, "--capture", "16", "--vary", f"sim-fail={','.join(names)}", "--concurrency", "1,4", *LISTED)
+    assert ended.status == 1, ended.err
+    assert "Traceback" not in ended.err
+
+    start = failure(folder, names["oom-at-start"])
+    assert str(start["class"]).startswith("oom"), start
+    assert start["phase"] == "start"
+    assert "CUDA out of memory" in str(start["evidence"])
+    assert start["advice"]
+    assert str(start["evidence"]) in told(ended, names["oom-at-start"])
+
+    silent = failure(folder, names["exit-silently"])
+    assert (silent["phase"], silent["exit_code"]) == ("start", 0)
+
+    death = failure(folder, names["die-under-load"])
+    assert death["phase"] == "load"
+    assert "CUDA out of memory" in str(death["evidence"])
+    log = (folder / "servers" / names["die-under-load"] / "server.log").read_text()
+    assert str(death["evidence"])[:80] in log
+
+    (kept,) = points(folder)
+    assert (kept["config_id"], kept["concurrency"], kept["requests_failed"]) == (names["die-under-load"], "1", "0")
+    assert kept["vary_sim_fail"] == "die-under-load"
+    assert [line["cell"] for line in journal(folder)] == [path.stem for path in (folder / "requests").iterdir()]
+    assert "To go on: qwenbench sweep --resume" in ended.err
+    report = (folder / "report.html").read_text()
+    assert all(name in report for name in names.values())
+
+
+def test_one_that_cannot_be_parsed_does_not_end_the_others(tmp_path: Path) -> None:
+    folder = tmp_path / "r"
+    ended = sweep(folder, "--capture", "16", "--vary", "kv-cache-memory-bytes=2g,nonsense", "--concurrency", "2")
+    assert ended.status == 1, ended.err
+    assert [row["config_id"] for row in points(folder)] == ["cap16-seq16-kv-cache-memory-bytes-2g"]
+    found = failure(folder, "cap16-seq16-kv-cache-memory-bytes-nonsense")
+    assert found["class"] == "unknown_flag", found
+    assert "invalid int value: 'nonsense'" in str(found["evidence"])
+
+
+def test_nothing_could_run(tmp_path: Path) -> None:
+    """Hangs at the start, and dies at the very first request (a probe's): nothing is left, exit 2."""
+    folder = tmp_path / "r"
+    kinds = ("hang-at-start", "crash-first-request")
+    ended = sweep(
+        folder, "--capture", "16", "--vary", f"sim-fail={','.join(kinds)}", "--concurrency", "2",
+        "--startup-timeout", "2.5",
+    )  # fmt: skip
+    assert ended.status == 2, ended.err
+    assert "Traceback" not in ended.err
+    hung, crashed = (failure(folder, f"cap16-seq16-sim-fail-{kind}") for kind in kinds)
+    assert hung["class"] == "never_healthy"
+    assert "2.5 s" in str(hung["evidence"])
+    assert crashed["phase"] == "load"
+    assert "Triton Error [CUDA]: out of memory" in str(crashed["evidence"])
+    assert journal(folder) == []
+    assert record(folder / "run.json")["finished"]
