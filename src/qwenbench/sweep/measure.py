@@ -27,6 +27,7 @@ from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.sweep.watching import Samples, Watch
+from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.quality import cut_in_reasoning
 
 DEFAULT_BATCHED_TOKENS = 2048
@@ -136,7 +137,8 @@ def _listener(
     env: Environment, cell: Cell, phase: str, load: LoadSpec, watch: Watch | None
 ) -> Callable[[LoadProgress], None]:
     """Turns the load generator's progress into the live view's values."""
-    total = None if load.duration_s is not None else sum(len(session.turns) for session in load.sessions)
+    sessions = load.sessions
+    total = sessions.request_count if isinstance(sessions, PlannedSessions) and load.duration_s is None else None
     last = (time.monotonic(), 0)
 
     def listen(progress: LoadProgress) -> None:
