@@ -44,5 +44,12 @@ class Environment:
     """The first configuration's canary, which the others are held against."""
     others_named: set[str] = field(default_factory=set)
     """Processes on the cards that are not ours and were told already."""
+    notes: list[str] = field(default_factory=list)
+    """What was worth a line, for run.json."""
     nonce: str = ""
     """New in every run: salts of two runs against one server never meet."""
+
+    def note(self, text: str) -> None:
+        """Tells the user, and keeps it for run.json."""
+        self.progress.note(text)
+        self.notes.append(text)

@@ -113,7 +113,7 @@ class LaunchRun:
         if outlook.prediction is not None:
             write_json(self._folder / "prediction.json", outlook.prediction)
         for problem in outlook.problems:
-            self._env.progress.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
+            self._env.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
         return None if self._env.plan.options.force else outlook.refusal()
 
     async def _until_ready(self, server: Server) -> float:
@@ -136,7 +136,7 @@ class LaunchRun:
         startup = parse_startup_log(_read(server.log_path))
         reading = await scrape(env.http, server.base_url, env.headers)
         if reading is None:
-            env.progress.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
+            env.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
         shape = find_shape(self._server_config.model, self._server_config.docker.cache_mount)
         labels = reading.cache_config if reading else {}
         layout = served_layout(shape, startup, labels)
@@ -252,7 +252,7 @@ class LaunchRun:
         if report.drained:
             return None
         left = max(report.left_mib.values())
-        self._env.progress.note(
+        self._env.note(
             f"{self._configuration.config_id}: {left:.0f} MiB of VRAM were not given back within "
             f"{VRAM_LIMIT_S:.0f} s after the stop; the next launch starts all the same."
         )

@@ -86,7 +86,7 @@ async def measure(
     finally:
         samples = await watch.stop()
     if samples.problem:
-        env.progress.note(samples.problem)
+        env.note(samples.problem)
     _name_others(env, samples, state)
     context = _context(env, configuration, state, cell, result)
     if client_error is not None:
@@ -104,7 +104,7 @@ def _count_unanswered(env: Environment, cell: Cell, result: LoadResult) -> None:
     rows = zip(*columns, strict=True)
     cut = sum(cut_in_reasoning(thought or 0, answered or 0, reason) for thought, answered, reason in rows)
     if cut:
-        env.progress.note(
+        env.note(
             f"{cell.cell_id}: {cut} of {result.requests.num_rows} answers reached their output limit while still "
             "thinking; raise --output-tokens, or choose an instruct profile, to measure whole answers"
         )
@@ -117,7 +117,7 @@ def _name_others(env: Environment, samples: Samples, state: ServerState) -> None
     seen = {name for row in samples.nvml["other_pids"].unique().to_pylist() if row for name in row.split(",")}
     for name in sorted(seen - env.others_named):
         env.others_named.add(name)
-        env.progress.note(f"another process is on the card: {name} (pid:name); its memory and work are in the figures")
+        env.note(f"another process is on the card: {name} (pid:name); its memory and work are in the figures")
 
 
 async def healthy(env: Environment, base_url: str) -> bool:

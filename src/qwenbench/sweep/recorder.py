@@ -87,4 +87,6 @@ class Recorder:
 
         if self._entries:
             frame = pd.DataFrame(self.points)
-            write_bytes(self._paths.summary, summary_rows(frame, requests_under(self._paths.root)).to_csv(index=False).encode())
+            write_bytes(
+                self._paths.summary, summary_rows(frame, requests_under(self._paths.root)).to_csv(index=False).encode()
+            )

@@ -21,6 +21,7 @@ from qwenbench.engine.server import Failure, Launcher
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.selfcheck import ClientError, measure_client_error
+from qwenbench.masking import Masker
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
@@ -28,6 +29,7 @@ from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
+from qwenbench.sweep.masked import masked
 from qwenbench.sweep.model_shape import find_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Cell, Configuration, Plan
@@ -260,7 +262,8 @@ def _finish(paths: RunPaths, meta: dict[str, Any], env: Environment, interrupted
     versions = {**meta["versions"], "vllm": _vllm_version(env) or meta["versions"]["vllm"]}
     timings = [*(meta.get("timings") or []), env.timings.to_json()]
     finished = None if interrupted else time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    finish(paths, meta, versions=versions, timings=timings, finished=finished)
+    notes = [*meta.get("notes", ()), *(masked(note, Masker.from_environment()) for note in env.notes)]
+    finish(paths, meta, versions=versions, timings=timings, finished=finished, notes=notes)
 
 
 def _vllm_version(env: Environment) -> str | None:

@@ -60,7 +60,7 @@ async def check_texts(
             shares[key] = sum(bool(row) for row in judged) / len(judged)
     if kinds:
         found = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
-        env.progress.note(f"{configuration.config_id}: broken output in the natural-stop pass: {found}")
+        env.note(f"{configuration.config_id}: broken output in the natural-stop pass: {found}")
     return TextChecks(canary, shares)
 
 
@@ -70,12 +70,12 @@ async def _canary(
     try:
         result = await ask_canary(env.http, target.base_url, target.headers, traits.model)
     except RunError as error:
-        env.progress.note(f"{configuration.config_id}: {error}")
+        env.note(f"{configuration.config_id}: {error}")
         return None
     first = env.first_canary.setdefault("result", result)
     record = asdict(result) | {"agreement_with_first": agreement(first, result)}
     write_json(env.paths.server(configuration.config_id) / "canary.json", record)
-    env.progress.note(
+    env.note(
         f"{configuration.config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%}), "
         f"{agreement(first, result):.0%} as the first configuration"
     )

@@ -49,7 +49,8 @@ class TraceRow:
 def load_trace(path: Path) -> list[TraceRow]:
     """Reads a JSONL trace: rows of {"timestamp": seconds, "input_tokens"?: N, "output_tokens"?: N}.
 
-    Times count from the first row's. Raises UsageError with the line: no JSON, no timestamp, times that go backwards.
+    Rows with input_length / output_length are Mooncake's form, whose timestamps are milliseconds. Times count from the
+    first row's. Raises UsageError with the line: no JSON, no timestamp, times that go backwards.
     """
     try:
         lines = path.read_bytes().split(b"\n")
@@ -80,11 +81,13 @@ def _trace_row(line: bytes, where: str) -> TraceRow:
         raise UsageError(f"{where}: no valid JSON: {error}.") from error
     if not isinstance(row, dict):
         raise UsageError(f"{where}: each line must be one JSON object.")
+    mooncake = "input_length" in row or "output_length" in row
+    names = ("input_length", "output_length") if mooncake else ("input_tokens", "output_tokens")
     time = row.get("timestamp")
     if isinstance(time, bool) or not isinstance(time, int | float) or not np.isfinite(time):
-        raise UsageError(f"{where}: timestamp must be a number of seconds.")
-    for field in ("input_tokens", "output_tokens"):
+        raise UsageError(f"{where}: timestamp must be a number of {'milliseconds' if mooncake else 'seconds'}.")
+    for field in names:
         value = row.get(field)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise UsageError(f"{where}: {field} must be a whole number from 1.")
-    return TraceRow(float(time), row.get("input_tokens"), row.get("output_tokens"))
+    return TraceRow(time / 1000 if mooncake else float(time), row.get(names[0]), row.get(names[1]))

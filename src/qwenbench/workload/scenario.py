@@ -91,6 +91,22 @@ def shipped_scenarios() -> list[str]:
     return sorted(path.stem for path in scenario_folder().glob("*.yaml"))
 
 
+def _key_given_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The second of two equal keys in a mapping of the document: YAML would silently take the last one."""
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+            children.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        children = list(node.value)
+    return next((found for child in children if (found := _key_given_twice(child)) is not None), None)
+
+
 def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
     """The line of a field in a parsed YAML document (the deepest part that exists)."""
     line = None
@@ -113,6 +129,9 @@ def parse_yaml_model(model: type[M], text: str, where: str) -> M:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    twice = _key_given_twice(node)
+    if twice is not None:
+        raise UsageError(f"{where}, line {twice.start_mark.line + 1}: {twice.value!r} stands twice.")
     if not isinstance(data, dict):
         raise UsageError(f"{where}: a mapping of fields was expected, e.g. `name: my-scenario`.")
     try:

@@ -94,6 +94,14 @@ def test_a_broken_row_is_told_with_its_line(tmp_path: Path, row: str, told: str)
         load_trace(trace(tmp_path, f'{{"timestamp": 1}}\n\n{row}\n'))
 
 
+def test_a_mooncake_trace_is_in_milliseconds(tmp_path: Path) -> None:
+    rows = (
+        '{"timestamp": 500, "input_length": 6758, "output_length": 500, "hash_ids": [0]}\n'
+        '{"timestamp": 3500, "input_length": 7322, "output_length": 490, "hash_ids": [0, 1]}\n'
+    )
+    assert load_trace(trace(tmp_path, rows)) == [TraceRow(0.0, 6758, 500), TraceRow(3.0, 7322, 490)]
+
+
 def test_an_empty_or_missing_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no row"):
         load_trace(trace(tmp_path, "\n"))

@@ -64,6 +64,12 @@ def test_a_broken_field_is_told_with_its_line(tmp_path: Path, change: str, told:
     assert told in refused(tmp_path, f"{GOOD}{change}\n")
 
 
+def test_a_key_given_twice_is_told_with_its_line(tmp_path: Path) -> None:
+    assert "line 4: 'name' stands twice" in refused(
+        tmp_path, "name: mine\nprompts: mine.jsonl\noutput_tokens: 8\nname: x\n"
+    )
+
+
 def test_a_missing_field_is_named(tmp_path: Path) -> None:
     assert "field output_tokens: Field required" in refused(tmp_path, "name: mine\n")
 
