@@ -15,6 +15,7 @@ from trials import HERE
 
 DOCS = HERE.parents[1] / "docs"
 FIGURE = "client-accuracy.svg"
+BUSY = HERE / "results-busy.jsonl"
 LATE_LIMIT_MS = 2.0
 """A trial whose truth server was later than this on average says little about the client."""
 COLOURS = {
@@ -228,10 +229,30 @@ def document(about: Trial, trials: list[Trial]) -> str:
         "",
         *(table(thrown) if thrown else ["None."]),
         "",
+        *busy_section(),
         "Rerun: `make bench-client` (installs the peers under ~/.cache/qwenbench/bench-client).",
         "",
     ]
     return "\n".join(lines)
+
+
+def busy_section() -> list[str]:
+    """The same trials while other programs held both cores, where such a run was kept."""
+    if not BUSY.exists():
+        return []
+    _, trials = read(BUSY)
+    ran = [one for one in trials if "failure" not in one]
+    loads = sorted(one["load_average"] for one in ran)
+    return [
+        "## On a machine that is busy with something else",
+        "",
+        f"An earlier, interrupted run ({BUSY.name}, {len(trials)} trials; some clients had one trial) while other",
+        f"programs kept both cores busy (load average {loads[0]:.0f} to {loads[-1]:.0f}). No client is to be trusted",
+        "then; a point of qwenbench's is marked invalid when its process lacked CPU or its self-check was off.",
+        "",
+        *table(ran),
+        "",
+    ]
 
 
 def main() -> None:
