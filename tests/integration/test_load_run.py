@@ -70,6 +70,7 @@ async def test_closed_loop_keeps_to_the_truth_and_to_its_concurrency(client: Loa
         assert row["ttft_ms"] >= truth.ttft_ms - 0.5, "no token can be seen before it was sent"
         assert result.started_ns <= row["sent_ns"] < row["ended_ns"] <= result.ended_ns
         assert len(row["itl_ms"]) + row["gaps_merged"] == 4
+    assert seen[-1].ttft_ms == pytest.approx(np.mean([row["ttft_ms"] for row in rows]))
     edges = sorted([(row["sent_ns"], 1) for row in rows] + [(row["ended_ns"], -1) for row in rows])
     assert max(np.cumsum([step for _, step in edges])) == 4
     assert result.health.stamp_source in ("kernel", "user") and result.health.processes == 2

@@ -67,6 +67,8 @@ class Point:
         sent_log: SentLog,
     ) -> None:
         self.digests: list[Digest] = []
+        self._ttft_sum_ms = 0.0
+        self._ttft_count = 0
         self._process = process
         self._source = source
         self._transport = transport
@@ -119,7 +121,8 @@ class Point:
         busy = [stream.exchange for stream in self._streams if stream.busy]
         in_flight = sum(len(exchange.stamps) for exchange in busy if exchange is not None)
         done = self._sent - len(busy)
-        return LoadProgress(self._sent, done, self._failed, len(busy), self._tokens + in_flight)
+        tokens = self._tokens + in_flight
+        return LoadProgress(self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count)
 
     # sending
 
@@ -280,6 +283,9 @@ class Point:
         failed = one.row["error"] is not None
         self._failed += failed
         self._tokens += one.row["output_tokens"] or one.row["chunks"] or 0
+        if one.row["ttft_ms"] is not None:
+            self._ttft_sum_ms += one.row["ttft_ms"]
+            self._ttft_count += 1
         kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)
         return None if failed else one.answer

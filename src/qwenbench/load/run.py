@@ -216,7 +216,9 @@ class _ProcessRun:
             self.ended_ns = message.ended_ns
         failed = self.table.num_rows - self.table["error"].null_count
         tokens = int(np.nansum(self.table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0))
-        self.progress = LoadProgress(self.table.num_rows, self.table.num_rows, failed, 0, tokens)
+        ttft = self.table["ttft_ms"].drop_null().to_numpy()
+        rows = self.table.num_rows
+        self.progress = LoadProgress(rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft))
         self._going = False
 
     def stop(self) -> None:
@@ -286,6 +288,8 @@ def _sum_progress(runs: list[_ProcessRun]) -> LoadProgress:
         sum(part.failed for part in parts),
         sum(part.in_flight for part in parts),
         sum(part.output_tokens for part in parts),
+        sum(part.ttft_sum_ms for part in parts),
+        sum(part.ttft_count for part in parts),
     )
 
 

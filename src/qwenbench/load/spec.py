@@ -98,3 +98,11 @@ class LoadProgress:
     failed: int
     in_flight: int
     output_tokens: int
+    ttft_sum_ms: float = 0.0
+    """Over the requests decoded so far that got a token."""
+    ttft_count: int = 0
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Mean TTFT so far, or None before the first token was decoded."""
+        return self.ttft_sum_ms / self.ttft_count if self.ttft_count else None

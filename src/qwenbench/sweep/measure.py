@@ -156,7 +156,7 @@ def _listener(
                 failed=progress.failed,
                 in_flight=progress.in_flight,
                 output_tokens_per_s=tokens / seconds if seconds > 0 else None,
-                ttft_ms=None,
+                ttft_ms=progress.ttft_ms,
                 running=seen.get("running"),
                 waiting=seen.get("waiting"),
                 kv_cache_usage=seen.get("kv_cache_usage"),
