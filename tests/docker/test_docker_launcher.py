@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import ENTRYPOINT, SERVER_IMAGE, docker, import_image
 
+from conftest import ENTRYPOINT, SERVER_IMAGE, docker, import_image
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import launcher as launcher_module
 from qwenbench.engine.docker.container import ContainerServer
