@@ -248,7 +248,7 @@ def busy_section() -> list[str]:
         "",
         f"An earlier, interrupted run ({BUSY.name}, {len(trials)} trials; some clients had one trial) while other",
         f"programs kept both cores busy (load average {loads[0]:.0f} to {loads[-1]:.0f}). No client is to be trusted",
-        "then; a point of qwenbench's is marked invalid when its process lacked CPU or its self-check was off.",
+        "then; qwenbench marks such points invalid (self-check, loop lag with merged reads, CPU share).",
         "",
         *table(ran),
         "",

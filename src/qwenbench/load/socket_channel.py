@@ -45,6 +45,20 @@ class Wiring:
 class SocketChannel:
     """One kept-alive connection that carries one exchange at a time."""
 
+    __slots__ = (
+        "_connecting",
+        "_done",
+        "_exchange",
+        "_left",
+        "_loop",
+        "_request",
+        "_sock",
+        "_unbroken",
+        "_unsent",
+        "_walked",
+        "_wiring",
+    )
+
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
         self._loop = wiring.loop

@@ -76,9 +76,6 @@ def decode_stream(body: Body) -> StreamFacts:
             _read_fast(facts, body.data, body.complete)
     except _Broken as problem:
         facts.error, facts.detail = "malformed", str(problem)
-    except UnicodeDecodeError:
-        facts.error = "malformed"
-        facts.detail = f"the event after token {len(facts.token_ends)} is not valid UTF-8"
     return facts
 
 
@@ -103,61 +100,91 @@ def token_times(body: Body, facts: StreamFacts, stamps: npt.NDArray[np.int64]) -
     return TokenTimes(int(token_at[0]), first_answer, int(times[-1]), gaps, int(merged.sum()))
 
 
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """The bytes of an event before and after its only text, which is that of `key`."""
+
+    prefix: bytes
+    suffix: bytes
+    key: str
+
+
 def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
-    prefix = suffix = b"\0"
-    before = after = 0
-    texts: list[str] = facts.answer
-    is_answer = True
-    token_ends = facts.token_ends
+    """Read events whose lines end in LF."""
+    shape: _Shape | None = None
     at = 0
-    total = len(data)
     while not facts.done and facts.error is None:
+        if shape is not None:
+            at = _take_run(facts, data, at, shape)
         end = data.find(b"\n\n", at)
         if end < 0:
-            if total - at > MAX_EVENT_BYTES:
+            if len(data) - at > MAX_EVENT_BYTES:
                 raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
             if complete:
-                _read_block(facts, data[at:], total)
+                _read_block(facts, data[at:], len(data))
             return
-        text = None
-        if data.startswith(prefix, at) and data.endswith(suffix, at + before, end):
-            text = _inner_text(data[at + before : end - after])
-        if text is not None:
-            if text:
-                if is_answer and facts.first_answer is None:
-                    facts.first_answer = len(token_ends)
-                texts.append(text)
-                token_ends.append(end + 2)
-                facts.mark_end = end + 2
-        else:
-            key = _read_block(facts, data[at:end], end + 2)
-            shape = _shape(data[at:end], key) if key else None
-            if key and shape:
-                prefix, suffix = shape
-                before, after = len(prefix), len(suffix)
-                is_answer = key not in _REASONING_KEYS
-                texts = facts.answer if is_answer else facts.reasoning
+        key = _read_block(facts, data[at:end], end + 2)
+        if key is not None:
+            shape = _shape(data[at:end], key) or shape
         at = end + 2
 
 
-def _inner_text(raw: bytes) -> str | None:
-    """The text of the inside of a JSON string; None where that is not all there is (further fields, bad escapes)."""
-    if b"\\" not in raw and b'"' not in raw:
+def _take_run(facts: StreamFacts, data: bytes, at: int, shape: _Shape) -> int:
+    """Take in the events of one shape that follow each other from `at` on; returns where they end.
+
+    It stops at whatever does not fit exactly, which is then read (or refused) as JSON.
+    """
+    prefix, suffix = shape.prefix, shape.suffix
+    before, after = len(prefix), len(suffix)
+    texts = facts.reasoning if shape.key in _REASONING_KEYS else facts.answer
+    ends = facts.token_ends
+    already = len(ends)
+    find, fits_before, fits_behind = data.find, data.startswith, data.endswith
+    add_text, add_end = texts.append, ends.append
+    while fits_before(prefix, at):
+        start = at + before
+        end = find(b"\n\n", start)
+        if end < 0 or not fits_behind(suffix, start, end):
+            break
+        raw = data[start : end - after]
+        text = _unescape(raw) if b"\\" in raw or b'"' in raw else _plain(raw)
+        if text is None:
+            break
+        at = end + 2
+        if text:
+            add_text(text)
+            add_end(at)
+    if len(ends) > already:
+        facts.mark_end = ends[-1]
+        if facts.first_answer is None and texts is facts.answer:
+            facts.first_answer = already
+    return at
+
+
+def _plain(raw: bytes) -> str | None:
+    """The text of a JSON string without escapes; None when it is no UTF-8."""
+    try:
         return raw.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _unescape(raw: bytes) -> str | None:
+    """The text of the inside of a JSON string; None where that is not all there is (further fields, bad escapes)."""
     try:
         return str(orjson.loads(b'"' + raw + b'"'))
     except orjson.JSONDecodeError:
         return None
 
 
-def _shape(event: bytes, key: str) -> tuple[bytes, bytes] | None:
-    """The bytes before and after the text of `key` in an event, when it stands there exactly once."""
+def _shape(event: bytes, key: str) -> _Shape | None:
+    """The shape of an event that carries the text of `key` only, when that stands there exactly once."""
     for needle in (f'"{key}":"'.encode(), f'"{key}": "'.encode()):
         if event.count(needle) == 1:
             start = event.index(needle) + len(needle)
             match = _STRING_REST.match(event, start)
             assert match is not None
-            return event[:start], event[match.end() :]
+            return _Shape(event[:start], event[match.end() :], key)
     return None
 
 

@@ -178,6 +178,13 @@ def test_invalid_points_name_their_reason(health: ClientHealth, error: ClientErr
     assert reason is not None and word in reason and "\n" not in reason
 
 
+def test_a_client_that_was_kept_from_the_cpu_is_no_judge() -> None:
+    starved = replace(HEALTH, loop_lag_p99_ms=40.0)
+    assert "late to its sockets" in (invalid_reason(starved, ERROR, 50.0, 10.0, 0.3) or "")
+    assert invalid_reason(starved, ERROR, 50.0, 10.0, 0.01) is None, "it lagged while nothing came"
+    assert invalid_reason(HEALTH, ERROR, 50.0, 10.0, 0.3) is None, "the server sent them together"
+
+
 def test_compare_leaves_the_servers_lateness_out() -> None:
     """The client saw 52 and +13 ms; the server really sent at 51.5 and +12.9: that much is the client's."""
     row = decoded(events([(52, delta(content="a")), (65, delta(content="b")), (66, usage()), (66, DONE)])).row

@@ -204,6 +204,15 @@ def test_what_came_before_a_break_is_kept(error: str) -> None:
     assert (row["error"], row["error_detail"], row["ttft_ms"], row["chunks"]) == (error, "why", 5, 2)
 
 
+@given(st.integers(0, 400))
+def test_a_stream_cut_anywhere_counts_whole_events_only(cut: int) -> None:
+    token = delta(content="ab")
+    whole = token * 4
+    kept = whole[: len(whole) - min(cut, len(whole) - 1)]
+    row = decoded(exchange([(1, HEAD), (2, http_chunk(kept))], error="reset", detail="")).row
+    assert (row["error"], row["chunks"]) == ("reset", kept.count(b"\n\n"))
+
+
 def test_lying_sizes_and_missing_ends() -> None:
     lying = exchange([(1, HEAD), (2, b"3\r\n" + delta(content="a") + b"\r\n"), (3, b"\r\n0\r\n\r\n")])
     assert error_of(lying)[0] == "malformed"
