@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import SERVER_IMAGE, docker, import_image
 
 pytestmark = pytest.mark.timeout(400)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import SERVER_IMAGE, docker, import_image
 
 pytestmark = pytest.mark.timeout(300)

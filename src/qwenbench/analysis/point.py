@@ -82,6 +82,8 @@ class PointContext:
     canary_accuracy: float | None = None
     natural_broken_share: float | None = None
     """Share of broken answers in the natural-stop pass: counts where the point's own answers were not judged."""
+    natural_broken_kinds: str = ""
+    """The kinds that it found, for the reason."""
     broken_limit: float = MAX_BROKEN_SHARE
 
 
@@ -111,7 +113,7 @@ def summarise_point(
     row |= _memory(arrays, context)
     row |= _server(metrics)
     row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
-    row |= _validity(row, _broken_kinds(requests), context)
+    row |= _validity(row, _broken_kinds(requests) or context.natural_broken_kinds, context)
     if window is not None:
         row |= _bounds(metrics, window, context)
     return row

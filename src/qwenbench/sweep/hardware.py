@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.budget import utilization_for_card
 from qwenbench.capacity.cards import Card, find_card
+from qwenbench.capacity.plan_config import default_batched_tokens
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.observe.nvml import Gpu, Nvml, open_nvml
@@ -97,7 +98,10 @@ def find_hardware(options: SweepOptions, local: bool = True) -> Hardware:
 
 
 def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) -> ServerConfig:
-    """With --card on a larger real card: the server whose utilisation keeps the smaller card's budget.
+    """With --card on a larger real card: the server that keeps the smaller card's budget.
+
+    Its utilisation is the share of the real card, and it takes the smaller card's default of batched tokens, which
+    vLLM would otherwise choose by the real card's size.
 
     Raises UsageError when the real card is unknown, or smaller than the budget.
     """
@@ -111,12 +115,23 @@ def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) ->
         )
     fraction = server.gpu_memory_utilization or 0.9
     share = utilization_for_card(hardware.card, total, fraction, platform=hardware.platform)
-    return server.with_flag("gpu-memory-utilization", f"{share:g}")
+    kept = server.with_flag("gpu-memory-utilization", f"{share:g}")
+    batched = default_batched_tokens(hardware.card.cuda_gib(hardware.platform))
+    if server.int_flag("max-num-batched-tokens") is None and batched != default_batched_tokens(total):
+        kept = kept.with_flag("max-num-batched-tokens", str(batched))
+    return kept
 
 
-def on_port(server: ServerConfig, port: int) -> ServerConfig:
-    """The same server on another port (several cards side by side)."""
-    return replace(server, port=port)
+def budget_note(options: SweepOptions, hardware: Hardware) -> str | None:
+    """What --card on a larger real card means, for people and run.json; None when no card stands for another."""
+    total, card = hardware.cuda_total_gib(), hardware.card
+    if options.card is None or options.launcher == "sim" or card is None or not hardware.gpus or total is None:
+        return None
+    real = hardware.gpus[0].name
+    return (
+        f"the memory budget of {card.name} ({card.cuda_gib(hardware.platform):.2f} GiB to CUDA) is kept on {real} "
+        f"({total:.2f} GiB): utilisations are fractions of {card.name}; speeds are those of {real}"
+    )
 
 
 def largest(values: Mapping[str, float]) -> float | None:

@@ -211,5 +211,6 @@ def _context(
         clock_step_ms=result.health.clock_step_ms,
         canary_accuracy=state.texts.canary.accuracy if state.texts.canary else None,
         natural_broken_share=state.texts.broken_share.get((point.scenario, point.profile)),
+        natural_broken_kinds=state.texts.broken_kinds.get((point.scenario, point.profile), ""),
         client_saturated=result.health.cpu_share_max >= CPU_SATURATED,
     )

@@ -27,7 +27,7 @@ from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.foresight import Foresight
-from qwenbench.sweep.hardware import Hardware, budgeted
+from qwenbench.sweep.hardware import Hardware, budget_note, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
 from qwenbench.sweep.masked import masked
 from qwenbench.sweep.model_shape import find_shape
@@ -241,6 +241,8 @@ async def _run_all(env: Environment, jobs: list[_Job], slots: Sequence[Slot]) ->
                 if outcome.failure is not None:
                     failures[job.configuration.config_id] = outcome.failure
 
+    for note in _told_beforehand(env, slots):
+        env.note(note)
     try:
         async with asyncio.TaskGroup() as tasks:
             for slot in slots:
@@ -248,6 +250,12 @@ async def _run_all(env: Environment, jobs: list[_Job], slots: Sequence[Slot]) ->
     except ExceptionGroup as group:
         raise _told(group.exceptions[0], env.paths) from group
     return failures
+
+
+def _told_beforehand(env: Environment, slots: Sequence[Slot]) -> list[str]:
+    budget = budget_note(env.plan.options, env.hardware)
+    shared = f"{len(slots)} configurations at a time shared this host" if len(slots) > 1 else None
+    return [note for note in (budget, shared) if note is not None]
 
 
 def _told(error: Exception, paths: RunPaths) -> Exception:

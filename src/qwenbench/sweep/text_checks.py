@@ -24,6 +24,8 @@ class TextChecks:
     canary: CanaryResult | None = None
     broken_share: Mapping[tuple[str, str], float] = field(default_factory=dict)
     """(scenario, profile) -> share of the natural-stop pass's answers that were broken."""
+    broken_kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """The same key -> the kinds found, with their counts."""
 
 
 async def check_texts(
@@ -38,7 +40,7 @@ async def check_texts(
     if not options.ignore_eos or not traits.judge_text or env.launcher.simulated:
         return TextChecks(canary)
     shares: dict[tuple[str, str], float] = {}
-    kinds: Counter[str] = Counter()
+    told: dict[tuple[str, str], str] = {}
     for point in env.plan.points:
         key = (point.scenario, point.profile)
         if key in shares or env.stop.is_set():
@@ -55,13 +57,13 @@ async def check_texts(
         spec = LoadSpec(target, ClosedLoop(len(sessions)), sessions, timeout_s=options.timeout_s, judge_text=True)
         result = await client.run(spec, stop=env.stop)
         judged = [row for row in result.requests["broken"].to_pylist() if row is not None]
-        kinds.update(kind for row in judged for kind in row)
         if judged:
             shares[key] = sum(bool(row) for row in judged) / len(judged)
-    if kinds:
-        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common())
-        env.note(f"{configuration.config_id}: broken output in the natural-stop pass: {found}")
-    return TextChecks(canary, shares)
+        kinds = Counter(kind for row in judged for kind in row)
+        if kinds:
+            told[key] = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
+            env.note(f"{configuration.config_id}, {key[0]}: broken output in the natural-stop pass: {told[key]}")
+    return TextChecks(canary, shares, told)
 
 
 async def _canary(
