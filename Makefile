@@ -25,7 +25,7 @@ demo: install ## install, sweep three capture sizes over a simulated vLLM server
 test: lint typecheck unit ## install, ruff, mypy --strict, unit and integration tests
 
 lint: dev
-	@$(BIN)/ruff check --quiet src tests bench
+	@$(BIN)/ruff check --no-cache --quiet src tests bench
 	@$(BIN)/ruff format --quiet --check src tests bench
 
 typecheck: dev
