@@ -11,6 +11,7 @@ import pandas as pd
 
 from qwenbench.analysis.changes import CORRECTION, FALSE_DISCOVERIES, Changes, relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
+from qwenbench.analysis.comparison_rows import Capacity, Change
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.gate import Gate, GateRule, judge_gate
 from qwenbench.analysis.pairing import pair_repeats
@@ -23,43 +24,6 @@ VERDICTS = ("worse", "better", "no difference shown", "indicative", "missing")
 CAPACITIES = ("kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "vram_ready_mib", "vram_peak_mib", "startup_s")
 """Columns of a configuration that are shown side by side without a verdict."""
 _ALIGNED_ON = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One metric at one load point, before and after. None: not known."""
-
-    run: str
-    """The later run."""
-    config: str
-    scenario: str
-    profile: str
-    concurrency: int | None
-    rate: float | None
-    key: str
-    before: float | None
-    after: float | None
-    change: float | None
-    """after / before - 1."""
-    low: float | None
-    high: float | None
-    verdict: str
-
-    def to_json(self) -> dict[str, Any]:
-        """A row of `compare --json`."""
-        row = {name: getattr(self, name) for name in self.__slots__}
-        return {("metric" if name == "key" else name): value for name, value in row.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """One capacity of one configuration, before and after."""
-
-    run: str
-    config: str
-    name: str
-    before: float | None
-    after: float | None
 
 
 @dataclass(frozen=True, slots=True)

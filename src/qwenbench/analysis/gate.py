@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.limits import metric_key
 from qwenbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from qwenbench.analysis.compare import Change
 
 _SHARE = re.compile(r"([+-])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\Z")
 

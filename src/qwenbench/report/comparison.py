@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.compare import VERDICTS, Change, Comparison
+from qwenbench.analysis.compare import VERDICTS, Comparison
+from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.limits import show
 
 SIMULATED = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.changes import relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.compare import Change, Comparison, compare
+from qwenbench.analysis.compare import Comparison, compare
+from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.gate import parse_gate
 from qwenbench.cli.main import dispatch
 from qwenbench.errors import UsageError
