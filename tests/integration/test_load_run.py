@@ -220,3 +220,15 @@ async def test_self_check_measures_once_and_remembers(client: LoadClient, tmp_pa
     assert not first.cached and again.cached
     assert again.mean_ms == first.mean_ms >= 0
     assert first.requests > 4 and first.p99_ms >= first.mean_ms / 100
+
+
+async def test_many_streams_are_read_in_rounds_without_losing_a_time(client: LoadClient) -> None:
+    """From 100 streams on the client rests between reads; the kernel's stamps must not suffer from it."""
+    async with truth_server(Timing(60, 20)) as server:
+        spec = LoadSpec(Target(server.base_url), ClosedLoop(100), [session(index) for index in range(200)])
+        result = await client.run(spec)
+        served = {one.request_id: one for one in await server.take_served()}
+    assert result.requests["error"].null_count == result.requests.num_rows == 200
+    for row in result.requests.to_pylist():
+        truth = served[row["request_id"]]
+        assert row["chunks"] == 5 and row["ttft_ms"] >= truth.ttft_ms - 0.5

@@ -17,6 +17,7 @@ from qwenbench.load.http1 import request_head
 from qwenbench.load.socket_channel import CONTROL_BYTES, SO_TIMESTAMPNS, SocketChannel, Wiring
 
 _STAMP_ATTEMPTS = 40
+_REST_S = 0.0005
 
 
 def kernel_stamps_work() -> bool:
@@ -59,6 +60,16 @@ class SocketTransport:
         places: list[tuple[int, Any]] = [(int(family), where) for family, _, _, _, where in found]
         head = request_head(address.host_header, address.path, headers)
         return cls(Wiring(loop, places, head, kernel_stamps_work()))
+
+    def rest_between_reads(self) -> None:
+        """Sleep 0.5 ms after each round of reads: for many streams in a closed loop.
+
+        Sockets that become ready one by one would wake the process for each; this took a fifth off the CPU
+        time per token at 200 streams. What arrives meanwhile is stamped by the kernel, so without its stamps
+        this does nothing; a next request may leave up to 0.5 ms later.
+        """
+        if self._wiring.kernel_stamps:
+            self._wiring.rest_s = _REST_S
 
     async def connect(self, count: int) -> list[Channel]:
         """Open `count` connections, at most 64 at a time so that no listen queue overflows."""

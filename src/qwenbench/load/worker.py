@@ -44,6 +44,7 @@ from qwenbench.load.watch import HealthWatch, ProcessHealth
 
 _PROGRESS_S = 1.0
 _SESSIONS_AHEAD = 64
+_MANY_STREAMS = 100
 
 
 async def make_transport(target: Target) -> Transport:
@@ -92,6 +93,8 @@ class Worker:
         if task.cpu is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {task.cpu})
         transport = await make_transport(task.target)
+        if isinstance(transport, SocketTransport) and not task.open_loop and task.streams >= _MANY_STREAMS:
+            transport.rest_between_reads()
         alarm = Alarm(asyncio.get_running_loop())
         log = SentLog(Path(task.sent_log))
         try:
