@@ -41,16 +41,18 @@ MAIN = ("main", "thousand", "heavy")
 Trial = dict[str, Any]
 
 
-def read(path: Path) -> tuple[Trial, list[Trial]]:
-    """The run's own line and its trials, with the derived numbers filled in."""
-    about, *trials = (json.loads(text) for text in path.read_text().splitlines())
+def read(path: Path) -> tuple[list[Trial], list[Trial]]:
+    """The lines of the runs themselves and their trials, with the derived numbers filled in."""
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    runs = [one for one in lines if "about" in one]
+    trials = [one for one in lines if "about" not in one]
     for trial in trials:
         if "failure" in trial:
             continue
         trial["share_percent"] = 100 * trial["tokens_share"]
         known = trial["itl_p99"] is not None
         trial["itl_p99_error"] = trial["itl_p99"] - trial["itl_true_p99"] if known else None
-    return about, trials
+    return runs, trials
 
 
 def starved(trial: Trial) -> bool:
@@ -175,20 +177,24 @@ def figure(trials: list[Trial]) -> str:
     return "\n".join([*parts, "</svg>", ""])
 
 
-def document(about: Trial, trials: list[Trial]) -> str:
+def document(runs: list[Trial], trials: list[Trial]) -> str:
     """The whole page."""
     main = [one for one in trials if one["block"] in MAIN]
     kept = [one for one in main if not starved(one) or one["concurrency"] >= 1000]
     thrown = [one for one in main if starved(one) and one["concurrency"] < 1000]
+    about = runs[0]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     lines = [
         "# How accurate the client is",
         "",
         "<!-- made by bench/client/report.py from bench/client/results.jsonl; do not edit -->",
         "",
-        f"Measured {about['when']} on {about['cores']} cores ({about['machine']}, Linux {about['kernel']}), "
-        "shared by the truth server and the client. "
-        f"`{about['command']}`; {versions}.",
+        f"Measured on {about['cores']} cores ({about['machine']}, Linux {about['kernel']}), which the truth server",
+        f"and the client share; {versions}. Runs:",
+        "",
+        *(f"- {run['when']}: `{run['command']}`" for run in runs),
+        "",
+        "Every block of trials is from one run; with several runs, the first line's blocks replaced those of later lines.",
         "",
         "The truth server (bench/client/truth_server.rs) sends every chunk at an absolute deadline counted from",
         "the kernel's stamp of the request's arrival, and keeps when it really sent. **Error** is what a client",
@@ -261,8 +267,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=RESULTS)
     parser.add_argument("--docs", type=Path, default=DOCS)
     options = parser.parse_args()
-    about, trials = read(options.data)
-    (options.docs / "client-accuracy.md").write_text(document(about, trials))
+    runs, trials = read(options.data)
+    (options.docs / "client-accuracy.md").write_text(document(runs, trials))
     drawn = [one for one in trials if one["block"] in MAIN]
     kept = [one for one in drawn if not starved(one) or one["concurrency"] >= 1000]
     (options.docs / FIGURE).write_text(figure(kept))
