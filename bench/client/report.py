@@ -194,7 +194,7 @@ def document(runs: list[Trial], trials: list[Trial]) -> str:
         "",
         *(f"- {run['when']}: `{run['command']}`" for run in runs),
         "",
-        "Every block of trials is from one run; with several runs, the first line's blocks replaced those of later lines.",
+        "Every block of trials is from one run; the first run's blocks replaced those of later lines.",
         "",
         "The truth server (bench/client/truth_server.rs) sends every chunk at an absolute deadline counted from",
         "the kernel's stamp of the request's arrival, and keeps when it really sent. **Error** is what a client",
