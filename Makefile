@@ -48,6 +48,7 @@ bench: dev ## qwenbench's own costs as one table: installing, demo, sweep overhe
 
 bench-client: dev ## the load client beside its peers on one truth server
 	$(BIN)/python bench/client/run.py
+	$(BIN)/python bench/client/report.py
 
 install: $(VENV)/.installed ## the command .venv/bin/qwenbench
 dev: $(VENV)/.installed-dev ## the same with the tools for developers

@@ -13,7 +13,14 @@ from qwenbench.load.validity import invalid_reason
 def client_verdict(result: LoadResult, error: ClientError | None) -> str | None:
     """Why the point is invalid on the client's account, None when it is valid. All times in ms."""
     ok = result.requests.filter(pc.is_null(result.requests["error"]))
-    return invalid_reason(result.health, error, _median(ok["ttft_ms"]), _median(pc.list_flatten(ok["itl_ms"])))
+    gaps = pc.list_flatten(ok["itl_ms"])
+    return invalid_reason(result.health, error, _median(ok["ttft_ms"]), _median(gaps), _merged_share(ok, len(gaps)))
+
+
+def _merged_share(ok: pa.Table, timed: int) -> float | None:
+    """Share of gaps whose time is not known, of all gaps; None without any."""
+    merged = pc.sum(ok["gaps_merged"]).as_py() or 0
+    return merged / (merged + timed) if merged + timed else None
 
 
 def _median(values: pa.ChunkedArray) -> float | None:

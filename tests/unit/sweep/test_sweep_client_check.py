@@ -1,0 +1,48 @@
+"""The client's self-check and what it did during a point decide whether the point counts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from qwenbench.load.records import REQUEST_SCHEMA
+from qwenbench.load.selfcheck import ClientError
+from qwenbench.load.spec import ClientHealth, LoadResult
+from qwenbench.sweep.client_check import client_verdict
+
+HEALTH = ClientHealth(1, "kernel", 0.2, 1.0, 2.0, 0.0)
+FINE = ClientError(8, 0.1, 0.3, 0.05, 0.1, 0.1, 0.2, 0.0, 100, 1, "kernel")
+
+
+def row(**values: Any) -> dict[str, Any]:
+    return dict.fromkeys(REQUEST_SCHEMA.names) | {"ttft_ms": 50.0, "itl_ms": [10.0] * 20, "gaps_merged": 0} | values
+
+
+def result(rows: list[dict[str, Any]], **health: Any) -> LoadResult:
+    return LoadResult(pa.Table.from_pylist(rows, schema=REQUEST_SCHEMA), 0, 1, replace(HEALTH, **health))
+
+
+def test_a_good_client_is_silent() -> None:
+    assert client_verdict(result([row()] * 3), FINE) is None
+
+
+def test_the_error_is_held_against_what_was_measured() -> None:
+    slow_client = replace(FINE, mean_ms=3.0)
+    assert client_verdict(result([row(ttft_ms=100.0)]), slow_client) is None, "3 ms of 100 are within 5 %"
+    assert "TTFT error" in str(client_verdict(result([row(ttft_ms=10.0)]), slow_client))
+
+
+def test_a_starved_client_shows_in_merged_gaps() -> None:
+    starved = result([row(itl_ms=[10.0] * 6, gaps_merged=4)], loop_lag_p99_ms=60.0)
+    assert "40% of the gaps merged" in str(client_verdict(starved, FINE))
+
+
+def test_failed_requests_say_nothing_of_the_client() -> None:
+    rows = [row(ttft_ms=100.0), row(ttft_ms=1.0, error="reset"), row(ttft_ms=1.0, error="reset")]
+    assert client_verdict(result(rows), replace(FINE, mean_ms=4.0)) is None
+
+
+def test_nothing_measured_is_no_crash() -> None:
+    assert client_verdict(result([]), FINE) is None
