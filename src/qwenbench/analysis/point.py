@@ -16,6 +16,7 @@ from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.latency import MAX_MERGED_SHARE, Gaps, empty_columns, gaps_of, latency_columns, met_limits
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.window import CLOSED, Window, window_of
+from qwenbench.capacity.kv import NULL_BLOCKS
 
 MAX_CLOCK_STEP_MS = 1.0
 """Real and monotonic time may part by so much during a point."""
@@ -23,8 +24,6 @@ BROKEN = "broken output"
 """Words by which an invalid_reason tells that the answers themselves were bad."""
 MAX_BROKEN_SHARE = 0.1
 """Largest share of judged answers that may be broken output; a single false alarm in 16 answers is none yet."""
-NULL_BLOCKS = 1
-"""vLLM keeps one KV block for itself."""
 
 
 @dataclass(frozen=True, slots=True)

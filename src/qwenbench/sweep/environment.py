@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.server import Launcher
 from qwenbench.load.selfcheck import ClientError
 from qwenbench.runfolder.names import RunPaths
@@ -38,6 +39,8 @@ class Environment:
     """The client's own error at so many streams (measured once per host, version and concurrency)."""
     timings: Timings
     foresight: Foresight
+    shape: ModelShape | None
+    """The model's shape, looked for once; None when no readable config.json is at hand."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Headers with secrets, resolved from the environment."""
     first_canary: dict[str, CanaryResult] = field(default_factory=dict)

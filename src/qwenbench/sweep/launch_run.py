@@ -23,7 +23,7 @@ from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
 from qwenbench.sweep.masked import masked
 from qwenbench.sweep.measure import CellResult, ServerState, measure
-from qwenbench.sweep.model_shape import find_shape, served_layout
+from qwenbench.sweep.model_shape import served_layout
 from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
 from qwenbench.sweep.repeating import next_repeats
@@ -137,9 +137,8 @@ class LaunchRun:
         reading = await scrape(env.http, server.base_url, env.headers)
         if reading is None:
             env.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
-        shape = find_shape(self._server_config.model, self._server_config.docker.cache_mount)
         labels = reading.cache_config if reading else {}
-        layout = served_layout(shape, startup, labels)
+        layout = served_layout(env.shape, startup, labels)
         ready_mib = largest(env.hardware.nvml.used_mib()) if env.hardware.nvml else None
         if ready_mib is None and reading is not None:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.capacity.kv import KvLayout
+from qwenbench.capacity.plan_config import default_batched_tokens
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.run import LoadClient
@@ -29,9 +30,6 @@ from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.sweep.watching import Samples, Watch
 from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.quality import cut_in_reasoning
-
-DEFAULT_BATCHED_TOKENS = 2048
-"""What vLLM takes for --max-num-batched-tokens on a card under 70 GiB."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +169,19 @@ def _card(value: float | None) -> dict[str, float]:
     return {} if value is None else {"card": value}
 
 
+def _step_budget(env: Environment, state: ServerState) -> int | None:
+    """Tokens of one step: as the server's log says, as asked for, else vLLM's default for this card; None: unknown."""
+    known = state.startup.max_num_batched_tokens or state.server_config.int_flag("max-num-batched-tokens")
+    total = env.hardware.cuda_total_gib()
+    return known or (default_batched_tokens(total) if total is not None else None)
+
+
 def _context(
     env: Environment, configuration: Configuration, state: ServerState, cell: Cell, result: LoadResult
 ) -> PointContext:
     options, point, ledger = env.plan.options, cell.point, state.ledger
     server = state.server_config
     budget = None if ledger.budget_gib is None else ledger.budget_gib * MIB_PER_GIB
-    batched = server.int_flag("max-num-batched-tokens")
     return PointContext(
         config_id=configuration.config_id,
         scenario=point.scenario,
@@ -203,7 +207,7 @@ def _context(
         kv_cache_tokens=ledger.kv_cache_tokens,
         blocks_per_request=state.layout.blocks_per_request if state.layout else None,
         capture_effective_full=ledger.capture_effective_full,
-        max_num_batched_tokens=batched or DEFAULT_BATCHED_TOKENS,
+        max_num_batched_tokens=_step_budget(env, state),
         vram_before_mib=_card(ledger.vram_before_mib),
         vram_ready_mib=_card(ledger.vram_ready_mib),
         vram_budget_mib=budget,

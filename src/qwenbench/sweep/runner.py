@@ -22,6 +22,7 @@ from qwenbench.errors import RunError, UsageError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.masking import Masker
+from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
@@ -126,6 +127,7 @@ async def _environment(
     headers: Mapping[str, str],
 ) -> AsyncIterator[Environment]:
     stop = asyncio.Event()
+    shape = _shape_of(plan)
     async with AsyncExitStack() as stack:
         stack.enter_context(_stopping_signals(stop))
         http = await stack.enter_async_context(aiohttp.ClientSession())
@@ -141,7 +143,8 @@ async def _environment(
             stop=stop,
             client_error=_remembered(measure_client_error),
             timings=Timings(),
-            foresight=Foresight(plan, launcher.name, hardware, _shape_of(plan)),
+            foresight=Foresight(plan, launcher.name, hardware, shape),
+            shape=shape,
             headers=headers,
             nonce=uuid.uuid4().hex[:8],
         )
@@ -276,10 +279,8 @@ def _finish(paths: RunPaths, meta: dict[str, Any], env: Environment, interrupted
 
 def _vllm_version(env: Environment) -> str | None:
     """As the first server's log says it."""
-    import orjson
-
     for file in sorted(env.paths.servers.glob("*/memory.json")):
-        version = orjson.loads(file.read_bytes()).get("vllm_version")
+        version = read_json(file).get("vllm_version")
         if version:
             return str(version)
     return None
