@@ -77,3 +77,20 @@ def test_nothing_could_run(tmp_path: Path) -> None:
     assert "Triton Error [CUDA]: out of memory" in str(crashed["evidence"])
     assert journal(folder) == []
     assert record(folder / "run.json")["finished"]
+
+
+def test_one_that_cannot_start_is_skipped_with_the_arithmetic_unless_forced(tmp_path: Path) -> None:
+    few = ("--capture", "16", "--gpu-memory-utilization", "0.2,0.9", "--concurrency", "1")
+    folder = tmp_path / "skipped"
+    assert sweep(folder, *few).status == 1
+    doomed = folder / "servers" / "cap16-seq16-util0.2"
+    told = failure(folder, doomed.name)
+    assert (told["class"], told["phase"]) == ("cannot_start", "plan")
+    assert "10.57 weights" in str(told["evidence"])
+    assert not (doomed / "server.log").exists(), "it was not launched"
+    assert [point["config_id"] for point in points(folder)] == ["cap16-seq16-util0.9"]
+
+    forced = tmp_path / "forced"
+    assert sweep(forced, *few, "--force").status == 1
+    assert (forced / "servers" / doomed.name / "server.log").exists(), "--force launches it"
+    assert failure(forced, doomed.name)["phase"] == "start"

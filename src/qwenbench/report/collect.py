@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
@@ -101,7 +102,7 @@ def launch_flags(launch: Mapping[str, Any]) -> dict[str, str]:
     """The flags of a launch line, without dashes, with their values (`--a b` and `--a=b`)."""
     argv = [str(word) for word in launch.get("shown_argv") or launch.get("argv") or ()]
     flags: dict[str, str] = {}
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             flags[name] = value if equals else following

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,17 @@ def test_a_line_that_is_no_entry_is_told_with_its_number(tmp_path: Path, line: b
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(UsageError, match=r"journal\.jsonl, line 2: "):
         journal.entries()
+
+
+def test_a_line_is_on_the_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal.jsonl"
+    synced: list[bytes] = []
+
+    def sync(handle: int) -> None:
+        if os.fstat(handle).st_ino == path.stat().st_ino:  # the folder is synced too
+            synced.append(path.read_bytes())
+
+    monkeypatch.setattr("os.fsync", sync)
+    Journal(path).append(entry("a"))
+    assert synced[-1].endswith(b"\n"), "the whole line was there when it was synced"
+    assert b'"a"' in synced[-1]
