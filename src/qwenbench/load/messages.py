@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from qwenbench.load.clock import ProcessHealth
 from qwenbench.load.source import Share
 from qwenbench.load.spec import LoadProgress, Target
-from qwenbench.load.watch import ProcessHealth
 
 _LENGTH = struct.Struct("<Q")
 

@@ -12,8 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-from qwenbench.load.alarm import Alarm
-from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
+from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
 from qwenbench.load.exchange import Channel, Exchange, Transport
 from qwenbench.load.rows import Digest, Sending, digest, lost_row
 from qwenbench.load.sent_log import SentEntry, SentLog
@@ -63,7 +62,7 @@ class Point:
         channels: list[Channel],
         stream_numbers: range,
         rules: PointRules,
-        alarm: Alarm,
+        calls: TimedCalls,
         sent_log: SentLog,
     ) -> None:
         self.digests: list[Digest] = []
@@ -73,7 +72,7 @@ class Point:
         self._source = source
         self._transport = transport
         self._rules = rules
-        self._alarm = alarm
+        self._calls = calls
         self._sent_log = sent_log
         self._loop = asyncio.get_running_loop()
         self._numbers = iter(range(stream_numbers.start, 2**31 - 1, stream_numbers.step))
@@ -93,7 +92,7 @@ class Point:
     async def run(self, start_ns: int) -> None:
         """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded."""
         self._start_ns = start_ns
-        self._alarm.at(start_ns, self._begin)
+        self._calls.at(start_ns, self._begin)
         watch = self._loop.call_later(_DEADLINE_LOOK_S, self._look_at_deadlines)
         self._watch = watch
         try:
@@ -108,7 +107,7 @@ class Point:
         if self._stopping:
             return
         self._stopping = True
-        self._alarm.clear()
+        self._calls.clear()
         self._active = 0
         self._arrivals_left = False
         for stream in self._streams:
@@ -140,7 +139,7 @@ class Point:
         if coming is None or self._too_late(self._due(coming)):
             self._arrivals_left = False
             return
-        self._alarm.at(self._due(coming), self._arrive)
+        self._calls.at(self._due(coming), self._arrive)
 
     def _due(self, session: ReadySession) -> int:
         return self._start_ns + round((session.plan.start_s or 0.0) * NS_PER_S)
@@ -239,7 +238,7 @@ class Point:
         if due_ns <= now_ns():
             call()
         else:
-            self._alarm.at(due_ns, call)
+            self._calls.at(due_ns, call)
 
     def _pause_ns(self, failures: int, exchange: Exchange) -> int:
         """Pause of a stream after a failure, so that a server in trouble is not hammered."""

@@ -16,7 +16,7 @@ import pyarrow as pa
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.address import address_of
 from qwenbench.load.client_process import ClientProcess, ProcessLost
-from qwenbench.load.clock import NS_PER_MS, ClockWatch, now_ns
+from qwenbench.load.clock import NS_PER_MS, ClockWatch, ProcessHealth, now_ns
 from qwenbench.load.http1 import request_head
 from qwenbench.load.messages import Failed, Finished, Go, Prepare, Prepared, Stop
 from qwenbench.load.records import REQUEST_SCHEMA
@@ -24,7 +24,6 @@ from qwenbench.load.rows import Sending, lost_row, to_table
 from qwenbench.load.sent_log import read_sent_log
 from qwenbench.load.source import Share, shares
 from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop
-from qwenbench.load.watch import ProcessHealth
 
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""

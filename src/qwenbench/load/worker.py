@@ -19,8 +19,7 @@ import pyarrow as pa
 
 from qwenbench.errors import UsageError
 from qwenbench.load.address import address_of
-from qwenbench.load.alarm import Alarm
-from qwenbench.load.clock import now_ns
+from qwenbench.load.clock import HealthWatch, ProcessHealth, TimedCalls, now_ns
 from qwenbench.load.exchange import Transport
 from qwenbench.load.latency import ask_for_short_slices
 from qwenbench.load.messages import (
@@ -40,7 +39,6 @@ from qwenbench.load.sent_log import SentLog
 from qwenbench.load.socket_transport import SocketTransport
 from qwenbench.load.source import SessionSource
 from qwenbench.load.spec import Target
-from qwenbench.load.watch import HealthWatch, ProcessHealth
 
 _PROGRESS_S = 1.0
 _SESSIONS_AHEAD = 64
@@ -95,14 +93,14 @@ class Worker:
         transport = await make_transport(task.target)
         if isinstance(transport, SocketTransport) and not task.open_loop and task.streams >= _MANY_STREAMS:
             transport.rest_between_reads()
-        alarm = Alarm(asyncio.get_running_loop())
+        calls = TimedCalls(asyncio.get_running_loop())
         log = SentLog(Path(task.sent_log))
         try:
             source = SessionSource(task.share, task.streams + _SESSIONS_AHEAD)
             channels = await transport.connect(task.streams)
             share = task.share
             numbers = range(share.process, 2**31 - 1, share.processes)
-            point = Point(share.process, source, transport, channels, numbers, _rules(task), alarm, log)
+            point = Point(share.process, source, transport, channels, numbers, _rules(task), calls, log)
             gc.collect()
             gc.freeze()
             gc.disable()
@@ -110,11 +108,11 @@ class Worker:
             go = await self._inbox.get()
             if not isinstance(go, Go):
                 return None
-            seen = await self._run(point, transport.stamp_source, alarm, go.start_ns)
+            seen = await self._run(point, transport.stamp_source, calls, go.start_ns)
         finally:
             gc.enable()
             gc.unfreeze()
-            alarm.close()
+            calls.close()
             log.close()
             await transport.close()
         ended_ns = now_ns()
@@ -123,9 +121,9 @@ class Worker:
         texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
-    async def _run(self, point: Point, stamp_source: str, alarm: Alarm, start_ns: int) -> ProcessHealth:
+    async def _run(self, point: Point, stamp_source: str, calls: TimedCalls, start_ns: int) -> ProcessHealth:
         """Let the streams go, and stop them early when anything comes in (stop, or the parent's end)."""
-        health = HealthWatch(alarm)
+        health = HealthWatch(calls)
         running = asyncio.ensure_future(point.run(start_ns))
         listening = asyncio.ensure_future(self._inbox.get())
         ticking = asyncio.ensure_future(self._tick(point))

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from qwenbench.precise_timer import PreciseTimer
 from qwenbench.simulator.memory import VramGauge
 from qwenbench.simulator.metrics import EngineMetrics, Lateness
 from qwenbench.simulator.pipeline import Pipeline, Turn
 from qwenbench.simulator.power import EnergyMeter
 from qwenbench.simulator.scheduler import Scheduler, SimRequest, Step
-from qwenbench.simulator.timer import Alarm
 
 TURNS_AT_ONCE = 4
 """Overdue steps that are sent before the event loop may read sockets again."""
@@ -60,14 +60,14 @@ class Engine:
         self._incoming: deque[LiveRequest] = deque()
         self._pipeline = Pipeline(scheduler)
         self._turn: Turn | None = None
-        self._alarm = Alarm(asyncio.get_running_loop(), self._on_alarm)
+        self._timer = PreciseTimer(asyncio.get_running_loop(), self._on_timer)
 
     def submit(self, request: LiveRequest) -> None:
         """Takes a request in; it reaches the scheduler after the time that the frontend takes."""
         request.arrival = request.received + self._frontend_s
         self._incoming.append(request)
         if self._turn is None:
-            self._alarm.set(self._incoming[0].arrival)
+            self._timer.set(round(self._incoming[0].arrival * 1e9))
 
     def abort(self, request: LiveRequest) -> None:
         """The client has gone."""
@@ -83,7 +83,7 @@ class Engine:
     def die(self, message: str) -> None:
         """The engine core is gone: every request fails, nothing is scheduled any more."""
         self.dead = True
-        self._alarm.close()
+        self._timer.close()
         self._turn = None
         orphans = [*self._incoming, *self.scheduler.running, *self.scheduler.waiting]
         for request in orphans:
@@ -92,7 +92,7 @@ class Engine:
 
     def close(self) -> None:
         """Stops without a word to the clients."""
-        self._alarm.close()
+        self._timer.close()
         self._turn = None
 
     @property
@@ -105,7 +105,7 @@ class Engine:
         """Requests that wait for a place."""
         return len(self.scheduler.waiting)
 
-    def _on_alarm(self) -> None:
+    def _on_timer(self) -> None:
         turn = self._turn
         if turn is None:
             if self._incoming:
@@ -120,7 +120,7 @@ class Engine:
             if self._turn is None or self._turn.at > time.monotonic():
                 return
             turn = self._turn
-        self._alarm.set(turn.at)
+        self._timer.set(round(turn.at * 1e9))
 
     def _advance(self, now: float) -> None:
         """Takes the turn at `now`, or waits for the next request."""
@@ -129,9 +129,9 @@ class Engine:
             self.scheduler.add(incoming.popleft())
         self._turn = turn = self._pipeline.turn(now)
         if turn is not None:
-            self._alarm.set(turn.at)
+            self._timer.set(round(turn.at * 1e9))
         elif incoming:
-            self._alarm.set(incoming[0].arrival)
+            self._timer.set(round(incoming[0].arrival * 1e9))
 
     def _deliver(self, step: Step, now: float) -> None:
         scheduler, metrics = self.scheduler, self.metrics

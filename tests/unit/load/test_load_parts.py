@@ -1,4 +1,4 @@
-"""The small parts: addresses, sources, the sent log, clocks, alarms, process counts, validity, comparison."""
+"""The small parts: addresses, sources, the sent log, clocks, calls, process counts, validity, comparison."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from load_streams import DONE, decoded, delta, events, usage
 
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.address import address_of
-from qwenbench.load.alarm import Alarm
-from qwenbench.load.clock import ClockWatch, clock_gap_ns, now_ns
+from qwenbench.load.clock import ClockWatch, TimedCalls, clock_gap_ns, now_ns
 from qwenbench.load.latency import ask_for_short_slices
 from qwenbench.load.rows import to_table
 from qwenbench.load.run import default_processes
@@ -119,8 +118,8 @@ def test_the_real_clocks_do_not_part() -> None:
     assert abs(clock_gap_ns() - clock_gap_ns()) < 50e6
 
 
-async def test_alarm_calls_in_order_of_due_times_and_never_early() -> None:
-    alarm = Alarm(asyncio.get_running_loop())
+async def test_timed_calls_run_in_order_of_due_times_and_never_early() -> None:
+    calls = TimedCalls(asyncio.get_running_loop())
     start = now_ns()
     called: list[tuple[int, int]] = []
     finished = asyncio.Event()
@@ -129,15 +128,15 @@ async def test_alarm_calls_in_order_of_due_times_and_never_early() -> None:
         assert now_ns() >= due
         called.append((number, due))
         if number == 0:
-            alarm.at(start, lambda: call(9, start))  # long due: at once
+            calls.at(start, lambda: call(9, start))  # long due: at once
         if len(called) == 4:
             finished.set()
 
     for number, after_ms in enumerate([2, 7, 4]):
         due = start + after_ms * 1_000_000
-        alarm.at(due, lambda number=number, due=due: call(number, due))
+        calls.at(due, lambda number=number, due=due: call(number, due))
     await asyncio.wait_for(finished.wait(), 10)
-    alarm.close()
+    calls.close()
     assert [number for number, _ in called] == [0, 9, 2, 1]
 
 
