@@ -12,6 +12,7 @@ import pytest
 from sweep_runs import Ended, journal, metrics_of, points, record, requests_of, sweep
 
 from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
@@ -139,7 +140,7 @@ def test_a_server_folder_is_complete(whole: tuple[Path, Ended], config: str) -> 
     assert launch["env_names"] == [] or all(isinstance(name, str) for name in launch["env_names"])
     assert "image_digest" in launch
     memory = record(server / "memory.json")
-    assert list(memory) == list(MemoryLedger.__dataclass_fields__)
+    assert list(memory) == list(MemoryLedger(StartupLog()).to_json())
     assert memory["vllm_version"] == "0.20.2"
     assert memory["capture_effective"] == int(config[3:5])
     assert memory["vram_peak_mib"] >= memory["vram_ready_mib"] > 0

@@ -48,13 +48,9 @@ def command(
 
     startup = parse_startup_log(_read_text(log, "LOG"))
     labels = _cache_config(metrics)
-    phases = _phases(nvml, startup)
     ledger = build_ledger(
         startup,
-        vram_before_mib=phases.before_mib,
-        vram_ready_mib=phases.ready_mib,
-        vram_peak_mib=phases.peak_mib,
-        vram_after_mib=phases.after_mib,
+        vram=_phases(nvml, startup),
         cache_config=labels,
         layout=_layout(model_config, startup, labels),
         cuda_total_gib=_cuda_total_gib(card, platform, vram_mib),
@@ -64,7 +60,7 @@ def command(
 
         sys.stdout.write(orjson.dumps(ledger.to_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
     else:
-        _print_table(ledger, startup)
+        _print_table(ledger)
     if not startup.recognised:
         print(
             f"qwenbench ledger: {log} holds no start-up line of vLLM: all values are empty. Give the server's own "
@@ -138,8 +134,8 @@ def _samples(path: Path) -> list[tuple[float, float]]:
 
 
 def _layout(path: Path | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
+    from qwenbench.capacity.configuration import layout_of_server
     from qwenbench.capacity.model_shape import ModelShape, known_shape
-    from qwenbench.capacity.served_layout import layout_of_server
 
     if path is not None:
         shape = ModelShape.from_hf_config(read_json(path, "--model-config"), str(path))
@@ -156,23 +152,26 @@ def _cuda_total_gib(card: str | None, platform: str, vram_mib: float | None) -> 
     return find_card(card).cuda_gib(platform) if card is not None else None
 
 
-def _print_table(ledger: MemoryLedger, startup: StartupLog) -> None:
+def _print_table(ledger: MemoryLedger) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Memory ledger, vLLM {ledger.vllm_version or '?'}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"Memory ledger, vLLM {ledger.startup.vllm_version or '?'}", title_justify="left", show_header=False
+    )
     table.add_column(style="bold")
     table.add_column(justify="right")
     table.add_column(style="dim")
-    for label, value, note in _rows(ledger, startup):
+    for label, value, note in _rows(ledger):
         table.add_row(label, value, note)
     console = Console()
     console.print(table)
-    for warning in ledger.warnings:
+    for warning in ledger.startup.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
 
 
-def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str]]:
+def _rows(ledger: MemoryLedger) -> list[tuple[str, str, str]]:
+    startup, vram = ledger.startup, ledger.vram
     asked = startup.requested
     workers = ", ".join(
         f"{worker.name} {worker.kv_cache_gib:g}" for worker in startup.workers if worker.kv_cache_gib is not None
@@ -180,24 +179,24 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
     over = ledger.vram_over_budget_mib
     return [
         ("budget", _gib(ledger.budget_gib), _budget_note(ledger, asked.get("gpu_memory_utilization"))),
-        ("weights", _gib(ledger.weights_gib), ""),
-        ("activations", _gib(ledger.activations_gib), "in the rest where vLLM does not print them"),
-        ("graphs, estimated", _gib(ledger.graphs_estimated_gib), _applied(startup.graphs_estimate_applied)),
-        ("graphs, actual", _gib(ledger.graphs_actual_gib), ""),
-        ("KV cache", _gib(ledger.kv_cache_gib), f"per worker: {workers}" if len(startup.workers) > 1 else ""),
+        ("weights", _gib(startup.weights_gib), ""),
+        ("activations", _gib(startup.activations_gib), "in the rest where vLLM does not print them"),
+        ("graphs, estimated", _gib(startup.graphs_estimated_gib), _applied(startup.graphs_estimate_applied)),
+        ("graphs, actual", _gib(startup.graphs_actual_gib), ""),
+        ("KV cache", _gib(startup.kv_cache_gib), f"per worker: {workers}" if len(startup.workers) > 1 else ""),
         ("rest", _gib(ledger.rest_gib), "budget - the parts: CUDA context, libraries, activations"),
         ("KV blocks", _number(ledger.kv_cache_blocks), f"of {_number(ledger.attention_block_tokens)} tokens"),
         ("KV tokens", _number(ledger.kv_cache_tokens), "longest single request (this project's definition)"),
-        ("KV tokens, printed", _number(ledger.kv_cache_tokens_logged), ledger.kv_cache_tokens_formula or ""),
-        ("concurrency, printed", _number(ledger.max_concurrency_logged), "at max_model_len"),
+        ("KV tokens, printed", _number(startup.kv_cache_tokens_logged), startup.kv_cache_tokens_formula or ""),
+        ("concurrency, printed", _number(startup.max_concurrency_logged), "at max_model_len"),
         (
             "capture size",
-            f"{_number(ledger.capture_effective)} / {_number(ledger.capture_effective_full)}",
+            f"{_number(startup.capture_effective)} / {_number(startup.capture_effective_full)}",
             f"PIECEWISE / FULL, requested {_number(asked.get('max_cudagraph_capture_size'))}",
         ),
         (
             "max_model_len",
-            _number(ledger.max_model_len_effective),
+            _number(startup.max_model_len_effective),
             f"requested {'auto' if asked.get('max_model_len') == -1 else _number(asked.get('max_model_len'))}",
         ),
         (
@@ -212,11 +211,11 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
             _number(startup.enable_prefix_caching),
             f"requested {_number(asked.get('enable_prefix_caching'))}",
         ),
-        ("attention", ledger.attention_backend or "-", ""),
-        ("quantisation", ledger.quantization_backend or "-", ""),
+        ("attention", startup.attention_backend or "-", ""),
+        ("quantisation", startup.quantization_backend or "-", ""),
         (
             "compile / profile / capture / init",
-            " / ".join(map(_number, (ledger.compile_s, ledger.profile_s, ledger.capture_s, ledger.init_s))),
+            " / ".join(map(_number, (startup.compile_s, startup.profile_s, startup.capture_s, startup.init_s))),
             "s",
         ),
         (
@@ -224,7 +223,7 @@ def _rows(ledger: MemoryLedger, startup: StartupLog) -> list[tuple[str, str, str
             " / ".join(
                 "-" if value is None else f"{value:,.0f}"
                 for value in (
-                    ledger.vram_before_mib, ledger.vram_ready_mib, ledger.vram_peak_mib, ledger.vram_after_mib
+                    vram.before_mib, vram.ready_mib, vram.peak_mib, vram.after_mib
                 )
             ),
             "MiB, NVML",

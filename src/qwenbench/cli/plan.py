@@ -12,8 +12,8 @@ from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.capacity.cards import Card
+    from qwenbench.capacity.configuration import ConfigPlan
     from qwenbench.capacity.model_shape import ModelShape
-    from qwenbench.capacity.plan_config import ConfigPlan
     from qwenbench.engine.startup_log import StartupLog
 
 
@@ -61,7 +61,7 @@ def command(
 ) -> None:
     """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval."""
     from qwenbench.capacity.cards import find_card
-    from qwenbench.capacity.plan_config import plan_config
+    from qwenbench.capacity.configuration import plan_config
     from qwenbench.engine.config import ServerConfig
 
     found = find_card(card) if card is not None else None

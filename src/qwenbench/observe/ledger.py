@@ -1,9 +1,13 @@
-"""The memory ledger of one server configuration: memory.json and `qwenbench ledger --json`."""
+"""The memory ledger of one server configuration: memory.json and `qwenbench ledger --json`.
+
+It holds the start-up log and NVML's phases as they were read and adds what only both together tell (budget, rest,
+blocks); `to_json` alone flattens them into the keys of the contract.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from qwenbench.capacity.kv import (
@@ -14,57 +18,59 @@ from qwenbench.capacity.kv import (
 )
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
-
-MIB_PER_GIB = 1024
+from qwenbench.observe.vram import MIB_PER_GIB, NOT_WATCHED, VramPhases
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLedger:
-    """Exactly the keys of memory.json. Sizes in GiB or MiB as named, times in seconds; None is not known."""
+    """What a configuration holds. Sizes in GiB or MiB as named; None is not known."""
 
-    vllm_version: str | None = None
+    startup: StartupLog
+    """Everything that the server's log tells, as printed."""
+    vram: VramPhases = NOT_WATCHED
     budget_gib: float | None = None
     """--gpu-memory-utilization x CUDA's total."""
-    weights_gib: float | None = None
-    activations_gib: float | None = None
-    graphs_estimated_gib: float | None = None
-    graphs_actual_gib: float | None = None
-    kv_cache_gib: float | None = None
-    """As printed: rounded, and before --num-gpu-blocks-override."""
     rest_gib: float | None = None
-    """Budget minus every part above that counts against it: CUDA context, libraries and, where vLLM prints
-    no activations, those. Negative when the parts exceed the budget."""
+    """Budget minus every part that counts against it: CUDA context, libraries and, where vLLM prints no activations,
+    those. Negative when the parts exceed the budget."""
     kv_cache_blocks: int | None = None
     attention_block_tokens: int | None = None
     kv_cache_tokens: int | None = None
     """Longest single request, this project's definition (docs/memory.md)."""
-    kv_cache_tokens_logged: int | None = None
-    kv_cache_tokens_formula: str | None = None
-    max_concurrency_logged: float | None = None
-    capture_effective: int | None = None
-    capture_effective_full: int | None = None
-    max_model_len_effective: int | None = None
-    attention_backend: str | None = None
-    quantization_backend: str | None = None
-    compile_s: float | None = None
-    profile_s: float | None = None
-    capture_s: float | None = None
-    init_s: float | None = None
-    vram_before_mib: float | None = None
-    vram_ready_mib: float | None = None
-    vram_peak_mib: float | None = None
-    vram_after_mib: float | None = None
-    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The object that memory.json holds."""
-        return {**asdict(self), "warnings": list(self.warnings)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MemoryLedger:
-        """Reads a memory.json; keys of other versions are left out."""
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        return cls(**{**known, "warnings": tuple(data.get("warnings") or ())})
+        """The object that memory.json holds; GiB as printed, times in seconds."""
+        log, vram = self.startup, self.vram
+        return {
+            "vllm_version": log.vllm_version,
+            "budget_gib": self.budget_gib,
+            "weights_gib": log.weights_gib,
+            "activations_gib": log.activations_gib,
+            "graphs_estimated_gib": log.graphs_estimated_gib,
+            "graphs_actual_gib": log.graphs_actual_gib,
+            "kv_cache_gib": log.kv_cache_gib,
+            "rest_gib": self.rest_gib,
+            "kv_cache_blocks": self.kv_cache_blocks,
+            "attention_block_tokens": self.attention_block_tokens,
+            "kv_cache_tokens": self.kv_cache_tokens,
+            "kv_cache_tokens_logged": log.kv_cache_tokens_logged,
+            "kv_cache_tokens_formula": log.kv_cache_tokens_formula,
+            "max_concurrency_logged": log.max_concurrency_logged,
+            "capture_effective": log.capture_effective,
+            "capture_effective_full": log.capture_effective_full,
+            "max_model_len_effective": log.max_model_len_effective,
+            "attention_backend": log.attention_backend,
+            "quantization_backend": log.quantization_backend,
+            "compile_s": log.compile_s,
+            "profile_s": log.profile_s,
+            "capture_s": log.capture_s,
+            "init_s": log.init_s,
+            "vram_before_mib": vram.before_mib,
+            "vram_ready_mib": vram.ready_mib,
+            "vram_peak_mib": vram.peak_mib,
+            "vram_after_mib": vram.after_mib,
+            "warnings": list(log.warnings),
+        }
 
     @property
     def parts_gib(self) -> float | None:
@@ -72,33 +78,31 @@ class MemoryLedger:
 
         Activations are not held then; what PyTorch keeps of them shows in `nvml_minus_parts_mib`.
         """
-        if self.weights_gib is None or self.kv_cache_gib is None:
+        log = self.startup
+        if log.weights_gib is None or log.kv_cache_gib is None:
             return None
-        return self.weights_gib + (self.graphs_actual_gib or 0.0) + self.kv_cache_gib
+        return log.weights_gib + (log.graphs_actual_gib or 0.0) + log.kv_cache_gib
 
     @property
     def nvml_minus_parts_mib(self) -> float | None:
         """What the server added on the card until it was ready (NVML) beyond its parts, MiB."""
-        if self.vram_ready_mib is None or self.parts_gib is None:
+        if self.vram.ready_mib is None or self.parts_gib is None:
             return None
-        return self.vram_ready_mib - (self.vram_before_mib or 0.0) - self.parts_gib * MIB_PER_GIB
+        return self.vram.ready_mib - (self.vram.before_mib or 0.0) - self.parts_gib * MIB_PER_GIB
 
     @property
     def vram_over_budget_mib(self) -> float | None:
         """NVML peak minus the budget, MiB. A risk, no proof of an out-of-memory error: PyTorch's allocator
         can give cached memory back."""
-        if self.vram_peak_mib is None or self.budget_gib is None:
+        if self.vram.peak_mib is None or self.budget_gib is None:
             return None
-        return self.vram_peak_mib - self.budget_gib * MIB_PER_GIB
+        return self.vram.peak_mib - self.budget_gib * MIB_PER_GIB
 
 
 def build_ledger(
     startup: StartupLog,
     *,
-    vram_before_mib: float | None = None,
-    vram_ready_mib: float | None = None,
-    vram_peak_mib: float | None = None,
-    vram_after_mib: float | None = None,
+    vram: VramPhases = NOT_WATCHED,
     cache_config: Mapping[str, str] | None = None,
     layout: KvLayout | None = None,
     cuda_total_gib: float | None = None,
@@ -116,34 +120,13 @@ def build_ledger(
     if layout is not None and blocks is not None and startup.max_model_len_effective is not None:
         tokens = kv_cache_tokens(blocks, layout, startup.max_model_len_effective)
     return MemoryLedger(
-        vllm_version=startup.vllm_version,
+        startup=startup,
+        vram=vram,
         budget_gib=budget,
-        weights_gib=startup.weights_gib,
-        activations_gib=startup.activations_gib,
-        graphs_estimated_gib=startup.graphs_estimated_gib,
-        graphs_actual_gib=startup.graphs_actual_gib,
-        kv_cache_gib=startup.kv_cache_gib,
         rest_gib=_rest(startup, budget),
         kv_cache_blocks=blocks,
         attention_block_tokens=_block_tokens(startup, labels),
         kv_cache_tokens=tokens,
-        kv_cache_tokens_logged=startup.kv_cache_tokens_logged,
-        kv_cache_tokens_formula=startup.kv_cache_tokens_formula,
-        max_concurrency_logged=startup.max_concurrency_logged,
-        capture_effective=startup.capture_effective,
-        capture_effective_full=startup.capture_effective_full,
-        max_model_len_effective=startup.max_model_len_effective,
-        attention_backend=startup.attention_backend,
-        quantization_backend=startup.quantization_backend,
-        compile_s=startup.compile_s,
-        profile_s=startup.profile_s,
-        capture_s=startup.capture_s,
-        init_s=startup.init_s,
-        vram_before_mib=vram_before_mib,
-        vram_ready_mib=vram_ready_mib,
-        vram_peak_mib=vram_peak_mib,
-        vram_after_mib=vram_after_mib,
-        warnings=startup.warnings,
     )
 
 

@@ -18,6 +18,10 @@ class VramPhases:
     after_mib: float | None = None
 
 
+NOT_WATCHED = VramPhases()
+"""No NVML, or nobody looked."""
+
+
 def vram_phases(
     samples: Sequence[tuple[float, float]],
     *,
@@ -31,7 +35,7 @@ def vram_phases(
     `after` only when the KV cache is gone by then.
     """
     if not samples:
-        return VramPhases()
+        return NOT_WATCHED
     used = [mib for _, mib in samples]
     peak = max(used)
     ready = None

@@ -12,9 +12,9 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.server import Launcher
 from qwenbench.load.selfcheck import ClientError
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.plan import Plan
+from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder
 from qwenbench.sweep.timings import Timings
@@ -38,7 +38,7 @@ class Environment:
     client_error: Callable[[int], Awaitable[ClientError | None]]
     """The client's own error at so many streams (measured once per host, version and concurrency)."""
     timings: Timings
-    foresight: Foresight
+    preflight: Preflight
     shape: ModelShape | None
     """The model's shape, looked for once; None when no readable config.json is at hand."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)

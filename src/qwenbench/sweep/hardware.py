@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwenbench.capacity.budget import utilization_for_card
-from qwenbench.capacity.cards import Card, find_card
-from qwenbench.capacity.plan_config import default_batched_tokens
+from qwenbench.capacity.cards import Card, find_card, utilization_for_card
+from qwenbench.capacity.configuration import default_batched_tokens
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.observe.nvml import Gpu, Nvml, open_nvml

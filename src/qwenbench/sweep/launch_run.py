@@ -18,12 +18,13 @@ from qwenbench.load.spec import Target
 from qwenbench.masking import Masker
 from qwenbench.observe.ledger import MemoryLedger, build_ledger
 from qwenbench.observe.metrics import scrape
+from qwenbench.observe.vram import VramPhases
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
 from qwenbench.sweep.masked import masked
 from qwenbench.sweep.measure import CellResult, ServerState, measure
-from qwenbench.sweep.model_shape import served_layout
+from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
 from qwenbench.sweep.repeating import next_repeats
@@ -70,7 +71,7 @@ class LaunchRun:
         env = self._env
         self._folder.mkdir(parents=True, exist_ok=True)
         keep_earlier_log(self._folder)
-        refusal = self._look_ahead()
+        refusal = self._preflight()
         if refusal is not None:
             return self._failed(refusal, 0)
         env.progress.launching(self._configuration, self._launch)
@@ -102,19 +103,20 @@ class LaunchRun:
         if ledger is not None:
             nvml = None if env.stop.is_set() else env.hardware.nvml
             after = largest(nvml.used_mib()) if nvml else None
-            self._write_ledger(replace(ledger, vram_peak_mib=self._peak_mib(), vram_after_mib=after))
+            vram = replace(ledger.vram, peak_mib=self._peak_mib(), after_mib=after)
+            self._write_ledger(replace(ledger, vram=vram))
         if failure is not None and not env.stop.is_set():
             return replace(self._failed(failure, done), vram_left_mib=left)
         return LaunchOutcome(done, interrupted=env.stop.is_set(), vram_left_mib=left)
 
-    def _look_ahead(self) -> Failure | None:
+    def _preflight(self) -> Failure | None:
         """Writes prediction.json, tells known problems, and says why not to launch at all."""
-        outlook = self._env.foresight.look(self._server_config)
-        if outlook.prediction is not None:
-            write_json(self._folder / "prediction.json", outlook.prediction)
-        for problem in outlook.problems:
+        found = self._env.preflight.check(self._server_config)
+        if found.prediction is not None:
+            write_json(self._folder / "prediction.json", found.prediction)
+        for problem in found.problems:
             self._env.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
-        return None if self._env.plan.options.force else outlook.refusal()
+        return None if self._env.plan.options.force else found.refusal()
 
     async def _until_ready(self, server: Server) -> float:
         """Seconds from launch to ready; ends early when the user stops the sweep."""
@@ -144,15 +146,14 @@ class LaunchRun:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own
         ledger = build_ledger(
             startup,
-            vram_before_mib=before_mib,
-            vram_ready_mib=ready_mib,
+            vram=VramPhases(before_mib=before_mib, ready_mib=ready_mib),
             cache_config=labels,
             layout=layout,
             cuda_total_gib=env.hardware.cuda_total_gib(),
             utilization=self._server_config.gpu_memory_utilization,
         )
         self._write_ledger(ledger)
-        env.foresight.learn(startup)
+        env.preflight.learn(startup)
         traits = await self._traits(server, startup)
         target = Target(server.base_url, env.plan.options.endpoint, env.headers)
         with env.timings.phase("text_checks"):

@@ -13,14 +13,15 @@ import aiohttp
 import pyarrow as pa
 
 from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.capacity.configuration import default_batched_tokens
 from qwenbench.capacity.kv import KvLayout
-from qwenbench.capacity.plan_config import default_batched_tokens
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.load.validity import CPU_SATURATED
-from qwenbench.observe.ledger import MIB_PER_GIB, MemoryLedger
+from qwenbench.observe.ledger import MemoryLedger
+from qwenbench.observe.vram import MIB_PER_GIB
 from qwenbench.sweep.client_check import client_verdict
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.plan import Cell, Configuration
@@ -202,14 +203,14 @@ def _context(
         ramp_s=options.ramp_s,
         schedule_start_ns=None if point.concurrency is not None else result.started_ns,
         slo=options.slo,
-        kv_cache_gib=ledger.kv_cache_gib,
+        kv_cache_gib=ledger.startup.kv_cache_gib,
         kv_cache_blocks=ledger.kv_cache_blocks,
         kv_cache_tokens=ledger.kv_cache_tokens,
         blocks_per_request=state.layout.blocks_per_request if state.layout else None,
-        capture_effective_full=ledger.capture_effective_full,
+        capture_effective_full=ledger.startup.capture_effective_full,
         max_num_batched_tokens=_step_budget(env, state),
-        vram_before_mib=_card(ledger.vram_before_mib),
-        vram_ready_mib=_card(ledger.vram_ready_mib),
+        vram_before_mib=_card(ledger.vram.before_mib),
+        vram_ready_mib=_card(ledger.vram.ready_mib),
         vram_budget_mib=budget,
         startup_s=state.startup_s,
         clock_step_ms=result.health.clock_step_ms,

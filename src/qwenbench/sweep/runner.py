@@ -27,13 +27,13 @@ from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware, budget_note, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
 from qwenbench.sweep.masked import masked
-from qwenbench.sweep.model_shape import find_shape
+from qwenbench.sweep.model_files import find_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Cell, Configuration, Plan
+from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder
 from qwenbench.sweep.repeating import next_repeats
@@ -143,7 +143,7 @@ async def _environment(
             stop=stop,
             client_error=_remembered(measure_client_error),
             timings=Timings(),
-            foresight=Foresight(plan, launcher.name, hardware, shape),
+            preflight=Preflight(plan, launcher.name, hardware, shape),
             shape=shape,
             headers=headers,
             nonce=uuid.uuid4().hex[:8],

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.budget import utilization_for_card
-from qwenbench.capacity.cards import CARDS, find_card
+from qwenbench.capacity.cards import CARDS, find_card, utilization_for_card
 from qwenbench.errors import UsageError
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.doomed import cannot_start, parse_bytes
 from qwenbench.capacity.kv import kv_cache_tokens, kv_layout, printed_tokens
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
-from qwenbench.capacity.plan_config import plan_config
 from qwenbench.capacity.predict import Prediction
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from qwenbench.capacity.calibration import CARD_PROBES, calibrate
 from qwenbench.capacity.cards import find_card
+from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.graphs import capture_sizes, graphs_gib
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
-from qwenbench.capacity.plan_config import plan_config
 from qwenbench.capacity.predict import PlanTarget, predict
 from qwenbench.capacity.weights import count_weights_gib
 from qwenbench.engine.config import ServerConfig

@@ -12,8 +12,8 @@ import pytest
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
-from qwenbench.observe.ledger import MemoryLedger, build_ledger
-from qwenbench.observe.vram import vram_phases
+from qwenbench.observe.ledger import build_ledger
+from qwenbench.observe.vram import VramPhases, vram_phases
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 H200 = "h200-vllm-0.20.2"
@@ -115,9 +115,10 @@ def test_vram_phases_from_the_recorded_series(name, ready, peak):
 
 def test_vram_over_budget_of_the_256_stream_run():
     ledger = build_ledger(
-        startup(f"{H200}/cap64-seq256"), cuda_total_gib=139.80, vram_before_mib=615.06, vram_ready_mib=31_267.875,
-        vram_peak_mib=50_803.875,
-    )  # fmt: skip
+        startup(f"{H200}/cap64-seq256"),
+        cuda_total_gib=139.80,
+        vram=VramPhases(before_mib=615.06, ready_mib=31_267.875, peak_mib=50_803.875),
+    )
     assert ledger.vram_over_budget_mib is not None
     assert 19_900 < ledger.vram_over_budget_mib < 20_100
     assert ledger.nvml_minus_parts_mib is not None
@@ -152,6 +153,9 @@ def test_facts_of_the_cpu_servers(run):
     assert alone.kv_cache_blocks == facts["num_gpu_blocks"]
 
 
-def test_json_and_back():
-    ledger = build_ledger(startup(f"{H200}/cap64-seq64"), vram_peak_mib=1.0)
-    assert MemoryLedger.from_json({**ledger.to_json(), "later_key": 1}) == ledger
+def test_json_flattens_the_log_and_the_phases_that_the_ledger_holds():
+    log = startup(f"{H200}/cap64-seq64")
+    ledger = build_ledger(log, vram=VramPhases(peak_mib=1.0))
+    assert ledger.startup is log
+    data = ledger.to_json()
+    assert (data["vram_peak_mib"], data["kv_cache_gib"], data["compile_s"]) == (1.0, 17.29, log.compile_s)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import orjson
 
+from qwenbench.capacity.configuration import layout_of_server
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.model_shape import ModelShape, known_shape
-from qwenbench.capacity.served_layout import layout_of_server
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.deployments import deployment_names, find_deployment
-from qwenbench.sweep.known_bad import known_problems
+from qwenbench.sweep.preflight import known_problems
 
 FP8 = ServerConfig().with_flag("kv-cache-dtype", "fp8_e4m3").with_flag("calculate-kv-scales", None)
 
@@ -32,16 +32,18 @@ def _rules(config: ServerConfig, version: str | None, **facts: object) -> dict[s
         ("0.33.0", False, {"kv-scales-removed": "refuse"}),
     ],
 )
-def test_known_bad_calculate_kv_scales_by_version(version: str | None, hybrid: bool, expected: dict[str, str]) -> None:
+def test_known_problems_calculate_kv_scales_by_version(
+    version: str | None, hybrid: bool, expected: dict[str, str]
+) -> None:
     assert _rules(FP8, version, hybrid=hybrid) == expected
 
 
-def test_known_bad_sees_flags_among_the_extra_arguments() -> None:
+def test_known_problems_sees_flags_among_the_extra_arguments() -> None:
     config = ServerConfig(extra_args=("--kv-cache-dtype=fp8", "--calculate-kv-scales"))
     assert "fp8-kv-scales-garbage" in _rules(config, "0.18.0", hybrid=True)
 
 
-def test_known_bad_capture_counts_only_the_requests_that_decode_together() -> None:
+def test_known_problems_capture_counts_only_the_requests_that_decode_together() -> None:
     config = ServerConfig(flags={"max-cudagraph-capture-size": "64", "max-num-seqs": "256"})
     assert _rules(config, "0.20.2", concurrencies=(1, 128)) == {"graph-misses": "warn"}
     assert _rules(config, "0.20.2", concurrencies=(1, 64)) == {}
@@ -49,7 +51,7 @@ def test_known_bad_capture_counts_only_the_requests_that_decode_together() -> No
     assert _rules(config.with_flag("enforce-eager", None), "0.20.2", concurrencies=(128,)) == {}
 
 
-def test_known_bad_context_above_what_fits() -> None:
+def test_known_problems_context_above_what_fits() -> None:
     config = ServerConfig(flags={"max-model-len": "262144"})
     assert _rules(config, "0.20.2", largest_context=110_880) == {"context-too-long": "refuse"}
     assert _rules(config, "0.20.2", largest_context=300_000) == {}
@@ -66,14 +68,14 @@ def test_known_bad_context_above_what_fits() -> None:
         ("0.33.0", "0", False),
     ],
 )
-def test_known_bad_graph_estimate(version: str, setting: str | None, warned: bool) -> None:
+def test_known_problems_graph_estimate(version: str, setting: str | None, warned: bool) -> None:
     name = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
     config = replace(ServerConfig(), env={name: setting} if setting is not None else {})
     found = {problem.rule for problem in known_problems(config, vllm_version=version)}
     assert ("no-graph-estimate" in found) is warned
 
 
-def test_known_bad_thinking_needs_a_reasoning_parser() -> None:
+def test_known_problems_thinking_needs_a_reasoning_parser() -> None:
     config = ServerConfig()
     assert _rules(config, "0.20.2", profiles=("thinking-coding",)) == {"no-reasoning-parser": "warn"}
     assert _rules(config, "0.20.2", profiles=("instruct-general",)) == {}
@@ -81,7 +83,7 @@ def test_known_bad_thinking_needs_a_reasoning_parser() -> None:
 
 
 @pytest.mark.parametrize("name", deployment_names())
-def test_known_bad_leaves_the_seed_deployments_alone(name: str) -> None:
+def test_known_problems_leaves_the_seed_deployments_alone(name: str) -> None:
     problems = known_problems(
         find_deployment(name),
         vllm_version="0.18.0",

@@ -11,20 +11,20 @@ from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.model_shape import known_shape
 from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.engine.startup_log import parse_startup_log
-from qwenbench.sweep.foresight import Foresight
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Configuration, Plan
+from qwenbench.sweep.preflight import Preflight
 
 SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"
 
 
-def foresight(launcher: str = "docker", known_model: bool = True) -> Foresight:
+def preflight(launcher: str = "docker", known_model: bool = True) -> Preflight:
     card = find_card("rtx-5090")
     options = SweepOptions(launcher="docker", concurrency=(8,))
     plan = Plan(options, (Configuration("c", ServerConfig(), {}, None),), (), {})
     hardware = Hardware((), None, "", card, card, "linux")
-    return Foresight(plan, launcher, hardware, known_shape(SEED_MODEL) if known_model else None)
+    return Preflight(plan, launcher, hardware, known_shape(SEED_MODEL) if known_model else None)
 
 
 def server(**flags: str) -> ServerConfig:
@@ -33,13 +33,13 @@ def server(**flags: str) -> ServerConfig:
 
 
 def test_a_start_teaches_and_the_next_prediction_is_narrower() -> None:
-    looking = foresight()
+    looking = preflight()
     # no server of this version is built in, so the first prediction has a wide interval
     config = replace(
         server(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.9"),
         docker=DockerOptions(image="vllm/vllm-openai:v0.24.0"),
     )
-    before = looking.look(config).prediction
+    before = looking.check(config).prediction
     assert before is not None and before["kv_cache_gib"] is not None
     log = parse_startup_log(
         "INFO 11-23 08:11:45 [utils.py:299]   version 0.24.0\n"
@@ -50,7 +50,7 @@ def test_a_start_teaches_and_the_next_prediction_is_narrower() -> None:
         "INFO Available KV cache memory: 12.00 GiB\n"
     )
     looking.learn(log)
-    after = looking.look(config).prediction
+    after = looking.check(config).prediction
     assert after is not None
 
     def width(prediction: object) -> float:
@@ -60,24 +60,24 @@ def test_a_start_teaches_and_the_next_prediction_is_narrower() -> None:
 
 
 def test_a_budget_below_the_weights_is_refused_with_the_arithmetic() -> None:
-    refusal = foresight().look(server(gpu_memory_utilization="0.2")).refusal()
+    refusal = preflight().check(server(gpu_memory_utilization="0.2")).refusal()
     assert refusal is not None
     assert refusal.kind == "cannot_start"
     assert "10.57" in refusal.evidence
     assert "--force" in refusal.advice
 
 
-def test_a_known_bad_setting_is_refused_with_its_source() -> None:
+def test_a_known_problem_is_refused_with_its_source() -> None:
     config = server(kv_cache_dtype="fp8_e4m3", gpu_memory_utilization="0.9").with_flag("calculate-kv-scales", None)
-    refusal = foresight().look(config).refusal()
+    refusal = preflight().check(config).refusal()
     assert refusal is not None
     assert "Source: " in refusal.advice
 
 
 def test_an_ordinary_configuration_is_not_refused() -> None:
-    assert foresight().look(server(max_num_seqs="32", gpu_memory_utilization="0.9")).refusal() is None
+    assert preflight().check(server(max_num_seqs="32", gpu_memory_utilization="0.9")).refusal() is None
 
 
 @pytest.mark.parametrize("launcher", ["process", "docker"])
 def test_nothing_is_predicted_for_a_model_whose_shape_is_unknown(launcher: str, tmp_path: Path) -> None:
-    assert foresight(launcher, known_model=False).look(server()).prediction is None
+    assert preflight(launcher, known_model=False).check(server()).prediction is None
