@@ -7,76 +7,52 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenbench.cli import load_options as lo
+from qwenbench.cli.option_parameters import takes_options
 
 if TYPE_CHECKING:
     from qwenbench.engine.config import ServerConfig
     from qwenbench.sweep.options import SweepOptions
 
+RUN = "Run folder"
 
+
+@takes_options("bench")
 def command(
+    given: dict[str, Any],
     url: Annotated[str, typer.Option(help="Address of the server, e.g. http://127.0.0.1:8000", show_default=False)],
     model: Annotated[
         str | None, typer.Option(help="Model name (default: asked from /v1/models)", show_default=False)
     ] = None,
-    api_key_env: Annotated[
-        str | None,
-        typer.Option(help="Environment variable that holds the API key", metavar="NAME", show_default=False),
+    out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
     ] = None,
-    scenario: lo.Scenario = None,
-    input_tokens: lo.InputTokens = None,
-    output_tokens: lo.OutputTokens = None,
-    ignore_eos: lo.IgnoreEos = None,
-    prefix_reuse: lo.PrefixReuse = None,
-    profile: lo.Profile = None,
-    endpoint: lo.Endpoint = None,
-    extra_body: lo.ExtraBody = None,
-    header_env: lo.HeaderEnv = None,
-    save_text: lo.SaveText = None,
-    concurrency: lo.Concurrency = None,
-    rate: lo.Rate = None,
-    burstiness: lo.Burstiness = None,
-    ramp: lo.Ramp = None,
-    trace: lo.Trace = None,
-    requests: lo.Requests = None,
-    duration: lo.Duration = None,
-    timeout: lo.Timeout = None,
-    slo: lo.Slo = None,
-    client_processes: lo.ClientProcesses = None,
-    client_cpus: lo.ClientCpus = None,
-    repeats: lo.Repeats = None,
-    until_ci: lo.UntilCi = None,
-    order: lo.Order = None,
-    seed: lo.Seed = None,
-    canary: lo.Canary = None,
-    out: lo.Out = "results",
-    run_id: lo.RunId = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Finish this run", rich_help_panel=lo.RUN, metavar="RUN", show_default=False),
+        typer.Option(help="Finish this run", rich_help_panel=RUN, metavar="RUN", show_default=False),
     ] = None,
-    no_report: lo.NoReport = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)
+    ] = False,
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.
 
     Writes the same run folder as `sweep`, with one configuration.
     """
-    given = dict(locals())
-    for name in ("url", "model", "api_key_env", "out", "run_id", "resume", "no_report"):
-        given.pop(name)
     from qwenbench.cli.sweep_run import new_folder, resumed_folder, run_asyncio, run_plan
     from qwenbench.engine.attached_launcher import AttachedLauncher
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.loading import make_bench_plan
+    from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.run_json import stored_options
 
-    fields = lo.load_fields(given)
+    fields = given
     if resume is not None:
         folder = resumed_folder(resume, out)
         fields = {**stored_options(folder).model_dump(exclude_defaults=True), **fields}
     else:
         folder = new_folder(out, run_id)
-    options = _options(fields, api_key_env)
+    options = checked_options({**fields, "launcher": "url"})
     launcher = AttachedLauncher(url)
     server, version = run_asyncio(_attached_server(url, model, options))
     launcher.simulated = "simulated" in (version or "")
@@ -91,13 +67,6 @@ def command(
         build_report=not no_report,
         vllm_version=version,
     )
-
-
-def _options(fields: dict[str, Any], api_key_env: str | None) -> SweepOptions:
-    if api_key_env is not None:
-        fields["bearer_env"] = api_key_env
-    options: SweepOptions = lo.checked_options({**fields, "launcher": "url"})
-    return options
 
 
 def _is_local(url: str) -> bool:

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from qwenbench.cli.load_options import checked_options, masked_command_line
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -40,6 +39,7 @@ def run_one(
     from qwenbench.engine.launchers import make_launcher
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.loading import make_plan
+    from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.run_json import stored_options
 
     folder = None
@@ -68,6 +68,7 @@ def run_campaign(
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
     from qwenbench.sweep.campaign import load_campaign
     from qwenbench.sweep.loading import make_plan
+    from qwenbench.sweep.options import checked_options
 
     sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(Path(campaign)).items()}
     for sweep in sweeps.values():
@@ -91,7 +92,7 @@ def run_campaign(
 def new_folder(out: str, run_id: str | None) -> Path:
     """The folder of a new run, not yet made. Raises UsageError when it exists or could not be written."""
     from qwenbench.runfolder.names import check_name, new_run_id
-    from qwenbench.sweep.options import writable_folder
+    from qwenbench.sweep.option_values import writable_folder
 
     writable_folder(Path(out), "--out")
     if run_id is not None:
@@ -139,7 +140,7 @@ def run_plan(
     headers = resolve_headers(plan.options)
     masker = Masker.from_environment([*plan.options.header_env.values(), plan.options.bearer_env or ""])
     console = Console(stderr=True)
-    description = describe(plan, folder.name, masked_command_line(sys.argv[1:]), hardware, launcher.simulated, masker)
+    description = describe(plan, folder.name, ["qwenbench", *sys.argv[1:]], hardware, launcher.simulated, masker)
     description["versions"]["vllm"] = vllm_version
     paths = RunPaths(folder)
 

@@ -1,77 +1,219 @@
-"""What a sweep was asked for: one value that the command line, a campaign file and run.json share."""
+"""What a sweep was asked for: one value that the command line, a campaign file and run.json share.
+
+Each field is declared once, with what the command line needs to offer it (`Flag`); cli/option_parameters.py makes the
+parameters of `sweep` and `bench` from it.
+"""
 
 from __future__ import annotations
 
 import math
-import os
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
 from qwenbench.errors import UsageError
+from qwenbench.sweep.option_values import (
+    Reader,
+    any_word,
+    fraction,
+    gamma_shape,
+    json_object,
+    list_of,
+    match_or_list,
+    not_negative,
+    one_of,
+    parse_vary,
+    positive,
+    read_header_env,
+    request_limits,
+    share,
+)
 
-T = TypeVar("T", int, float, str)
+SERVERS = "Servers"
+SCENARIOS = "What is sent"
+LOAD = "Load"
+REPEATS = "Repeats and order"
 
-_FLAG = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
 _REQUESTS = re.compile(r"\d+x?\Z|\d+\.\d+x\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How the command line offers a field. A reader must not have the name of a field: annotations are looked up in the
+    class first."""
+
+    help: str
+    panel: str
+    """The box of --help that it stands in."""
+    metavar: str | None = None
+    read: Reader | None = None
+    """From the text given to the field's value; None: typer reads the field's own type."""
+    names: tuple[str, ...] = ()
+    """Option names; without any, the field's name with dashes and without its unit."""
+    repeatable: bool = False
+    default: str | None = None
+    """What --help says the default is, where the field's own default does not say it."""
+    commands: tuple[str, ...] = ("sweep", "bench")
+
+
+def _server(help_text: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
+    return Flag(help_text, SERVERS, metavar, read, commands=("sweep",), **more)
 
 
 class SweepOptions(BaseModel):
     """Options of `sweep`, checked. None means: not asked for, so the deployment's or the scenario's value holds."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # the server's side
-    capture: tuple[int, ...] | None = Field(default=None, description="--max-cudagraph-capture-size values.")
-    max_num_seqs: Literal["match"] | tuple[int, ...] = Field(default="match", description="match follows capture.")
-    gpu_memory_utilization: tuple[float, ...] | None = Field(default=None, description="Fractions of the card.")
-    vary: dict[str, tuple[str, ...]] = Field(default_factory=dict, description="Further vLLM flags as dimensions.")
-    launcher: Literal["docker", "process", "sim", "url"] = "docker"
-    deployment: str = Field(default="generic", description="The deployment to start from.")
-    model: str | None = None
-    served_model_name: str | None = None
-    image: str | None = None
-    cache_dir: str | None = Field(default=None, description="Host folder for the image's /root/.cache.")
-    vllm_command: str = "vllm serve"
-    vllm_arg: tuple[str, ...] = ()
-    port: int | None = Field(default=None, ge=1, le=65535)
-    card: str | None = None
-    devices: tuple[str, ...] = ()
-    startup_timeout_s: float = Field(default=1200.0, gt=0)
-    # the load's side
-    scenario: tuple[str, ...] = ("conversation", "math", "code", "multilingual")
-    concurrency: tuple[int, ...] = (1, 8, 32, 64)
-    rate: tuple[float, ...] = ()
-    burstiness: float | Literal["constant"] | None = None
-    ramp_s: float = Field(default=0.0, ge=0)
-    trace: str | None = None
-    input_tokens: str | None = None
-    output_tokens: str | None = None
-    ignore_eos: bool = True
-    prefix_reuse: Literal["none", "natural"] = "none"
-    profile: str | None = None
-    requests: str | None = None
-    duration_s: float | None = Field(default=None, gt=0)
-    endpoint: Literal["chat", "completions"] = "chat"
-    extra_body: dict[str, Any] = Field(default_factory=dict)
-    header_env: dict[str, str] = Field(default_factory=dict, description="Header name -> environment variable.")
-    bearer_env: str | None = Field(default=None, description="Environment variable that holds the API key.")
-    timeout_s: float = Field(default=600.0, gt=0)
-    slo: dict[str, float] = Field(default_factory=dict, description="Per-request limits in ms for goodput.")
-    save_text: bool = False
-    client_processes: int | None = Field(default=None, ge=1)
-    client_cpus: tuple[int, ...] = ()
-    # the plan
-    repeats: int = Field(default=1, ge=1, le=1000)
-    relaunch_repeats: int = Field(default=1, ge=1, le=100)
-    until_ci: float | None = Field(default=None, gt=0, lt=1)
-    order: Literal["listed", "shuffled"] = "shuffled"
-    seed: int = Field(default=0, ge=0)
-    canary: bool = False
-    force: bool = False
+    capture: Annotated[
+        tuple[int, ...] | None,
+        _server(
+            "Largest CUDA graph batches to try",
+            "N,..",
+            list_of(int, positive),
+            names=("--capture", "--max-cudagraph-capture-size"),
+        ),
+    ] = None
+    max_num_seqs: Annotated[
+        Literal["match"] | tuple[int, ...],
+        _server("`match` (follow capture) or values crossed with it", "match|N,..", match_or_list),
+    ] = "match"
+    gpu_memory_utilization: Annotated[
+        tuple[float, ...] | None,
+        _server("Fractions of the card; with --card of that card", "F,..", list_of(float, fraction)),
+    ] = None
+    vary: Annotated[
+        dict[str, tuple[str, ...]],
+        _server("Any other vLLM flag as a dimension (repeatable)", "FLAG=V1,V2", parse_vary, repeatable=True),
+    ] = Field(default_factory=dict)
+    launcher: Annotated[
+        Literal["docker", "process", "sim", "url"],
+        _server(
+            "How servers are started",
+            "docker|process|sim",
+            one_of("docker", "process", "sim", otherwise=" (a server that runs already: bench)"),
+        ),
+    ] = "docker"
+    deployment: Annotated[str, _server("Deployment to start from", "NAME|FILE")] = "generic"
+    card: Annotated[
+        str | None, _server("sim: the card to simulate (rtx-5090); else keep this smaller card's budget")
+    ] = None
+    devices: Annotated[
+        tuple[str, ...], _server("Cards to use; several run side by side", "0,1|UUID,..", list_of(str, any_word))
+    ] = ()
+    model: Annotated[str | None, _server("Model to serve")] = None
+    served_model_name: Annotated[str | None, _server("Name under which it is served")] = None
+    image: Annotated[str | None, _server("docker: image and tag")] = None
+    cache_dir: Annotated[str | None, _server("docker: host folder for /root/.cache")] = None
+    port: Annotated[int | None, _server("Loopback port", default="8000")] = Field(default=None, ge=1, le=65535)
+    vllm_command: Annotated[str, _server("process: what to run", "CMD")] = "vllm serve"
+    vllm_arg: Annotated[tuple[str, ...], _server("Further argument for vLLM, last (repeatable)", repeatable=True)] = ()
+    startup_timeout_s: Annotated[float, _server("Longest wait for a server", "S")] = Field(default=1200.0, gt=0)
+
+    scenario: Annotated[
+        tuple[str, ...],
+        Flag(
+            "Scenarios: names in scenarios/ or .yaml paths, or `synthetic`",
+            SCENARIOS,
+            "NAME,..",
+            list_of(str, any_word),
+            default="all four",
+        ),
+    ] = ("conversation", "math", "code", "multilingual")
+    input_tokens: Annotated[str | None, Flag("Prompt length in tokens", SCENARIOS, "N|MIN-MAX")] = None
+    output_tokens: Annotated[str | None, Flag("Answer length in tokens", SCENARIOS, "N|MIN-MAX")] = None
+    ignore_eos: Annotated[
+        bool,
+        Flag(
+            "Force each answer to its drawn length, or leave it to the model",
+            SCENARIOS,
+            names=("--ignore-eos/--natural-stop",),
+            default="--ignore-eos",
+        ),
+    ] = True
+    prefix_reuse: Annotated[
+        Literal["none", "natural"],
+        Flag("none: no prompt finds another's prefix cached; natural: as it comes", SCENARIOS),
+    ] = "none"
+    profile: Annotated[
+        str | None, Flag("Sampling profile, or `all` for each in turn", SCENARIOS, default="the scenario's")
+    ] = None
+    endpoint: Annotated[Literal["chat", "completions"], Flag("Which API is asked", SCENARIOS)] = "chat"
+    extra_body: Annotated[
+        dict[str, Any], Flag("JSON object added to each request's body", SCENARIOS, "JSON", json_object)
+    ] = Field(default_factory=dict)
+    header_env: Annotated[
+        dict[str, str],
+        Flag(
+            "Header whose value is taken from an environment variable (repeatable)",
+            SCENARIOS,
+            "NAME=ENV",
+            read_header_env,
+            repeatable=True,
+        ),
+    ] = Field(default_factory=dict)
+    bearer_env: Annotated[
+        str | None,
+        Flag(
+            "Environment variable that holds the API key",
+            SCENARIOS,
+            "NAME",
+            names=("--api-key-env",),
+            commands=("bench",),
+        ),
+    ] = None
+    save_text: Annotated[bool, Flag("Keep answers in the run folder", SCENARIOS)] = False
+
+    concurrency: Annotated[
+        tuple[int, ...], Flag("Client streams, closed loop", LOAD, "N,..", list_of(int, positive))
+    ] = (1, 8, 32, 64)
+    rate: Annotated[
+        tuple[float, ...], Flag("Open loop: sessions per second", LOAD, "R,..", list_of(float, positive))
+    ] = ()
+    burstiness: Annotated[
+        float | Literal["constant"] | None,
+        Flag("With --rate: gamma shape (1 is Poisson, below burstier), or `constant`", LOAD, "B", gamma_shape),
+    ] = None
+    ramp_s: Annotated[float, Flag("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(
+        default=0.0, ge=0
+    )
+    trace: Annotated[str | None, Flag("Open loop: replay a JSONL trace with timestamps", LOAD, "FILE")] = None
+    requests: Annotated[str | None, Flag("Requests per load point", LOAD, "N|Nx", default="4x, at least 16")] = None
+    duration_s: Annotated[float | None, Flag("Load point by time instead", LOAD, "S")] = Field(default=None, gt=0)
+    timeout_s: Annotated[float, Flag("Longest time for one request", LOAD, "S")] = Field(default=600.0, gt=0)
+    slo: Annotated[
+        dict[str, Annotated[float, Field(allow_inf_nan=True)]],
+        Flag(
+            "Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms",
+            LOAD,
+            "METRIC=LIMIT,..",
+            request_limits,
+        ),
+    ] = Field(default_factory=dict)
+    client_processes: Annotated[int | None, Flag("Client processes", LOAD, default="from cores and streams")] = Field(
+        default=None, ge=1
+    )
+    client_cpus: Annotated[
+        tuple[int, ...], Flag("Pin client processes to these CPUs", LOAD, "LIST", list_of(int, not_negative))
+    ] = ()
+
+    repeats: Annotated[int, Flag("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
+    relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(
+        default=1, ge=1, le=100
+    )
+    until_ci: Annotated[
+        float | None,
+        Flag("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share),
+    ] = Field(default=None, gt=0, lt=1)
+    order: Annotated[Literal["listed", "shuffled"], Flag("Order of load points; shuffled by the seed", REPEATS)] = (
+        "shuffled"
+    )
+    seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)
+    canary: Annotated[bool, Flag("Ask 32 questions with known answers first", REPEATS)] = False
+    force: Annotated[bool, _server("Start configurations that cannot work; take over another host's lock")] = False
 
     @field_validator("requests")
     @classmethod
@@ -80,96 +222,37 @@ class SweepOptions(BaseModel):
             raise ValueError("give N or Nx, e.g. 200 or 4x")
         return value
 
-
-def parse_list(text: str, option: str, kind: Callable[[str], T], check: Callable[[T], str | None]) -> tuple[T, ...]:
-    """Reads `a,b,c`. Raises UsageError for empty, non-numeric, refused (`check` says why) or repeated values."""
-    values: list[T] = []
-    for part in text.split(","):
-        word = part.strip()
-        if not word:
-            raise UsageError(f"{option} {text!r}: an empty value. Give numbers separated by commas, e.g. 16,32,64.")
-        try:
-            value = kind(word)
-        except ValueError:
-            raise UsageError(f"{option} {text!r}: {word!r} is no number.") from None
-        problem = check(value)
-        if problem:
-            raise UsageError(f"{option} {text!r}: {word} {problem}.")
-        if value in values:
-            raise UsageError(f"{option} {text!r}: {word} stands twice.")
-        values.append(value)
-    return tuple(values)
+    @field_serializer("slo", when_used="json")
+    def _slo(self, limits: dict[str, float]) -> dict[str, float | str]:
+        """JSON has no infinity: an open limit is kept as the word that pydantic reads again."""
+        return {name: "inf" if math.isinf(limit) else limit for name, limit in limits.items()}
 
 
-def positive(value: float) -> str | None:
-    """A check for `parse_list`: numbers above zero."""
-    return None if math.isfinite(value) and value > 0 else "must be above 0"
+def flags_of(command: str) -> dict[str, Flag]:
+    """Field -> how this command offers it, in the order of declaration."""
+    found = {}
+    for name, field in SweepOptions.model_fields.items():
+        flag = next((one for one in field.metadata if isinstance(one, Flag)), None)
+        if flag is not None and command in flag.commands:
+            found[name] = flag
+    return found
 
 
-def fraction(value: float) -> str | None:
-    """A check for `parse_list`: memory utilisations."""
-    return None if 0 < value <= 1 else "must lie above 0 and not above 1 (it is a fraction of the card)"
+def option_name(field: str) -> str:
+    """The option of a field, as errors name it."""
+    flag = next((one for one in SweepOptions.model_fields[field].metadata if isinstance(one, Flag)), None)
+    if flag is not None and flag.names:
+        return flag.names[0].partition("/")[0]
+    return "--" + field.removesuffix("_s").replace("_", "-")
 
 
-def parse_vary(items: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Reads `--vary FLAG=V1,V2`. Raises UsageError that names the option given."""
-    varied: dict[str, tuple[str, ...]] = {}
-    for item in items:
-        name, equals, values = item.partition("=")
-        name = name.strip().lstrip("-").replace("_", "-")
-        if not equals or not _FLAG.match(name):
-            raise UsageError(f"--vary {item!r}: give FLAG=V1,V2, e.g. max-num-batched-tokens=2048,8192.")
-        own = {
-            "max-cudagraph-capture-size": "--capture",
-            "max-num-seqs": "--max-num-seqs",
-            "gpu-memory-utilization": "--gpu-memory-utilization",
-        }
-        if name in own:
-            raise UsageError(f"--vary {item!r}: use {own[name]} for that flag.")
-        if name in varied:
-            raise UsageError(f"--vary {item!r}: {name} stands twice.")
-        words = tuple(word.strip() for word in values.split(","))
-        if not all(words) or len(set(words)) != len(words):
-            raise UsageError(f"--vary {item!r}: an empty or repeated value.")
-        varied[name] = words
-    return varied
-
-
-def parse_limits(text: str, option: str) -> dict[str, float]:
-    """Reads `ttft=1000ms,tpot=25ms`: metric key -> limit in ms (s accepted; rates without a unit)."""
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        match = re.fullmatch(r"(inf|[0-9.]+)\s*(ms|s)?", value)
-        if not equals or not match:
-            raise UsageError(f"{option} {part!r}: give METRIC=LIMIT, e.g. ttft=1000ms.")
-        try:
-            number = float(match[1])
-        except ValueError:
-            raise UsageError(f"{option} {part!r}: {match[1]!r} is no number.") from None
-        if number <= 0:
-            raise UsageError(f"{option} {part!r}: the limit must be above 0.")
-        if name in limits:
-            raise UsageError(f"{option} {text!r}: {name} stands twice.")
-        limits[name] = number * (1000.0 if match[2] == "s" else 1.0)
-    return limits
-
-
-def read_header_env(items: Sequence[str]) -> dict[str, str]:
-    """Reads `--header-env NAME=ENV`. Raises UsageError that names the option given."""
-    headers: dict[str, str] = {}
-    for item in items:
-        name, equals, variable = item.partition("=")
-        if not equals or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not re.fullmatch(r"[A-Za-z_]\w*", variable):
-            raise UsageError(f"--header-env {item!r}: give HEADER=ENVIRONMENT_VARIABLE, e.g. Authorization=MY_HEADER.")
-        headers[name] = variable
-    return headers
-
-
-def writable_folder(folder: Path, option: str) -> None:
-    """Raises UsageError when a run could not be written below this folder."""
-    nearest = folder
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {folder}: cannot be written ({nearest} is not a writable folder).")
+def checked_options(fields: Mapping[str, Any]) -> SweepOptions:
+    """SweepOptions of these fields. Raises UsageError with the first option that cannot be used."""
+    try:
+        return SweepOptions.model_validate(fields)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = str(problem["loc"][0]) if problem["loc"] else ""
+        name = option_name(field) if field in SweepOptions.model_fields else f"option {field}"
+        message = problem["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name} {problem.get('input')!r}: {message}.") from None

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qwenbench import __version__
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker
@@ -99,7 +101,14 @@ def stored_options(run: Path) -> SweepOptions:
     paths = RunPaths(run)
     if not paths.run_json.exists():
         raise UsageError(f"--resume {run}: no run there (run.json is missing).")
-    return SweepOptions.model_validate(read_json(paths.run_json)["options"])
+    try:
+        return SweepOptions.model_validate(read_json(paths.run_json)["options"])
+    except (ValidationError, KeyError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("options",), "msg": "missing"}
+        where = ".".join(map(str, problem["loc"]))
+        raise UsageError(
+            f"--resume {run}: the options kept in run.json cannot be read ({where}: {problem['msg']})."
+        ) from None
 
 
 def finish(paths: RunPaths, meta: dict[str, Any], **values: Any) -> None:

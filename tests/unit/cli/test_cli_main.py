@@ -93,3 +93,12 @@ def test_the_module_can_be_run() -> None:
     done = subprocess.run([sys.executable, "-m", "qwenbench", "swep"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Did you mean 'sweep'?" in done.stderr
+
+
+def test_both_spellings_of_a_shorter_option_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for option in ("--capture", "--max-cudagraph-capture-size"):
+        assert main.dispatch(["sweep", "--launcher", "sim", "--dry-run", option, "16,32", "--out", str(tmp_path)]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+    assert "cap16-seq16" in shown[0]

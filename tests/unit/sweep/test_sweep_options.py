@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -11,8 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
-from qwenbench.sweep.options import (
-    SweepOptions,
+from qwenbench.sweep.option_values import (
     fraction,
     parse_limits,
     parse_list,
@@ -21,6 +21,7 @@ from qwenbench.sweep.options import (
     read_header_env,
     writable_folder,
 )
+from qwenbench.sweep.options import SweepOptions, checked_options, flags_of
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,15}[a-z0-9]", fullmatch=True)
 words = st.from_regex(r"[A-Za-z0-9_.]{1,8}", fullmatch=True)
@@ -126,3 +127,32 @@ def test_a_folder_may_be_made_below_a_writable_one(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"--out .*cannot be written"):
         writable_folder(tmp_path / "file" / "b", "--out")
+
+
+def test_an_open_limit_survives_run_json() -> None:
+    """JSON has no infinity: `--slo ttft=inf` was stored as null, and --resume ended in a traceback."""
+    options = SweepOptions(slo={"ttft": math.inf, "tpot": 25.0})
+    stored = json.loads(json.dumps(options.model_dump(mode="json"), allow_nan=False))
+    assert SweepOptions.model_validate(stored) == options
+
+
+@pytest.mark.parametrize("field", ["timeout_s", "duration_s", "ramp_s", "startup_timeout_s"])
+def test_no_time_is_endless(field: str) -> None:
+    with pytest.raises(UsageError, match=f"--{field.removesuffix('_s').replace('_', '-')} inf: .*finite"):
+        checked_options({field: math.inf})
+
+
+def test_every_field_is_offered_by_a_command() -> None:
+    assert {*flags_of("sweep"), *flags_of("bench")} == {*SweepOptions.model_fields}
+
+
+def test_a_campaigns_wrong_field_is_told_by_its_name() -> None:
+    with pytest.raises(UsageError, match="option concurency"):
+        checked_options({"concurency": [1]})
+
+
+def test_no_reader_hides_behind_a_field_of_its_name() -> None:
+    """Annotations are looked up in the class first, where a field's default stands under its name."""
+    flags = {**flags_of("sweep"), **flags_of("bench")}
+    read = {"capture", "concurrency", "rate", "scenario", "slo", "burstiness", "until_ci", "header_env", "extra_body"}
+    assert {name for name in read if flags[name].read is None} == set()

@@ -1,0 +1,199 @@
+"""What a user writes for an option, read into values. Each reader raises UsageError that names the option given."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qwenbench.errors import UsageError
+
+T = TypeVar("T", int, float, str)
+Reader = Callable[[Any, str], Any]
+"""(what was written, the option's name) -> the value of its field. Raises UsageError."""
+
+PER_REQUEST_METRICS = ("ttft", "ttfo", "tpot", "itl", "e2e")
+"""Metrics of a request that --slo may limit."""
+
+_FLAG = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+
+
+def parse_list(text: str, option: str, kind: Callable[[str], T], check: Callable[[T], str | None]) -> tuple[T, ...]:
+    """Reads `a,b,c`. Raises UsageError for empty, non-numeric, refused (`check` says why) or repeated values."""
+    values: list[T] = []
+    for part in text.split(","):
+        word = part.strip()
+        if not word:
+            raise UsageError(f"{option} {text!r}: an empty value. Give numbers separated by commas, e.g. 16,32,64.")
+        try:
+            value = kind(word)
+        except ValueError:
+            raise UsageError(f"{option} {text!r}: {word!r} is no number.") from None
+        problem = check(value)
+        if problem:
+            raise UsageError(f"{option} {text!r}: {word} {problem}.")
+        if value in values:
+            raise UsageError(f"{option} {text!r}: {word} stands twice.")
+        values.append(value)
+    return tuple(values)
+
+
+def positive(value: float) -> str | None:
+    """A check for `parse_list`: numbers above zero."""
+    return None if math.isfinite(value) and value > 0 else "must be above 0"
+
+
+def fraction(value: float) -> str | None:
+    """A check for `parse_list`: memory utilisations."""
+    return None if 0 < value <= 1 else "must lie above 0 and not above 1 (it is a fraction of the card)"
+
+
+def not_negative(value: float) -> str | None:
+    """A check for `parse_list`: numbers of CPUs."""
+    return None if value >= 0 else "must not be negative"
+
+
+def any_word(value: str) -> str | None:
+    """A check for `parse_list` that takes every word."""
+    return None
+
+
+def list_of(kind: Callable[[str], T], check: Callable[[T], str | None]) -> Reader:
+    """A reader of `a,b,c`; see `parse_list`."""
+    return lambda text, option: parse_list(text, option, kind, check)
+
+
+def one_of(*choices: str, otherwise: str = "") -> Reader:
+    """A reader of one word among these; `otherwise` is said behind the list when it is none."""
+
+    def read(text: str, option: str) -> str:
+        if text not in choices:
+            raise UsageError(f"{option} {text!r}: choose {', '.join(choices)}{otherwise}.")
+        return text
+
+    return read
+
+
+def match_or_list(text: str, option: str) -> str | tuple[int, ...]:
+    """Reads --max-num-seqs: `match`, or numbers."""
+    return text if text == "match" else parse_list(text, option, int, positive)
+
+
+def parse_vary(items: Sequence[str], option: str = "--vary") -> dict[str, tuple[str, ...]]:
+    """Reads `--vary FLAG=V1,V2`. Raises UsageError that names the option given."""
+    varied: dict[str, tuple[str, ...]] = {}
+    for item in items:
+        name, equals, values = item.partition("=")
+        name = name.strip().lstrip("-").replace("_", "-")
+        if not equals or not _FLAG.match(name):
+            raise UsageError(f"{option} {item!r}: give FLAG=V1,V2, e.g. max-num-batched-tokens=2048,8192.")
+        own = {
+            "max-cudagraph-capture-size": "--capture",
+            "max-num-seqs": "--max-num-seqs",
+            "gpu-memory-utilization": "--gpu-memory-utilization",
+        }
+        if name in own:
+            raise UsageError(f"{option} {item!r}: use {own[name]} for that flag.")
+        if name in varied:
+            raise UsageError(f"{option} {item!r}: {name} stands twice.")
+        words = tuple(word.strip() for word in values.split(","))
+        if not all(words) or len(set(words)) != len(words):
+            raise UsageError(f"{option} {item!r}: an empty or repeated value.")
+        varied[name] = words
+    return varied
+
+
+def parse_limits(text: str, option: str) -> dict[str, float]:
+    """Reads `ttft=1000ms,tpot=25ms`: metric key -> limit in ms (s accepted; rates without a unit)."""
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        match = re.fullmatch(r"(inf|[0-9.]+)\s*(ms|s)?", value)
+        if not equals or not match:
+            raise UsageError(f"{option} {part!r}: give METRIC=LIMIT, e.g. ttft=1000ms.")
+        try:
+            number = float(match[1])
+        except ValueError:
+            raise UsageError(f"{option} {part!r}: {match[1]!r} is no number.") from None
+        if number <= 0:
+            raise UsageError(f"{option} {part!r}: the limit must be above 0.")
+        if name in limits:
+            raise UsageError(f"{option} {text!r}: {name} stands twice.")
+        limits[name] = number * (1000.0 if match[2] == "s" else 1.0)
+    return limits
+
+
+def request_limits(text: str, option: str) -> dict[str, float]:
+    """Reads `ttft=1000ms,tpot=25ms` as limits of each request."""
+    limits = parse_limits(text, option)
+    for name in limits:
+        if name not in PER_REQUEST_METRICS:
+            known = ", ".join(PER_REQUEST_METRICS)
+            raise UsageError(f"{option} {name}: unknown. Per-request limits: {known} (e.g. ttft=1000ms).")
+    return limits
+
+
+def read_header_env(items: Sequence[str], option: str = "--header-env") -> dict[str, str]:
+    """Reads `--header-env NAME=ENV`. Raises UsageError that names the option given."""
+    headers: dict[str, str] = {}
+    for item in items:
+        name, equals, variable = item.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z0-9-]+", name) or not re.fullmatch(r"[A-Za-z_]\w*", variable):
+            raise UsageError(f"{option} {item!r}: give HEADER=ENVIRONMENT_VARIABLE, e.g. Authorization=MY_HEADER.")
+        headers[name] = variable
+    return headers
+
+
+def json_object(text: str, option: str) -> dict[str, Any]:
+    """Reads a JSON object that is added to each request; refuses secrets in it."""
+    import orjson
+
+    from qwenbench.masking import is_secret_name, refuse_secret_arguments
+
+    refuse_secret_arguments([text], option)
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{option}: no valid JSON: {error}.") from None
+    if not isinstance(value, dict):
+        raise UsageError(f'{option}: a JSON object is needed, e.g. {{"seed": 1}}.')
+    secret = next((name for name in value if is_secret_name(name)), None)
+    if secret:
+        raise UsageError(f"{option}: {secret} carries a secret; send it as a header with --header-env.")
+    return value
+
+
+def gamma_shape(text: str, option: str) -> float | str:
+    """Reads a gamma shape, or `constant`."""
+    if text == "constant":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < math.inf:
+        raise UsageError(f"{option} {text!r}: give a number above 0, or `constant`.")
+    return value
+
+
+def share(text: str, option: str) -> float:
+    """Reads `5%` or `0.05`."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UsageError(f"{option} {text!r}: give a share of the mean, e.g. 5%.")
+    return value
+
+
+def writable_folder(folder: Path, option: str) -> None:
+    """Raises UsageError when a run could not be written below this folder."""
+    nearest = folder
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {folder}: cannot be written ({nearest} is not a writable folder).")
