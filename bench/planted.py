@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.load.records import REQUEST_SCHEMA
+from qwenbench.runfolder.cells import Cell
 
 BASE_NS = 1_790_000_000_000_000_000
 
@@ -59,7 +59,7 @@ def plant_run(folder: Path, *, load_points: int, repeats: int, requests: int, se
             table = request_table(requests, 8 * level, hash((seed, number, repeat)) % 2**32, slower=slower)
             row = summarise_point(table, None, None, context)
             rows.append(row)
-            pq.write_table(table, folder / "requests" / f"{cell_id_of(row)}.parquet", compression="zstd")
+            pq.write_table(table, folder / "requests" / f"{Cell.of_row(row).cell_id}.parquet", compression="zstd")
     pd.DataFrame(rows).to_csv(folder / "points.csv", index=False)
     meta = {"schema_version": 1, "run_id": folder.name, "simulated": True, "scenarios": {}, "options": {}}
     (folder / "run.json").write_text(json.dumps(meta))

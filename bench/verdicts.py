@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow as pa
 
 from planted import BASE_NS
-from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.changes import relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table
 from qwenbench.load.records import REQUEST_SCHEMA
+from qwenbench.runfolder.cells import Cell
 
 REPEATS = 3
 LOADS = ((8, 64), (32, 192))
@@ -80,7 +80,7 @@ def planted_run(seed: int, slower: float = 1.0) -> RepeatTable:
                 )
                 row = summarise_point(records, None, None, context)
                 rows.append(row)
-                tables[cell_id_of(row)] = records
+                tables[Cell.of_row(row).cell_id] = records
     return repeat_table(pd.DataFrame(rows), tables.get)
 
 

@@ -1,4 +1,4 @@
-"""From rows of points.csv to their load points, cells and request latencies."""
+"""Rows of points.csv: which are valid, and the request latencies that they were made of."""
 
 from __future__ import annotations
 
@@ -13,20 +13,9 @@ from numpy.typing import NDArray
 
 from qwenbench.analysis.request_arrays import Floats, RequestArrays
 from qwenbench.analysis.window import window_of
-from qwenbench.runfolder.names import slug
 
 LOAD_POINT = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
 """Columns that name a load point; its rows differ only in launch and repeat."""
-
-
-def cell_id_of(row: Mapping[str, Any]) -> str:
-    """The cell's name, as the sweep gives it, from its row of points.csv: it names the cell's files."""
-    if known(row["concurrency"]):
-        load = f"c{int(row['concurrency'])}"
-    else:
-        load = f"r{float(row['rate']):g}" if known(row["rate"]) and row["rate"] else "trace"
-    point = slug(f"{row['scenario']}.{row['profile']}.{load}.{int(row['repeat'])}")
-    return f"{row['config_id']}.l{int(row['launch'])}.{point}"
 
 
 CELL = (*LOAD_POINT, "launch", "repeat")

@@ -17,6 +17,7 @@ from qwenbench.analysis.gate import Gate, GateRule, judge_gate
 from qwenbench.analysis.pairing import pair_repeats
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
+from qwenbench.runfolder.cells import load_label
 from qwenbench.runfolder.run import Run
 
 VERDICTS = ("worse", "better", "no difference shown", "indicative", "missing")
@@ -150,10 +151,7 @@ def _name(point: Mapping[str, Any], any_config: bool) -> tuple[Any, ...]:
 
 def where(point: Mapping[str, Any]) -> str:
     """A load point, for people."""
-    if point["concurrency"] is not None:
-        load = f"{point['concurrency']:g} streams"
-    else:
-        load = f"{point['rate']:g}/s" if point["rate"] is not None else "trace"
+    load = load_label(point["concurrency"], point["rate"])
     return f"{point['config_id']}, {point['scenario']} ({point['profile']}), {load}"
 
 

@@ -18,8 +18,6 @@ from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.window import CLOSED, Window, window_of
 from qwenbench.capacity.kv import NULL_BLOCKS
 
-MAX_CLOCK_STEP_MS = 1.0
-"""Real and monotonic time may part by so much during a point."""
 BROKEN = "broken output"
 """Words by which an invalid_reason tells that the answers themselves were bad."""
 MAX_BROKEN_SHARE = 0.1
@@ -74,10 +72,9 @@ class PointContext:
     client_error_ms: float | None = None
     client_error_p99_ms: float | None = None
     client_invalid_reason: str | None = None
-    """Why the client was not good enough for this point (load/validity)."""
+    """Why the client or its clock was not good enough for this point (load/validity): told there and only there."""
     client_saturated: bool = False
     """A client process used up its core during the point."""
-    clock_step_ms: float | None = None
     canary_accuracy: float | None = None
     natural_broken_share: float | None = None
     """Share of broken answers in the natural-stop pass: counts where the point's own answers were not judged."""
@@ -238,8 +235,6 @@ def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) 
     reasons = []
     if row["requests_ok"] == 0:
         reasons.append("every request failed" if row["requests_failed"] else "no request was sent")
-    if context.clock_step_ms is not None and abs(context.clock_step_ms) > MAX_CLOCK_STEP_MS:
-        reasons.append(f"the clock was stepped by {abs(context.clock_step_ms):.1f} ms during the point")
     if context.client_invalid_reason:
         reasons.append(context.client_invalid_reason)
     if row["broken_share"] is not None and row["broken_share"] > context.broken_limit:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from qwenbench.analysis.cells import CELL, LOAD_POINT, cell_id_of, known, latencies_in_window, row_records, valid_mask
+from qwenbench.analysis.cells import CELL, LOAD_POINT, known, latencies_in_window, row_records, valid_mask
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import (
     Estimate,
@@ -29,6 +29,7 @@ from qwenbench.analysis.intervals import (
     standard_error,
 )
 from qwenbench.analysis.request_arrays import COLUMNS, Floats
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.names import RunPaths
 
 __all__ = [
@@ -149,7 +150,7 @@ def _within(
 
 
 def _cell_variances(requests_of: RequestsOf, row: Mapping[str, Any]) -> list[float]:
-    requests = requests_of(cell_id_of(row))
+    requests = requests_of(Cell.of_row(row).cell_id)
     return _variances(latencies_in_window(requests, row) if requests is not None else {})
 
 

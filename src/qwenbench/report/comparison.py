@@ -9,6 +9,7 @@ from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import VERDICTS, Comparison
 from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.limits import show
+from qwenbench.runfolder.cells import load_label
 
 SIMULATED = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."
 HEAD = ("Configuration", "Scenario", "Load", "Metric", "Before", "After", "Change", "95 % interval", "Verdict")
@@ -29,12 +30,11 @@ def chosen_rows(comparison: Comparison, everything: bool) -> list[Change]:
 def cells_of(row: Change) -> tuple[str, ...]:
     """A row as words, in the order of `HEAD`."""
     unit = METRICS[row.key].unit
-    load = f"{row.concurrency}" if row.concurrency is not None else f"{row.rate:g}/s" if row.rate else "trace"
     interval = f"{row.low:+.1%} to {row.high:+.1%}" if row.low is not None and row.high is not None else "-"
     return (
         row.config,
         f"{row.scenario} ({row.profile})",
-        load,
+        load_label(row.concurrency, row.rate),
         row.key,
         "-" if row.before is None else show(row.before, unit),
         "-" if row.after is None else show(row.after, unit),

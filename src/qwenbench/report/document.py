@@ -58,6 +58,8 @@ class PointView:
     workload: str
     level: float | None
     """Client streams, or sessions per second of an open loop."""
+    load: str
+    """The same for people: `32`, `2/s`, `trace`."""
     n: int
     """Repeats that the estimates stand on."""
     valid: bool

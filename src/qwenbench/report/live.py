@@ -15,7 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qwenbench.engine.server import Failure
-from qwenbench.sweep.plan import Cell, Configuration
+from qwenbench.runfolder.cells import Cell
+from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live, Progress
 
 Clock = Callable[[], float]
@@ -236,9 +237,8 @@ def _bar(title: Text, done: int, total: int | None, status: str) -> Table:
 def describe_cell(cell: Cell) -> str:
     """A cell in a few words."""
     point = cell.point
-    load = f"c={point.concurrency}" if point.concurrency is not None else f"{point.rate:g}/s" if point.rate else "trace"
     repeat = f" #{point.repeat}" if point.repeat > 1 else ""
-    return f"{cell.config_id} {point.scenario} {load}{repeat}"
+    return f"{cell.config_id} {point.scenario} {point.label}{repeat}"
 
 
 def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from qwenbench.analysis.cells import LOAD_POINT, row_records
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.statistics import interval_of_means
 from qwenbench.report.document import Estimate, PointView
+from qwenbench.runfolder.cells import load_label
 
 Row = Mapping[str, Any]
 """A row of points.csv or points_summary.csv by column."""
@@ -95,6 +96,7 @@ def _view(key: tuple[Any, ...], rows: list[Row], summary: Summary) -> PointView:
         config=str(rows[0]["config_id"]),
         workload=str(rows[0]["_workload"]),
         level=level_of(rows[0]),
+        load=load_label(known(rows[0].get("concurrency")), known(rows[0].get("rate")), short=True),
         n=len(used),
         valid=valid,
         invalid_reason=None if valid else _joined(rows, "invalid_reason"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from rich import box
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from qwenbench.report.document import PointView
 from qwenbench.report.points import point_views
+from qwenbench.runfolder.cells import TRACE
 
 MARKS = {"kv": "k", "scheduler": "s", "graph-miss": "g", "prefill": "p", "client": "c"}
 """Bound -> the letter behind a rate. `load` and `decode` carry none: nothing is in the way."""
@@ -63,7 +64,8 @@ class FinalTable:
 
     def _workload(self, workload: str, width: int) -> list[RenderableType]:
         points = [view for view in self._views if view.workload == workload]
-        levels = sorted({view.level or 0.0 for view in points})
+        loads = {view.level or 0.0: view.load for view in points}
+        levels = sorted(loads)
         names = list(dict.fromkeys(view.config for view in points))
         room = width - max(len(workload), *map(len, names)) - 4
         most = max(1, room // _LEVEL_WIDTH)
@@ -71,14 +73,19 @@ class FinalTable:
         size = math.ceil(len(levels) / blocks)
         cells = {(view.config, view.level or 0.0): view for view in points}
         starts = range(0, len(levels), size)
-        tables = [self._block(workload, names, levels[start : start + size], cells) for start in starts]
+        tables = [self._block(workload, names, levels[start : start + size], loads, cells) for start in starts]
         return [part for table in tables for part in (Text(), table)]
 
     def _block(
-        self, workload: str, names: Sequence[str], levels: Sequence[float], cells: dict[tuple[str, float], PointView]
+        self,
+        workload: str,
+        names: Sequence[str],
+        levels: Sequence[float],
+        loads: Mapping[float, str],
+        cells: Mapping[tuple[str, float], PointView],
     ) -> Table:
         heads = [
-            f"{'at ' + format(level, 'g') if not index else ''}\n{label}"
+            f"{_heading(loads[level]) if not index else ''}\n{label}"
             for level in levels
             for index, (_, label, _) in enumerate(_CELLS)
         ]
@@ -110,6 +117,10 @@ def _table(first: str, *others: str) -> Table:
     for name in others:
         table.add_column(Text(name, justify="right"), justify="right", no_wrap=True)
     return table
+
+
+def _heading(load: str) -> str:
+    return load if load == TRACE else f"at {load}"
 
 
 def _level(view: PointView | None) -> list[Text]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from qwenbench.analysis.cells import cell_id_of
 from qwenbench.report.document import TimelineView
 from qwenbench.report.points import level_of, workload_names
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.names import RunPaths
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _has_samples(run: Run, row: pd.Series[Any]) -> bool:
 
 
 def _cell(row: pd.Series[Any]) -> str:
-    return cell_id_of({str(name): value for name, value in row.items()})
+    return Cell.of_row(row.to_dict()).cell_id
 
 
 def _timeline(run: Run, row: pd.Series[Any]) -> TimelineView | None:

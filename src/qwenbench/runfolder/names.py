@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +23,12 @@ def slug(text: str) -> str:
     """The text with everything that a name may not hold turned into dashes, cut to 80 characters."""
     cleaned = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "x"
     return cleaned[:80]
+
+
+def unique_slug(text: str) -> str:
+    """A slug that two texts never share: one that loses characters ends in a hash of the whole text."""
+    name = slug(text)
+    return name if name == text else f"{slug(text[:60])}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def new_run_id(now: datetime) -> str:

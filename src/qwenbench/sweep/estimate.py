@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwenbench.sweep.plan import LoadPoint, Plan
+from qwenbench.runfolder.cells import LoadPoint
+from qwenbench.sweep.plan import Plan
 
 # start + stop of one server, seconds: 134-222 s were recorded for new capture sizes
 _LAUNCH_S = {"docker": 180.0, "process": 180.0, "sim": 2.0, "url": 0.0}

@@ -19,13 +19,14 @@ from qwenbench.masking import Masker
 from qwenbench.observe.ledger import MemoryLedger, build_ledger
 from qwenbench.observe.metrics import scrape
 from qwenbench.observe.vram import VramPhases
+from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
 from qwenbench.sweep.masked import masked
 from qwenbench.sweep.measure import CellResult, ServerState, measure
 from qwenbench.sweep.model_files import served_layout
-from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
+from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
 from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.requests import ServerTraits

@@ -22,9 +22,10 @@ from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.load.validity import CPU_SATURATED
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.vram import MIB_PER_GIB
+from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.client_check import client_verdict
 from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.plan import Cell, Configuration
+from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
@@ -213,7 +214,6 @@ def _context(
         vram_ready_mib=_card(ledger.vram.ready_mib),
         vram_budget_mib=budget,
         startup_s=state.startup_s,
-        clock_step_ms=result.health.clock_step_ms,
         canary_accuracy=state.texts.canary.accuracy if state.texts.canary else None,
         natural_broken_share=state.texts.broken_share.get((point.scenario, point.profile)),
         natural_broken_kinds=state.texts.broken_kinds.get((point.scenario, point.profile), ""),

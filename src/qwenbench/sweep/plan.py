@@ -13,7 +13,8 @@ import orjson
 
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError
-from qwenbench.runfolder.names import slug
+from qwenbench.runfolder.cells import Cell, LoadPoint
+from qwenbench.runfolder.names import unique_slug
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.workload.arrivals import TraceRow
 from qwenbench.workload.profiles import PROFILES
@@ -31,43 +32,6 @@ class Configuration:
     """--vary flag -> its value here."""
     utilization: float | None
     """--gpu-memory-utilization as asked for (with --card: of that card)."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPoint:
-    """What is sent at one point, whatever the configuration."""
-
-    scenario: str
-    profile: str
-    concurrency: int | None
-    rate: float | None
-    repeat: int
-
-    @property
-    def point_id(self) -> str:
-        """Its part of the cell's name."""
-        # {:g} would give two rates that differ in the seventh digit one name
-        load = f"c{self.concurrency}" if self.concurrency is not None else f"r{self.rate!r}" if self.rate else "trace"
-        return slug(f"{self.scenario}.{self.profile}.{load}.{self.repeat}")
-
-    @property
-    def level(self) -> float:
-        """Concurrency or rate, for seeds and order."""
-        return float(self.concurrency if self.concurrency is not None else self.rate or 0.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One load point in one launch of one configuration."""
-
-    config_id: str
-    launch: int
-    point: LoadPoint
-
-    @property
-    def cell_id(self) -> str:
-        """Unique within the run; names its files."""
-        return f"{self.config_id}.l{self.launch}.{self.point.point_id}"
 
 
 @dataclass(frozen=True)
@@ -184,10 +148,7 @@ def _configuration(
     if name_utilization and utilization is not None:
         parts.append(f"util{_number(utilization)}")
     parts += [f"{name}-{value}" for name, value in varied.items()]
-    name = slug("-".join(parts))
-    if "-".join(parts) != name:
-        # a value with odd characters or a very long one: keep names apart by a hash
-        name = slug(name[:60]) + "-" + hashlib.sha256("-".join(parts).encode()).hexdigest()[:8]
+    name = unique_slug("-".join(parts))
     return Configuration(name, server, varied, utilization)
 
 

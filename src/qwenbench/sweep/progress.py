@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from qwenbench.engine.server import Failure
-from qwenbench.sweep.plan import Cell, Configuration
+from qwenbench.runfolder.cells import Cell
+from qwenbench.sweep.plan import Configuration
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,20 @@ from typing import Any
 import pyarrow as pa
 
 from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.sweep.plan import Cell
+
+_EXACT = frozenset({"rate"})
+"""A part of the point's name: rounded, its files would not be found."""
 
 
-def _csv_value(value: Any) -> str:
+def _csv_value(name: str, value: Any) -> str:
     if value is None:
         return ""
+    if name in _EXACT:
+        return repr(value)
     if isinstance(value, float):
         return "" if math.isnan(value) else repr(round(value, 6))
     return str(value)
@@ -33,7 +38,7 @@ def points_csv(points: Sequence[Mapping[str, Any]], vary: Sequence[str]) -> byte
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     for point in points:
-        writer.writerow([_csv_value(point.get(column)) for column in columns])
+        writer.writerow([_csv_value(column, point.get(column)) for column in columns])
     return text.getvalue().encode()
 
 

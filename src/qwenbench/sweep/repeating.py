@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from qwenbench.analysis.statistics import relative_half_width
-from qwenbench.sweep.plan import LoadPoint, Plan
+from qwenbench.runfolder.cells import LoadPoint
+from qwenbench.sweep.plan import Plan
 
 MOST_REPEATS = 20
 METRIC = "output_tokens_per_s"

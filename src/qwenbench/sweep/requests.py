@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from qwenbench.load.spec import ClosedLoop, LoadSpec, OpenLoop, Target
+from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Configuration, LoadPoint, Plan
+from qwenbench.sweep.plan import Configuration, Plan
 from qwenbench.workload.arrivals import Shape, arrival_times
 from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed

@@ -22,6 +22,7 @@ from qwenbench.errors import RunError, UsageError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.masking import Masker
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
@@ -32,7 +33,7 @@ from qwenbench.sweep.launch_run import LaunchRun
 from qwenbench.sweep.masked import masked
 from qwenbench.sweep.model_files import find_shape
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Cell, Configuration, Plan
+from qwenbench.sweep.plan import Configuration, Plan
 from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder

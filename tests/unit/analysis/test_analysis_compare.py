@@ -14,7 +14,6 @@ from analysis_runs import plant, repeats, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.changes import relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import Comparison, compare
@@ -22,6 +21,7 @@ from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.gate import parse_gate
 from qwenbench.cli.main import dispatch
 from qwenbench.errors import UsageError
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.run import Run, load_run
 
 TOKENS = "output_tokens_per_s"
@@ -346,7 +346,7 @@ def plant_requests(run: Run, seed: int, factor: float) -> None:
             request(i * 1000, (i + 1) * 1000, ttft_ms=float(value))
             for i, value in enumerate(factor * rng.gamma(25, 4, 120))
         ]
-        pq.write_table(table(rows), run.path / "requests" / f"{cell_id_of(point)}.parquet")
+        pq.write_table(table(rows), run.path / "requests" / f"{Cell.of_row(point).cell_id}.parquet")
 
 
 def test_requests_are_resampled_too_where_the_folder_has_them(tmp_path: Path) -> None:

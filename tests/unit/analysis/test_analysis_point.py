@@ -9,6 +9,8 @@ from analysis_records import at_ms, request, table
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.point import PointContext, itl_note, summarise_point
 from qwenbench.errors import UsageError
+from qwenbench.load.spec import ClientHealth
+from qwenbench.load.validity import invalid_reason as client_reason
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
 
 
@@ -179,8 +181,6 @@ def test_simulated_cards_come_from_the_servers_own_metrics() -> None:
 
 def test_what_makes_a_point_invalid() -> None:
     rows = back_to_back(10, broken=[])
-    assert point(rows, clock_step_ms=1.0)["valid"]
-    assert "stepped by 1.5 ms" in point(rows, clock_step_ms=-1.5)["invalid_reason"]
     assert point(rows, client_invalid_reason="the client was saturated")["invalid_reason"] == "the client was saturated"
     rows[0]["broken"] = ["loop"]
     one = point(rows)
@@ -189,6 +189,12 @@ def test_what_makes_a_point_invalid() -> None:
     assert point(rows)["invalid_reason"] == "20.0% of the answers were broken output (loop 2, mojibake 1)"
     rows[2]["broken"] = None  # not judged
     assert point(rows)["broken_share"] == pytest.approx(2 / 9)
+
+
+def test_a_clock_step_is_told_once() -> None:
+    health = ClientHealth(1, "kernel", 0.1, 0.0, 0.0, clock_step_ms=1.5)
+    reason = point(back_to_back(10), client_invalid_reason=client_reason(health, None, 1.0, 1.0))["invalid_reason"]
+    assert reason.count("clock") == 1 and "1.5 ms" in reason
 
 
 def test_open_loop_latencies_count_from_the_schedule_and_there_are_no_users() -> None:

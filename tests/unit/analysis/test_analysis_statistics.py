@@ -9,7 +9,6 @@ from analysis_records import request, table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.cells import cell_id_of
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import (
     bootstrap_percentile,
@@ -21,7 +20,7 @@ from qwenbench.analysis.intervals import (
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.analysis.statistics import summary_rows
 from qwenbench.analysis.student import critical_t, two_sided_p
-from qwenbench.sweep.plan import Cell, LoadPoint
+from qwenbench.runfolder.cells import Cell, LoadPoint
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ def rows_of(ttfts: dict[int, float], **fields: object) -> tuple[pd.DataFrame, di
         context = PointContext("cap16-seq16", "math", "instruct-general", "closed", 1, repeat=repeat, **fields)
         row = summarise_point(records, None, None, context)
         rows.append(row)
-        tables[cell_id_of(row)] = records
+        tables[Cell.of_row(row).cell_id] = records
     return pd.DataFrame(rows), tables
 
 
@@ -138,4 +137,4 @@ def test_cell_ids_are_the_sweeps_own(concurrency: int | None, rate: float | None
     cell = Cell("cap16-seq16", 2, LoadPoint("math x", "instruct-general", concurrency, rate, 3))
     row = {"config_id": "cap16-seq16", "launch": 2, "scenario": "math x", "profile": "instruct-general",
            "concurrency": concurrency, "rate": rate, "repeat": 3}  # fmt: skip
-    assert cell_id_of(row) == cell.cell_id
+    assert Cell.of_row(row).cell_id == cell.cell_id

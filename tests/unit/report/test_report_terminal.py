@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -13,8 +14,9 @@ from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.server import Failure
 from qwenbench.report.live import Pace, duration, terminal_progress
 from qwenbench.report.terminal import final_table
+from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.run import Run
-from qwenbench.sweep.plan import Cell, Configuration, LoadPoint
+from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live
 
 Planted = Callable[..., Run]
@@ -55,6 +57,15 @@ def test_bounds_and_invalid_points_are_marked_and_explained(planted: Planted) ->
     assert "k: KV" not in text
 
 
+def test_a_trace_is_headed_as_one_and_rates_as_rates(planted: Planted) -> None:
+    points = planted().points
+    open_loop = points.assign(concurrency=np.nan, rate=np.nan, load_shape="trace")
+    text = "\n".join(printed(final_table(open_loop), 100))
+    assert " trace" in text and "at 0" not in text
+    rates = points.assign(concurrency=np.nan, rate=points["concurrency"] / 4, load_shape="poisson")
+    assert "at 2/s" in "\n".join(printed(final_table(rates), 100))
+
+
 def test_only_a_simulated_table_says_so(planted: Planted) -> None:
     assert "SIMULATED" in "\n".join(printed(final_table(planted().points), 100))
     assert "SIMULATED" not in "\n".join(printed(final_table(planted(simulated=False).points), 100))
@@ -92,7 +103,7 @@ def test_without_a_terminal_each_event_is_one_whole_plain_line() -> None:
         "4 points, 1 of them done already",
         "cap16-seq16: starting the server",
         "cap16-seq16: ready after 12.3 s",
-        "[2/4 points, 20 s left] cap16-seq16 math[bold] c=8: 1,200 tok/s, TTFT 60 ms, bound load",
+        "[2/4 points, 20 s left] cap16-seq16 math[bold] 8 streams: 1,200 tok/s, TTFT 60 ms, bound load",
         "cap32-seq32: FAILED, port_taken: [red]in use[/]",
         "  Stop it.",
         "that was it",

@@ -16,13 +16,13 @@ from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.masking import Masker
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import find_hardware
 from qwenbench.sweep.loading import make_plan
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Cell, LoadPoint
 from qwenbench.sweep.recorder import Recorder, points_csv
 from qwenbench.sweep.run_json import begin, describe, stored_options
 
