@@ -15,8 +15,7 @@ import time
 
 import numpy as np
 
-from qwenbench.load.body import cut_body
-from qwenbench.load.exchange import Exchange
+from qwenbench.load.exchange import RawExchange, cut_body
 from qwenbench.load.sse import decode_stream, token_times
 
 EVENT = (
@@ -26,7 +25,7 @@ EVENT = (
 WORDS = [" the", " a", "\n", ' "quoted"', " größer", " 你好", " value", "():", "\n\n    return", " 42", "ing", "."]
 
 
-def stream(tokens: int, seed: int) -> tuple[Exchange, np.ndarray]:
+def stream(tokens: int, seed: int) -> tuple[RawExchange, np.ndarray]:
     """One finished exchange, and the time stamps of its reads."""
     draw = random.Random(seed)
     events = [EVENT % (seed, '""')]
@@ -45,7 +44,7 @@ def stream(tokens: int, seed: int) -> tuple[Exchange, np.ndarray]:
         else:
             reads.append(chunk)
     reads[-1] += b"0\r\n\r\n"
-    exchange = Exchange()
+    exchange = RawExchange()
     exchange.reads = reads
     return exchange, np.arange(len(reads), dtype=np.int64) * 10_000_000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from array import array
 
-from qwenbench.load.exchange import Exchange
+from qwenbench.load.exchange import RawExchange
 from qwenbench.load.http1 import parse_head
-from qwenbench.load.rows import Sending, digest
+from qwenbench.load.records import Sending, digest
 from qwenbench.load.truth.server import last_chunks, token_chunk
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
@@ -16,10 +16,10 @@ TOKENS = 500
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-def answer() -> Exchange:
+def answer() -> RawExchange:
     """One ended answer of 500 tokens, one read per token."""
     reads = [HEAD, *(token_chunk(token) for token in range(TOKENS)), last_chunks(TOKENS)]
-    one = Exchange(sent_ns=0, reads=reads, status=200, head=parse_head(HEAD))
+    one = RawExchange(sent_ns=0, reads=reads, status=200, head=parse_head(HEAD))
     one.stamps = array("q", range(0, 10_000_000 * len(reads), 10_000_000))
     one.ended_ns = one.stamps[-1]
     return one

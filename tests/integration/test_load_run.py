@@ -14,9 +14,9 @@ import pytest_asyncio
 from load_faulty_server import Call, faulty_server, good
 
 from qwenbench.errors import UsageError
+from qwenbench.load.client_error import measure_client_error
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.load.run import LoadClient, run_load
-from qwenbench.load.selfcheck import measure_client_error
 from qwenbench.load.spec import ClosedLoop, LoadProgress, LoadSpec, OpenLoop, Target
 from qwenbench.load.truth.process import truth_server
 from qwenbench.load.truth.timing import Timing

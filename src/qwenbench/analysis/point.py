@@ -72,7 +72,7 @@ class PointContext:
     client_error_ms: float | None = None
     client_error_p99_ms: float | None = None
     client_invalid_reason: str | None = None
-    """Why the client or its clock was not good enough for this point (load/validity): told there and only there."""
+    """Why the client or its clock was not good enough for this point (load/client_error.py), told there only."""
     client_saturated: bool = False
     """A client process used up its core during the point."""
     canary_accuracy: float | None = None

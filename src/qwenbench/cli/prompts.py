@@ -14,9 +14,9 @@ import typer
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwenbench.workload.importing import Source, Tally
+    from qwenbench.workload.importing.importer import Source, Tally
+    from qwenbench.workload.importing.token_count import TokenCounter
     from qwenbench.workload.prompts import Prompt
-    from qwenbench.workload.token_count import TokenCounter
 
 app = typer.Typer(
     add_completion=False,
@@ -129,7 +129,7 @@ def import_set(
     json: Json = False,
 ) -> None:
     """Make a prompt set from dataset files or from a dataset's id."""
-    from qwenbench.workload.importing import Tally, write_prompts
+    from qwenbench.workload.importing.importer import Tally, write_prompts
 
     if out is None:
         raise UsageError("prompts import: --out FILE is missing, e.g. --out my-prompts.jsonl.")
@@ -149,7 +149,7 @@ def import_set(
 
 
 def _counter(tokenizer: Path | None, url: str | None, model: str | None, api_key_env: str | None) -> TokenCounter:
-    from qwenbench.workload.token_count import estimated, from_server, from_tokenizer_file
+    from qwenbench.workload.importing.token_count import estimated, from_server, from_tokenizer_file
 
     if tokenizer is not None:
         return from_tokenizer_file(tokenizer)
@@ -164,9 +164,9 @@ def _counter(tokenizer: Path | None, url: str | None, model: str | None, api_key
 
 
 def _source(text: str, form: str, split: str | None, revision: str | None, licence: str | None) -> Source:
-    from qwenbench.workload.hub import fetch_dataset, is_hub_id
-    from qwenbench.workload.importing import Source
-    from qwenbench.workload.row_formats import FORMATS, find_format
+    from qwenbench.workload.importing.hub import fetch_dataset, is_hub_id
+    from qwenbench.workload.importing.importer import Source
+    from qwenbench.workload.importing.row_formats import FORMATS, find_format
 
     known = None if form == "auto" else find_format(form)
     if not is_hub_id(text):
@@ -191,7 +191,7 @@ def _listed(
     max_tokens: int,
     tally: Tally,
 ) -> Iterator[Prompt]:
-    from qwenbench.workload.importing import prompts_of
+    from qwenbench.workload.importing.importer import prompts_of
 
     every = (
         prompt
@@ -212,9 +212,8 @@ def _mixed(
     max_tokens: int,
     tally: Tally,
 ) -> Iterator[Prompt]:
-    from qwenbench.workload.importing import prompts_of
-    from qwenbench.workload.mix import draw, find_mix
-    from qwenbench.workload.row_formats import FORMATS
+    from qwenbench.workload.importing.importer import draw, find_mix, prompts_of
+    from qwenbench.workload.importing.row_formats import FORMATS
 
     counts = find_mix(name)
     own: dict[str, str] = {}

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from qwenbench.engine.config import DockerOptions, FlagValue, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.masking import is_secret_name, refuse_secret_arguments
-from qwenbench.workload.scenario import parse_yaml_model, scenario_folder
+from qwenbench.workload.scenario import scenario_folder
+from qwenbench.yaml_reader import parse_yaml_model
 
 
 class DockerPart(BaseModel):

@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 
-from qwenbench.load.address import Address
 from qwenbench.load.clock import NS_PER_MS, now_ns
-from qwenbench.load.exchange import Channel, Exchange
+from qwenbench.load.exchange import Channel, RawExchange
+from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
 
 _OPEN_TIMEOUT_S = 10.0
@@ -23,8 +23,8 @@ class AiohttpChannel:
 
     def __init__(self, transport: AiohttpTransport) -> None:
         self._transport = transport
-        self._exchange: Exchange | None = None
-        self._done: Callable[[Exchange], None] | None = None
+        self._exchange: RawExchange | None = None
+        self._done: Callable[[RawExchange], None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -32,10 +32,10 @@ class AiohttpChannel:
         """Idle; whether a pooled connection is open is aiohttp's to know."""
         return self._exchange is None
 
-    def start(self, body: bytes, done: Callable[[Exchange], None]) -> Exchange:
+    def start(self, body: bytes, done: Callable[[RawExchange], None]) -> RawExchange:
         """Send one request in a task of its own."""
         assert self._exchange is None, "a channel carries one exchange at a time"
-        exchange = self._exchange = Exchange(sent_ns=now_ns())
+        exchange = self._exchange = RawExchange(sent_ns=now_ns())
         self._done = done
         self._task = asyncio.get_running_loop().create_task(self._carry(exchange, body))
         return exchange
@@ -50,7 +50,7 @@ class AiohttpChannel:
             self._task.cancel()
         self._hand_back(exchange)
 
-    async def _carry(self, exchange: Exchange, body: bytes) -> None:
+    async def _carry(self, exchange: RawExchange, body: bytes) -> None:
         try:
             await self._transport.post(exchange, body)
         except (aiohttp.ClientError, OSError, ValueError) as problem:
@@ -58,7 +58,7 @@ class AiohttpChannel:
         if self._exchange is exchange:
             self._hand_back(exchange)
 
-    def _hand_back(self, exchange: Exchange) -> None:
+    def _hand_back(self, exchange: RawExchange) -> None:
         exchange.ended_ns = exchange.stamps[-1] if exchange.stamps and exchange.error is None else now_ns()
         done, self._done, self._exchange, self._task = self._done, None, None, None
         assert done is not None
@@ -101,7 +101,7 @@ class AiohttpTransport:
         """One more channel."""
         return AiohttpChannel(self)
 
-    async def post(self, exchange: Exchange, body: bytes) -> None:
+    async def post(self, exchange: RawExchange, body: bytes) -> None:
         """Carry one exchange to its end; aiohttp's errors are the caller's to classify."""
         unbroken = 0
         async with self._session.post(
@@ -131,7 +131,7 @@ async def _on_connecting(_: aiohttp.ClientSession, context: SimpleNamespace, __:
 async def _on_connected(_: aiohttp.ClientSession, context: SimpleNamespace, __: Any) -> None:
     """A connection was made or taken from the pool: the request is written next."""
     exchange = context.trace_request_ctx
-    if not isinstance(exchange, Exchange):
+    if not isinstance(exchange, RawExchange):
         return
     exchange.sent_ns = now_ns()
     began = getattr(context, "connect_began", None)

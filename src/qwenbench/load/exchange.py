@@ -1,4 +1,4 @@
-"""What passes between a transport and the streams: one exchange is one request and its raw answer."""
+"""What passes between a transport and the streams: one exchange is one request and its raw answer, and its body."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from qwenbench.load.http1 import ChunkWalk, ResponseHead
+import numpy as np
+import numpy.typing as npt
+
+from qwenbench.load.http1 import ChunkWalk, MalformedResponse, ResponseHead, parse_head
 
 
 @dataclass(slots=True)
-class Exchange:
+class RawExchange:
     """One request and what came back, undecoded. Times are CLOCK_REALTIME ns.
 
     `reads[i]` arrived at `stamps[i]`. With `head` set they are raw HTTP bytes (head included); without it
@@ -42,7 +45,7 @@ class Channel(Protocol):
         """Connected and idle: the next request is written at once."""
         ...
 
-    def start(self, body: bytes, done: Callable[[Exchange], None]) -> Exchange:
+    def start(self, body: bytes, done: Callable[[RawExchange], None]) -> RawExchange:
         """Send one request; `done` is called once, when it ended or failed. Returns the open exchange."""
         ...
 
@@ -68,3 +71,69 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Close every connection."""
         ...
+
+
+Offsets = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A response body. `complete` says whether HTTP's own end was seen; `broken` what HTTP rule was broken."""
+
+    data: bytes
+    complete: bool
+    broken: str | None
+    _piece_ends: Offsets
+    """Body offsets at which the pieces (chunks) end."""
+    _shifts: Offsets
+    """Per piece: raw offset minus body offset."""
+    _read_ends: Offsets
+    """Raw offsets at which the reads end."""
+
+    def reads_of(self, ends: Offsets) -> Offsets:
+        """For body offsets just after some bytes: the index of the read that brought the last of them."""
+        if len(ends) == 0:
+            return ends
+        pieces = np.searchsorted(self._piece_ends, ends, side="left")
+        return np.searchsorted(self._read_ends, ends + self._shifts[pieces], side="left").astype(np.int64)
+
+
+def cut_body(exchange: RawExchange) -> Body:
+    """Unframe what was read. Never raises: a body that breaks HTTP's rules is cut as far as it goes."""
+    reads = exchange.reads
+    raw = b"".join(reads)
+    read_ends = np.cumsum(np.fromiter(map(len, reads), np.int64, len(reads)))
+    head = exchange.head
+    broken: str | None = None
+    if head is None and exchange.status is None:
+        try:
+            head = parse_head(raw)
+        except MalformedResponse as problem:
+            broken = str(problem)
+        if head is None:
+            return Body(b"", False, broken, *_one_piece(0, 0), read_ends)
+    if head is None:
+        complete = exchange.error is None
+        return Body(raw, complete, None, *_one_piece(0, len(raw)), read_ends)
+    if not head.chunked:
+        end = len(raw) if head.length is None else min(len(raw), head.body_start + head.length)
+        complete = exchange.error is None if head.length is None else end - head.body_start == head.length
+        data = raw[head.body_start : end]
+        return Body(data, complete, None, *_one_piece(head.body_start, len(data)), read_ends)
+    walk = ChunkWalk(head.body_start)
+    try:
+        walk.feed(raw[head.body_start :])
+    except MalformedResponse as problem:
+        broken = str(problem)
+    walk.take_partial()
+    starts, sizes = np.array(walk.starts, np.int64), np.array(walk.sizes, np.int64)
+    data = b"".join([raw[at : at + size] for at, size in zip(walk.starts, walk.sizes, strict=True)])
+    ends = np.cumsum(sizes)
+    whole = walk.done and not walk.left_over
+    if walk.done and walk.left_over:
+        broken = "bytes came after the end of the answer"
+    return Body(data, whole, broken, ends, starts + sizes - ends, read_ends)
+
+
+def _one_piece(start: int, size: int) -> tuple[Offsets, Offsets]:
+    return np.array([size], np.int64), np.array([start], np.int64)

@@ -43,16 +43,11 @@ class ResponseHead:
     keep_alive: bool
 
 
-def request_bytes(host: str, path: str, headers: Mapping[str, str], body: bytes) -> bytes:
-    """A whole POST request, head and body, to be written in one call.
+def request_head(host: str, path: str, headers: Mapping[str, str]) -> bytes:
+    """The part of the head that is the same for every request; the length, an empty line and the body follow it.
 
     Raises ValueError when a header would break out of its line.
     """
-    return request_head(host, path, headers) + b"%d\r\n\r\n" % len(body) + body
-
-
-def request_head(host: str, path: str, headers: Mapping[str, str]) -> bytes:
-    """The part of the head that is the same for every request; the length and the body follow it."""
     lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
     for name, value in headers.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", value):

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+from qwenbench.load.client_process import SentEntry, SentLog
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
-from qwenbench.load.exchange import Channel, Exchange, Transport
-from qwenbench.load.rows import Digest, Sending, digest, lost_row
-from qwenbench.load.sent_log import SentEntry, SentLog
+from qwenbench.load.exchange import Channel, RawExchange, Transport
+from qwenbench.load.records import Digest, Sending, digest, lost_row
 from qwenbench.load.source import ReadySession, SessionSource, encode
 from qwenbench.load.spec import LoadProgress
 
@@ -45,13 +45,13 @@ class _Stream:
     at: int = 0
     """Index in the session of the turn that is under way or comes next."""
     answers: list[str] = field(default_factory=list)
-    exchange: Exchange | None = None
+    exchange: RawExchange | None = None
     busy: bool = False
     deadline_ns: int = 0
     failures: int = 0
 
 
-class Point:
+class PointRunner:
     """Sends a share of a point's sessions. Use: make it, `run` it, then read `digests`."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Point:
         self._arrivals_left = rules.open_loop
         self._stopping = False
         self._start_ns = 0
-        self._undecoded: deque[tuple[Sending, Exchange]] = deque()
+        self._undecoded: deque[tuple[Sending, RawExchange]] = deque()
         self._decoding = False
         self._finished: asyncio.Future[None] = self._loop.create_future()
         self._sent = self._failed = self._tokens = 0
@@ -209,7 +209,7 @@ class Point:
 
     # receiving
 
-    def _ended(self, stream: _Stream, sending: Sending, exchange: Exchange) -> None:
+    def _ended(self, stream: _Stream, sending: Sending, exchange: RawExchange) -> None:
         stream.busy = False
         stream.exchange = None
         bad = exchange.error is not None or exchange.status != 200
@@ -240,7 +240,7 @@ class Point:
         else:
             self._calls.at(due_ns, call)
 
-    def _pause_ns(self, failures: int, exchange: Exchange) -> int:
+    def _pause_ns(self, failures: int, exchange: RawExchange) -> int:
         """Pause of a stream after a failure, so that a server in trouble is not hammered."""
         longest = min(_FIRST_PAUSE_NS << min(failures - 1, 10), _LONGEST_PAUSE_NS)
         asked = exchange.headers.get("retry-after", "")
@@ -255,7 +255,7 @@ class Point:
 
     # decoding, one answer per turn of the event loop
 
-    def _keep(self, sending: Sending, exchange: Exchange) -> None:
+    def _keep(self, sending: Sending, exchange: RawExchange) -> None:
         self._undecoded.append((sending, exchange))
         if not self._decoding:
             self._decoding = True
@@ -272,7 +272,7 @@ class Point:
             self._decoding = False
             self._maybe_finish()
 
-    def _decode(self, sending: Sending, exchange: Exchange) -> str | None:
+    def _decode(self, sending: Sending, exchange: RawExchange) -> str | None:
         """Decode one exchange into `digests`; returns its answer, None for a failed request."""
         try:
             one = digest(sending, exchange, self._rules.secrets)

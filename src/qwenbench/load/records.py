@@ -1,8 +1,22 @@
-"""The request record: one row per request sent. Offsets are in ms from `sent_ns` unless said otherwise."""
+"""The request record: its columns, and the way from an ended exchange to a row.
+
+Offsets are in ms from `sent_ns` unless said otherwise.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
 import pyarrow as pa
+
+from qwenbench.load.clock import NS_PER_MS
+from qwenbench.load.exchange import Body, RawExchange, cut_body
+from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, error_message, token_times
+from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 REQUEST_SCHEMA = pa.schema(
     [
@@ -64,3 +78,187 @@ ERRORS = {
     "client": "the client itself failed",
 }
 """Error class -> what it means. None of them counts as a success."""
+
+
+MAX_DETAIL = 300
+_PROMPT_EXCERPT = 24
+"""Characters of a prompt that, found in a server's error message, make the message be cut there."""
+
+RequestRow = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """One request as it was sent: by which stream, when it was due and when its stream was free for it."""
+
+    session: SessionPlan
+    session_index: int
+    turn: TurnPlan
+    process: int
+    stream: int
+    scheduled_ns: int | None
+    ready_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """An exchange decoded: its row, and the texts that are not part of it."""
+
+    row: RequestRow
+    answer: str
+    reasoning: str
+
+
+def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ()) -> Digest:
+    """Decode an ended exchange. `secrets` never show in error_detail."""
+    body = cut_body(exchange)
+    facts = StreamFacts()
+    if exchange.status == 200:
+        facts = decode_stream(body)
+    stamps = np.frombuffer(exchange.stamps, np.int64) if len(exchange.stamps) else np.zeros(0, np.int64)
+    times = token_times(body, facts, stamps)
+    error, detail = _outcome(exchange, body, facts)
+    row = _base_row(sending)
+    row["sent_ns"] = exchange.sent_ns
+    row["ended_ns"] = exchange.ended_ns
+    if sending.scheduled_ns is not None:
+        row["waited_ms"] = (exchange.sent_ns - sending.scheduled_ns) / NS_PER_MS
+    row["connect_ms"] = exchange.connect_ms
+    row["resent"] = exchange.resent
+    row["status"] = exchange.status
+    row["error"] = error
+    if detail is not None:
+        row["error_detail"] = _clean(detail, sending.turn.payload, secrets)
+    if times is not None:
+        _fill_times(row, times, exchange.sent_ns if sending.scheduled_ns is None else sending.scheduled_ns)
+    row["chunks"] = len(facts.token_ends)
+    row["reasoning_chars"] = sum(map(len, facts.reasoning))
+    row["answer_chars"] = sum(map(len, facts.answer)) + facts.tool_chars
+    row["finish_reason"] = facts.finish_reason
+    _fill_usage(row, facts.usage)
+    return Digest(row, "".join(facts.answer), "".join(facts.reasoning))
+
+
+def lost_row(sending: Sending, sent_ns: int, detail: str) -> RequestRow:
+    """The row of a request that was sent but whose outcome the client lost (`client`)."""
+    row = _base_row(sending)
+    row["sent_ns"] = sent_ns
+    if sending.scheduled_ns is not None:
+        row["waited_ms"] = (sent_ns - sending.scheduled_ns) / NS_PER_MS
+    row["error"], row["error_detail"] = "client", detail[:MAX_DETAIL]
+    return row
+
+
+def to_table(rows: list[RequestRow]) -> pa.Table:
+    """Rows as one Arrow table with REQUEST_SCHEMA."""
+    arrays = [pa.array([row[field.name] for row in rows], type=field.type) for field in REQUEST_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=REQUEST_SCHEMA)
+
+
+def _base_row(sending: Sending) -> RequestRow:
+    row: RequestRow = dict.fromkeys(REQUEST_SCHEMA.names)
+    turn = sending.turn
+    row.update(
+        request_id=turn.request_id,
+        session_id=sending.session.session_id,
+        scenario=sending.session.scenario,
+        turn=turn.turn,
+        prompt_id=turn.prompt_id,
+        language=turn.language,
+        process=sending.process,
+        stream=sending.stream,
+        scheduled_ns=sending.scheduled_ns,
+        ready_ns=sending.ready_ns,
+        waited_ms=0.0,
+        requested_output_tokens=turn.output_tokens,
+        resent=False,
+    )
+    return row
+
+
+def _fill_times(row: RequestRow, times: TokenTimes, origin_ns: int) -> None:
+    row["ttft_ms"] = (times.first_ns - origin_ns) / NS_PER_MS
+    if times.first_answer_ns is not None:
+        row["ttfo_ms"] = (times.first_answer_ns - origin_ns) / NS_PER_MS
+    row["e2e_ms"] = (times.last_token_ns - origin_ns) / NS_PER_MS
+    row["decode_ms"] = (times.last_token_ns - times.first_ns) / NS_PER_MS
+    row["itl_ms"] = times.gaps_ms
+    row["gaps_merged"] = times.gaps_merged
+
+
+def _fill_usage(row: RequestRow, usage: dict[str, Any] | None) -> None:
+    if usage is None:
+        return
+    row["input_tokens"] = _count(usage, "prompt_tokens")
+    row["output_tokens"] = _count(usage, "completion_tokens")
+    row["cached_tokens"] = _count(usage.get("prompt_tokens_details"), "cached_tokens")
+    row["reasoning_tokens"] = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    if row["reasoning_tokens"] is None:
+        row["reasoning_tokens"] = _count(usage, "reasoning_tokens")
+
+
+def _count(holder: Any, key: str) -> int | None:
+    value = holder.get(key) if isinstance(holder, dict) else None
+    plain = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+    return value if plain else None
+
+
+def _outcome(exchange: RawExchange, body: Body, facts: StreamFacts) -> tuple[str | None, str | None]:
+    """Error class and detail; (None, None) for a success."""
+    if exchange.error in ("cancelled", "timeout", "tls", "refused", "client"):
+        return exchange.error, exchange.detail
+    if exchange.status is not None and exchange.status != 200:
+        return "http_status", _status_detail(exchange, body)
+    if facts.error == "stream_error":
+        return facts.error, facts.detail
+    if exchange.error is not None:
+        return exchange.error, exchange.detail
+    if body.broken is not None:
+        return "malformed", body.broken
+    if facts.error is not None:
+        return facts.error, facts.detail
+    if not body.complete:
+        return "reset", "the answer ended before HTTP's own end of it"
+    if not facts.token_ends:
+        return "empty", f"no generated token; finish_reason {facts.finish_reason or 'not given'}"
+    if _count(facts.usage, "completion_tokens") is None:
+        return "no_usage", "the stream ended without usage; does the server know stream_options.include_usage?"
+    return None, None
+
+
+def _status_detail(exchange: RawExchange, body: Body) -> str:
+    retry = exchange.headers.get("retry-after")
+    after = f" (Retry-After: {retry[:40]})" if retry else ""
+    try:
+        document = orjson.loads(body.data)
+        message = error_message(document) if isinstance(document, dict) else ""
+    except orjson.JSONDecodeError:
+        message = body.data[: 4 * MAX_DETAIL].decode("utf-8", "replace")
+    return f"HTTP {exchange.status}{after}: {message}"
+
+
+def _clean(detail: str, payload: Mapping[str, Any], secrets: Iterable[str]) -> str:
+    """A server's words without secrets, prompt text, control characters and length."""
+    for secret in secrets:
+        if len(secret) >= 4:
+            detail = detail.replace(secret, "***")
+    for text in _prompt_texts(payload):
+        start = text.strip()[:_PROMPT_EXCERPT]
+        at = detail.find(start) if len(start) >= 8 else -1
+        if at >= 0:
+            detail = detail[:at] + "[prompt text left out]"
+    printable = "".join(character if character.isprintable() else " " for character in detail)
+    return " ".join(printable.split())[:MAX_DETAIL]
+
+
+def _prompt_texts(payload: Mapping[str, Any]) -> Iterable[str]:
+    prompt = payload.get("prompt")
+    if isinstance(prompt, str):
+        yield prompt
+    for message in payload.get("messages") or ():
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+                yield part["text"]

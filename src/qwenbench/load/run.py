@@ -14,16 +14,22 @@ import numpy as np
 import pyarrow as pa
 
 from qwenbench.errors import RunError, UsageError
-from qwenbench.load.address import address_of
-from qwenbench.load.client_process import ClientProcess, ProcessLost
+from qwenbench.load.client_process import (
+    ClientProcess,
+    Failed,
+    Finished,
+    Go,
+    Prepare,
+    Prepared,
+    ProcessLost,
+    Stop,
+    read_sent_log,
+)
 from qwenbench.load.clock import NS_PER_MS, ClockWatch, ProcessHealth, now_ns
 from qwenbench.load.http1 import request_head
-from qwenbench.load.messages import Failed, Finished, Go, Prepare, Prepared, Stop
-from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.load.rows import Sending, lost_row, to_table
-from qwenbench.load.sent_log import read_sent_log
+from qwenbench.load.records import REQUEST_SCHEMA, Sending, lost_row, to_table
 from qwenbench.load.source import Share, shares
-from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop
+from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop, address_of
 
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""

@@ -1,4 +1,8 @@
-"""Channels to a plain-http server on sockets of our own, with the kernel's receive times where it gives them."""
+"""Plain HTTP/1.1 on sockets of our own: writing a request, and keeping what comes back with its times.
+
+The read callback does three things only: `recvmsg`, keep the bytes, keep the stamp. Everything else waits
+until the stream has ended.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,352 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.load.address import Address
-from qwenbench.load.exchange import Channel
-from qwenbench.load.http1 import request_head
-from qwenbench.load.socket_channel import CONTROL_BYTES, SO_TIMESTAMPNS, SocketChannel, Wiring
+from qwenbench.load.clock import NS_PER_MS, now_ns
+from qwenbench.load.exchange import Channel, RawExchange
+from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
+from qwenbench.load.spec import Address
+from qwenbench.load.sse import MAX_EVENT_BYTES
+
+SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-generic/socket.h
+CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
+_READ_BYTES = 65536
+_LARGE_READ = 16384
+_OPEN_TIMEOUT_S = 10.0
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+_timespec = struct.Struct("qq").unpack
+
+Done = Callable[[RawExchange], None]
+
+
+@dataclass(slots=True)
+class Wiring:
+    """What all connections to one server share."""
+
+    loop: asyncio.AbstractEventLoop
+    places: list[tuple[int, Any]]
+    """Socket family and address of each of the host's addresses, what answered last in front."""
+    head: bytes
+    """A request's head up to the value of Content-Length."""
+    kernel_stamps: bool
+    rest_s: float = 0.0
+    """Sleep after a round of reads, so that the next round finds several sockets ready; 0: none."""
+    resting: bool = False
+
+    def rest(self) -> None:
+        """Sleep (the whole process: nothing is lost by it but wake-ups, since the kernel stamps what comes)."""
+        self.resting = False
+        time.sleep(self.rest_s)
+
+
+class SocketChannel:
+    """One kept-alive connection that carries one exchange at a time."""
+
+    __slots__ = (
+        "_connecting",
+        "_done",
+        "_exchange",
+        "_left",
+        "_loop",
+        "_request",
+        "_sock",
+        "_unbroken",
+        "_unsent",
+        "_walked",
+        "_wiring",
+    )
+
+    def __init__(self, wiring: Wiring) -> None:
+        self._wiring = wiring
+        self._loop = wiring.loop
+        self._sock: socket.socket | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._exchange: RawExchange | None = None
+        self._done: Done | None = None
+        self._unsent: memoryview | None = None
+        self._left = -1
+        """Bytes of a content-length body that are still to come; -1 for other bodies."""
+        self._unbroken = 0
+        """Bytes of large reads since the last line break: a line without end must not fill the memory."""
+        self._walked = 0
+        self._request = b""
+
+    @property
+    def ready(self) -> bool:
+        """Connected and idle."""
+        return self._sock is not None and self._exchange is None
+
+    def start(self, body: bytes, done: Done) -> RawExchange:
+        """Send one request. An idle connection is used at once, else one is opened first."""
+        assert self._exchange is None, "a channel carries one exchange at a time"
+        exchange = self._exchange = RawExchange()
+        self._done = done
+        self._request = self._wiring.head + b"%d\r\n\r\n" % len(body) + body
+        if self._sock is not None and not self._idle_ok(self._sock):
+            self._drop()
+        if self._sock is not None:
+            self._send_first(exchange)
+        else:
+            exchange.sent_ns = now_ns()
+            self._connecting = self._loop.create_task(self._connect_and_send(exchange))
+        return exchange
+
+    def abort(self, error: str, detail: str) -> None:
+        """End the exchange under way as `error`; no effect when there is none."""
+        if self._exchange is not None:
+            self._fail(error, detail)
+
+    async def open(self) -> None:
+        """Connect now, for later. A failure is left for the request to meet."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(_OPEN_TIMEOUT_S):
+                await self._connect()
+
+    def close(self) -> None:
+        """Close the connection; an exchange under way must have been aborted before."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._drop()
+
+    # connecting
+
+    async def _connect(self) -> None:
+        places = self._wiring.places
+        for place in list(places):
+            try:
+                await self._connect_to(*place)
+            except OSError:
+                if place == places[-1]:
+                    raise
+            else:
+                places.sort(key=lambda other: other != place)  # what answered is tried first from now on
+                return
+
+    async def _connect_to(self, family: int, address: Any) -> None:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._wiring.kernel_stamps:
+                sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+            await self._loop.sock_connect(sock, address)
+        except BaseException:
+            sock.close()
+            raise
+        self._sock = sock
+        self._loop.add_reader(sock.fileno(), self._on_readable)
+
+    async def _connect_and_send(self, exchange: RawExchange) -> None:
+        began = now_ns()
+        try:
+            await self._connect()
+        except OSError as problem:
+            if self._exchange is exchange:
+                self._fail("refused", f"no connection to the server: {problem.strerror or problem}")
+            return
+        finally:
+            if self._connecting is asyncio.current_task():
+                self._connecting = None
+        if self._exchange is exchange:
+            exchange.connect_ms = (exchange.connect_ms or 0.0) + (now_ns() - began) / NS_PER_MS
+            self._send_first(exchange)
+
+    def _idle_ok(self, sock: socket.socket) -> bool:
+        """Whether an idle connection is still open: a server may close it between two requests."""
+        try:
+            sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False  # closed, or bytes that nobody asked for
+
+    def _drop(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            self._loop.remove_reader(sock.fileno())
+            if self._unsent is not None:
+                self._loop.remove_writer(sock.fileno())
+                self._unsent = None
+            sock.close()
+
+    # sending
+
+    def _send_first(self, exchange: RawExchange) -> None:
+        sock = self._sock
+        assert sock is not None
+        request = self._request
+        self._left, self._unbroken, self._walked = -1, 0, 0
+        exchange.sent_ns = now_ns()
+        try:
+            written = sock.send(request)
+        except BlockingIOError:
+            written = 0
+        except OSError as problem:
+            self._drop()
+            if exchange.resent:
+                self._fail("reset", f"the connection broke before the request was written: {problem.strerror}")
+                return
+            # not one byte was written, so sending it again cannot make the server do the work twice
+            exchange.resent = True
+            self._connecting = self._loop.create_task(self._connect_and_send(exchange))
+            return
+        if written < len(request):
+            self._unsent = memoryview(request)[written:]
+            self._loop.add_writer(sock.fileno(), self._on_writable)
+
+    def _on_writable(self) -> None:
+        sock, unsent = self._sock, self._unsent
+        if sock is None or unsent is None:
+            return
+        try:
+            rest = unsent[sock.send(unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            rest = unsent[:0]  # the server may have answered before it stopped reading: the reader will see
+        if not rest:
+            self._loop.remove_writer(sock.fileno())
+            self._unsent = None
+        else:
+            self._unsent = rest
+
+    # receiving
+
+    def _on_readable(self) -> None:
+        sock, exchange = self._sock, self._exchange
+        if sock is None:
+            return
+        try:
+            data, control, _, _ = sock.recvmsg(_READ_BYTES, CONTROL_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as problem:
+            self._on_end(problem.strerror or "connection error")
+            return
+        if not data or exchange is None:
+            self._on_end("closed by the server")
+            return
+        if control:
+            seconds, nanos = _timespec(control[0][2])
+            exchange.stamps.append(seconds * 1_000_000_000 + nanos)
+        else:
+            exchange.stamps.append(now_ns())
+        exchange.reads.append(data)
+        wiring = self._wiring
+        if wiring.rest_s and not wiring.resting:
+            wiring.resting = True
+            self._loop.call_soon(wiring.rest)
+        if exchange.chunks is not None:
+            if data.endswith(HEAD_END) or len(data) < 8:
+                self._maybe_over(exchange, exchange.chunks, data)
+        elif exchange.head is None:
+            self._on_head(exchange)
+        elif self._left >= 0:
+            self._left -= len(data)
+            if self._left <= 0:
+                self._finish(exchange, clean=self._left == 0)
+        if len(data) > _LARGE_READ and self._exchange is exchange:
+            self._on_large_read(data)
+
+    def _on_head(self, exchange: RawExchange) -> None:
+        raw = b"".join(exchange.reads)
+        try:
+            head = exchange.head = parse_head(raw)
+        except MalformedResponse as problem:
+            self._fail("malformed", str(problem))
+            return
+        if head is None:
+            return
+        exchange.status, exchange.headers = head.status, head.headers
+        if head.chunked:
+            walk = exchange.chunks = ChunkWalk(head.body_start)
+            if len(raw) > head.body_start:
+                self._walk(exchange, walk)
+        elif head.length is not None:
+            self._left = head.body_start + head.length - len(raw)
+            if self._left <= 0:
+                self._finish(exchange, clean=self._left == 0)
+
+    def _maybe_over(self, exchange: RawExchange, walk: ChunkWalk, data: bytes) -> None:
+        """Look whether `data`, the latest read of a chunked body, was its last.
+
+        The ordinary last chunk is recognised by its bytes, which no event holds (decoding checks it again);
+        anything else that may be an end is walked over chunk by chunk.
+        """
+        reads = exchange.reads
+        if data.endswith(_LAST_CHUNK) or (data == b"0\r\n\r\n" and reads[-2].endswith(b"\r\n")):
+            self._finish(exchange, clean=True)
+        else:
+            self._walk(exchange, walk)
+
+    def _walk(self, exchange: RawExchange, walk: ChunkWalk) -> None:
+        assert exchange.head is not None
+        if self._walked == 0:
+            fresh = b"".join(exchange.reads)[exchange.head.body_start :]
+        else:
+            fresh = b"".join(exchange.reads[self._walked :])
+        self._walked = len(exchange.reads)
+        try:
+            walk.feed(fresh)
+        except MalformedResponse as problem:
+            self._fail("malformed", str(problem))
+            return
+        if walk.done:
+            self._finish(exchange, clean=not walk.left_over)
+
+    def _on_large_read(self, data: bytes) -> None:
+        self._unbroken = 0 if b"\n\n" in data else self._unbroken + len(data)
+        if self._unbroken > MAX_EVENT_BYTES + _READ_BYTES:
+            self._fail("malformed", f"an event is longer than {MAX_EVENT_BYTES} bytes")
+
+    def _on_end(self, why: str) -> None:
+        exchange = self._exchange
+        if exchange is None:
+            self._drop()
+            return
+        head = exchange.head
+        if head is not None and not head.chunked and head.length is None and why == "closed by the server":
+            self._finish(exchange, clean=False)
+        elif exchange.chunks is not None and self._ends_here(exchange, exchange.chunks):
+            return
+        else:
+            where = "before it answered" if not exchange.reads else "in mid-stream"
+            self._fail("reset", f"connection lost {where}: {why}")
+
+    def _ends_here(self, exchange: RawExchange, walk: ChunkWalk) -> bool:
+        """Look once more at bytes that did not look like an end; True when the exchange is settled."""
+        self._walk(exchange, walk)
+        return self._exchange is not exchange
+
+    # ending
+
+    def _fail(self, error: str, detail: str) -> None:
+        exchange = self._exchange
+        assert exchange is not None
+        exchange.error, exchange.detail = error, detail
+        if self._connecting is not None:
+            self._connecting.cancel()
+            self._connecting = None
+        self._drop()
+        self._hand_back(exchange)
+
+    def _finish(self, exchange: RawExchange, *, clean: bool) -> None:
+        keep = clean and exchange.head is not None and exchange.head.keep_alive and self._unsent is None
+        if not keep:
+            self._drop()  # the next request connects again, which its connect_ms tells
+        self._hand_back(exchange)
+
+    def _hand_back(self, exchange: RawExchange) -> None:
+        exchange.ended_ns = exchange.stamps[-1] if exchange.error is None else now_ns()
+        done, self._done, self._exchange = self._done, None, None
+        self._request = b""
+        assert done is not None
+        done(exchange)
+
 
 _STAMP_ATTEMPTS = 40
 _REST_S = 0.0005

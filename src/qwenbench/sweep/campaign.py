@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.names import check_name
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.workload.scenario import parse_yaml_model
+from qwenbench.yaml_reader import parse_yaml_model
 
 
 class NamedSweep(BaseModel):

@@ -10,7 +10,7 @@ import aiohttp
 
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.server import Launcher
-from qwenbench.load.selfcheck import ClientError
+from qwenbench.load.client_error import ClientError
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.plan import Plan

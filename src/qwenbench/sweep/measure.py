@@ -17,13 +17,12 @@ from qwenbench.capacity.configuration import default_batched_tokens
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
+from qwenbench.load.client_error import CPU_SATURATED, client_verdict
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
-from qwenbench.load.validity import CPU_SATURATED
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.vram import MIB_PER_GIB
 from qwenbench.runfolder.cells import Cell
-from qwenbench.sweep.client_check import client_verdict
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live

@@ -9,9 +9,9 @@ import aiohttp
 
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
+from qwenbench.workload.lengths import CHARS_PER_TOKEN
 from qwenbench.workload.planning import SaltMode
 from qwenbench.workload.prompts import Prompt
-from qwenbench.workload.stretch import CHARS_PER_TOKEN
 
 _TIMEOUT = aiohttp.ClientTimeout(total=120)
 

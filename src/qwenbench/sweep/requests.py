@@ -12,9 +12,8 @@ from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Configuration, Plan
 from qwenbench.workload.arrivals import Shape, arrival_times
-from qwenbench.workload.lengths import Lengths
+from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed
-from qwenbench.workload.stretch import CHARS_PER_TOKEN
 
 WARM_UP_OUTPUT = 32
 """Longest answer of a warm-up request in tokens: long enough for every stream to decode together."""

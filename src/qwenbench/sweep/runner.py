@@ -19,8 +19,8 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.server import Failure, Launcher
 from qwenbench.errors import RunError, UsageError
+from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
-from qwenbench.load.selfcheck import ClientError, measure_client_error
 from qwenbench.masking import Masker
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import read_json

@@ -14,7 +14,7 @@ from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.requests import ServerTraits, request_options, seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
-from qwenbench.workload.natural_pass import natural_pass
+from qwenbench.workload.planning import natural_pass
 
 
 @dataclass(frozen=True)

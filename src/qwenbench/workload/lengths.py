@@ -1,4 +1,4 @@
-"""Token lengths: how many tokens a request asks for, drawn from a seed."""
+"""Token lengths: how many tokens a request asks for, drawn from a seed, and texts of a length without a tokenizer."""
 
 from __future__ import annotations
 
@@ -61,3 +61,35 @@ def parse_lengths(text: str, option: str) -> Lengths:
         return Lengths.model_validate(text)
     except ValueError:
         raise UsageError(f"{option} {text!r}: give N or MIN-MAX in tokens, from 1, e.g. 128 or 64-256.") from None
+
+
+CHARS_PER_TOKEN = 4.0
+"""English text under a Qwen tokenizer; a sweep measures the server's own ratio with /tokenize and passes it on."""
+
+# Plain words, so that a synthetic prompt tokenizes like text and no two of them share a prefix.
+_WORDS = (
+    "time year people way day man thing woman life child world school state family student group country problem "
+    "hand part place case week company system program question work government number night point home water room "
+    "mother area money story fact month lot right study book eye job word business issue side kind head house "
+    "service friend father power hour game line end member law car city community name president team minute idea "
+    "body information back parent face others level office door health person art war history party result change "
+    "morning reason research girl guy moment air teacher force education river garden window paper letter music"
+).split()
+
+_BACKGROUND = "Background notes, for reference:\n"
+_TASK = "\n\nWith these notes in mind:\n"
+
+
+def plain_words(tokens: int, random: np.random.Generator) -> str:
+    """About so many tokens of plain words (nearly all of them are one token with their blank)."""
+    return " ".join(_WORDS[index] for index in random.integers(0, len(_WORDS), max(tokens, 1)))
+
+
+def stretched(text: str, tokens: int, random: np.random.Generator, chars_per_token: float = CHARS_PER_TOKEN) -> str:
+    """The text with notes put before it, or cut at its end, so that it has about `tokens` tokens."""
+    wanted = max(1, round(tokens * chars_per_token))
+    missing = wanted - len(text) - len(_BACKGROUND) - len(_TASK)
+    if missing <= 0:
+        return text[:wanted]
+    # one word and its blank come to one token, whatever the characters per token of the set are
+    return _BACKGROUND + plain_words(round(missing / chars_per_token), random) + _TASK + text

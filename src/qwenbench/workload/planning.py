@@ -13,12 +13,11 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from qwenbench.workload.arrivals import TraceRow
-from qwenbench.workload.lengths import Lengths
+from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths, plain_words, stretched
 from qwenbench.workload.profiles import PROFILES
 from qwenbench.workload.prompts import Prompt, PromptTurn
 from qwenbench.workload.scenario import Scenario
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
-from qwenbench.workload.stretch import CHARS_PER_TOKEN, plain_words, stretched
 
 SaltMode = Literal["cache_salt", "prefix", "off"]
 """How one session's prompts are kept out of another's prefix cache: vLLM's cache_salt field, a nonce in front of
@@ -218,6 +217,26 @@ def with_overrides(
     return scenario.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
-def with_salt(options: RequestOptions, salt: str) -> RequestOptions:
-    """The same options with another salt."""
-    return replace(options, salt=salt)
+REQUESTS = 4
+"""Requests of each scenario."""
+LIMIT_TOKENS = 768
+"""Upper limit of an answer in tokens; most end before it."""
+THINKING_LIMIT_TOKENS = 2048
+"""The same with thinking: reasoning comes first."""
+
+
+def natural_pass(
+    scenario: Scenario,
+    prompts: Sequence[Prompt],
+    options: RequestOptions,
+    seed: int,
+    requests: int = REQUESTS,
+) -> PlannedSessions:
+    """The sessions of the pass, ready for a LoadSpec with judge_text=True.
+
+    `options` are the measured ones; their salt should be another. Synthetic prompts (no prompt set) ask for nothing
+    in particular, so nothing can be said about their answers: no session is planned for them.
+    """
+    limit = THINKING_LIMIT_TOKENS if PROFILES[options.profile].enable_thinking else LIMIT_TOKENS
+    natural = replace(options, force_length=False, natural_limit=limit)
+    return PlannedSessions(scenario, prompts, natural, seed, requests if prompts else 0)

@@ -9,8 +9,8 @@ from analysis_records import at_ms, request, table
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.point import PointContext, itl_note, summarise_point
 from qwenbench.errors import UsageError
+from qwenbench.load.client_error import invalid_reason as client_reason
 from qwenbench.load.spec import ClientHealth
-from qwenbench.load.validity import invalid_reason as client_reason
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
 
 

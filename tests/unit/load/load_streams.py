@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from qwenbench.load.exchange import Exchange
+from qwenbench.load.exchange import RawExchange
 from qwenbench.load.http1 import parse_head
-from qwenbench.load.rows import Digest, Sending, digest
+from qwenbench.load.records import Digest, Sending, digest
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 SENT = 1_795_000_000_000_000_000
@@ -40,9 +40,9 @@ def http_chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def exchange(reads: Sequence[tuple[float, bytes]], **fields: Any) -> Exchange:
+def exchange(reads: Sequence[tuple[float, bytes]], **fields: Any) -> RawExchange:
     """An ended exchange; `reads` are (ms after sending, raw bytes)."""
-    one = Exchange(sent_ns=SENT, reads=[data for _, data in reads], **fields)
+    one = RawExchange(sent_ns=SENT, reads=[data for _, data in reads], **fields)
     one.stamps = array("q", [SENT + round(at * 1e6) for at, _ in reads])
     one.ended_ns = one.stamps[-1] if len(one.stamps) else SENT
     one.head = parse_head(b"".join(one.reads))
@@ -51,7 +51,7 @@ def exchange(reads: Sequence[tuple[float, bytes]], **fields: Any) -> Exchange:
     return one
 
 
-def events(timed: Sequence[tuple[float, bytes]], **fields: Any) -> Exchange:
+def events(timed: Sequence[tuple[float, bytes]], **fields: Any) -> RawExchange:
     """A whole chunked answer: one read per event, at the given ms, and HTTP's end."""
     reads = [(0.5, HEAD), *((at, http_chunk(event)) for at, event in timed)]
     last = timed[-1][0] if timed else 1.0
@@ -63,5 +63,5 @@ def sending(scheduled_ns: int | None = None, **payload: Any) -> Sending:
     return Sending(SessionPlan("s1", "test", (turn,)), 0, turn, 0, 3, scheduled_ns, SENT)
 
 
-def decoded(one: Exchange, **more: Any) -> Digest:
+def decoded(one: RawExchange, **more: Any) -> Digest:
     return digest(sending(**more), one)

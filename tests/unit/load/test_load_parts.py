@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 from load_streams import DONE, decoded, delta, events, usage
 
 from qwenbench.errors import RunError, UsageError
-from qwenbench.load.address import address_of
+from qwenbench.load.client_error import ClientError, compare, invalid_reason
+from qwenbench.load.client_process import SentEntry, SentLog, read_sent_log
 from qwenbench.load.clock import ClockWatch, TimedCalls, clock_gap_ns, now_ns
-from qwenbench.load.latency import ask_for_short_slices
-from qwenbench.load.rows import to_table
+from qwenbench.load.records import to_table
 from qwenbench.load.run import default_processes
-from qwenbench.load.selfcheck import ClientError, compare
-from qwenbench.load.sent_log import SentEntry, SentLog, read_sent_log
 from qwenbench.load.source import SessionSource, encode, shares
-from qwenbench.load.spec import ClientHealth, Target
+from qwenbench.load.spec import ClientHealth, Target, address_of
 from qwenbench.load.truth.timing import ServedRequest, Timing
-from qwenbench.load.validity import invalid_reason
+from qwenbench.load.worker import ask_for_short_slices
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 

@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from load_streams import DONE, HEAD, ROLE, SENT, decoded, delta, events, exchange, http_chunk, sending, usage
 
-from qwenbench.load.records import ERRORS, REQUEST_SCHEMA
-from qwenbench.load.rows import digest, to_table
+from qwenbench.load.records import ERRORS, REQUEST_SCHEMA, digest, to_table
 
 
 def gaps(row: dict[str, Any]) -> list[float]:

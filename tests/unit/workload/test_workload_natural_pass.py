@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwenbench.workload.natural_pass import LIMIT_TOKENS, REQUESTS, THINKING_LIMIT_TOKENS, natural_pass
-from qwenbench.workload.planning import RequestOptions
+from qwenbench.workload.planning import LIMIT_TOKENS, REQUESTS, THINKING_LIMIT_TOKENS, RequestOptions, natural_pass
 from qwenbench.workload.prompts import load_prompt_set
 from qwenbench.workload.scenario import load_scenario
 

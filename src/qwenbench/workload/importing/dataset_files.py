@@ -29,7 +29,7 @@ _DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class DatasetRow:
     """One row, with where it stands for messages (`FILE, line 7` or `FILE, row 7`, from 1)."""
 
     file: Path
@@ -56,7 +56,7 @@ def dataset_files(source: Path) -> list[Path]:
     return [source]
 
 
-def read_rows(source: Path) -> Iterator[Row]:
+def read_rows(source: Path) -> Iterator[DatasetRow]:
     """Every row of a file, or of all files below a directory.
 
     Raises UsageError with file and row: bytes that are no UTF-8, no valid JSON, a row that is no object or too long.
@@ -73,10 +73,10 @@ def read_rows(source: Path) -> Iterator[Row]:
             raise UsageError(f"{path}: cannot be read: {error}.") from error
 
 
-def _object(value: Any, path: Path, number: int) -> Row:
+def _object(value: Any, path: Path, number: int) -> DatasetRow:
     if not isinstance(value, dict):
         raise UsageError(f"{path}, row {number}: a JSON object with named columns was expected.")
-    return Row(path, number, value)
+    return DatasetRow(path, number, value)
 
 
 def _too_long(path: Path, number: int) -> UsageError:
@@ -92,7 +92,7 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
 
 
-def _jsonl_rows(path: Path) -> Iterator[Row]:
+def _jsonl_rows(path: Path) -> Iterator[DatasetRow]:
     with _open(path) as file:
         number = 0
         while line := file.readline(MAX_ROW_BYTES + 1):
@@ -182,7 +182,7 @@ class _JsonWindow:
             return value
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(path: Path) -> Iterator[DatasetRow]:
     """Elements of a JSON array, read one by one. JSON Lines in a file named .json are read as such."""
     with path.open("rb") as file:
         window = _JsonWindow(file, path)
@@ -195,7 +195,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
     yield from _jsonl_rows(path)
 
 
-def _array_rows(window: _JsonWindow, path: Path) -> Iterator[Row]:
+def _array_rows(window: _JsonWindow, path: Path) -> Iterator[DatasetRow]:
     window.place += 1
     if window.next_sign() == "]":
         return
@@ -211,7 +211,7 @@ def _array_rows(window: _JsonWindow, path: Path) -> Iterator[Row]:
         window.row += 1
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> Iterator[DatasetRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -228,7 +228,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                     number += 1
                     if any(isinstance(value, str | bytes) and len(value) > MAX_ROW_BYTES for value in values.values()):
                         raise _too_long(path, number)
-                    yield Row(path, number, values)
+                    yield DatasetRow(path, number, values)
         except (pa.ArrowException, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{path}, row {number + 1}: no readable Parquet data: {reason}.") from error

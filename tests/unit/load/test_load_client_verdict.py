@@ -7,10 +7,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from qwenbench.load.client_error import ClientError, client_verdict
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.load.selfcheck import ClientError
 from qwenbench.load.spec import ClientHealth, LoadResult
-from qwenbench.sweep.client_check import client_verdict
 
 HEALTH = ClientHealth(1, "kernel", 0.2, 1.0, 2.0, 0.0)
 FINE = ClientError(8, 0.1, 0.3, 0.05, 0.1, 0.1, 0.2, 0.0, 100, 1, "kernel")

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.datasets import Row
-from qwenbench.workload.languages import language_code
+from qwenbench.workload.importing.dataset_files import DatasetRow
+from qwenbench.workload.importing.languages import language_code
 from qwenbench.workload.prompts import Prompt, PromptTurn
 
 
@@ -32,7 +32,7 @@ class RowFormat:
     title: str
     columns: tuple[str, ...]
     """Columns that every row must have."""
-    read: Callable[[Row], Content | None]
+    read: Callable[[DatasetRow], Content | None]
     """None: the row holds no text and is passed over."""
     hub_id: str | None = None
     """Where the dataset is published."""
@@ -42,7 +42,7 @@ class RowFormat:
     """As the dataset's card says."""
 
 
-def _text(row: Row, column: str, *, optional: bool = False) -> str:
+def _text(row: DatasetRow, column: str, *, optional: bool = False) -> str:
     value = row.values.get(column)
     if value is None and optional:
         return ""
@@ -56,24 +56,24 @@ def _single(user: str, assistant: str = "", **more: Any) -> Content | None:
     return Content(turns=(PromptTurn(user=user, assistant=assistant or None),), **more) if user else None
 
 
-def _gsm8k(row: Row) -> Content | None:
+def _gsm8k(row: DatasetRow) -> Content | None:
     solution = _text(row, "answer")
     _, marked, final = solution.rpartition("####")
     return _single(_text(row, "question"), solution, answer=final.strip().replace(",", "") if marked else None)
 
 
-def _code_alpaca(row: Row) -> Content | None:
+def _code_alpaca(row: DatasetRow) -> Content | None:
     given = _text(row, "input", optional=True)
     user = _text(row, "instruction")
     return _single(f"{user}\n\n{given}" if user and given else user, _text(row, "output", optional=True))
 
 
-def _aya(row: Row) -> Content | None:
+def _aya(row: DatasetRow) -> Content | None:
     name = _text(row, "language", optional=True) or _text(row, "language_code", optional=True)
     return _single(_text(row, "inputs"), _text(row, "targets"), language=language_code(name))
 
 
-def _humaneval(row: Row) -> Content | None:
+def _humaneval(row: DatasetRow) -> Content | None:
     code = row.values.get("prompt")
     if not isinstance(code, str):
         raise UsageError(f"{row.where}: column 'prompt' is missing or no text.")
@@ -81,11 +81,11 @@ def _humaneval(row: Row) -> Content | None:
     return _single(f"Complete this Python function.\n\n```python\n{code.rstrip()}\n```", (code + solution).rstrip())
 
 
-def _plain(row: Row) -> Content | None:
+def _plain(row: DatasetRow) -> Content | None:
     return _single(_text(row, "prompt"), language=language_code(_text(row, "language", optional=True) or "en"))
 
 
-def _messages(row: Row) -> Content | None:
+def _messages(row: DatasetRow) -> Content | None:
     messages = row.values.get("messages")
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UsageError(f"{row.where}: column 'messages' is no list.")
@@ -121,7 +121,7 @@ def _message(message: Any, where: str) -> tuple[str, str]:
     return {"human": "user", "gpt": "assistant"}.get(role, role), content.strip()
 
 
-def _own(row: Row) -> Content | None:
+def _own(row: DatasetRow) -> Content | None:
     try:
         prompt = Prompt.model_validate(row.values)
     except ValidationError as error:
@@ -155,7 +155,7 @@ def find_format(name: str) -> RowFormat:
     return FORMATS[name]
 
 
-def detect_format(row: Row) -> RowFormat:
+def detect_format(row: DatasetRow) -> RowFormat:
     """The first format whose columns the row has. Raises UsageError that shows the columns."""
     for one in FORMATS.values():
         if all(column in row.values for column in one.columns):
@@ -164,7 +164,7 @@ def detect_format(row: Row) -> RowFormat:
     raise UsageError(f"{row.where}: columns {', '.join(map(str, row.values)) or '(none)'} fit no format ({wanted}).")
 
 
-def content_of(row: Row, form: RowFormat) -> Content | None:
+def content_of(row: DatasetRow, form: RowFormat) -> Content | None:
     """What a row holds. Raises UsageError with file and row when a column is missing or of a wrong kind."""
     missing = [column for column in form.columns if column not in row.values]
     if missing:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.datasets import SUFFIXES
+from qwenbench.workload.importing.dataset_files import SUFFIXES
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z")
 

@@ -1,8 +1,9 @@
-"""From dataset rows to a prompt set, in one pass: convert, leave out what is too long, write."""
+"""From rows of datasets to a prompt set: one after another, or so many of each drawn from a seed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import random
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,10 +11,10 @@ import orjson
 
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.files import replacing
-from qwenbench.workload.datasets import read_rows
+from qwenbench.workload.importing.dataset_files import read_rows
+from qwenbench.workload.importing.row_formats import Content, RowFormat, content_of, detect_format
+from qwenbench.workload.importing.token_count import TokenCounter
 from qwenbench.workload.prompts import Prompt
-from qwenbench.workload.row_formats import Content, RowFormat, content_of, detect_format
-from qwenbench.workload.token_count import TokenCounter
 
 DEFAULT_MAX_TOKENS = 8192
 """The sequence length of the seed's calibration."""
@@ -97,3 +98,33 @@ def write_prompts(prompts: Iterable[Prompt], out: Path, *, overwrite: bool = Fal
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
     return count
+
+
+MIXES: Mapping[str, Mapping[str, int]] = {"seed": {"ultrachat": 256, "gsm8k": 256, "code-alpaca": 256, "aya": 256}}
+"""Mix -> dataset format -> rows. `seed`: what the card ig1/Qwen3.5-9B-NVFP4 was calibrated with."""
+
+
+def find_mix(name: str) -> Mapping[str, int]:
+    """The mix of this name. Raises UsageError that lists them."""
+    if name not in MIXES:
+        raise UsageError(f"--mix {name!r}: unknown. Mixes: {', '.join(MIXES)}.")
+    return MIXES[name]
+
+
+def draw(prompts: Iterable[Prompt], count: int, seed: int, name: str) -> list[Prompt]:
+    """`count` prompts, each equally likely, in the order in which they stood; memory holds only those.
+
+    Reservoir sampling (Algorithm R, J. S. Vitter, ACM TOMS 1985). Raises UsageError when there are fewer.
+    """
+    chance = random.Random(f"{seed}|{name}")
+    kept: list[tuple[int, Prompt]] = []
+    for number, prompt in enumerate(prompts):
+        if len(kept) < count:
+            kept.append((number, prompt))
+        elif (place := chance.randrange(number + 1)) < count:
+            kept[place] = (number, prompt)
+    if len(kept) < count:
+        raise UsageError(
+            f"{name}: only {len(kept)} usable rows, {count} are wanted. Give more rows, or --each {len(kept)}."
+        )
+    return [prompt for _, prompt in sorted(kept, key=lambda pair: pair[0])]

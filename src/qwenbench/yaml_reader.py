@@ -1,0 +1,65 @@
+"""YAML documents into pydantic models, with messages that name file, line and field."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from qwenbench.errors import UsageError
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _key_given_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The second of two equal keys in a mapping of the document: YAML would silently take the last one."""
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    return key
+                seen.add(key.value)
+            children.append(value)
+    elif isinstance(node, yaml.SequenceNode):
+        children = list(node.value)
+    return next((found for child in children if (found := _key_given_twice(child)) is not None), None)
+
+
+def _line_of(node: yaml.Node | None, location: tuple[int | str, ...]) -> int | None:
+    """The line of a field in a parsed YAML document (the deepest part that exists)."""
+    line = None
+    for part in location:
+        if not isinstance(node, yaml.MappingNode):
+            break
+        entry = next(((key, value) for key, value in node.value if key.value == part), None)
+        if entry is None:
+            break
+        line, node = entry[0].start_mark.line + 1, entry[1]
+    return line
+
+
+def parse_yaml_model(model: type[M], text: str, where: str) -> M:
+    """Reads a YAML document into a pydantic model. Raises UsageError with file, line and field."""
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UsageError(f"{where}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    twice = _key_given_twice(node)
+    if twice is not None:
+        raise UsageError(f"{where}, line {twice.start_mark.line + 1}: {twice.value!r} stands twice.")
+    if not isinstance(data, dict):
+        raise UsageError(f"{where}: a mapping of fields was expected, e.g. `name: my-scenario`.")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        line_number = _line_of(node, problem["loc"])
+        line = f", line {line_number}" if line_number else ""
+        field = ".".join(str(part) for part in problem["loc"]) or "file"
+        raise UsageError(f"{where}{line}, field {field}: {problem['msg'].removeprefix('Value error, ')}.") from error
