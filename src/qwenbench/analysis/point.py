@@ -212,12 +212,14 @@ def _cards(
     cards: Mapping[str, server.CardSamples], window: Window | None, arrays: RequestArrays, context: PointContext
 ) -> dict[str, Any]:
     peaks = server.vram_peaks_mib(cards)
+    own_peaks = server.own_peaks_mib(cards, context.vram_before_mib)
     budget = context.vram_budget_mib
     row: dict[str, Any] = {
         "vram_before_mib": max(context.vram_before_mib.values(), default=None),
         "vram_ready_mib": max(context.vram_ready_mib.values(), default=None),
         "vram_peak_mib": max(peaks.values(), default=None),
-        "vram_over_budget_mib": max(peaks.values()) - budget if peaks and budget is not None else None,
+        "vram_own_peak_mib": max(own_peaks.values(), default=None),
+        "vram_over_budget_mib": max(own_peaks.values()) - budget if own_peaks and budget is not None else None,
     }
     if window is not None:
         row["power_w_mean"] = server.mean_power_w(cards, window)

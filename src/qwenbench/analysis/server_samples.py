@@ -24,6 +24,8 @@ class CardSamples:
 
     t_ns: NDArray[np.int64]
     used_mib: NDArray[np.float64]
+    own_mib: NDArray[np.float64]
+    """Of it the server's processes, where NVML tells."""
     power_w: NDArray[np.float64]
     energy_j: NDArray[np.float64]
 
@@ -70,6 +72,7 @@ def _card(table: pa.Table, used: str) -> CardSamples:
     return CardSamples(
         t_ns=sample_times(table),
         used_mib=column_values(table, used),
+        own_mib=column_values(table, "own_mib"),
         power_w=column_values(table, "power_w"),
         energy_j=column_values(table, "energy_j"),
     )
@@ -79,6 +82,16 @@ def vram_peaks_mib(cards: Mapping[str, CardSamples]) -> dict[str, float]:
     """Largest used memory of each card that reported any, over the whole point."""
     known = {name: card.used_mib[~np.isnan(card.used_mib)] for name, card in cards.items()}
     return {name: float(values.max()) for name, values in known.items() if len(values)}
+
+
+def own_peaks_mib(cards: Mapping[str, CardSamples], before_mib: Mapping[str, float]) -> dict[str, float]:
+    """Largest memory of the server itself on each card: as NVML tells it per process, else what is used above what
+    was used before the launch (what is not known to have been used counts as the server's)."""
+    own = {}
+    for name, peak_mib in vram_peaks_mib(cards).items():
+        told = cards[name].own_mib[~np.isnan(cards[name].own_mib)]
+        own[name] = float(told.max()) if len(told) else peak_mib - before_mib.get(name, 0.0)
+    return own
 
 
 def mean_power_w(cards: Mapping[str, CardSamples], window: Window) -> float | None:

@@ -22,6 +22,15 @@ class DockerOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class AssignedCard:
+    """A card that a server was given."""
+
+    index: int
+    """NVML's number, which is CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+    uuid: str
+
+
+@dataclass(frozen=True, slots=True)
 class ServerConfig:
     """A vLLM server as it will be launched.
 
@@ -38,6 +47,8 @@ class ServerConfig:
     env_names: tuple[str, ...] = ("HF_TOKEN",)
     """Names of variables passed through from the environment; their values are never written anywhere."""
     docker: DockerOptions = DockerOptions()
+    cards: tuple[AssignedCard, ...] = ()
+    """The cards that it was given, and is watched on; empty: it takes what it finds."""
     host: str = "127.0.0.1"
     port: int = 8000
 

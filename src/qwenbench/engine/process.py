@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from qwenbench.engine import failures, launching, readiness
+from qwenbench.engine.cards import cuda_environment
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.devices import visible_devices
 from qwenbench.engine.launch_file import write_launch_record
 from qwenbench.engine.launch_mark import VARIABLE, new_mark
 from qwenbench.engine.log_sink import LogReader, tail
@@ -74,7 +74,7 @@ class ProcessLauncher:
         argv = self.argv(config)
         owner = ProcessIdentity.current()
         # unbuffered, or Python servers keep their last words to themselves when they are killed
-        env = {"PYTHONUNBUFFERED": "1", **visible_devices(config), **config.env, VARIABLE: new_mark(owner)}
+        env = {"PYTHONUNBUFFERED": "1", **cuda_environment(config), **config.env, VARIABLE: new_mark(owner)}
         record = LaunchRecord(
             launcher=self.name,
             argv=tuple(argv),

@@ -92,11 +92,11 @@ class MemoryLedger:
 
     @property
     def vram_over_budget_mib(self) -> float | None:
-        """NVML peak minus the budget, MiB. A risk, no proof of an out-of-memory error: PyTorch's allocator
-        can give cached memory back."""
+        """NVML peak, less what was used before the launch, minus the budget, MiB. A risk, no proof of an
+        out-of-memory error: PyTorch's allocator can give cached memory back."""
         if self.vram.peak_mib is None or self.budget_gib is None:
             return None
-        return self.vram.peak_mib - self.budget_gib * MIB_PER_GIB
+        return self.vram.peak_mib - (self.vram.before_mib or 0.0) - self.budget_gib * MIB_PER_GIB
 
 
 def build_ledger(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from qwenbench.observe.samples import NVML_SCHEMA
 
 _MIB = 1024 * 1024
 RATE_HZ = 10.0
-_OTHERS_EVERY = 10  # listing processes costs more than reading counters: once a second is enough
+_OTHERS_EVERY = 10  # naming processes costs more than reading counters: once a second is enough
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +28,25 @@ class Gpu:
     driver: str
 
 
+@dataclass(frozen=True, slots=True)
+class GpuProcess:
+    """A process on a card."""
+
+    pid: int
+    used_mib: float | None
+    """Memory that it holds there, MiB; None where the driver does not tell."""
+
+
 class Nvml:
     """NVML opened once. Without a driver `open_nvml` gives None instead."""
 
     def __init__(self, library: Any, indices: Sequence[int | str] | None) -> None:
         self._nvml = library
         self._handles = self._find(indices)
+
+    def only(self, uuids: Collection[str]) -> Nvml:
+        """The same library, watching these of its cards only."""
+        return Nvml(self._nvml, [uuid for uuid in self._handles if uuid in uuids])
 
     def _find(self, wanted: Sequence[int | str] | None) -> dict[str, Any]:
         count = self._nvml.nvmlDeviceGetCount()
@@ -63,21 +76,40 @@ class Nvml:
         """UUID -> memory in use, MiB."""
         return {uuid: self._nvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB for uuid, handle in self._handles.items()}
 
-    def others(self, own_pids: Sequence[int]) -> dict[str, str]:
-        """UUID -> `pid:name` of processes on the card that are not the server's, comma-separated."""
-        own = set(own_pids)
-        return {uuid: ",".join(self._others(handle, own)) for uuid, handle in self._handles.items()}
+    def processes(self) -> dict[str, list[GpuProcess]]:
+        """UUID -> the processes that compute on the card; empty where the driver does not tell."""
+        return {uuid: self._processes(handle) for uuid, handle in self._handles.items()}
 
-    def _others(self, handle: Any, own: set[int]) -> list[str]:
-        processes = self._try(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
-        return [f"{p.pid}:{self._process_name(p.pid)}" for p in processes if p.pid not in own]
+    def _processes(self, handle: Any) -> list[GpuProcess]:
+        told = self._try(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+        # the driver of Windows (WSL too) names processes without their memory
+        return [GpuProcess(p.pid, None if p.usedGpuMemory is None else p.usedGpuMemory / _MIB) for p in told]
+
+    def own_mib(self, own_pids: Collection[int]) -> dict[str, float]:
+        """UUID -> MiB that these processes hold there; a card on which NVML does not tell it is missing.
+
+        In a container NVML may number processes as the host does: then none of them is ours, and nothing is told.
+        """
+        held = {}
+        for uuid, processes in self.processes().items():
+            own = [process.used_mib for process in processes if process.pid in own_pids]
+            if own and None not in own:
+                held[uuid] = sum(mib for mib in own if mib is not None)
+        return held
+
+    def others(self, own_pids: Collection[int]) -> dict[str, str]:
+        """UUID -> `pid:name` of processes on the card that are not the server's, comma-separated."""
+        return {
+            uuid: ",".join(f"{p.pid}:{self._process_name(p.pid)}" for p in processes if p.pid not in own_pids)
+            for uuid, processes in self.processes().items()
+        }
 
     def _process_name(self, pid: int) -> str:
         name = self._try(self._nvml.nvmlSystemGetProcessName, pid)
         return _text(name).rsplit("/", 1)[-1].split(" ")[0] if name else "?"
 
     def sample(self) -> list[dict[str, Any]]:
-        """One row of NVML_SCHEMA per card, without other_pids. What a card does not support is None."""
+        """One row of NVML_SCHEMA per card, without own_mib and other_pids. What a card does not support is None."""
         nvml, now = self._nvml, time.time_ns()
         rows = []
         for uuid, handle in self._handles.items():
@@ -146,13 +178,17 @@ class NvmlSampler:
 
     def _run(self) -> None:
         start, number = time.monotonic(), 0
+        own: frozenset[int] = frozenset()
         others: dict[str, str] = {}
         while not self._done.is_set():
             try:
                 if number % _OTHERS_EVERY == 0:
-                    others = self._nvml.others(self._own_pids())
+                    own = frozenset(self._own_pids())
+                    others = self._nvml.others(own)
+                held = self._nvml.own_mib(own) if own else {}
                 for row in self._nvml.sample():
-                    self._rows.append({**row, "other_pids": others.get(row["gpu"]) or None})
+                    gpu = row["gpu"]
+                    self._rows.append({**row, "own_mib": held.get(gpu), "other_pids": others.get(gpu) or None})
             except Exception as error:  # a card that falls off the bus must not take the run with it
                 self._error = f"NVML stopped answering: {error}"
                 return

@@ -9,6 +9,7 @@ NVML_SCHEMA = pa.schema(
         ("t_ns", pa.int64()),  # CLOCK_REALTIME
         ("gpu", pa.string()),  # UUID
         ("used_mib", pa.float64()),
+        ("own_mib", pa.float64()),  # of it the server's processes; null where NVML does not tell
         ("power_w", pa.float64()),
         ("energy_j", pa.float64()),  # NVML's total energy counter
         ("util_pct", pa.float64()),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card, utilization_for_card
 from qwenbench.capacity.configuration import default_batched_tokens
+from qwenbench.engine.cards import VISIBLE, chosen_cards, visible_cards
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.observe.nvml import Gpu, Nvml, open_nvml
@@ -21,6 +23,7 @@ class Hardware:
     """What was found. Without a GPU `nvml` is None and `note` says why."""
 
     gpus: tuple[Gpu, ...]
+    """The cards that may be used, in the order in which they are."""
     nvml: Nvml | None
     note: str
     card: Card | None
@@ -28,6 +31,18 @@ class Hardware:
     real_card: Card | None
     platform: str
     """`linux` or `wsl`: they report different CUDA totals."""
+    machine_gpus: int = 0
+    """How many cards the machine has, those that may not be used included."""
+
+    def only(self, uuids: Collection[str]) -> Hardware:
+        """What one server sees and is watched on: these cards. No card named: all of them."""
+        if not uuids:
+            return self
+        gpus = tuple(gpu for gpu in self.gpus if gpu.uuid in uuids)
+        real = _known_card(gpus)
+        card = real if self.card is self.real_card else self.card
+        nvml = self.nvml.only(uuids) if self.nvml is not None else None
+        return replace(self, gpus=gpus, nvml=nvml, card=card, real_card=real)
 
     def cuda_total_gib(self) -> float | None:
         """CUDA's total of the real card (what vLLM multiplies), GiB."""
@@ -50,8 +65,6 @@ class Hardware:
 
 
 def _cpu_count() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
@@ -86,14 +99,22 @@ def find_hardware(options: SweepOptions, local: bool = True) -> Hardware:
         return Hardware((), None, "simulated card: no NVML", card, card, "linux")
     if not local:
         return Hardware((), None, "the server is on another machine: no NVML", wanted, None, _platform())
-    devices: list[int | str] | None = [int(d) if d.isdigit() else d for d in options.devices] or None
-    nvml, note = open_nvml(devices)
-    gpus = tuple(nvml.gpus()) if nvml else ()
-    if devices and len(gpus) != len(devices):
-        found = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "none"
-        raise UsageError(f"--devices {','.join(options.devices)}: not all of these cards are here (found: {found}).")
+    nvml, note = open_nvml()
+    gpus: tuple[Gpu, ...] = ()
+    machine: tuple[Gpu, ...] = ()
+    if nvml is not None:
+        machine = tuple(nvml.gpus())
+        inherited = os.environ.get(VISIBLE)
+        if inherited is not None and "MIG-" in inherited:
+            nvml, note = None, f"{VISIBLE} names a part of a card (MIG), which is not watched apart from the rest"
+        else:
+            visible = visible_cards(machine, inherited)
+            gpus = tuple(chosen_cards(visible, options.devices) if options.devices else visible)
+            nvml = nvml.only([gpu.uuid for gpu in gpus])
+    if options.devices and not gpus:
+        raise UsageError(f"--devices {','.join(options.devices)}: these cards are not to be found here ({note}).")
     real = _known_card(gpus)
-    return Hardware(gpus, nvml, note, wanted or real, real, _platform())
+    return Hardware(gpus, nvml, note, wanted or real, real, _platform(), len(machine))
 
 
 def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) -> ServerConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class LaunchRun:
             with env.timings.phase("start"):
                 startup_s = await self._until_ready(server)
             env.progress.ready(self._configuration, startup_s)
-            state = await self._look_at(server, startup_s, largest(before))
+            state = await self._look_at(server, startup_s, before)
             ledger = state.ledger
             done, failure = await self._measure_all(server, state, cells)
         except LaunchError as error:
@@ -133,7 +133,7 @@ class LaunchRun:
                 task.cancel()
             await asyncio.gather(ready, stopped, return_exceptions=True)
 
-    async def _look_at(self, server: Server, startup_s: float, before_mib: float | None) -> ServerState:
+    async def _look_at(self, server: Server, startup_s: float, before: Mapping[str, float]) -> ServerState:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
         env = self._env
         startup = parse_startup_log(_read(server.log_path))
@@ -147,7 +147,7 @@ class LaunchRun:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own
         ledger = build_ledger(
             startup,
-            vram=VramPhases(before_mib=before_mib, ready_mib=ready_mib),
+            vram=VramPhases(before_mib=largest(before), ready_mib=ready_mib),
             cache_config=labels,
             layout=layout,
             cuda_total_gib=env.hardware.cuda_total_gib(),
@@ -167,6 +167,7 @@ class LaunchRun:
             layout=layout,
             traits=traits,
             own_pids=tuple(server.gpu_pids()),
+            vram_before_mib=before,
             server_config=self._server_config,
             texts=texts,
         )
@@ -270,6 +271,7 @@ class LaunchRun:
             "env": dict(config.env),
             "env_names": list(config.env_names),
             "docker": asdict(config.docker),
+            "cards": [asdict(card) for card in config.cards],
             "port": config.port,
         }
         record["requested"] = dict(self._configuration.server.flags)

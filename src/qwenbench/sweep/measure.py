@@ -44,6 +44,8 @@ class ServerState:
     layout: KvLayout | None
     traits: ServerTraits
     own_pids: tuple[int, ...]
+    vram_before_mib: Mapping[str, float]
+    """UUID -> used memory of the server's cards before the launch, MiB."""
     server_config: ServerConfig
     texts: TextChecks
 
@@ -209,7 +211,7 @@ def _context(
         blocks_per_request=state.layout.blocks_per_request if state.layout else None,
         capture_effective_full=ledger.startup.capture_effective_full,
         max_num_batched_tokens=_step_budget(env, state),
-        vram_before_mib=_card(ledger.vram.before_mib),
+        vram_before_mib=state.vram_before_mib,
         vram_ready_mib=_card(ledger.vram.ready_mib),
         vram_budget_mib=budget,
         startup_s=state.startup_s,

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -39,7 +39,7 @@ from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder
 from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.run_json import begin, finish
-from qwenbench.sweep.slots import Slot, slots_for
+from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.sweep.timings import Timings
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
@@ -93,7 +93,7 @@ async def run_sweep(
     resumed = paths.run_json.exists()
     if not resumed:
         await _check(plan, launcher, slots)  # before the run has a folder
-    with card_locks(hardware.gpus), RunLock(paths.lock, takeover=takeover):
+    with card_locks(cards_of(slots, hardware)), RunLock(paths.lock, takeover=takeover):
         meta = begin(paths, description)
         await _end_leftovers(paths, progress)
         if resumed:
@@ -240,8 +240,11 @@ async def _run_all(env: Environment, jobs: list[_Job], slots: Sequence[Slot]) ->
             for job in waiting:
                 if env.stop.is_set():
                     return
-                server = slot.place(budgeted(job.configuration.server, env.plan.options, env.hardware))
-                outcome = await LaunchRun(env, job.configuration, server, job.launch, client).run(job.cells)
+                placed = slot.place(job.configuration.server)
+                # what a launch watches is its own cards: a neighbour's memory is none of its business
+                own = replace(env, hardware=env.hardware.only([card.uuid for card in placed.cards]))
+                server = budgeted(placed, env.plan.options, own.hardware)
+                outcome = await LaunchRun(own, job.configuration, server, job.launch, client).run(job.cells)
                 if outcome.failure is not None:
                     failures[job.configuration.config_id] = outcome.failure
 

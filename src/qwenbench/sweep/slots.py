@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.devices import assign_devices, cards_needed
+from qwenbench.engine.cards import assign_cards, cards_named_by_user, cards_needed
+from qwenbench.engine.config import AssignedCard, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.observe.nvml import Gpu
 from qwenbench.sweep.hardware import Hardware
@@ -17,29 +18,58 @@ class Slot:
     """One server at a time runs here."""
 
     number: int
-    gpus: tuple[Gpu, ...] | None
-    """None: the user named no cards, so the server takes what it finds."""
+    gpus: tuple[Gpu, ...] = ()
+    """Its cards; empty when none are known: a server takes what it finds."""
+    named: bool = False
+    """Whether the server's own description names them, and nothing is added to it."""
+    alone: bool = False
+    """Whether the machine has no other cards."""
 
     def place(self, server: ServerConfig) -> ServerConfig:
         """The server on this slot's cards and port (the ports of further slots follow the first one's)."""
         placed = replace(server, port=server.port + self.number)
-        return placed if self.gpus is None else assign_devices(placed, self.gpus)
+        if not self.gpus:
+            return placed
+        if self.named:
+            return replace(placed, cards=tuple(AssignedCard(gpu.index, gpu.uuid) for gpu in self.gpus))
+        return assign_cards(placed, self.gpus, others=not self.alone)
 
 
 def slots_for(plan: Plan, hardware: Hardware) -> list[Slot]:
-    """One slot without --devices; else as many as the cards give for the widest configuration.
+    """As many as the cards of --devices give for the widest configuration; without it one, on the first cards.
 
     Raises UsageError when a configuration needs more cards than were named.
     """
-    if not plan.options.devices:
-        return [Slot(0, None)]
-    needed = max(cards_needed(configuration.server) for configuration in plan.configurations)
-    count = len(plan.options.devices) // needed
+    devices = plan.options.devices
+    servers = [configuration.server for configuration in plan.configurations]
+    needed = max(map(cards_needed, servers))
+    if not devices:
+        return [_first_slot(plan.options.launcher, servers, needed, hardware)]
+    count = len(devices) // needed
     if count == 0:
         raise UsageError(
-            f"--devices {','.join(plan.options.devices)}: a configuration needs {needed} cards "
+            f"--devices {','.join(devices)}: a configuration needs {needed} cards "
             "(tensor x pipeline x data parallel). Name as many."
         )
     if not hardware.gpus:
-        return [Slot(number, None) for number in range(count)]  # simulated cards
-    return [Slot(number, hardware.gpus[number * needed : (number + 1) * needed]) for number in range(count)]
+        return [Slot(number) for number in range(count)]  # simulated cards
+    alone = hardware.machine_gpus == 1
+    return [
+        Slot(number, hardware.gpus[number * needed : (number + 1) * needed], alone=alone) for number in range(count)
+    ]
+
+
+def _first_slot(launcher: str, servers: Sequence[ServerConfig], needed: int, hardware: Hardware) -> Slot:
+    named = cards_named_by_user(servers[0], launcher, hardware.gpus)
+    if named is not None:
+        return Slot(0, tuple(named), named=True)
+    if launcher not in ("process", "docker") or needed > len(hardware.gpus):
+        return Slot(0)  # a server that runs already, or one that spans several machines
+    return Slot(0, hardware.gpus[:needed], alone=hardware.machine_gpus == 1)
+
+
+def cards_of(slots: Sequence[Slot], hardware: Hardware) -> list[Gpu]:
+    """The cards that a run occupies: those of its slots, all that may be used where a slot's are not known."""
+    if not all(slot.gpus for slot in slots):
+        return list(hardware.gpus)
+    return [gpu for slot in slots for gpu in slot.gpus]

@@ -153,10 +153,22 @@ def card(uuid: str, seconds: int, watts: float, used: float = 1000.0) -> list[di
 def test_energy_and_vram_of_all_cards() -> None:
     rows = back_to_back(20, output_tokens=10, ttft_ms=100.0, decode_ms=900.0)
     nvml = card("GPU-a", 25, 100.0) + card("GPU-b", 25, 300.0, used=5000.0)
-    row = point(rows, nvml=nvml, vram_before_mib={"a": 10.0, "b": 500.0}, vram_budget_mib=4000.0)
+    row = point(rows, nvml=nvml, vram_before_mib={"GPU-a": 10.0, "GPU-b": 500.0}, vram_budget_mib=4000.0)
     assert row["power_w_mean"] == pytest.approx(400.0)
     assert row["energy_j_per_output_token"] == pytest.approx(400.0 / 10.0)
-    assert (row["vram_before_mib"], row["vram_peak_mib"], row["vram_over_budget_mib"]) == (500.0, 5025.0, 1025.0)
+    assert (row["vram_before_mib"], row["vram_peak_mib"], row["vram_over_budget_mib"]) == (500.0, 5025.0, 525.0)
+
+
+def test_a_neighbours_memory_is_not_over_the_servers_budget() -> None:
+    """A recorded run: 48,953 MiB were held by another process, the server itself was 1,923 MiB over 30,506."""
+    rows = back_to_back(20, output_tokens=10, ttft_ms=100.0, decode_ms=900.0)
+    held = card("GPU-a", 25, 100.0, used=81_405.0)
+    known = {"nvml": held, "vram_before_mib": {"GPU-a": 48_953.0}, "vram_budget_mib": 30_506.0}
+    assert point(rows, **known)["vram_over_budget_mib"] == pytest.approx(81_430.0 - 48_953.0 - 30_506.0)
+    told = [{**row, "own_mib": 32_429.0 if number > 3 else None} for number, row in enumerate(held)]
+    row = point(rows, **(known | {"nvml": told}))
+    assert (row["vram_own_peak_mib"], row["vram_over_budget_mib"]) == (32_429.0, 1_923.0)
+    assert row["vram_peak_mib"] == 81_430.0
 
 
 def test_energy_covers_the_sampled_part_only_and_needs_ten_seconds() -> None:

@@ -120,7 +120,7 @@ def test_vram_over_budget_of_the_256_stream_run():
         vram=VramPhases(before_mib=615.06, ready_mib=31_267.875, peak_mib=50_803.875),
     )
     assert ledger.vram_over_budget_mib is not None
-    assert 19_900 < ledger.vram_over_budget_mib < 20_100
+    assert 19_300 < ledger.vram_over_budget_mib < 19_500
     assert ledger.nvml_minus_parts_mib is not None
     assert 1_500 < ledger.nvml_minus_parts_mib < 2_500
 

@@ -24,6 +24,7 @@ class FakeLibrary:
     def __init__(self) -> None:
         self.used = [1000, 2000]
         self.processes: list[list[int]] = [[], []]
+        self.per_process: dict[int, int] = {}
         self.unsupported: set[str] = set()
         self.asked = threading.Event()
         self.broken = False
@@ -46,7 +47,7 @@ class FakeLibrary:
             "nvmlDeviceGetClockInfo": lambda card, kind: 2_400 if kind == pynvml.NVML_CLOCK_SM else 14_000,
             "nvmlDeviceGetTemperature": lambda card, sensor: 61,
             "nvmlDeviceGetComputeRunningProcesses": lambda card: [
-                SimpleNamespace(pid=pid) for pid in self.processes[card]
+                SimpleNamespace(pid=pid, usedGpuMemory=self.per_process.get(pid)) for pid in self.processes[card]
             ],
             "nvmlSystemGetProcessName": lambda pid: f"/usr/bin/program-{pid} --flag".encode(),
         }
@@ -117,6 +118,35 @@ def test_processes_that_are_not_the_servers_are_named(library: FakeLibrary) -> N
     assert Nvml(library, [0]).others([22]) == {"GPU-0": "11:?"}
     library.unsupported.add("nvmlDeviceGetComputeRunningProcesses")
     assert Nvml(library, [0]).others([]) == {"GPU-0": ""}
+
+
+def test_one_card_of_two_is_watched_alone(library: FakeLibrary) -> None:
+    own = Nvml(library, None).only(["GPU-1"])
+    assert own.used_mib() == {"GPU-1": 2000.0}
+    assert [row["gpu"] for row in own.sample()] == ["GPU-1"]
+
+
+def test_a_servers_own_memory_is_told_per_process(library: FakeLibrary) -> None:
+    library.processes = [[11, 22, 33], [33]]
+    library.per_process = {11: 300 * MIB, 22: 400 * MIB, 33: 50_000 * MIB}
+    nvml = Nvml(library, None)
+    assert nvml.own_mib([11, 22]) == {"GPU-0": 700.0}
+    assert nvml.own_mib([44]) == {}, "pids of another namespace are nobody's"
+    library.per_process.pop(22)  # as under WSL
+    assert nvml.own_mib([11, 22]) == {}
+    library.unsupported.add("nvmlDeviceGetComputeRunningProcesses")
+    assert nvml.own_mib([11]) == {}
+
+
+def test_samples_tell_the_servers_memory_apart_from_a_neighbours(library: FakeLibrary) -> None:
+    library.processes, library.per_process = [[11, 33], [33]], {11: 300 * MIB, 33: 50_000 * MIB}
+    sampler = NvmlSampler(Nvml(library, None), lambda: (11,), rate_hz=1000).start()
+    for _ in range(2):
+        library.asked.clear()
+        assert library.asked.wait(10)
+    rows = sampler.stop().to_pylist()
+    assert {(row["gpu"], row["own_mib"]) for row in rows} == {("GPU-0", 300.0), ("GPU-1", None)}
+    assert {row["other_pids"] for row in rows} == {"33:program-33"}
 
 
 def test_a_sampler_gathers_until_it_is_stopped(library: FakeLibrary) -> None:

@@ -1,0 +1,99 @@
+"""Sweeps on a machine with two cards, over doubles: each server sees, and is watched on, its own cards only."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sweep_runs import QUICK, Ended, free_port, points, qwenbench, record
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+import fake_cards
+
+SERVER = Path(fake_cards.__file__)
+NEIGHBOUR_MIB = 5_000
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_cards.FakeNvml]:
+    """Two cards; a process that is none of ours holds memory of the second."""
+    folder = tmp_path / "cards"
+    folder.mkdir()
+    monkeypatch.setenv(fake_cards.FOLDER, str(folder))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    nvml = fake_cards.FakeNvml(folder)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))  # the locks of other tests are not ours
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as neighbour:
+        fake_cards.hold(folder, neighbour.pid, {1: NEIGHBOUR_MIB})
+        yield nvml
+        neighbour.kill()
+
+
+def sweep(folder: Path, *arguments: str) -> Ended:
+    target = ("--out", str(folder.parent), "--run-id", folder.name, "--port", str(free_port(2)))
+    command = f"{sys.executable} {SERVER}"
+    return qwenbench(
+        "sweep", "--launcher", "process", "--vllm-command", command, *QUICK, "--concurrency", "2", *target, *arguments
+    )
+
+
+def test_two_servers_side_by_side_are_watched_on_their_own_cards(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ended = sweep(run, "--devices", "0,1", "--capture", "8,16,32", "--repeats", "2")
+    assert ended.status == 0, ended.err
+    assert "not given back" not in ended.err, "a neighbour's server is no memory of ours"
+    seen = set()
+    for config in ("cap8-seq8", "cap16-seq16", "cap32-seq32"):
+        launch = record(run / "servers" / config / "launch.json")
+        (card,) = launch["server"]["cards"]
+        seen.add(card["index"])
+        assert launch["env"]["CUDA_VISIBLE_DEVICES"] == str(card["index"])
+        assert launch["env"]["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+        before = fake_cards.RESERVED_MIB + (NEIGHBOUR_MIB if card["index"] == 1 else 0)
+        memory = record(run / "servers" / config / "memory.json")
+        assert (memory["vram_before_mib"], memory["vram_after_mib"]) == (before, before)
+        assert memory["vram_ready_mib"] == memory["vram_peak_mib"] == before + 20_000
+        for point in points(run):
+            if point["config_id"] == config:
+                assert float(point["vram_own_peak_mib"]) == 20_000
+    assert seen == {0, 1}
+    others = [line for line in ended.err.splitlines() if "another process is on the card" in line]
+    assert len(others) == 1, "only the neighbour is a stranger, not the other slot's server"
+
+
+def test_devices_count_among_the_cards_that_were_inherited(
+    machine: fake_cards.FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    ended = sweep(tmp_path / "run", "--devices", "0", "--capture", "8")
+    assert ended.status == 0, ended.err
+    launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
+    assert launch["server"]["cards"] == [{"index": 1, "uuid": "GPU-111"}]
+    assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "1"
+    refused = sweep(tmp_path / "refused", "--devices", "1", "--capture", "8")
+    assert refused.status == 2
+    assert "--devices 1: 1 is no card of this machine that may be used" in refused.err
+
+
+def test_without_devices_a_server_is_kept_on_the_first_card(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
+    machine.per_process = False  # as under WSL: only the card's total is told
+    ended = sweep(tmp_path / "run", "--capture", "8")
+    assert ended.status == 0, ended.err
+    assert json.loads((tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json").read_text())["server"]["cards"] == [
+        {"index": 0, "uuid": "GPU-000"}
+    ]
+    (point,) = points(tmp_path / "run")
+    assert float(point["vram_before_mib"]) == fake_cards.RESERVED_MIB
+    assert float(point["vram_own_peak_mib"]) == 20_000
+
+
+def test_both_cards_of_a_tensor_parallel_server_are_its_own(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
+    ended = sweep(tmp_path / "run", "--capture", "8", "--vllm-arg=--tensor-parallel-size=2")
+    assert ended.status == 0, ended.err
+    launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
+    assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "0,1"
