@@ -13,10 +13,12 @@ import orjson
 import pytest
 from aiohttp import web
 
+from qwenbench.http1.reading import Limits
+from qwenbench.http1.server import SWEEP_S
 from qwenbench.proxy.relay import ProxyOptions
 from qwenbench.proxy.rewriting import virtual_models
 from qwenbench.proxy.server import serving
-from qwenbench.proxy.target_side import parse_target
+from qwenbench.proxy.target import parse_target
 
 SERVED = "Qwen3.5-9B"
 NAME = "qwen3.5-thinking-coding"
@@ -105,7 +107,7 @@ class Setting:
 
 
 @asynccontextmanager
-async def _setting(*, enforce: bool = False) -> AsyncIterator[Setting]:
+async def _setting(*, enforce: bool = False, limits: Limits | None = None) -> AsyncIterator[Setting]:
     backend = Backend()
     runner = web.ServerRunner(web.Server(backend.handle, handler_cancellation=True), shutdown_timeout=0.1)  # type: ignore[arg-type]  # BaseRequest
     await runner.setup()
@@ -114,7 +116,7 @@ async def _setting(*, enforce: bool = False) -> AsyncIterator[Setting]:
     target = parse_target(f"http://127.0.0.1:{runner.addresses[0][1]}/v1")
     options = ProxyOptions(SERVED, virtual_models(), enforce)
     try:
-        async with serving(target, options, "127.0.0.1", 0) as port, aiohttp.ClientSession() as session:
+        async with serving(target, options, "127.0.0.1", 0, limits=limits) as port, aiohttp.ClientSession() as session:
             yield Setting(backend, f"http://127.0.0.1:{port}", session)
             backend.go_on.set()
     finally:
@@ -212,6 +214,50 @@ async def test_proxy_refuses_unknown_names_and_responses_without_asking_the_targ
         async with at.post("/v1/responses", model=NAME, input="x") as answer:
             assert answer.status == 501
         assert at.backend.requests == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/%63ompletions",
+        "/v1/%63hat/completions",
+        "/v1%2Fchat/completions",
+        "/v1/chat/completions/",
+        "//v1/chat/completions",
+        "/v1/./chat/completions",
+        "/v1/models/../chat/completions?x=1",
+        "/v1/%2e%2e/v1/chat/completions",
+    ],
+)
+async def test_proxy_judges_the_path_decoded(path: str) -> None:
+    async with _setting(enforce=True) as at:
+        body = b'{"model":"Qwen3.5-9B","temperature":99,"messages":[]}'
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(at.url.rsplit(":", 1)[1]))
+        writer.write(b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (path.encode(), len(body), body))
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+        responses = path.replace("chat", "responses").replace("%63hat", "%72esponses").encode()
+        responses = responses.replace(b"/completions", b"").replace(b"/%63ompletions", b"")
+        await reader.readuntil(b"}}")
+        writer.write(b"POST %b HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}" % responses)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 501 ")
+        writer.close()
+        assert at.backend.requests == []
+
+
+async def test_proxy_closes_a_thousand_half_open_heads_and_answers_meanwhile() -> None:
+    assert Limits().head_s + SWEEP_S < 10  # what is promised
+    async with _setting(limits=Limits(head_s=0.5)) as at:
+        port = int(at.url.rsplit(":", 1)[1])
+        clients = [await asyncio.open_connection("127.0.0.1", port) for _ in range(1000)]
+        for _, writer in clients:
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nx: ")
+        async with at.session.get(at.url + "/health") as answer:
+            assert answer.status == 200
+        async with asyncio.timeout(20):
+            answers = await asyncio.gather(*(reader.read() for reader, _ in clients))
+        assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+        for _, writer in clients:
+            writer.close()
 
 
 async def test_proxy_tokenize_is_renamed_whatever_its_content_type() -> None:

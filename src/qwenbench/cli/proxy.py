@@ -11,7 +11,7 @@ from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.proxy.relay import ProxyOptions
-    from qwenbench.proxy.target_side import TargetAddress
+    from qwenbench.proxy.target import TargetAddress
 
 
 def command(
@@ -31,7 +31,7 @@ def command(
 
     from qwenbench.proxy.relay import ProxyOptions
     from qwenbench.proxy.rewriting import virtual_models
-    from qwenbench.proxy.target_side import parse_target
+    from qwenbench.proxy.target import parse_target
 
     if target is None or served_model is None:
         raise UsageError(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qwenbench.proxy.client_side import ClientConnection, Request
+from qwenbench.http1.messages import LAST_CHUNK, HttpError, HttpRequest, ResponseHead, chunk, header, passed_on
+from qwenbench.http1.reading import ResponseReader
+from qwenbench.http1.server import HttpConnection
 from qwenbench.proxy.rewriting import (
     CHAT_PATHS,
     SAMPLING_PATHS,
@@ -18,17 +21,7 @@ from qwenbench.proxy.rewriting import (
     rewrite_request,
     virtual_models,
 )
-from qwenbench.proxy.target_side import TargetConnection, TargetPool
-from qwenbench.proxy.wire import (
-    HEAD_END,
-    MAX_HEAD_BYTES,
-    BodyReader,
-    ResponseHead,
-    WireError,
-    header,
-    parse_response_head,
-    passed_on,
-)
+from qwenbench.proxy.target import TargetConnection, TargetPool
 from qwenbench.workload.profiles import SamplingProfile
 
 
@@ -49,18 +42,18 @@ class Relay:
         self._options = options
         self._pool = pool
 
-    def handle(self, request: Request, client: ClientConnection) -> None:
+    def handle(self, request: HttpRequest, client: HttpConnection) -> None:
         """Answers a request, at once or through a `Passage`."""
-        path = request.head.path
+        path = judged_path(request)
         if path == "/v1/responses" or path.startswith("/v1/responses/"):
             text = "this proxy does not serve /v1/responses; use /v1/chat/completions"
             client.refuse(501, text, "NotImplementedError")
             return
         body = request.body
         change: BodyChange | None = None
-        if path == "/v1/models" and request.head.method == b"GET":
+        if path == "/v1/models" and request.method == "GET":
             change = ModelListing(self._options.models, self._options.served_model)
-        elif request.head.method == b"POST" and _may_hold_json(request):
+        elif request.method == "POST" and _may_hold_json(path, request):
             options = self._options
             try:
                 rewritten = rewrite_request(path, body, options.models, options.served_model, enforce=options.enforce)
@@ -70,13 +63,24 @@ class Relay:
             body = rewritten.body
             if rewritten.virtual_model is not None:
                 change = NameRestorer(options.served_model, rewritten.virtual_model)
-        Passage(request, body, change, client, self._pool).start()
+        Passage(request, path, body, change, client, self._pool).start()
 
 
-def _may_hold_json(request: Request) -> bool:
-    if request.head.path in SAMPLING_PATHS | CHAT_PATHS:
+def judged_path(request: HttpRequest) -> str:
+    """The path as the most lenient server would read it, so that no spelling of it gets past its rules.
+
+    Percent-decoded, without empty and dot segments, without a slash at its end.
+    """
+    path = request.path
+    if "//" in path or "/." in path or path.endswith("/"):
+        path = posixpath.normpath("/" + path.lstrip("/"))
+    return path
+
+
+def _may_hold_json(path: str, request: HttpRequest) -> bool:
+    if path in SAMPLING_PATHS | CHAT_PATHS:
         return True  # whatever it calls itself: it must not get past its profile
-    kind = header(request.head.headers, b"content-type")
+    kind = header(request.headers, b"content-type")
     return kind is None or b"json" in kind.lower()
 
 
@@ -84,18 +88,25 @@ class Passage:
     """One request on its way to the target, and its answer on the way back."""
 
     def __init__(
-        self, request: Request, body: bytes, change: BodyChange | None, client: ClientConnection, pool: TargetPool
+        self,
+        request: HttpRequest,
+        path: str,
+        body: bytes,
+        change: BodyChange | None,
+        client: HttpConnection,
+        pool: TargetPool,
     ) -> None:
         self._request = request
+        self._path = path
         self._body = body
         self._change = change
         self._client = client
         self._pool = pool
         self._target: TargetConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._head_bytes = b""
+        self._reader = ResponseReader(to_head=request.method == "HEAD")
         self._head: ResponseHead | None = None
-        self._reader: BodyReader | None = None
+        """The answer's head, once it has been passed on."""
         self._chunked = False
         self._ended = False
 
@@ -109,20 +120,20 @@ class Passage:
     def connected(self, connection: TargetConnection) -> None:
         """Sends the request on."""
         self._target = connection
-        head = self._request.head
+        request = self._request
         dropped = [b"host", b"content-length", b"expect"]
         extra = b""
         if self._change is not None:
             # only plain text can be changed on its way
             dropped.append(b"accept-encoding")
             extra = b"accept-encoding: identity\r\n"
-        if self._body or head.length is None or header(head.headers, b"content-length") is not None:
+        if self._body or request.framed:
             extra += b"content-length: %d\r\n" % len(self._body)
         address = self._pool.address
         connection.write(
             b"%b %b%b HTTP/1.1\r\nhost: %b\r\n%b%b\r\n%b"
-            % (head.method, address.prefix, head.target, address.host_header, passed_on(head.headers, dropped), extra,
-               self._body)
+            % (request.method.encode(), address.prefix, request.target, address.host_header,
+               passed_on(request.headers, dropped), extra, self._body)
         )  # fmt: skip
         self._body = b""
 
@@ -133,48 +144,34 @@ class Passage:
     def feed(self, data: bytes) -> None:
         """Bytes of the target's answer."""
         try:
-            if self._reader is None:
-                rest = self._read_head(data)
-                if rest is None:
-                    return
-                data = rest
-            self._pass_body(data)
-        except WireError as error:
+            part = self._reader.feed(data)
+        except HttpError as error:
             self._fail(f"the target's answer is broken: {error}", "the target's answer is no HTTP")
+            return
+        if self._head is None:
+            if self._reader.head is None:
+                return
+            self._send_head(self._reader.head)
+        if self._change is not None and part:
+            part = self._change.feed(part)
+        if part:
+            self._client.write(chunk(part) if self._chunked else part)
+        if self._reader.done:
+            self._end()
 
     def target_closed(self) -> None:
         """The target closed the connection: the proper end of some answers, the loss of others."""
         self._target = None
-        if self._reader is not None and self._reader.closed():
+        if self._reader.closed():
             self._end()
         else:
             self._fail("the target broke its answer off", "the target closed the connection")
 
-    def _read_head(self, data: bytes) -> bytes | None:
-        """The bytes after the head, or None while it is not complete."""
-        data = self._head_bytes + data if self._head_bytes else data
-        while True:
-            end = data.find(HEAD_END)
-            if end < 0:
-                if len(data) > MAX_HEAD_BYTES:
-                    raise WireError("its head is too long", 502)
-                self._head_bytes = data
-                return None
-            head = parse_response_head(data[:end], to_head=self._request.head.method == b"HEAD")
-            data = data[end + len(HEAD_END) :]
-            if head.status >= 200:
-                break
-            # 1xx: the proxy has sent its own 100 where one was waited for
+    def _send_head(self, head: ResponseHead) -> None:
         if head.status != 200 and isinstance(self._change, ModelListing):
             self._change = None
-        self._head_bytes = b""
         self._head = head
-        self._reader = BodyReader(head.length, chunked=head.chunked)
-        self._send_head(head)
-        return data
-
-    def _send_head(self, head: ResponseHead) -> None:
-        bodiless = self._request.head.method == b"HEAD" or head.status in (204, 304)
+        bodiless = self._request.method == "HEAD" or head.status in (204, 304)
         dropped: tuple[bytes, ...] = ()
         framing = b""
         if not bodiless and (head.length is None or self._change is not None):
@@ -193,16 +190,6 @@ class Passage:
         delimited = self._chunked or (self._head.length is not None and self._change is None)
         return delimited and self._client.keeps_alive
 
-    def _pass_body(self, data: bytes) -> None:
-        assert self._reader is not None
-        part = self._reader.feed(data)
-        if self._change is not None and part:
-            part = self._change.feed(part)
-        if part:
-            self._client.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
-        if self._reader.done:
-            self._end()
-
     def _end(self) -> None:
         """The answer is whole."""
         if self._ended:
@@ -210,12 +197,12 @@ class Passage:
         self._ended = True
         last = self._change.finish() if self._change is not None else b""
         if self._chunked:
-            last = (b"%x\r\n%b\r\n" % (len(last), last) if last else b"") + b"0\r\n\r\n"
+            last = (chunk(last) if last else b"") + LAST_CHUNK
         if last:
             self._client.write(last)
-        assert self._head is not None and self._reader is not None
+        assert self._head is not None
         if self._target is not None:
-            self._pool.give_back(self._target, reusable=self._head.keep_alive and not self._reader.rest)
+            self._pool.give_back(self._target, reusable=self._head.keep_alive and not self._reader.surplus)
             self._target = None
         self._client.finish(reusable=self._reusable())
 
@@ -224,15 +211,15 @@ class Passage:
         if self._ended:
             return
         self._ended = True
-        head = self._request.head
-        print(f"qwenbench proxy: {head.method.decode()} {head.path[:100]}: {told}", file=sys.stderr)
+        shown = ascii(self._path[:100])[1:-1]  # no control character reaches the terminal
+        print(f"qwenbench proxy: {self._request.method} {shown}: {told}", file=sys.stderr)
         if self._target is not None:
             self._target.abort()
             self._target = None
         if self._head is not None:
             self._client.abort()
         else:
-            self._client.refuse(503 if head.path == "/health" else 502, text, "BadGatewayError")
+            self._client.refuse(503 if self._path == "/health" else 502, text, "BadGatewayError")
 
     # --- the client's side (Exchange) ---
 

@@ -7,24 +7,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from qwenbench.http1.messages import LAST_CHUNK, chunk
+from qwenbench.http1.server import HttpConnection
 from qwenbench.simulator import text
 from qwenbench.simulator.asks import Ask
 from qwenbench.simulator.engine import Engine, LiveRequest
-from qwenbench.simulator.http1 import HttpConnection
 
 REASONING_SHARE = 0.6
 """Part of an answer's tokens that come before </think>, where the model thinks."""
-_END = b"0\r\n\r\n"
-_DONE = b"e\r\ndata: [DONE]\n\n\r\n"
-
-
-def frame(event: bytes) -> bytes:
-    """One HTTP chunk."""
-    return b"%x\r\n%b\r\n" % (len(event), event)
+_DONE = chunk(b"data: [DONE]\n\n")
+_STREAM_LINES = b"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"
 
 
 def _event(value: dict[str, Any]) -> bytes:
-    return frame(b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n")
+    return chunk(b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n")
 
 
 class _Answer:
@@ -60,6 +56,12 @@ class _Answer:
         if self._cached_details:
             usage["prompt_tokens_details"] = {"cached_tokens": self.request.cached_tokens}
         return usage
+
+    def pause(self) -> None:
+        """A slow reader: vLLM's server lets the engine go on and keeps the answer, too."""
+
+    def resume(self) -> None:
+        """It caught up."""
 
 
 def _end_of_thinking(ask: Ask) -> int:
@@ -115,7 +117,7 @@ class StreamAnswer(_Answer):
             return
         parts = []
         if number == 1:
-            parts.append(self._connection.stream_head())
+            parts.append(self._connection.head(200, _STREAM_LINES))
             if self.ask.chat:
                 parts.append(_event(self._role_chunk()))
         if word is not None or request.ended:
@@ -123,20 +125,20 @@ class StreamAnswer(_Answer):
         if request.ended:
             if self.ask.include_usage:
                 parts.append(_event({**self._head, "choices": [], "usage": self.usage(number)}))
-            parts += [_DONE, _END]
+            parts += [_DONE, LAST_CHUNK]
         self._connection.write(b"".join(parts))
         if request.ended:
-            self._connection.end_stream()
+            self._connection.finish()
 
     def failed(self, message: str) -> None:
         """The engine died: an error event in a stream that has, or now gets, status 200."""
         error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
-        head = b"" if self.request.generated else self._connection.stream_head()
-        event = frame(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
-        self._connection.write(head + event + _DONE + _END)
-        self._connection.end_stream()
+        head = b"" if self.request.generated else self._connection.head(200, _STREAM_LINES)
+        event = chunk(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        self._connection.write(head + event + _DONE + LAST_CHUNK)
+        self._connection.finish()
 
-    def disconnected(self) -> None:
+    def client_left(self) -> None:
         """Nobody reads any more: the engine drops the request, as vLLM does."""
         self._engine.abort(self.request)
 
@@ -203,7 +205,7 @@ class WholeAnswer(_Answer):
         error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
         self._connection.respond(500, json.dumps({"error": error}).encode())
 
-    def disconnected(self) -> None:
+    def client_left(self) -> None:
         """Nobody waits any more."""
         self._engine.abort(self.request)
 

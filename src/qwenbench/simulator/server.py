@@ -14,6 +14,8 @@ from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
+from qwenbench.http1.messages import HttpRequest, header
+from qwenbench.http1.server import HttpConnection, HttpServer
 from qwenbench.simulator import failures, log, startup, text
 from qwenbench.simulator.answers import StreamAnswer, WholeAnswer
 from qwenbench.simulator.asks import (
@@ -29,7 +31,6 @@ from qwenbench.simulator.asks import (
 from qwenbench.simulator.blocks import BlockPool
 from qwenbench.simulator.cards import MEASURED, power_limit_w, relative_speed
 from qwenbench.simulator.engine import Engine, LiveRequest
-from qwenbench.simulator.http1 import HttpConnection, HttpRequest
 from qwenbench.simulator.memory import MemoryPlan, VramGauge, plan_memory
 from qwenbench.simulator.metrics_page import metrics_page
 from qwenbench.simulator.options import ServeOptions
@@ -109,7 +110,9 @@ class App:
         if methods is None:
             _json(connection, {"detail": "Not Found"}, 404)
         elif request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
-            connection.respond(405, b'{"detail":"Method Not Allowed"}', extra=f"allow: {', '.join(methods)}\r\n")
+            connection.respond(
+                405, b'{"detail":"Method Not Allowed"}', lines=f"allow: {', '.join(methods)}\r\n".encode()
+            )
         elif path.startswith("/v1") and not self._authorised(request):
             _json(connection, {"error": "Unauthorized"}, 401)
         elif path == "/reset_prefix_cache":
@@ -123,7 +126,7 @@ class App:
     def _authorised(self, request: HttpRequest) -> bool:
         if not self.options.api_keys:
             return True
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        given = (header(request.headers, b"authorization") or b"").removeprefix(b"Bearer ")
         return any(secrets.compare_digest(given, key.encode()) for key in self.options.api_keys)
 
     # --- GET ---
@@ -149,7 +152,7 @@ class App:
 
     def _metrics(self, connection: HttpConnection) -> None:
         page = metrics_page(self.engine, self.options, self.plan, self.card)
-        connection.respond(200, page.encode(), "text/plain; version=0.0.4; charset=utf-8")
+        connection.respond(200, page.encode(), b"text/plain; version=0.0.4; charset=utf-8")
 
     # --- POST ---
 
@@ -170,7 +173,7 @@ class App:
         kind = StreamAnswer if ask.stream else WholeAnswer
         answer = kind(ask, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
         request.sink = answer
-        connection.wait_for(answer)
+        connection.exchange = answer
         self.engine.submit(request)
 
     def _live_request(self, ask: Ask, received: float) -> LiveRequest:
@@ -234,15 +237,15 @@ async def serve(options: ServeOptions) -> int:
             return 0
         app = App(options, plan, card)
         failures.arm(options.fail, app.engine, plan)
-        server = await loop.create_server(lambda: HttpConnection(app.handle), sock=listener, backlog=2048)
-        startup.print_listening(options, listener.getsockname()[1])
+        server = HttpServer(app.handle, server_name="qwenbench-simulator")
+        startup.print_listening(options, await server.start(sock=listener))
         gc.collect()
         gc.freeze()
         stats = asyncio.create_task(_stats(app.engine))
         await _unless(stopped, app.finished.wait())
         stats.cancel()
         app.engine.close()
-        server.close()
+        await server.close()
         startup.print_shutdown()
     return 0
 

@@ -1,0 +1,255 @@
+"""Bytes of a connection -> requests, or the parts of an answer. Parsing is httptools'; nothing here does I/O.
+
+llhttp (inside httptools) refuses what two readers could read in two ways: bare line feeds, chunk extensions
+included, folded headers, two lengths, a length beside Transfer-Encoding. What it lets pass and a server in front of
+another must not is refused here: other transfer encodings, targets that are no path, an upgrade with a body.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import httptools
+
+from qwenbench.http1.messages import Headers, HttpError, HttpRequest, ResponseHead, header
+
+HEAD_BYTES = 64 * 1024
+"""Longest head, request's or answer's."""
+_SLICE = 16 * 1024
+"""The parser is given so much at once, so that an unfinished head is measured to that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a server's memory and patience its clients may take."""
+
+    head_bytes: int = HEAD_BYTES
+    body_bytes: int = 64 * 1024 * 1024
+    held_bytes: int = 256 * 1024 * 1024
+    """All heads and bodies of all connections together; whoever exceeds it gets 503."""
+    pipelined_bytes: int = 256 * 1024
+    """So much of following requests is read while one is answered."""
+    head_s: float = 6.0
+    """From a request's first byte to the end of its head."""
+    body_s: float = 60.0
+    """From a request's first byte to the end of its body."""
+    idle_s: float = 75.0
+    """A connection without a request is closed after this."""
+
+
+class RequestReader:
+    """One connection's bytes -> whole requests, appended to `ready`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.ready: deque[HttpRequest] = deque()
+        self._limits = limits
+        self._parser = httptools.HttpRequestParser(self)
+        self._last = False
+        """A request said that no other will follow."""
+        self._clear()
+        self.begun = False
+        """Part of a request is there, and more of it must come."""
+
+    def _clear(self) -> None:
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._unparsed_bytes = 0
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self.in_body = False
+        self._framed = False
+        self.expects_continue = False
+        """The client waits for 100 Continue before it sends the body."""
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes held of a request that is not whole."""
+        return max(self._head_bytes, self._unparsed_bytes) + self._body_bytes
+
+    def feed(self, data: bytes) -> None:
+        """Takes bytes in. Raises HttpError, after which the connection can only be closed; `ready` holds all the same
+        what was whole before."""
+        for start in range(0, len(data), _SLICE):
+            if self._last:
+                return
+            self._feed(data[start : start + _SLICE])
+
+    def _feed(self, data: bytes) -> None:
+        self._fresh = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # the request was served as if it had not asked; what follows is read with a new parser
+            self._parser = httptools.HttpRequestParser(self)
+            rest = data[upgrade.args[0] :]
+            if rest and not self._last:
+                self._feed(rest)
+            return
+        except httptools.HttpParserCallbackError as error:
+            if isinstance(error.__context__, HttpError):
+                raise error.__context__ from None
+            raise
+        except httptools.HttpParserError:
+            if self._last:
+                return
+            raise HttpError("no valid HTTP request") from None
+        if self.begun and not self.in_body and not self._fresh:
+            self._unparsed_bytes += len(data)
+        if max(self._head_bytes, self._unparsed_bytes) > self._limits.head_bytes:
+            raise HttpError("the request's head is too long", 431)
+
+    # --- httptools calls these ---
+
+    def on_message_begin(self) -> None:
+        self._clear()
+        self.begun = True
+        # with a request that ended in the same bytes before it, its own share of them is not known
+        self._fresh = bool(self.ready)
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+        if not self._target.startswith(b"/"):
+            raise HttpError("no valid request line")
+        self._head_bytes += len(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._limits.head_bytes:
+            raise HttpError("the request's head is too long", 431)
+        if not self.in_body:  # a trailer is dropped
+            self._headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        headers: Headers = tuple(self._headers)
+        version = self._parser.get_http_version()
+        if b"#" in self._target or version not in ("1.0", "1.1"):
+            raise HttpError("no valid request line")
+        coding, length = header(headers, b"transfer-encoding"), header(headers, b"content-length")
+        self._framed = coding is not None or length is not None
+        if coding is not None and coding.lower() != b"chunked":
+            raise HttpError("only chunked is understood as Transfer-Encoding", 501)
+        if coding is not None and version == "1.0":
+            raise HttpError("Transfer-Encoding in HTTP/1.0")
+        if self._framed and self._parser.should_upgrade():
+            raise HttpError("an upgrade with a body")
+        if length is not None and int(length) > self._limits.body_bytes:
+            raise self._too_large()
+        self.in_body = True
+        self._unparsed_bytes = 0
+        self.expects_continue = (header(headers, b"expect") or b"").lower() == b"100-continue"
+
+    def on_body(self, body: bytes) -> None:
+        self.expects_continue = False
+        self._body.append(body)
+        self._body_bytes += len(body)
+        if self._body_bytes > self._limits.body_bytes:
+            raise self._too_large()
+
+    def on_message_complete(self) -> None:
+        parser = self._parser
+        keep_alive = parser.should_keep_alive()
+        request = HttpRequest(
+            parser.get_method().decode("ascii"),
+            self._target,
+            tuple(self._headers),
+            b"".join(self._body),
+            parser.get_http_version() == "1.1",
+            keep_alive,
+            self._framed,
+        )
+        self._clear()
+        self.begun = False
+        self._last = not keep_alive
+        self.ready.append(request)
+
+    def _too_large(self) -> HttpError:
+        return HttpError(f"the body is larger than {self._limits.body_bytes >> 20} MiB", 413)
+
+
+class ResponseReader:
+    """One answer's bytes -> its head and its body's bytes. `to_head`: the answer to HEAD, which has no body."""
+
+    def __init__(self, *, to_head: bool = False, head_bytes: int = HEAD_BYTES) -> None:
+        self.head: ResponseHead | None = None
+        """The final head (not 1xx), once it is whole."""
+        self.done = False
+        """The body is whole."""
+        self.surplus = False
+        """Bytes came after the answer's end: the connection is out of step."""
+        self._to_head = to_head
+        self._limit = head_bytes
+        self._parser = httptools.HttpResponseParser(self)
+        self._reason = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> bytes:
+        """The body's bytes among these. Raises HttpError (502) where they are no answer."""
+        if self.done:
+            self.surplus = self.surplus or bool(data)
+            return b""
+        if self.head is None:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if isinstance(error.__context__, HttpError):
+                raise error.__context__ from None
+            if not self.done:
+                raise HttpError("it is no HTTP", 502) from None
+            self.surplus = True
+        if self.head is None and self._head_bytes > self._limit:
+            raise HttpError("its head is too long", 502)
+        parts, self._parts = self._parts, []
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def closed(self) -> bool:
+        """The connection has closed: whether the body is whole."""
+        head = self.head
+        return self.done or (head is not None and head.length is None and not head.chunked)
+
+    # --- httptools calls these ---
+
+    def on_message_begin(self) -> None:
+        if self.done:
+            self.surplus = True
+
+    def on_status(self, reason: bytes) -> None:
+        self._reason += reason
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self.head is None:  # a trailer is dropped
+            self._headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        headers, reason = tuple(self._headers), self._reason
+        self._headers, self._reason = [], b""
+        status = self._parser.get_status_code()
+        if status < 200 or self.done:
+            return
+        coding, length = header(headers, b"transfer-encoding"), header(headers, b"content-length")
+        if coding is not None and coding.lower() != b"chunked":
+            raise HttpError("its Transfer-Encoding is not understood", 502)
+        bodiless = self._to_head or status in (204, 304)
+        chunked = coding is not None and not bodiless
+        size = 0 if bodiless else int(length) if length is not None else None
+        keep_alive = self._parser.should_keep_alive() or (bodiless and self._keeps_alive(headers))
+        self.head = ResponseHead(status, reason, headers, keep_alive and (chunked or size is not None), chunked, size)
+        self.done = bodiless
+
+    def _keeps_alive(self, headers: Headers) -> bool:
+        """The parser does not know that no body follows, and may take the answer to last until the close."""
+        return self._parser.get_http_version() == "1.1" and b"close" not in (header(headers, b"connection") or b"")
+
+    def on_body(self, body: bytes) -> None:
+        if self.done:
+            self.surplus = True
+        else:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        if self.head is not None:
+            self.done = True
