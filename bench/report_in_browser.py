@@ -22,7 +22,7 @@ from report_runs import Recipe, plant
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from qwenbench.report.html import build_report
+from qwenbench.report.page import build_report
 from qwenbench.runfolder.run import load_run
 
 OPENINGS = 5

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from report_runs import Recipe, plant
 
-from qwenbench.report.html import build_report
+from qwenbench.report.page import build_report
 from qwenbench.runfolder.run import load_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium, or tests/browser/run.sh")

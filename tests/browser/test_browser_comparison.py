@@ -10,7 +10,7 @@ from report_runs import HOSTILE, Recipe, plant
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from qwenbench.analysis.compare import compare
-from qwenbench.report.comparison_page import build_comparison_page
+from qwenbench.report.page import build_comparison_page
 from qwenbench.runfolder.run import load_run
 
 

@@ -55,14 +55,18 @@ def _print(comparison: Comparison, *, as_json: bool, markdown: bool, everything:
 
         print(orjson.dumps(comparison.to_json(), option=orjson.OPT_INDENT_2).decode())
         return
-    from qwenbench.report.comparison import markdown_lines, terminal_lines
+    from qwenbench.report.comparison import comparison_blocks
+    from qwenbench.report.text_writers import print_document, to_markdown
 
-    lines = markdown_lines(comparison, everything) if markdown else terminal_lines(comparison, everything)
-    print("\n".join(lines))
+    blocks = comparison_blocks(comparison, everything)
+    if markdown:
+        print(to_markdown(blocks), end="")
+    else:
+        print_document(blocks)
 
 
 def _write_page(comparison: Comparison, target: Path) -> None:
-    from qwenbench.report.comparison_page import build_comparison_page
+    from qwenbench.report.page import build_comparison_page
     from qwenbench.runfolder.files import write_bytes
 
     try:

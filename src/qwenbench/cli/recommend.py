@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qwenbench.errors import RunError, UsageError
 
-if TYPE_CHECKING:
-    from qwenbench.analysis.recommend import Answer
-
 _OBJECTIVES = ("tokens", "latency", "context", "energy")
 _SHELLS = ("bash", "powershell", "compose")
-_SHOWN = (
-    "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",
-    "goodput_rps", "energy_j_per_output_token", "requests_that_fit", "kv_cache_tokens", "kv_cache_gib",
-    "vram_peak_mib", "startup_s",
-)  # fmt: skip
-"""Metrics of the terminal's table; --json has all."""
 
 
 def command(
@@ -64,56 +54,13 @@ def command(
 
         print(orjson.dumps(answer.to_json(), option=orjson.OPT_INDENT_2).decode())
     elif answer.config_id is not None:
-        print("\n".join(_shown(answer, shell)))
+        from qwenbench.report.answer import printed_answer
+        from qwenbench.report.text_writers import print_document
+
+        print_document(printed_answer(answer, shell))
     if answer.config_id is None:
         for name, reason in answer.excluded.items():
             print(f"{name}: {reason}", file=sys.stderr)
         nearest = f" Nearest miss: {answer.nearest_miss}." if answer.nearest_miss else ""
         raise RunError(f"no configuration qualifies.{nearest}")
     return 0
-
-
-def _shown(answer: Answer, shell: str) -> Iterator[str]:
-    if answer.simulated:
-        yield "SIMULATED: made by qwenbench's simulator, not measured on a GPU.\n"
-    sure = "decided" if answer.decided else "UNDECIDED"
-    yield f"{answer.config_id} for {answer.users} users, by {answer.question.objective} ({sure})\n"
-    lines = {"bash": answer.lines.bash, "powershell": answer.lines.powershell, "compose": answer.lines.compose}
-    yield lines[shell] or "(the run does not tell how this server was launched)"
-    yield "\nExpected (95 % interval):"
-    yield from _expected(answer)
-    for title, entries in (("Risks", answer.risks), ("Notes", answer.notes)):
-        if entries:
-            yield f"\n{title}:"
-            yield from (f"  - {entry}" for entry in entries)
-    if answer.headroom:
-        yield f"\nRoom left: {', '.join(_room(key, value) for key, value in answer.headroom.items())}"
-    if answer.runner_up is not None:
-        yield f"\nRunner-up: {answer.runner_up.config_id}. To win, {answer.runner_up.to_win}."
-    if answer.would_decide:
-        yield "\nThese points would decide (repeats in all):"
-        for point in answer.would_decide:
-            where = f"{point['config_id']}, {point['scenario']} ({point['profile']}), {point['concurrency']} streams"
-            yield f"  - {where}: {point['repeats']}"
-    if answer.excluded:
-        yield "\nOut:"
-        yield from (f"  - {name}: {reason}" for name, reason in answer.excluded.items())
-
-
-def _expected(answer: Answer) -> Iterator[str]:
-    from qwenbench.analysis.columns import POINT_COLUMNS
-    from qwenbench.analysis.limits import show
-
-    units = {column.key: column.unit for column in POINT_COLUMNS}
-    for key in _SHOWN:
-        estimate = answer.expected.get(key)
-        if estimate is None or estimate.value is None:
-            continue
-        interval = ""
-        if estimate.low is not None and estimate.high is not None:
-            interval = f"  ({show(estimate.low)} to {show(estimate.high)})"
-        yield f"  {key:<30}{show(estimate.value, units[key])}{interval}"
-
-
-def _room(key: str, value: float) -> str:
-    return f"{value:+.0f} requests in the KV cache" if key == "requests_that_fit" else f"{key} {value:.0%}"

@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """(Re)build the HTML report of a run: one file that opens without a network."""
     from qwenbench.report.answer import question_of
-    from qwenbench.report.html import build_report
+    from qwenbench.report.page import build_report
     from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import RunPaths
     from qwenbench.runfolder.run import load_run

@@ -155,17 +155,15 @@ def run_plan(
 
 
 def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str, build_report: bool) -> int:
-    from rich.console import Console
-
-    from qwenbench.report.terminal import final_table
+    from qwenbench.report.summary import final_tables
+    from qwenbench.report.text_writers import print_document
     from qwenbench.runfolder.run import load_run
 
-    console = Console()
     run = load_run(folder)
     if len(run.points):
-        console.print(final_table(run.points))
+        print_document(final_tables(run))
     if simulated:
-        console.print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
+        print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
     for config_id, failure in outcome.failures.items():
         note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
     missing = outcome.cells - outcome.cells_done
@@ -176,7 +174,7 @@ def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str,
     if outcome.interrupted:
         return outcome.exit_status
     if build_report and len(run.points):
-        from qwenbench.report.html import build_report as build
+        from qwenbench.report.page import build_report as build
         from qwenbench.runfolder.files import write_bytes
 
         write_bytes(folder / "report.html", build(run).encode())

@@ -1,39 +1,54 @@
-"""The first thing on the page: which line to deploy, what to expect of it, and how sure that is."""
+"""The answer: which line to deploy, what to expect of it, how sure that is, and what would change it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.limits import parse_point_limits
 from qwenbench.analysis.recommend import Answer, recommend
-from qwenbench.analysis.statistics import Estimate
 from qwenbench.errors import UsageError
-from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term, text
+from qwenbench.report.document import (
+    SIMULATED,
+    Block,
+    Bullets,
+    Choice,
+    Code,
+    Config,
+    Fold,
+    Inline,
+    Number,
+    Paragraph,
+    Row,
+    Span,
+    Table,
+    Tiles,
+)
+from qwenbench.report.names import label, number, term
 from qwenbench.runfolder.run import Run
 
-_TILES: Mapping[str, tuple[str, str, int, float]] = {
-    "output_tokens_per_s": ("Output tokens/s", "output_tokens_per_s", 0, 1),
-    "ttft_p50": ("TTFT p50, ms", "ttft_ms_p50", 0, 1),
-    "ttft_p99": ("TTFT p99, ms", "ttft_ms_p99", 0, 1),
-    "tpot_p50": ("TPOT p50, ms", "tpot_ms_p50", 1, 1),
-    "requests_that_fit": ("Requests that fit", "requests_that_fit", 0, 1),
-    "kv_cache_gib": ("KV cache, GiB", "kv_cache_gib", 2, 1),
-    "vram_peak_mib": ("VRAM peak, GiB", "vram_peak_mib", 2, 1024),
-    "startup_s": ("Start-up, s", "startup_s", 1, 1),
-}
-"""Key of Answer.expected -> label, column that defines it, digits, divisor."""
+_EXPECTED = (
+    "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",
+    "goodput_rps", "energy_j_per_output_token", "requests_that_fit", "kv_cache_gib", "vram_peak_mib", "startup_s",
+)  # fmt: skip
+"""Figures of an answer, in their order; --json has all."""
+_TILES = frozenset(_EXPECTED) - {"itl_p99", "e2e_p50", "goodput_rps", "energy_j_per_output_token"}
+"""Those that a page or a summary shows large."""
 _OBJECTIVES = {
     "tokens": "the most output tokens per second",
     "latency": "the shortest requests",
     "context": "the longest context",
     "energy": "the least energy per token",
 }
+SHELLS = {"bash": "sh", "powershell": "powershell", "compose": "yaml"}
+"""How a deployment can be written -> the language of that block."""
+_SHELL_LABELS = {"bash": "bash", "powershell": "PowerShell", "compose": "compose"}
 
 
 def question_of(run: Run, users: int | None = None, slo: str | None = None) -> Question:
-    """What the page answers: the given users and limits, else the limits that the sweep was run with.
+    """What a page answers: the given users and limits, else the limits that the sweep was run with.
 
     Raises UsageError for a limit that is none.
     """
@@ -46,18 +61,50 @@ def question_of(run: Run, users: int | None = None, slo: str | None = None) -> Q
     return Question(users=users, limits=parse_point_limits(",".join(f"{name}={limits[name]}" for name in limits)))
 
 
-def answer_section(run: Run, question: Question) -> Html:
-    """The answer as markup; says why where there is none."""
+def answered(run: Run, question: Question) -> Answer | str:
+    """The answer, or why there is none."""
     try:
-        answer = recommend(run, question)
+        return recommend(run, question)
     except UsageError as error:
-        return tag("p", f"No recommendation: {error}", class_="quiet")
-    if answer.config_id is None:
-        return join((_nothing(answer), _excluded(answer)))
-    other = tag(
-        "p", "For other users or limits: ", tag("code", "qwenbench recommend RUN --users N --slo ..."), class_="quiet"
-    )
-    return join((_headline(answer), _lines(run, answer), _tiles(answer), _reasons(answer), _excluded(answer), other))
+        return str(error)
+
+
+def page_answer(run: Run, answer: Answer | str) -> Iterator[Block]:
+    """The first thing on the page."""
+    if isinstance(answer, str):
+        yield Paragraph(f"No recommendation: {answer}", "quiet")
+        return
+    yield from _headline(answer)
+    if answer.config_id is not None:
+        yield from _lines(answer, run.launches.get(answer.config_id, {}))
+        yield _tiles(answer)
+        yield from _reasons(answer)
+    yield from _excluded(answer)
+    asking: Inline = ("For other users or limits: ", Span("qwenbench recommend RUN --users N --slo ...", "code"))
+    yield Paragraph(asking, "quiet")
+
+
+def printed_answer(answer: Answer, shell: str = "bash") -> Iterator[Block]:
+    """What `qwenbench recommend` prints, the line to deploy in this shell."""
+    if answer.simulated:
+        yield Paragraph(SIMULATED, "warning")
+    yield from _headline(answer)
+    if answer.config_id is not None:
+        yield from _lines(answer, {}, shell)
+        rows = [Row((label(key), value)) for key, value in _figures(answer, _EXPECTED)]
+        yield Table((), rows, caption="Expected (95 % interval where there is one)", numbers_to=2)
+        yield from _reasons(answer)
+    yield from _excluded(answer)
+
+
+def short_answer(answer: Answer | str) -> Iterator[Block]:
+    """Headline and line to deploy, for the description of a pull request."""
+    if isinstance(answer, str):
+        return
+    yield from _headline(answer)
+    if answer.config_id is not None:
+        yield from _lines(answer, {})
+        yield Bullets([*(("Risk: ", risk, ".") for risk in answer.risks)]) if answer.risks else _tiles(answer)
 
 
 def _asked(question: Question) -> str:
@@ -67,116 +114,82 @@ def _asked(question: Question) -> str:
     return ", ".join(parts)
 
 
-def _headline(answer: Answer) -> Html:
+def _headline(answer: Answer) -> Iterator[Block]:
     asked = _asked(answer.question)
+    if answer.config_id is None:
+        what = (
+            f"No configuration of this run meets {asked}." if asked else "No configuration of this run can be deployed."
+        )
+        yield Paragraph(Span(what), "answer")
+        if answer.nearest_miss:
+            yield Paragraph((Span("Closest: "), answer.nearest_miss))
+        return
     users = "" if answer.users is None else f" at {answer.users:,} client streams"
     goal = _OBJECTIVES.get(answer.question.objective, answer.question.objective)
-    sure = "" if answer.decided else tag("span", "not decided yet", class_="badge")
-    return tag(
-        "p", "Deploy ", tag("b", answer.config_id), f": {goal}{users}", f", for {asked}" if asked else "", ". ", sure,
-        class_="answer-line",
-    )  # fmt: skip
+    sure: Inline = "" if answer.decided else (" ", Span("not decided yet", "badge"))
+    words = (Span(("Deploy ", answer.config_id)), f": {goal}{users}", f", for {asked}" if asked else "", ".", sure)
+    yield Paragraph(words, "answer")
 
 
-def _nothing(answer: Answer) -> Html:
-    asked = _asked(answer.question)
-    near = tag("p", tag("strong", "Closest: "), answer.nearest_miss) if answer.nearest_miss else Html("")
-    what = f"No configuration of this run meets {asked}." if asked else "No configuration of this run can be deployed."
-    return join((tag("p", what, class_="answer-line"), near))
+def _lines(answer: Answer, launch: Mapping[str, Any], first: str = "bash") -> Iterator[Block]:
+    written = {"bash": answer.lines.bash, "powershell": answer.lines.powershell, "compose": answer.lines.compose}
+    names = [first, *(name for name in written if name != first)]
+    blocks = [Code(words, SHELLS[name], _SHELL_LABELS[name]) for name in names if (words := written[name])]
+    if blocks:
+        yield Choice(blocks)
+        return
+    argv = launch.get("shown_argv") or launch.get("argv") or ()
+    if argv:
+        yield Code(" ".join(map(str, argv)), "sh", "launch line")
+    else:
+        yield Paragraph("The run does not tell how this server was started.", "quiet")
 
 
-def _lines(run: Run, answer: Answer) -> Html:
-    lines = answer.lines
-    shown = {"bash": lines.bash, "PowerShell": lines.powershell, "compose": lines.compose}
-    known = {name: value for name, value in shown.items() if value}
-    if not known:
-        launch = run.launches.get(answer.config_id or "", {})
-        argv = launch.get("shown_argv") or launch.get("argv") or ()
-        known = {"launch line": " ".join(map(str, argv))} if argv else {}
-    if not known:
-        return tag("p", "The run does not tell how this server was started.", class_="quiet")
-    tabs = [
-        tag(
-            "button",
-            name,
-            type="button",
-            class_="plain",
-            data_tab=f"line-{index}",
-            aria_pressed=str(not index).lower(),
-        )
-        for index, name in enumerate(known)
-    ]
-    blocks = [
-        tag(
-            "div",
-            tag("pre", value, id=f"text-{index}"),
-            tag("button", "Copy", type="button", class_="plain", data_copy=f"text-{index}"),
-            id=f"line-{index}",
-            class_="command",
-            hidden="" if index else None,
-        )
-        for index, (name, value) in enumerate(known.items())
-    ]
-    return join((tag("div", *tabs, class_="tabs") if len(tabs) > 1 else Html(""), *blocks))
-
-
-def _tiles(answer: Answer) -> Html:
-    tiles = []
-    for key, (label, column, digits, scale) in _TILES.items():
+def _figures(answer: Answer, keys: Sequence[str]) -> Iterator[tuple[str, Number]]:
+    for key in keys:
         estimate = answer.expected.get(key)
-        if estimate is None or estimate.value is None:
-            continue
-        value = tag("span", number(estimate.value / scale, digits), class_="value")
-        tiles.append(tag("li", value, _range(estimate, digits, scale), tag("span", term(label, column), class_="what")))
-    return tag("ul", *tiles, class_="tiles")
+        if estimate is not None and estimate.value is not None:
+            yield key, number(key, estimate.value, estimate.low, estimate.high)
 
 
-def _range(estimate: Estimate, digits: int, scale: float) -> Html:
-    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
-        return Html("")
-    low, high = number(estimate.low / scale, digits), number(estimate.high / scale, digits)
-    return tag("span", low, " to ", high, class_="range", title="95 % interval")
+def _tiles(answer: Answer) -> Tiles:
+    keys = [key for key in _EXPECTED if key in _TILES]
+    return Tiles([(term(key, label(key)), value) for key, value in _figures(answer, keys)])
 
 
-def _reasons(answer: Answer) -> Html:
-    items = [tag("li", tag("strong", "Risk: "), risk, class_="bad") for risk in answer.risks]
-    second = answer.runner_up
-    if second is not None:
-        words = (tag("strong", "Runner-up: "), swatch(second.config_id), second.config_id, ". For it to win, ")
-        items.append(tag("li", *words, second.to_win, "."))
-    items += [tag("li", note) for note in answer.notes]
+def _reasons(answer: Answer) -> Iterator[Block]:
+    items: list[Inline] = [(Span("Risk: ", "bad"), risk) for risk in answer.risks]
+    if answer.runner_up is not None:
+        second = answer.runner_up
+        items.append((Span("Runner-up: "), Config(second.config_id), f". For it to win, {second.to_win}."))
+    items += answer.notes
     room = _headroom(answer)
-    items += [tag("li", tag("strong", "Headroom: "), room)] if room else []
-    return join((tag("ul", *items, class_="reasons"), _would_decide(answer.would_decide)))
+    items += [(Span("Headroom: "), room)] if room else []
+    if items:
+        yield Bullets(items)
+    if answer.would_decide:
+        names = list(dict.fromkeys(name for point in answer.would_decide for name in point))
+        rows = [Row([_shown(point.get(name)) for name in names]) for point in answer.would_decide]
+        head = [name.replace("_", " ") for name in names]
+        yield Fold("Points that would decide it (repeats in all)", [Table(head, rows, numbers_from=99)])
+
+
+def _shown(value: object) -> Inline:
+    return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _headroom(answer: Answer) -> str:
     parts = []
     for key, room in answer.headroom.items():
         if key in METRICS:
-            parts.append(f"{room:.0%} under the limit on {key}" if room >= 0 else f"{-room:.0%} over {key}")
-        else:
-            parts.append(f"the KV cache holds {room:,.0f} requests more" if room >= 0 else "")
-    return "; ".join(part for part in parts if part)
+            parts.append(f"{label(key)} is {abs(room):.0%} {'under' if room >= 0 else 'over'} its limit")
+        elif room >= 0:
+            parts.append(f"the KV cache holds {room:,.0f} requests more")
+    return "; ".join(parts)
 
 
-def _would_decide(points: Sequence[Mapping[str, object]]) -> Html:
-    if not points:
-        return Html("")
-    names = list(dict.fromkeys(name for point in points for name in point))
-    rows = [Row([_shown(point.get(name)) for name in names]) for point in points]
-    inner = table([name.replace("_", " ") for name in names], rows, numbers_from=99)
-    return tag("details", tag("summary", "Points that would decide it"), inner)
-
-
-def _shown(value: object) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _excluded(answer: Answer) -> Html:
-    if not answer.excluded:
-        return Html("")
-    rows = [Row((join((swatch(name), text(name))), reason), config=name) for name, reason in answer.excluded.items()]
-    inner = table(("Configuration", "Why it is out"), rows, numbers_from=99)
-    summary = tag("summary", "Configurations left out ", tag("span", f"{len(rows)}", class_="count"))
-    return tag("details", summary, inner, open="" if len(rows) <= 6 else None)
+def _excluded(answer: Answer) -> Iterator[Block]:
+    if answer.excluded:
+        rows = [Row((Config(name), reason), config=name) for name, reason in answer.excluded.items()]
+        inner = Table(("Configuration", "Why it is out"), rows, numbers_from=99)
+        yield Fold("Configurations left out", [inner], count=len(rows), open=len(rows) <= 6)

@@ -1,154 +1,221 @@
-"""A comparison of runs as text: for the terminal, and as Markdown for a pull request."""
+"""A comparison of runs: the verdict first, then the conditions that differ, then the changes, the surest first."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import VERDICTS, Comparison
 from qwenbench.analysis.comparison_rows import Change
-from qwenbench.analysis.limits import show
+from qwenbench.report.document import SIMULATED, Block, Bullets, Fold, Heading, Inline, Paragraph, Row, Span, Table
+from qwenbench.report.names import label, number
 from qwenbench.runfolder.cells import load_label
 
-SIMULATED = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."
-HEAD = ("Configuration", "Scenario", "Load", "Metric", "Before", "After", "Change", "95 % interval", "Verdict")
+FIRST_ROWS = 36
+"""Rows of the page that stand open; the others are folded away."""
+MOST_ROWS = 1000
+"""More are not put on a page: nobody reads them, and it would be slow."""
 _MOST_LINES = 8
-_RIGHT = frozenset({"Before", "After", "Change"})
+_MAIN = ("output_tokens_per_s", "ttft_p50", "tpot_p50")
+_STATED = ("worse", "better")
+_WORDS = {
+    "output_tokens_per_s": ("faster", "slower"),
+    "ttft_p50": ("sooner to the first token", "later to the first token"),
+    "tpot_p50": ("quicker between tokens", "slower between tokens"),
+}
+"""Main metric -> what better and worse mean in a sentence."""
+_INCIDENTAL = re.compile(
+    r"hardware\.(os|machine)|\.uuid|\.index|\.pid|versions\.(python|qwenbench)|\.port\b|\.name$|command_line|devices"
+)
+"""Conditions that differ from machine to machine and day to day without a say in the figures."""
 
 
-def chosen_rows(comparison: Comparison, everything: bool) -> list[Change]:
+def verdict(comparison: Comparison) -> str:
+    """What the comparison shows, in one sentence."""
+    stated = [row for row in comparison.rows if row.verdict in _STATED]
+    judged = sum(row.verdict == "no difference shown" for row in comparison.rows)
+    if not stated:
+        if judged:
+            return f"No difference shown: {judged:,} changes were tested and none stands out of the noise."
+        return _undecided(comparison)
+    parts = [part for key in _MAIN for part in _stated(key, stated)]
+    others = [row for row in stated if row.key not in _MAIN]
+    if not parts:
+        counts = Counter(row.verdict for row in others)
+        parts = [" and ".join(f"{counts[word]} figures {word}" for word in _STATED[::-1] if counts[word])]
+        others = []
+    further = list(dict.fromkeys(f"{label(row.key)} {row.verdict}" for row in others))
+    rest = f"also {', '.join(further[:4])}{' ...' if len(further) > 4 else ''}" if further else "nothing else shown"
+    sentence = f"{'; '.join(parts)}; {rest}."
+    return sentence[0].upper() + sentence[1:]
+
+
+def _stated(key: str, rows: Sequence[Change]) -> Iterator[str]:
+    for word, shown in zip(("better", "worse"), _WORDS[key], strict=True):
+        found = [row for row in rows if row.key == key and row.verdict == word and row.change is not None]
+        if found:
+            sizes = sorted(abs(row.change or 0.0) for row in found)
+            low, high = f"{sizes[0]:.0%}"[:-1], f"{sizes[-1]:.0%}"[:-1]
+            by = f"{low} to {high} %" if low != high else f"{high} %"
+            yield f"{shown} {_where(found)} by {by}"
+
+
+def _where(rows: Sequence[Change]) -> str:
+    streams = sorted({row.concurrency for row in rows if row.concurrency is not None})
+    rates = sorted({row.rate for row in rows if row.concurrency is None and row.rate is not None})
+    if not streams and not rates:
+        return "on the trace"
+    levels = streams or rates
+    words = [f"{level:g}" for level in levels]
+    listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    unit = ("stream" if levels == [1] else "streams") if streams else "sessions/s"
+    return f"at {listed} {unit}"
+
+
+def _undecided(comparison: Comparison) -> str:
+    main = [row for row in comparison.rows if row.key == "output_tokens_per_s" and row.change is not None]
+    largest = max(main, key=lambda row: abs(row.change or 0.0), default=None)
+    seen = ""
+    if largest is not None and largest.change is not None:
+        at = load_label(largest.concurrency, largest.rate)
+        seen = f" Largest change seen: {largest.change:+.0%} output tokens/s at {at} ({largest.scenario})."
+    return f"Undecided: one side has a single repeat, so no change can be told from noise.{seen}"
+
+
+def comparison_blocks(comparison: Comparison, everything: bool = False) -> Iterator[Block]:
+    """The comparison for a terminal and for Markdown."""
+    yield Heading(f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}", 3)
+    yield from comparison_head(comparison)
+    rows = list(comparison.rows) if everything else chosen_rows(comparison)
+    if rows:
+        yield changes_table(rows, several=len(comparison.runs) > 2)
+    yield from comparison_notes(comparison)
+
+
+def comparison_page(comparison: Comparison) -> Iterator[Block]:
+    """The rows of the page: the surest and largest open, the others folded away."""
+    rows = sorted(comparison.rows, key=_importance)
+    several = len(comparison.runs) > 2
+    if rows:
+        yield changes_table(rows[:FIRST_ROWS], several)
+    if rest := rows[FIRST_ROWS:MOST_ROWS]:
+        words = "The other rows" if len(rows) <= MOST_ROWS else f"More rows (--json has all {len(rows):,})"
+        yield Fold(words, (changes_table(rest, several),), count=len(rest))
+    yield from comparison_notes(comparison)
+
+
+def comparison_head(comparison: Comparison) -> Iterator[Block]:
+    """Verdict, gate, and what differs in the conditions and in what the configurations hold."""
+    if comparison.simulated:
+        yield Paragraph(SIMULATED, "warning")
+    yield Paragraph(Span(verdict(comparison)), "answer")
+    for reason in comparison.forced:
+        yield Paragraph(("FORCED: ", reason), "warning")
+    yield from _gate(comparison)
+    several = len(comparison.runs) > 2
+    rows = [
+        Row((*_run(run, several), found.what, _value(found.before), _value(found.after)))
+        for run, found in comparison.conditions
+    ]
+    mattering = [row for row, (_, found) in zip(rows, comparison.conditions, strict=True) if not incidental(found.what)]
+    others = [row for row in rows if row not in mattering]
+    head = (*_run("Run", several), "Condition", "Before", "After")
+    if mattering:
+        yield Table(head, mattering, caption="Conditions that differ", numbers_from=99)
+    else:
+        yield Paragraph("No condition that is recorded and matters differs.")
+    if others:
+        yield Fold("Other differences", (Table(head, others, numbers_from=99),), count=len(others))
+    capacities = [found for found in comparison.capacities if found.before != found.after]
+    if capacities:
+        yield Table(
+            (*_run("Run", several), "Configuration", "What it holds", "Before", "After"),
+            [
+                Row((*_run(c.run, several), c.config, label(c.name), number(c.name, c.before), number(c.name, c.after)))
+                for c in capacities
+            ],
+            caption="Capacities that differ",
+            numbers_from=4 if several else 2,
+        )
+
+
+def incidental(condition: str) -> bool:
+    """Whether a condition differs between machines and days without a say in the figures."""
+    return bool(_INCIDENTAL.search(condition))
+
+
+def _run(word: str, several: bool) -> tuple[str, ...]:
+    return (word,) if several else ()
+
+
+def _value(value: Any) -> Inline:
+    return None if value is None else str(value)
+
+
+def chosen_rows(comparison: Comparison) -> list[Change]:
     """Rows with a verdict, the largest change first; where all are only indicative, those of the main metrics."""
-    if everything:
-        return list(comparison.rows)
-    stated = [row for row in comparison.rows if row.verdict in ("worse", "better")]
+    stated = [row for row in comparison.rows if row.verdict in _STATED]
     if not stated and not any(row.verdict == "no difference shown" for row in comparison.rows):
-        stated = [row for row in comparison.rows if row.key in ("output_tokens_per_s", "ttft_p50", "tpot_p50")]
-    return sorted(stated, key=lambda row: (VERDICTS.index(row.verdict), -abs(row.change or 0.0)))
+        stated = [row for row in comparison.rows if row.key in _MAIN]
+    return sorted(stated, key=_importance)
 
 
-def cells_of(row: Change) -> tuple[str, ...]:
-    """A row as words, in the order of `HEAD`."""
-    unit = METRICS[row.key].unit
-    interval = f"{row.low:+.1%} to {row.high:+.1%}" if row.low is not None and row.high is not None else "-"
-    return (
-        row.config,
-        f"{row.scenario} ({row.profile})",
-        load_label(row.concurrency, row.rate),
-        row.key,
-        "-" if row.before is None else show(row.before, unit),
-        "-" if row.after is None else show(row.after, unit),
-        "-" if row.change is None else f"{row.change:+.1%}",
-        interval,
-        row.verdict,
+def _importance(row: Change) -> tuple[int, float]:
+    """How sure, then how large."""
+    return (VERDICTS.index(row.verdict), -abs(row.change or 0.0))
+
+
+def changes_table(rows: Iterable[Change], several: bool = False) -> Table:
+    """One row per metric and load point."""
+    head = (
+        *_run("Run", several),
+        "Configuration",
+        "Scenario",
+        "Load",
+        "Metric",
+        "Before",
+        "After",
+        "Change",
+        "95 % interval",
+    )
+    return Table(
+        (*head, "Verdict"), [_row(row, several) for row in rows], numbers_from=len(head) - 4, numbers_to=len(head) - 1
     )
 
 
-def counted(comparison: Comparison) -> str:
-    """How many rows have which verdict, and how they were corrected."""
+def _row(row: Change, several: bool) -> Row:
+    change = None if row.change is None else f"{row.change:+.1%}"
+    interval = f"{row.low:+.1%} to {row.high:+.1%}" if row.low is not None and row.high is not None else None
+    word: Inline = Span(row.verdict, "bad") if row.verdict == "worse" else row.verdict
+    figures = (number(row.key, row.before), number(row.key, row.after), change, interval)
+    where = (row.config, f"{row.scenario} ({row.profile})", load_label(row.concurrency, row.rate), label(row.key))
+    return Row((*_run(row.run, several), *where, *figures, word))
+
+
+def comparison_notes(comparison: Comparison) -> Iterator[Block]:
+    """How many rows have which verdict, how they were corrected, and what could not be compared."""
     counts = Counter(row.verdict for row in comparison.rows)
-    words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    return f"{len(comparison.rows)} rows: {words}. Verdicts: {comparison.correction}, 5 % false discoveries at most."
+    words = ", ".join(f"{counts[word]:,} {word}" for word in VERDICTS if counts[word])
+    total = f"{len(comparison.rows):,} rows: {words}. Verdicts: {comparison.correction}, 5 % false discoveries at most."
+    notes = [total, *comparison.notes, *comparison.unmatched[:_MOST_LINES]]
+    if len(comparison.unmatched) > _MOST_LINES:
+        notes.append(f"and {len(comparison.unmatched) - _MOST_LINES} more load points of one run only")
+    yield Bullets(notes)
 
 
-def terminal_lines(comparison: Comparison, everything: bool = False) -> Iterator[str]:
-    """The comparison for a terminal: conditions first, then the rows, then the gate."""
-    if comparison.simulated:
-        yield SIMULATED
-    yield f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}"
-    for reason in comparison.forced:
-        yield f"FORCED: {reason}"
-    yield "\nConditions that differ:"
-    several = len(comparison.runs) > 2
-    yield from (f"  {f'{run}: ' if several else ''}{found}" for run, found in comparison.conditions)
-    if not comparison.conditions:
-        yield "  none that is recorded"
-    capacities = _capacity_lines(comparison)
-    if capacities:
-        yield "\nCapacities that differ:"
-        yield from (f"  {line}" for line in capacities)
-    rows = chosen_rows(comparison, everything)
-    if rows:
-        yield ""
-        yield from _aligned([HEAD, *(cells_of(row) for row in rows)])
-    yield f"\n{counted(comparison)}"
-    yield from comparison.notes
-    yield from _shortened(comparison.unmatched)
-    yield from gate_lines(comparison)
-
-
-def _shortened(lines: Sequence[str]) -> Iterator[str]:
-    yield from lines[:_MOST_LINES]
-    if len(lines) > _MOST_LINES:
-        yield f"and {len(lines) - _MOST_LINES} more load points of one run only"
-
-
-def _capacity_lines(comparison: Comparison) -> list[str]:
-    return [
-        f"{found.config}: {found.name} {_or_dash(found.before)} -> {_or_dash(found.after)}"
-        for found in comparison.capacities
-        if found.before != found.after
-    ]
-
-
-def _or_dash(value: float | None) -> str:
-    return "-" if value is None else show(value)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
-    for row in rows:
-        words = (
-            word.rjust(width) if name in _RIGHT else word.ljust(width)
-            for word, width, name in zip(row, widths, HEAD, strict=True)
-        )
-        yield "  ".join(words).rstrip()
-
-
-def gate_lines(comparison: Comparison) -> Iterator[str]:
-    """The gate's outcome, one line per broken row; nothing without a gate."""
+def _gate(comparison: Comparison) -> Iterator[Block]:
     gate = comparison.gate
     if gate is None:
         return
-    yield f"gate {', '.join(map(str, gate.rules))}: {'passed' if gate.passed else 'broken'}"
-    for row in gate.broken:
-        config, scenario, load, key, before, after, change, interval, _ = cells_of(row)
-        yield f"  {config}, {scenario}, {load}: {key} {before} -> {after}, {change} ({interval})"
-    for key in gate.unjudged:
-        yield f"  {key}: no row has an interval (two repeats on each side are needed), so nothing can be said of it"
-
-
-def markdown_lines(comparison: Comparison, everything: bool = False) -> Iterator[str]:
-    """The comparison as Markdown."""
-    yield f"### {_plain(comparison.runs[0])} against {', '.join(map(_plain, comparison.runs[1:]))}"
-    if comparison.simulated:
-        yield f"\n**{SIMULATED}**"
-    yield from (f"\n**FORCED:** {_plain(reason)}" for reason in comparison.forced)
-    yield "\n**Conditions that differ**\n"
-    yield from (f"- {_plain(run)}: {_plain(str(found))}" for run, found in comparison.conditions)
-    if not comparison.conditions:
-        yield "- none that is recorded"
-    yield from (f"- {_plain(line)}" for line in _capacity_lines(comparison))
-    rows = chosen_rows(comparison, everything)
-    if rows:
-        yield ""
-        yield _table_row(HEAD)
-        yield _table_row(["---:" if name in _RIGHT else "---" for name in HEAD])
-        yield from (_table_row([_plain(cell) for cell in cells_of(row)]) for row in rows)
-    yield f"\n{counted(comparison)}"
-    yield from (f"\n{_plain(note)}" for note in (*comparison.notes, *_shortened(comparison.unmatched)))
-    lines = [_plain(line) for line in gate_lines(comparison)]
-    if lines:
-        yield "\n" + "\n".join(f"- {line.strip()}" for line in lines)
-
-
-def _table_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is markup."""
-    escaped = text.replace("\\", "\\\\").replace("\n", " ").replace("<", "&lt;")
-    for sign in "|*_`[]":
-        escaped = escaped.replace(sign, f"\\{sign}")
-    return escaped
+    rules = ", ".join(map(str, gate.rules))
+    yield Paragraph(
+        (Span("Gate "), f"{rules}: ", Span("passed" if gate.passed else "broken", "strong" if gate.passed else "bad"))
+    )
+    if gate.broken:
+        yield changes_table(gate.broken, len(comparison.runs) > 2)
+    if gate.unjudged:
+        why = "no row has an interval (two repeats on each side are needed), so nothing can be said of it"
+        yield Bullets([f"{label(key) if key in METRICS else key}: {why}" for key in gate.unjudged])

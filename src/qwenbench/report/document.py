@@ -1,150 +1,207 @@
-"""The report's data: one typed value that the page's script draws from, and nothing else.
+"""A result as values: headings, paragraphs, tables, lists, code and figures.
 
-Python fills it in (collect.py), orjson turns it into JSON as it stands, assets/*.js draws it. Unknown is null.
+Whoever has an answer says it once with these; html_writer.py and text_writers.py write it for a page, for Markdown and
+for a terminal. Nothing here knows what markup is, and every text is taken as text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias, Union
 
-Estimate = tuple[float, float | None, float | None]
-"""Value, low and high (95 %). Low and high are None where one repeat gives no interval."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A figure that curves can show."""
-
-    key: str
-    """As in limits and `recommend`: ttft_p50."""
-    label: str
-    unit: str
-    better: str
-    """`higher`, `lower` or empty."""
-    definition: str
+UNKNOWN = "–"
+"""What stands for a value that is not known."""
+SIMULATED = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."
 
 
 @dataclass(frozen=True, slots=True)
-class ConfigView:
-    """One server configuration, in the order of its first launch."""
+class Number:
+    """A figure with its unit and, where there is one, its 95 % interval."""
 
-    id: str
-    capture: int | None
-    max_num_seqs: int | None
-    gpu_memory_utilization: float | None
-    vary: Mapping[str, str]
-    cards: int
-    """Cards that one server of it takes (tensor x pipeline x data parallel)."""
-    startup_s: float | None
-    vram_before_gib: float | None
-    vram_ready_gib: float | None
-    vram_peak_gib: float | None
-    """Largest over all of its points."""
-    ledger: Mapping[str, Any]
-    """memory.json; empty when there is none."""
-    prediction: Mapping[str, Any]
-    """prediction.json; empty when there is none."""
-    failed: bool
-    """True when a failure was recorded for it."""
+    value: float | None
+    unit: str = ""
+    digits: int | None = None
+    """Decimal places; None: four significant digits."""
+    low: float | None = None
+    high: float | None = None
+    signed: bool = False
+    """A plus sign in front of what is above 0."""
+
+    @property
+    def interval(self) -> str:
+        """`low to high`, without unit; empty where it is not known or nothing but the value."""
+        if self.low is None or self.high is None or self.low == self.high:
+            return ""
+        return f"{figure(self.low, self.digits, self.signed)} to {figure(self.high, self.digits, self.signed)}"
+
+    def __str__(self) -> str:
+        if self.value is None or math.isnan(self.value):
+            return UNKNOWN
+        return with_unit(figure(self.value, self.digits, self.signed), self.unit)
 
 
-@dataclass(frozen=True, slots=True)
-class PointView:
-    """One load point of one configuration, over its repeats and launches."""
+def figure(value: float, digits: int | None = None, signed: bool = False) -> str:
+    """A number for people: thousands separated, four significant digits unless `digits` says how many places."""
+    places = digits if digits is not None else 0 if abs(value) >= 1000 else None
+    text = f"{value:.4g}" if places is None else f"{value:,.{places}f}"
+    if float(text.replace(",", "")) == 0:
+        return text.lstrip("-")  # no -0.00
+    return f"+{text}" if signed and value > 0 else text
 
-    config: str
-    workload: str
-    level: float | None
-    """Client streams, or sessions per second of an open loop."""
-    load: str
-    """The same for people: `32`, `2/s`, `trace`."""
-    n: int
-    """Repeats that the estimates stand on."""
-    valid: bool
-    invalid_reason: str | None
-    bound: str | None
-    bound_all: str | None
-    requests_that_fit: float | None
-    kv_cache_gib: float | None
-    running_peak: float | None
-    waiting_peak: float | None
-    preemptions: float | None
-    requests_ok: int
-    requests_failed: int
-    metrics: Mapping[str, Estimate]
+
+def with_unit(text: str, unit: str) -> str:
+    """The unit behind a figure, with the space that it takes."""
+    return f"{text} {unit}" if unit else text
 
 
 @dataclass(frozen=True, slots=True)
-class TimelineView:
-    """What was watched while one load point ran, thinned out. All series are as long as their own time axis."""
+class Span:
+    """Words that are set apart. Where the writer has no such style, the words stand as they are."""
 
-    config: str
-    workload: str
-    level: float | None
-    repeat: int
-    t: tuple[float, ...]
-    """Seconds from the first sample, of the server's metrics."""
-    running: tuple[float | None, ...]
-    waiting: tuple[float | None, ...]
-    kv_cache_usage: tuple[float | None, ...]
-    preemptions: tuple[float | None, ...]
-    """Since the first sample."""
-    output_tokens_per_s: tuple[float | None, ...]
-    vram_t: tuple[float, ...]
-    """Seconds from the same instant, of the VRAM samples."""
-    vram_gib: tuple[float | None, ...]
+    text: Inline
+    style: Literal["strong", "code", "quiet", "bad", "badge", "struck", "bound"] = "strong"
+    hint: str | None = None
+    """What a page shows when the pointer rests on it; left out elsewhere."""
+    kind: str = ""
+    """What a `bound` is coloured by."""
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A figure before and after a step."""
+class Term:
+    """A word whose definition a page shows on hover, focus or touch."""
 
-    workload: str | None
-    """None for figures of a launch, which do not depend on the load."""
-    level: float | None
-    before: float | None
-    after: float | None
-    change: float | None
-    low: float | None
-    high: float | None
-    basis: str
-    """`repeats`, `rounding` (of the printed figure) or `indicative`."""
+    text: str
+    column: str
+    """The column of points.csv that defines it."""
 
 
 @dataclass(frozen=True, slots=True)
-class PriceView:
-    """What one step of the captured size costs and buys, all else being equal."""
+class Config:
+    """A configuration's name; a page draws its line and marker before it."""
 
-    before: str
-    after: str
-    label: str
-    costs: Mapping[str, Change]
-    gains: tuple[Change, ...]
-    """Output tokens/s at each load."""
+    name: str
+
+
+Inline: TypeAlias = Union[str, int, Number, Span, Term, Config, Sequence["Inline"], None]  # noqa: UP007 # `|` cannot take a name in quotes
+"""What stands in a line or a cell. None: not known. A sequence is written without anything in between."""
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """All that the page's script knows."""
+class Heading:
+    """A title; level 2 is a section's."""
 
-    run_id: str
-    simulated: bool
-    card_name: str | None
-    card_gib: float | None
-    """CUDA's total, which --gpu-memory-utilization multiplies."""
-    card_nvml_gib: float | None
-    """NVML's total, which the VRAM figures are to be held against."""
-    level_label: str
-    """Title of the load axis with its unit."""
-    level_log: bool
-    """True: levels are spread over a logarithmic axis."""
-    workloads: tuple[str, ...]
-    configs: tuple[ConfigView, ...]
-    metrics: tuple[Metric, ...]
-    points: tuple[PointView, ...]
-    timelines: tuple[TimelineView, ...]
-    timelines_left_out: int
-    """Points that have samples but carry no time line, to keep the file small."""
-    prices: tuple[PriceView, ...] = ()
+    text: Inline
+    level: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Paragraph:
+    """Running text."""
+
+    text: Inline
+    style: Literal["", "answer", "lead", "quiet", "warning"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Bullets:
+    """A list."""
+
+    items: Sequence[Inline]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table. A page's filters show it where its configuration and scenario are chosen."""
+
+    cells: Sequence[Inline]
+    config: str | None = None
+    workload: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table. Cells from `numbers_from` on are set to the right.
+
+    Without a `head` it is a list of facts: name, value, remark. A head may hold line ends. Where a terminal is too
+    narrow the columns behind the first go on in a further table, `group` of them at a time.
+    """
+
+    head: Sequence[Inline]
+    rows: Sequence[Row]
+    caption: str = ""
+    numbers_from: int = 1
+    numbers_to: int | None = None
+    """First column behind the numbers; None: all up to the last are numbers."""
+    group: int = 1
+
+    def is_number(self, column: int) -> bool:
+        """Whether this column is set to the right."""
+        return column >= self.numbers_from and (self.numbers_to is None or column < self.numbers_to)
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A block to copy; lines are never broken."""
+
+    text: str
+    language: str = ""
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The same in several languages: a page shows tabs, text writers the first."""
+
+    blocks: Sequence[Code]
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """A few large figures with their names."""
+
+    items: Sequence[tuple[Inline, Number]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Blocks under a title that a page can fold away; elsewhere the title is a heading of the lowest level."""
+
+    title: Inline
+    blocks: Sequence[Block]
+    count: int | None = None
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Blocks that belong together: a page's filters show them where their configuration and scenario are chosen."""
+
+    blocks: Sequence[Block]
+    config: str | None = None
+    workload: str | None = None
+    style: Literal["", "failure", "bounds", "grid"] = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A drawing. Text writers leave it out but for Markdown, which refers to `file` where there is one."""
+
+    svg: str
+    """With colours as CSS variables, so that it follows the page's theme."""
+    alt: str
+    narrow_svg: str = ""
+    """The same drawn for a telephone."""
+    file: str | None = None
+
+
+Block: TypeAlias = Heading | Paragraph | Bullets | Table | Code | Choice | Tiles | Fold | Group | Picture
+Blocks: TypeAlias = Sequence[Block]
+
+
+def facts(*pairs: tuple[Inline, Inline] | tuple[Inline, Inline, Inline] | None) -> Table:
+    """Name, value and remark, a row each; None is left out."""
+    rows = [pair for pair in pairs if pair is not None]
+    width = max((len(pair) for pair in rows), default=2)
+    return Table((), [Row((*pair, *[""] * (width - len(pair)))) for pair in rows], numbers_from=1, numbers_to=2)

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from qwenbench.errors import UsageError
 from qwenbench.report.images import figure_images
-from qwenbench.report.markdown import markdown_summary
 from qwenbench.report.points import known
+from qwenbench.report.summary import run_summary
+from qwenbench.report.text_writers import to_markdown
 from qwenbench.runfolder.files import write_bytes
 from qwenbench.runfolder.run import Run
 
@@ -45,7 +46,7 @@ def _contents(run: Run, format: Format) -> dict[str, bytes]:
         case "png" | "svg":
             return {f"{name}.{format}": image for name, image in figure_images(run, format).items()}
         case "markdown":
-            return {"summary.md": markdown_summary(run).encode()}
+            return {"summary.md": to_markdown(run_summary(run)).encode()}
         case "json":
             head = {"run_id": run.run_id, "simulated": run.simulated}
             ledgers = {name: dict(ledger) for name, ledger in run.ledgers.items()}

@@ -16,9 +16,9 @@ from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from qwenbench.errors import RunError, UsageError
-from qwenbench.report.collect import build_document
-from qwenbench.report.html import asset, content_policy, embedded, plotly_js
-from qwenbench.report.markup import fill
+from qwenbench.report.html_writer import fill
+from qwenbench.report.page import asset, content_policy, embedded, plotly_js
+from qwenbench.report.page_data import page_data
 from qwenbench.runfolder.run import Run
 
 ImageFormat = Literal["png", "svg"]
@@ -70,7 +70,7 @@ def _page(run: Run, format: ImageFormat) -> str:
     slots = {
         "policy": content_policy(library, script),
         "style": asset("report.css"),
-        "data": embedded(build_document(run)),
+        "data": embedded(page_data(run)),
         "wanted": embedded(wanted),
         "library": library,
         "script": script,

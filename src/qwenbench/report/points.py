@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,40 @@ import pandas as pd
 from qwenbench.analysis.cells import LOAD_POINT, row_records
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.statistics import interval_of_means
-from qwenbench.report.document import Estimate, PointView
 from qwenbench.runfolder.cells import load_label
 
+Estimate = tuple[float, float | None, float | None]
+"""Value, low and high (95 %). Low and high are None where one repeat gives no interval."""
 Row = Mapping[str, Any]
 """A row of points.csv or points_summary.csv by column."""
 Summary = Mapping[tuple[Any, ...], Row]
 """Load point -> its row of points_summary.csv."""
+
+
+@dataclass(frozen=True, slots=True)
+class PointView:
+    """One load point of one configuration, over its repeats and launches."""
+
+    config: str
+    workload: str
+    level: float | None
+    """Client streams, or sessions per second of an open loop."""
+    load: str
+    """The same for people: `32`, `2/s`, `trace`."""
+    n: int
+    """Repeats that the estimates stand on."""
+    valid: bool
+    invalid_reason: str | None
+    bound: str | None
+    bound_all: str | None
+    requests_that_fit: float | None
+    kv_cache_gib: float | None
+    running_peak: float | None
+    waiting_peak: float | None
+    preemptions: float | None
+    requests_ok: int
+    requests_failed: int
+    metrics: Mapping[str, Estimate]
 
 
 def quick_to_filter(points: pd.DataFrame) -> pd.DataFrame:

@@ -8,185 +8,203 @@ from typing import Any
 from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.cells import row_records
 from qwenbench.analysis.columns import POINT_COLUMNS
-from qwenbench.report.document import ConfigView, Document, PointView
-from qwenbench.report.markup import Html, Row, join, number, swatch, table, tag, term
-from qwenbench.report.points import is_true, known, level_of
+from qwenbench.report.document import (
+    Block,
+    Code,
+    Config,
+    Fold,
+    Group,
+    Heading,
+    Inline,
+    Number,
+    Paragraph,
+    Row,
+    Span,
+    Table,
+)
+from qwenbench.report.names import digits, number, term
+from qwenbench.report.page_data import Change, ConfigView, PageData, PriceView
+from qwenbench.report.points import PointView, is_true, known
+from qwenbench.runfolder.cells import load_label
 from qwenbench.runfolder.run import Run
 
 
-def configurations(document: Document) -> Html:
+def configurations(data: PageData) -> Iterator[Block]:
     """One row per configuration: what it holds and what it takes."""
-    head = ["Configuration", *_terms("kv_cache_gib", "kv_cache_tokens", "requests_that_fit", "max_num_seqs")]
-    head += [term("Best output tok/s", "output_tokens_per_s"), term("TTFT p50 there", "ttft_ms_p50")]
-    head += [term("VRAM peak GiB", "vram_peak_mib"), term("Start-up s", "startup_s")]
-    return table(head, [_configuration(document, view) for view in document.configs], caption="Configurations")
+    keys = ("kv_cache_gib", "requests_that_fit", "max_num_seqs")
+    head = ["Configuration", *(term(key) for key in keys)]
+    head += [term("output_tokens_per_s", "Best output tokens/s"), term("ttft_p50", "TTFT p50 there, ms")]
+    head += [term("vram_peak_mib"), term("startup_s")]
+    yield Table(head, [_configuration(data, view) for view in data.configs], caption="Configurations")
 
 
-def _configuration(document: Document, view: ConfigView) -> Row:
-    points = [point for point in document.points if point.config == view.id]
+def _configuration(data: PageData, view: ConfigView) -> Row:
+    points = [point for point in data.points if point.config == view.id]
     best = max(
         (point for point in points if point.valid and "output_tokens_per_s" in point.metrics),
         key=lambda point: point.metrics["output_tokens_per_s"][0],
         default=None,
     )
     fits = [point.requests_that_fit for point in points if point.requests_that_fit is not None]
-    low, high = min(fits, default=None), max(fits, default=None)
-    fit = number(low) if low == high else join((number(low), "–", number(high)))
-    name = join((swatch(view.id), view.id, tag("span", " failed", class_="bad") if view.failed else Html("")))
-    ledger = view.ledger
+    low, high = Number(min(fits, default=None), digits=0), Number(max(fits, default=None), digits=0)
+    name: Inline = (Config(view.id), Span(" failed", "bad")) if view.failed else Config(view.id)
     return Row(
         (
             name,
-            number(ledger.get("kv_cache_gib"), 2),
-            number(ledger.get("kv_cache_tokens")),
-            fit,
-            number(view.max_num_seqs),
-            number(_value(best, "output_tokens_per_s")),
-            join((number(_value(best, "ttft_p50")), " ms" if _value(best, "ttft_p50") is not None else "")),
-            number(view.vram_peak_gib, 2),
-            number(view.startup_s, 1),
+            number("kv_cache_gib", view.ledger.get("kv_cache_gib"), bare=True),
+            low if low == high else (low, "–", high),
+            Number(view.max_num_seqs, digits=0),
+            _value(best, "output_tokens_per_s"),
+            _value(best, "ttft_p50"),
+            Number(view.vram_peak_gib, digits=2),
+            number("startup_s", view.startup_s, bare=True),
         ),
         config=view.id,
     )
 
 
-def _value(point: PointView | None, key: str) -> float | None:
+def _value(point: PointView | None, key: str) -> Number:
     estimate = point.metrics.get(key) if point else None
-    return estimate[0] if estimate else None
+    return number(key, estimate[0] if estimate else None, bare=True)
 
 
-def _terms(*names: str) -> Iterator[Html]:
-    labels = {"kv_cache_gib": "KV GiB", "kv_cache_tokens": "KV tokens", "requests_that_fit": "Requests that fit"}
-    labels["max_num_seqs"] = "max-num-seqs"
-    for name in names:
-        yield term(labels.get(name, name), name)
+_POINT_KEYS = ("output_tokens_per_s", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50")
 
 
-_POINT_COLUMNS = (
-    ("output_tokens_per_s", "Output tok/s", "output_tokens_per_s", 0),
-    ("ttft_p50", "TTFT p50, ms", "ttft_ms_p50", 0),
-    ("ttft_p99", "TTFT p99, ms", "ttft_ms_p99", 0),
-    ("tpot_p50", "TPOT p50, ms", "tpot_ms_p50", 2),
-    ("itl_p99", "ITL p99, ms", "itl_ms_p99", 2),
-    ("e2e_p50", "E2E p50, ms", "e2e_ms_p50", 0),
-)
-"""Metric -> title, the column that defines it, digits."""
-
-
-def points(document: Document) -> Html:
+def points(data: PageData) -> Iterator[Block]:
     """Every load point with its main figures and their intervals, for reading aloud, copying and printing."""
-    head = ["Configuration", "Scenario", "Load", *(term(title, name) for _, title, name, _ in _POINT_COLUMNS)]
+    head = ["Configuration", "Scenario", "Load", *(term(key) for key in _POINT_KEYS)]
     rows = [
         Row(
             (
-                join((swatch(point.config), point.config)),
+                Config(point.config),
                 point.workload,
-                "trace" if point.level is None else f"{point.level:g}",
-                *(_estimate(point, key, digits) for key, _, _, digits in _POINT_COLUMNS),
+                point.load,
+                *(_estimate(point, key) for key in _POINT_KEYS),
             ),
             config=point.config,
             workload=point.workload,
         )
-        for point in document.points
+        for point in data.points
     ]
-    return table(head, rows, numbers_from=2, caption="Load points; the small figure is half of the 95 % interval")
+    yield Table(head, rows, numbers_from=2, caption="Load points; the small figures are the 95 % interval")
 
 
-def _estimate(point: PointView, key: str, digits: int) -> Html:
+def _estimate(point: PointView, key: str) -> Inline:
     if key not in point.metrics:
-        return Html("–")
-    value, low, high = point.metrics[key]
-    shown = number(value, digits) if point.valid else tag("s", number(value, digits), title=point.invalid_reason)
-    if low is None or high is None:
-        return shown
-    return join((shown, tag("small", " ± ", number((high - low) / 2, digits))))
+        return None
+    value = number(key, *point.metrics[key], bare=True)
+    return value if point.valid else Span(str(value), "struck", hint=point.invalid_reason)
 
 
-def bounds(document: Document) -> Html:
+def bounds(data: PageData) -> Iterator[Block]:
     """Why each point is not faster: one table per workload, configurations x load."""
-    if not document.points:
-        return tag("p", "No load point finished.", class_="quiet")
+    if not data.points:
+        yield Paragraph("No load point finished.", "quiet")
+        return
     blocks = []
-    for workload in document.workloads:
-        points = [point for point in document.points if point.workload == workload]
-        levels = sorted({point.level for point in points}, key=lambda level: level or 0.0)
-        cells = {(point.config, point.level): point for point in points}
+    for workload in data.workloads:
+        own = [point for point in data.points if point.workload == workload]
+        loads = {point.level: point.load for point in own}
+        levels = sorted(loads, key=lambda level: level or 0.0)
+        cells = {(point.config, point.level): point for point in own}
         rows = [
-            Row(
-                (join((swatch(view.id), view.id)), *(_bound(cells.get((view.id, level))) for level in levels)),
-                config=view.id,
-            )
-            for view in document.configs
+            Row((Config(view.id), *(_bound(cells.get((view.id, level))) for level in levels)), config=view.id)
+            for view in data.configs
             if any((view.id, level) in cells for level in levels)
         ]
-        head = ["Configuration", *("trace" if level is None else f"{level:g}" for level in levels)]
-        block = table(head, rows, numbers_from=99, caption=f"{workload}, by {document.level_label.lower()}")
-        blocks.append(tag("div", block, data_workload=workload, class_="bounds"))
-    legend = join(
-        tag("li", tag("span", word, class_=f"bound b-{word}"), " ", meaning) for word, meaning in BOUNDS.items()
-    )
-    return join((tag("div", *blocks, class_="bounds-grid"), tag("ul", legend, class_="legend")))
+        head = ["Configuration", *(loads[level] for level in levels)]
+        table = Table(head, rows, numbers_from=99, caption=f"{workload}, by {data.level_label.lower()}")
+        blocks.append(Group((table,), workload=workload, style="bounds"))
+    yield Group(blocks, style="grid")
+    used = {point.bound for point in data.points}
+    words = {word: meaning for word, meaning in BOUNDS.items() if word in used}
+    rows = [Row((Span(word, "bound", kind=word), meaning)) for word, meaning in words.items()]
+    yield Table((), rows, numbers_from=99)
 
 
-def _bound(point: PointView | None) -> Html:
+def _bound(point: PointView | None) -> Inline:
     if point is None:
-        return Html("–")
+        return None
     if not point.valid:
-        return tag("span", "invalid", class_="bound b-invalid", title=point.invalid_reason or "no reason given")
+        return Span("invalid", "bound", hint=point.invalid_reason or "no reason given", kind="invalid")
     if point.bound is None:
-        return Html("–")
-    kind = point.bound if point.bound in BOUNDS else "other"
-    return tag("span", point.bound, class_=f"bound b-{kind}", title=point.bound_all)
+        return None
+    return Span(point.bound, "bound", hint=point.bound_all, kind=point.bound if point.bound in BOUNDS else "other")
 
 
-def failures(run: Run) -> Html:
-    """A row per failed configuration with its evidence and advice, and the points that cannot be used."""
-    parts = [
-        tag(
-            "article",
-            tag("h3", swatch(config), config, " ", tag("span", failure.get("class") or "unknown", class_="badge")),
-            tag("pre", failure.get("evidence") or "(no evidence in the log)"),
-            tag("p", tag("strong", "What to do: "), failure["advice"]) if failure.get("advice") else Html(""),
-            tag("p", _failure_facts(failure), class_="quiet"),
-            class_="failure",
-            data_config=config,
-        )
-        for config, failure in run.failures.items()
-    ]
-    if not parts:
-        parts.append(tag("p", "Every configuration started and stayed up.", class_="quiet"))
-    return join((*parts, _left_out(run)))
+def failures(run: Run) -> Iterator[Block]:
+    """Each failed configuration with its evidence and advice, and the points that cannot be used."""
+    for config, failure in run.failures.items():
+        blocks: list[Block] = [
+            Heading((Config(config), " ", Span(failure.get("class") or "unknown", "badge")), 3),
+            Code(failure.get("evidence") or "(no evidence in the log)"),
+        ]
+        if failure.get("advice"):
+            blocks.append(Paragraph((Span("What to do: "), failure["advice"])))
+        code = failure.get("exit_code")
+        facts = f"phase: {failure.get('phase') or 'unknown'}; exit code: {'unknown' if code is None else code}"
+        yield Group((*blocks, Paragraph(facts, "quiet")), config=config, style="failure")
+    if not run.failures:
+        yield Paragraph("Every configuration started and stayed up.", "quiet")
+    yield from _unusable(run)
 
 
-def _failure_facts(failure: Mapping[str, Any]) -> str:
-    code = failure.get("exit_code")
-    return f"phase: {failure.get('phase') or 'unknown'}; exit code: {'unknown' if code is None else code}"
-
-
-def _left_out(run: Run) -> Html:
+def _unusable(run: Run) -> Iterator[Block]:
     if run.points.empty:
-        return tag("p", "No load point finished.", class_="quiet")
+        yield Paragraph("No load point finished.", "quiet")
+        return
     groups: dict[tuple[str, str, str, str], list[int]] = {}
     for row in row_records(run.points):
         broken = not is_true(row.get("valid", True))
         failed = int(known(row.get("requests_failed")) or 0)
         if broken or failed:
-            level = level_of(row)
             reason = str(known(row.get("invalid_reason")) or "no reason given") if broken else ""
-            key = (str(row["config_id"]), str(row["scenario"]), "trace" if level is None else f"{level:g}", reason)
+            key = (
+                str(row["config_id"]),
+                str(row["scenario"]),
+                load_label(known(row.get("concurrency")), known(row.get("rate")), short=True),
+                reason,
+            )
             groups.setdefault(key, []).append(failed)
     if not groups:
-        return tag("p", "Every point is valid and no request failed.", class_="quiet")
+        yield Paragraph("Every point is valid and no request failed.", "quiet")
+        return
     rows = [
-        Row((config, scenario, level, len(failed), sum(failed), "no" if reason else "yes", reason), config=config)
-        for (config, scenario, level, reason), failed in groups.items()
+        Row((config, scenario, load, len(failed), sum(failed), not reason, reason), config=config)
+        for (config, scenario, load, reason), failed in groups.items()
     ]
     head = ("Configuration", "Scenario", "Load", "Repeats", "Failed requests", "Valid", "Why not")
-    summary = tag("summary", "Points that are invalid or had failed requests ", tag("span", len(rows), class_="count"))
-    return tag("details", summary, table(head, rows, numbers_from=99), open="" if len(rows) <= 12 else None)
+    table = Table(head, rows, numbers_from=99)
+    yield Fold("Points that are invalid or had failed requests", (table,), count=len(rows), open=len(rows) <= 12)
 
 
-def conditions(run: Run) -> Html:
+_COSTS = ("graphs_actual_gib", "kv_cache_gib", "kv_cache_blocks", "vram_ready_mib", "capture_s", "startup_s")
+
+
+def prices(data: PageData) -> Iterator[Block]:
+    """One row per step of the captured size: what it costs, whatever the load."""
+    if not data.prices:
+        yield Paragraph("One capture size only: there is no step to price.", "quiet")
+        return
+    shown = [key for key in _COSTS if any(key in price.costs for price in data.prices)]
+    rows = [_price(price, shown) for price in data.prices]
+    yield Table(("Step", *map(term, shown)), rows, caption="Change from one capture size to the next")
+
+
+def _price(price: PriceView, keys: list[str]) -> Row:
+    return Row((price.label, *(_step(key, price.costs.get(key)) for key in keys)))
+
+
+def _step(key: str, change: Change | None) -> Inline:
+    if change is None or change.change is None:
+        return None
+    scale = 1024.0 if key.endswith("_mib") else 1.0
+    low, high = (None if bound is None else bound / scale for bound in (change.low, change.high))
+    return Number(change.change / scale, "", digits(key), low, high, signed=True)
+
+
+def conditions(run: Run) -> Iterator[Block]:
     """run.json as it stands, one line per value: versions, hardware, seed, order, hashes, command line."""
     groups: dict[str, list[Row]] = {}
     for name, value in _flat(run.meta):
@@ -199,15 +217,9 @@ def conditions(run: Run) -> Html:
     ]
     if warnings:
         groups["warnings of the servers"] = warnings
-    return join(
-        tag(
-            "details",
-            tag("summary", group.replace("_", " "), " ", tag("span", f"{len(rows)}", class_="count")),
-            table(("Name", "Value"), rows, numbers_from=99),
-            open="" if group in ("run", "versions", "hardware") else None,
-        )
-        for group, rows in groups.items()
-    )
+    for group, rows in groups.items():
+        table = Table(("Name", "Value"), rows, numbers_from=99)
+        yield Fold(group.replace("_", " "), (table,), count=len(rows), open=group in ("run", "versions", "hardware"))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -224,7 +236,7 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, "not known" if value is None else str(value)
 
 
-def definitions() -> Html:
+def definitions() -> Iterator[Block]:
     """Every column's definition, from the same table that hovering takes them from."""
     rows = [Row((column.name, column.unit or "–", column.definition)) for column in POINT_COLUMNS]
-    return table(("Column", "Unit", "Definition"), rows, numbers_from=99, caption="Columns of points.csv")
+    yield Table(("Column", "Unit", "Definition"), rows, numbers_from=99, caption="Columns of points.csv")

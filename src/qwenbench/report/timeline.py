@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from qwenbench.report.document import TimelineView
 from qwenbench.report.points import level_of, workload_names
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.names import RunPaths
@@ -25,6 +25,27 @@ MOST_SAMPLES = 160
 """Instants kept of each stream of samples."""
 
 Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TimelineView:
+    """What was watched while one load point ran, thinned out. All series are as long as their own time axis."""
+
+    config: str
+    workload: str
+    level: float | None
+    repeat: int
+    t: tuple[float, ...]
+    """Seconds from the first sample, of the server's metrics."""
+    running: tuple[float | None, ...]
+    waiting: tuple[float | None, ...]
+    kv_cache_usage: tuple[float | None, ...]
+    preemptions: tuple[float | None, ...]
+    """Since the first sample."""
+    output_tokens_per_s: tuple[float | None, ...]
+    vram_t: tuple[float, ...]
+    """Seconds from the same instant, of the VRAM samples."""
+    vram_gib: tuple[float | None, ...]
 
 
 def timelines(run: Run) -> tuple[tuple[TimelineView, ...], int]:

@@ -1,4 +1,4 @@
-"""From a run to the report's document: repeats, intervals, workloads, thinned samples, missing files."""
+"""From a run to what the page draws: repeats, intervals, workloads, thinned samples, missing files."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from qwenbench.analysis.statistics import interval_of_means, summary_rows
-from qwenbench.report.collect import build_document, config_views, launch_flags
-from qwenbench.report.html import build_report
+from qwenbench.report.page import build_report
+from qwenbench.report.page_data import config_views, launch_flags, page_data, price_views
 from qwenbench.report.points import point_views, read_summary, workload_names
-from qwenbench.report.prices import price_views
 from qwenbench.report.timeline import MOST_SAMPLES, MOST_TIMELINES, _groups, _reduce, timelines
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.runfolder.run import Run, load_run
@@ -73,7 +72,7 @@ def test_a_scenario_under_several_profiles_is_several_workloads() -> None:
 def test_open_loop_runs_are_drawn_over_their_rates(planted: Planted) -> None:
     run = planted()
     points = run.points.assign(rate=run.points["concurrency"] / 10.0, concurrency=np.nan, load_shape="poisson")
-    document = build_document(replace(run, points=points))
+    document = page_data(replace(run, points=points))
     assert {point.level for point in document.points} == {0.1, 0.8, 3.2, 6.4}
     assert "second" in document.level_label and not document.level_log
     assert "no closed-loop points" in build_report(replace(run, points=points))
@@ -87,7 +86,7 @@ def test_a_folder_with_the_three_needed_files_is_enough(planted: Planted) -> Non
     for folder in run.path.glob("servers/*/samples"):
         shutil.rmtree(folder)
     bare = load_run(run.path)
-    document = build_document(bare)
+    document = page_data(bare)
     assert document.timelines == () and len(document.points) == 48
     assert "docker run" in build_report(bare)
 

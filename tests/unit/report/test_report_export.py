@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,15 @@ from report_runs import HOSTILE
 from qwenbench.cli.main import dispatch
 from qwenbench.report import images
 from qwenbench.report.export import export_run
-from qwenbench.report.markdown import fenced, markdown_summary, plain
+from qwenbench.report.summary import run_summary
+from qwenbench.report.text_writers import escaped, fenced, to_markdown
 from qwenbench.runfolder.run import Run
 
 Planted = Callable[..., Run]
+
+
+def summary_of(run: Run) -> str:
+    return to_markdown(run_summary(run))
 
 
 def test_points_and_ledgers_survive_each_format(planted: Planted, tmp_path: Path) -> None:
@@ -46,22 +52,22 @@ def test_a_run_without_ledgers_exports_an_empty_table(planted: Planted, tmp_path
 
 
 def test_markdown_has_the_answer_the_tables_and_the_failures(planted: Planted) -> None:
-    text = markdown_summary(planted(repeats=3, failed=(16,), invalid_concurrency=8))
+    text = summary_of(planted(repeats=3, failed=(16,), invalid_concurrency=8))
     assert "**Deploy cap64-seq64**" in text and "docker run" in text
     assert "- cap16-seq16: oom" in text
-    assert "invalid" in text and "±" in text
+    assert "invalid" in text and re.search(r"\([\d,]+ to [\d,]+\)", text)
     tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in tables} == {6}
+    assert {line.count("|") for line in tables} == {8, 14}  # configurations; four loads of three figures
 
 
 def test_hostile_names_cannot_become_markup_in_markdown(planted: Planted) -> None:
-    text = markdown_summary(planted(scenarios=(HOSTILE,), failed=(16,), failure_text=HOSTILE + " | [a](b) **x**"))
+    text = summary_of(planted(scenarios=(HOSTILE,), failed=(16,), failure_text=HOSTILE + " | [a](b) **x**"))
     assert "<script" not in text and "<img" not in text
     assert "\\| \\[a\\](b) \\*\\*x\\*\\*" in text
 
 
-def test_plain_keeps_one_line_and_fences_grow() -> None:
-    assert plain("a\n# b") == "a \\# b"
+def test_escaping_keeps_one_line_and_fences_grow() -> None:
+    assert escaped("a\n# b") == "a \\# b"
     assert fenced("```\nx").startswith("````\n")
 
 

@@ -14,7 +14,7 @@ import pytest
 from report_runs import HOSTILE
 
 from qwenbench.cli.main import dispatch
-from qwenbench.report.html import build_report
+from qwenbench.report.page import build_report
 from qwenbench.runfolder.run import Run
 
 Planted = Callable[..., Run]

@@ -1,42 +1,126 @@
-"""From a run's folder to the report's document."""
+"""What the page's script draws from: one typed value, collected from a run's folder.
+
+orjson turns it into JSON as it stands, assets/*.js draws it. Unknown is null.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
 import pandas as pd
 
+from qwenbench.analysis.cells import LOAD_POINT, row_records
 from qwenbench.analysis.columns import METRICS, Column
+from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
-from qwenbench.report.document import ConfigView, Document, Metric
-from qwenbench.report.points import known, point_views, read_summary
-from qwenbench.report.prices import price_views
-from qwenbench.report.timeline import timelines
+from qwenbench.report.names import label
+from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
+from qwenbench.report.timeline import TimelineView, timelines
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.runfolder.run import Run
 
-_ACRONYMS = {"ttft": "TTFT", "ttfo": "TTFO", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
-_LABELS = {
-    "requests_per_s": "Requests",
-    "input_tokens_per_s": "Input tokens",
-    "output_tokens_per_s": "Output tokens",
-    "total_tokens_per_s": "Total tokens",
-    "output_tokens_per_s_per_user": "Output tokens per user",
-    "goodput_rps": "Goodput",
-    "energy_j_per_output_token": "Energy per output token",
-}
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure that curves can show."""
+
+    key: str
+    """As in limits and `recommend`: ttft_p50."""
+    label: str
+    unit: str
+    better: str
+    """`higher`, `lower` or empty."""
+    definition: str
 
 
-def build_document(run: Run) -> Document:
-    """Everything that the page draws."""
-    lines, left_out = timelines(run)
+@dataclass(frozen=True, slots=True)
+class ConfigView:
+    """One server configuration, in the order of its first launch."""
+
+    id: str
+    capture: int | None
+    max_num_seqs: int | None
+    gpu_memory_utilization: float | None
+    vary: Mapping[str, str]
+    cards: int
+    """Cards that one server of it takes (tensor x pipeline x data parallel)."""
+    startup_s: float | None
+    vram_before_gib: float | None
+    vram_ready_gib: float | None
+    vram_peak_gib: float | None
+    """Largest over all of its points."""
+    ledger: Mapping[str, Any]
+    """memory.json; empty when there is none."""
+    prediction: Mapping[str, Any]
+    """prediction.json; empty when there is none."""
+    failed: bool
+    """True when a failure was recorded for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A figure before and after a step."""
+
+    workload: str | None
+    """None for figures of a launch, which do not depend on the load."""
+    level: float | None
+    before: float | None
+    after: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    basis: str
+    """`repeats`, `rounding` (of the printed figure) or `indicative`."""
+
+
+@dataclass(frozen=True, slots=True)
+class PriceView:
+    """What one step of the captured size costs and buys, all else being equal."""
+
+    before: str
+    after: str
+    label: str
+    costs: Mapping[str, Change]
+    gains: tuple[Change, ...]
+    """Output tokens/s at each load."""
+
+
+@dataclass(frozen=True, slots=True)
+class PageData:
+    """All that the page's script knows."""
+
+    run_id: str
+    simulated: bool
+    card_name: str | None
+    card_gib: float | None
+    """CUDA's total, which --gpu-memory-utilization multiplies."""
+    card_nvml_gib: float | None
+    """NVML's total, which the VRAM figures are to be held against."""
+    level_label: str
+    """Title of the load axis with its unit."""
+    level_log: bool
+    """True: levels are spread over a logarithmic axis."""
+    workloads: tuple[str, ...]
+    configs: tuple[ConfigView, ...]
+    metrics: tuple[Metric, ...]
+    points: tuple[PointView, ...]
+    timelines: tuple[TimelineView, ...]
+    timelines_left_out: int
+    """Points that have samples but carry no time line, to keep the file small."""
+    prices: tuple[PriceView, ...] = ()
+
+
+def page_data(run: Run, samples: bool = True) -> PageData:
+    """Everything that the page draws; without `samples` no time line is read."""
+    lines, left_out = timelines(run) if samples else ((), 0)
     points = point_views(run.points, read_summary(RunPaths(run.path).summary))
     rates = not run.points.empty and bool(run.points["concurrency"].isna().all())
     name, total, nvml = card_of(run)
-    return Document(
+    return PageData(
         run_id=run.run_id,
         simulated=run.simulated,
         card_name=name,
@@ -131,9 +215,7 @@ def card_of(run: Run) -> tuple[str | None, float | None, float | None]:
 
 
 def _metric(key: str, column: Column) -> Metric:
-    stem, _, statistic = key.rpartition("_")
-    label = f"{_ACRONYMS[stem]} {statistic}" if stem in _ACRONYMS else _LABELS.get(key, key)
-    return Metric(key, label, column.unit, column.better, column.definition)
+    return Metric(key, label(key), column.unit, column.better, column.definition)
 
 
 def _cards(flags: Mapping[str, str]) -> int:
@@ -153,3 +235,33 @@ def _number(value: Any) -> float | None:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
+
+
+def price_views(run: Run) -> tuple[PriceView, ...]:
+    """One view per step of capture size; empty without two sizes."""
+    if run.points.empty:
+        return ()
+    needed = {"valid", "launch", "repeat", "capture", "max_num_seqs", "gpu_memory_utilization", *LOAD_POINT}
+    needed |= {*PER_LAUNCH, *PER_SCENARIO, *PER_LOAD}
+    columns = [name for name in run.points if name in needed or str(name).startswith("vary_")]
+    prices = price_of_capture(run.points[columns].copy(), run.ledgers)
+    steps = prices.groupby(["config_from", "config_to"], sort=False)
+    names = workload_index(run.points)
+    return tuple(_view(str(before), str(after), rows, names) for (before, after), rows in steps)
+
+
+def _view(before: str, after: str, rows: pd.DataFrame, names: dict[tuple[str, str], str]) -> PriceView:
+    costs: dict[str, Change] = {}
+    gains: list[Change] = []
+    for row in row_records(rows):
+        if known(row["scenario"]) is None:
+            costs[str(row["metric"])] = _change(row, None)
+        elif row["metric"] == "output_tokens_per_s":
+            gains.append(_change(row, names.get((str(row["scenario"]), str(row["profile"])))))
+    return PriceView(before, after, f"{before} → {after}", costs, tuple(gains))
+
+
+def _change(row: dict[str, Any], workload: str | None) -> Change:
+    level = None if workload is None else level_of(row)
+    before, after, change, low, high = (known(row[name]) for name in ("before", "after", "change", "low", "high"))
+    return Change(workload, level, before, after, change, low, high, str(row["basis"]))

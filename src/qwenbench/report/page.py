@@ -1,0 +1,197 @@
+"""report.html and the page of a comparison: self-contained files that fetch nothing, and whose policy forbids it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import orjson
+
+from qwenbench import __version__
+from qwenbench.analysis.candidates import Question
+from qwenbench.analysis.columns import METRICS, POINT_COLUMNS, Column
+from qwenbench.analysis.compare import Comparison
+from qwenbench.report import sections
+from qwenbench.report.answer import answered, page_answer, question_of
+from qwenbench.report.comparison import comparison_head, comparison_page
+from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
+from qwenbench.report.names import label
+from qwenbench.report.page_data import PageData, page_data
+from qwenbench.report.points import quick_to_filter
+from qwenbench.runfolder.run import Run
+
+_SCRIPTS = ("format.js", "style.js", "figures.js", "page.js")
+"""In the order in which they build on each other; page.js starts it all."""
+
+
+def build_report(run: Run, question: Question | None = None) -> str:
+    """The whole page as text, with the run's figures as JSON and plotly.js in it.
+
+    `question` is what its answer is for; the sweep's own limits when left out.
+    """
+    run = replace(run, points=quick_to_filter(run.points))
+    data = page_data(run)
+    script = "\n".join(asset(name) for name in _SCRIPTS)
+    library = plotly_js()
+    write = HtmlWriter().write
+    return fill(
+        asset("page.html"),
+        {
+            "policy": content_policy(library, script),
+            "title": text(f"{'SIMULATED · ' if run.simulated else ''}qwenbench {run.run_id}"),
+            "style": asset("report.css"),
+            "body_class": "simulated" if run.simulated else "measured",
+            "masthead": _masthead(run, data),
+            "filters": _filters(data),
+            "answer": write(page_answer(run, answered(run, question or question_of(run)))),
+            "configurations": write(sections.configurations(data)),
+            "points": write(sections.points(data)),
+            "price": write(sections.prices(data)),
+            "bounds": write(sections.bounds(data)),
+            "failures": write(sections.failures(run)),
+            "conditions": write(sections.conditions(run)),
+            "definitions": write(sections.definitions()),
+            "version": text(__version__),
+            "data": embedded(data),
+            "terms": embedded({column.name: _definition(column) for column in POINT_COLUMNS}),
+            "library": library,
+            "script": script,
+        },
+    )
+
+
+def build_comparison_page(comparison: Comparison) -> str:
+    """A comparison as a page of its own: the verdict, the curves of all runs, and the changes."""
+    script, library = "\n".join(asset(name) for name in ("format.js", "style.js", "comparison.js")), plotly_js()
+    write = HtmlWriter().write
+    return fill(
+        asset("comparison.html"),
+        {
+            "policy": content_policy(library, script),
+            "title": text(f"{'SIMULATED · ' if comparison.simulated else ''}{' against '.join(comparison.runs)}"),
+            "style": asset("report.css"),
+            "heading": text(" against ".join(comparison.runs)),
+            "head": write(comparison_head(comparison)),
+            "rows": write(comparison_page(comparison)),
+            "data": embedded(_curves(comparison)),
+            "library": library,
+            "script": script,
+        },
+    )
+
+
+def _curves(comparison: Comparison) -> Mapping[str, Any]:
+    """What the curves of a comparison are drawn from."""
+    points = [
+        {
+            "run": run,
+            "config": str(point["config_id"]),
+            "workload": f"{point['scenario']} ({point['profile']})",
+            "level": point["concurrency"] if point["concurrency"] is not None else point["rate"],
+            "figures": {
+                key: [_short(e.value), _short(e.low), _short(e.high)]
+                for key, e in run_table.estimates(index).items()
+                if e.value is not None
+            },
+        }
+        for run, run_table in zip(comparison.runs, comparison.tables, strict=True)
+        for index, point in enumerate(run_table.load_points)
+    ]
+    return {
+        "simulated": comparison.simulated,
+        "runs": list(comparison.runs),
+        "metrics": {key: {"label": label(key), "unit": column.unit} for key, column in METRICS.items()},
+        "points": points,
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+@cache
+def asset(name: str) -> str:
+    """A file of report/assets as text."""
+    return resources.files("qwenbench.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@cache
+def plotly_js() -> str:
+    """plotly.js as the plotly package ships it, fit to stand inside a script element."""
+    source = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
+    return source.replace("</script", "<\\/script")
+
+
+def content_policy(*scripts: str) -> str:
+    """Only these scripts may run, and nothing may be fetched: markup that slipped through would be dead."""
+    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
+    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+
+
+def _sha256(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def embedded(value: Any) -> str:
+    """JSON that cannot end the script element that holds it."""
+    return orjson.dumps(value).decode().replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _definition(column: Column) -> str:
+    return f"{column.definition} [{column.unit}]" if column.unit else column.definition
+
+
+def _masthead(run: Run, data: PageData) -> Html:
+    facts = [
+        *_models(run),
+        data.card_name or "card not known",
+        f"vLLM {vllm}" if (vllm := vllm_version(run)) else "vLLM version not known",
+        _count(len(data.configs), "configuration"),
+        _count(len(data.workloads), "scenario"),
+        _count(len(run.points), "point"),
+    ]
+    banner = (
+        tag("p", tag("strong", "SIMULATED."), " No GPU was measured: every figure comes from a model.", class_="banner")
+        if run.simulated
+        else Html("")
+    )
+    return join((tag("h1", run.run_id), tag("p", join(facts, " · "), class_="facts"), banner))
+
+
+def vllm_version(run: Run) -> str | None:
+    """The version of vLLM that was measured, from run.json or the servers' own logs."""
+    versions = run.meta.get("versions")
+    vllm = versions.get("vllm") if isinstance(versions, dict) else None
+    found = (ledger.get("vllm_version") for ledger in run.ledgers.values())
+    return str(vllm) if vllm else next((str(version) for version in found if version), None)
+
+
+def _models(run: Run) -> list[str]:
+    """The models that were served, as their launches name them."""
+    servers = (launch.get("server") for launch in run.launches.values())
+    return list(dict.fromkeys(str(s["model"]) for s in servers if isinstance(s, dict) and s.get("model")))
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def _filters(data: PageData) -> Html:
+    return join(_fieldsets(data))
+
+
+def _fieldsets(data: PageData) -> Iterator[Html]:
+    workloads = (_chip("workload", name, text(name)) for name in data.workloads)
+    configs = (_chip("config", view.id, join((swatch(view.id), view.id))) for view in data.configs)
+    yield tag("fieldset", tag("legend", "Scenario"), *workloads, class_="chips")
+    yield tag("fieldset", tag("legend", "Configuration"), *configs, class_="chips")
+
+
+def _chip(kind: str, value: str, words: Html) -> Html:
+    box = Html(f'<input type="checkbox" checked data-filter="{kind}" value="{text(value)}">')
+    return tag("label", box, tag("span", words), class_="chip")
