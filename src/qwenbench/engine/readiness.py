@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.engine.process_tree import listener_pid
 from qwenbench.process_identity import process_start_time
 
 POLL_S = 0.03
 _PROBE_TIMEOUT_S = 5.0
+_LEAST_PROBE_S = 2.0
+"""A server that is busy may take so long, however short the wait for it is."""
 
 
 def reachable_host(host: str) -> str:
@@ -77,35 +80,40 @@ async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]
     `check_alive` is called before each round and raises what ends the wait. Raises NotReadyError.
     """
     deadline = time.monotonic() + timeout_s
-    seen = "no connection"
-    limit = aiohttp.ClientTimeout(total=_PROBE_TIMEOUT_S)
     # a proxy from the environment has no business between here and the server
-    async with aiohttp.ClientSession(
-        timeout=limit, connector=aiohttp.TCPConnector(force_close=True), trust_env=False
-    ) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), trust_env=False) as session:
         while True:
             check_alive()
-            try:
-                async with session.get(f"{url}/health") as health:
-                    seen = f"/health answered {health.status}"
-                    if health.status == 200:
-                        async with session.get(f"{url}/v1/models") as models:
-                            seen = f"/v1/models answered {models.status}"
-                            if models.status in (401, 403):
-                                return Answer(())  # behind an API key: it does answer
-                            if models.status == 200:
-                                return Answer(_model_names(await models.json(content_type=None)))
-            except (aiohttp.ClientConnectorError, ConnectionRefusedError):
-                seen = "no connection"
-            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-                seen = f"{type(error).__name__}: {error}".rstrip(": ")
+            left_s = min(_PROBE_TIMEOUT_S, max(_LEAST_PROBE_S, deadline - time.monotonic()))
+            answer = await _look(session, url, left_s)
+            if isinstance(answer, Answer):
+                return answer
             if time.monotonic() >= deadline:
-                raise NotReadyError(seen)
+                raise NotReadyError(answer)
             await asyncio.sleep(POLL_S)
 
 
-def _model_names(answer: object) -> tuple[str, ...]:
+async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> Answer | str:
+    """One round: the answer of a server that is ready, or what was seen instead."""
+    path = "/health"
+    try:
+        health = await ask(session, f"{url}/health", timeout_s=timeout_s)
+        if health.status != 200:
+            return f"/health answered {health.status}"
+        path = "/v1/models"
+        models = await ask(session, f"{url}/v1/models", timeout_s=timeout_s)
+    except NoReplyError as problem:
+        return "no connection" if problem.kind == "refused" else f"{path} gave {problem}"
+    if models.status in (401, 403):
+        return Answer(())  # behind an API key: it does answer
+    if models.status != 200:
+        return f"/v1/models answered {models.status}"
+    names = _model_names(models.json())
+    return "/v1/models gave no list of models" if names is None else Answer(names)
+
+
+def _model_names(answer: object) -> tuple[str, ...] | None:
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
-        raise ValueError("/v1/models gave no list of models")
+        return None
     return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row)

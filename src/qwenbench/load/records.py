@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from qwenbench.load.clock import NS_PER_MS
 from qwenbench.load.exchange import Body, RawExchange, cut_body
-from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, error_message, token_times
+from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, token_times
+from qwenbench.server_words import error_message
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 REQUEST_SCHEMA = pa.schema(

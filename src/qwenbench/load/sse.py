@@ -17,6 +17,7 @@ import numpy.typing as npt
 import orjson
 
 from qwenbench.load.exchange import Body
+from qwenbench.server_words import error_message
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
@@ -323,18 +324,6 @@ def _take_error(facts: StreamFacts, event: dict[str, Any]) -> bool:
         return False
     facts.error, facts.detail = "stream_error", error_message(event)
     return True
-
-
-def error_message(event: dict[str, Any]) -> str:
-    """The server's words in an OpenAI-style error object, in any of its shapes."""
-    error = event.get("error", event)
-    if isinstance(error, dict):
-        message = error.get("message")
-        kind = error.get("type")
-        if isinstance(message, str):
-            return f"{kind}: {message}" if isinstance(kind, str) else message
-        return "an error without a message"
-    return error if isinstance(error, str) else "an error without a message"
 
 
 def _read_plain_json(data: bytes, facts: StreamFacts) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import aiohttp
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
+from qwenbench.bounded_http import NoReplyError, ask_lines
 from qwenbench.observe.samples import METRICS_SCHEMA
 
 PERIOD_S = 0.5
@@ -49,8 +51,12 @@ class Scrape:
     """Labels of vllm:cache_config_info (num_gpu_blocks, block_size, ...)."""
 
 
+_WANTED = tuple(name.encode() for name in (*_GAUGES, "vllm:cache_config_info"))
+"""Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
+_TIMEOUT_S = 5.0
+
+
 def _relevant(text: str) -> str:
-    """Only the lines that are read: parsing all histograms costs ten times as much."""
     wanted = (*_GAUGES, "vllm:cache_config_info")
     return "\n".join(line for line in text.split("\n") if line.startswith(wanted)) + "\n"
 
@@ -64,8 +70,8 @@ def parse_metrics(text: str) -> Scrape:
             if sample.name == "vllm:cache_config_info":
                 cache_config = dict(sample.labels)
             name = _GAUGES.get(sample.name)
-            if name is None:
-                continue
+            if name is None or not math.isfinite(sample.value):
+                continue  # +Inf and NaN are no readings
             combine = max if name in _WORST_OF_ENGINES else _add
             values[name] = combine(values[name], sample.value) if name in values else sample.value
     return Scrape(values, cache_config)
@@ -78,13 +84,14 @@ def _add(left: float, right: float) -> float:
 async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> Scrape | None:
     """One reading, or None when the server has no /metrics or does not answer within 5 s."""
     try:
-        async with session.get(
-            f"{base_url}/metrics", headers=dict(headers), timeout=aiohttp.ClientTimeout(total=5)
-        ) as answer:
-            if answer.status != 200:
-                return None
-            return parse_metrics(await answer.text())
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+        reply = await ask_lines(session, f"{base_url}/metrics", _WANTED, headers=headers, timeout_s=_TIMEOUT_S)
+    except NoReplyError:
+        return None
+    if reply.status != 200:
+        return None
+    try:
+        return parse_metrics(reply.body.decode("utf-8", "replace"))
+    except ValueError:
         return None
 
 

