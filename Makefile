@@ -12,9 +12,10 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
 DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 4,16,40 --requests 1x --output-tokens 8-24 --port 18000 --out results
 PYTEST_ARGS ?=
+COVERAGE_FLOOR ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck unit install dev test-docker test-browser test-vllm bench bench-client lock clean
+.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-docker test-browser test-vllm bench bench-client lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -32,7 +33,14 @@ typecheck: dev
 	@$(BIN)/mypy --no-error-summary
 
 unit: dev
-	$(BIN)/python -m pytest tests/unit tests/integration $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/integration $(PYTEST_ARGS)
+
+coverage: dev ## the same tests with coverage of child processes too; fails under the floor
+	$(BIN)/python -m pytest --numprocesses 2 --cov --cov-report= tests/unit tests/integration $(PYTEST_ARGS)
+	$(BIN)/coverage report --fail-under $(COVERAGE_FLOOR)
+
+test-wheel: dev ## the wheel, built and installed in an environment of its own and run outside the repository
+	tests/wheel.sh
 
 test-docker: dev ## the docker launcher against a real Docker engine (root; no GPU needed)
 	tests/docker/run.sh
