@@ -47,15 +47,16 @@ class Simulator:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._seen:
-                self.lines.append(line.rstrip("\n"))
-                self._seen.notify_all()
-            found = re.search(r"Starting vLLM server on http://[^:]+:(\d+)", line)
-            if found:
-                self.port = int(found[1])
-            if "Application startup complete" in line:
-                self._listening.set()
+        with self.process.stdout as output:
+            for line in output:
+                with self._seen:
+                    self.lines.append(line.rstrip("\n"))
+                    self._seen.notify_all()
+                found = re.search(r"Starting vLLM server on http://[^:]+:(\d+)", line)
+                if found:
+                    self.port = int(found[1])
+                if "Application startup complete" in line:
+                    self._listening.set()
         self._listening.set()
 
     def ready(self) -> Simulator:
