@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from qwenbench.errors import UsageError
 
@@ -63,3 +64,14 @@ class Masker:
             text = self._known.sub(MASK, text)
         text = _TOKEN_SHAPES.sub(MASK, text)
         return _URL_USER.sub(lambda m: f"{m['scheme']}{MASK}@", text)
+
+
+def masked(value: Any, masker: Masker) -> Any:
+    """The same value without secrets; keys are kept as they are."""
+    if isinstance(value, str):
+        return masker(value)
+    if isinstance(value, Mapping):
+        return {name: masked(inner, masker) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [masked(inner, masker) for inner in value]
+    return value

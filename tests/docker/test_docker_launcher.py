@@ -19,11 +19,10 @@ import pytest
 from conftest import ENTRYPOINT, SERVER_IMAGE, docker, import_image
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import launcher as launcher_module
-from qwenbench.engine.docker.container import ContainerServer
-from qwenbench.engine.docker.launcher import DockerLauncher
+from qwenbench.engine.docker.launcher import ContainerServer, DockerLauncher
 from qwenbench.engine.docker.line import shown_argv
+from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
-from qwenbench.engine.server import LaunchError
 from qwenbench.errors import UsageError
 
 Deployment = Callable[..., ServerConfig]

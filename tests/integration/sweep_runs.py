@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwenbench.cli.main import dispatch
-from qwenbench.engine.process_tree import with_variable
 from qwenbench.engine.readiness import port_in_use
+from qwenbench.processes import with_variable
 
 STAMP = "QWENBENCH_TEST"
 """Every process of a test inherits this variable, so that whatever it leaves can be found."""

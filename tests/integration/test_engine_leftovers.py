@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from qwenbench.engine.launch_mark import VARIABLE, new_mark, owner_of
+from qwenbench.engine.launch_record import VARIABLE, new_mark, owner_of_mark
 from qwenbench.engine.leftovers import Leftover, find_leftovers, remove_leftover
-from qwenbench.engine.process_tree import descendants, with_variable
-from qwenbench.process_identity import ProcessIdentity, process_start_time
+from qwenbench.processes import ProcessIdentity, descendants, process_start_time, with_variable
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="process supervision needs Linux")
@@ -98,6 +97,6 @@ async def test_a_pid_that_was_reused_is_not_touched() -> None:
     own = ProcessIdentity.current()
     earlier = ProcessIdentity(own.host, own.boot_id, own.pid, (own.start_time or 0) - 1)
     assert not earlier.is_running()
-    assert owner_of(new_mark(own)) == own
-    assert owner_of("something else") is None
+    assert owner_of_mark(new_mark()) == own
+    assert owner_of_mark("something else") is None
     assert await remove_leftover(Leftover("process", "none", None, ()))

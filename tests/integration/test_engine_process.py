@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.launch_mark import VARIABLE as MARK
+from qwenbench.engine.failures import LaunchError
+from qwenbench.engine.launch_record import VARIABLE as MARK
 from qwenbench.engine.process import ProcessLauncher, ProcessServer
-from qwenbench.engine.process_tree import with_variable
-from qwenbench.engine.server import LaunchError
 from qwenbench.errors import UsageError
+from qwenbench.processes import with_variable
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 LAUNCHER = ProcessLauncher((sys.executable, str(FAKE)))

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 import pytest
 from real_vllm import Sweep, Vllm, sweep
 
-from qwenbench.process_identity import ProcessIdentity
+from qwenbench.processes import ProcessIdentity
 
 PORT = 28010
 REQUESTS = 8

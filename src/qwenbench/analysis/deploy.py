@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from qwenbench.engine.config import DockerOptions, ServerConfig
-from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
+from qwenbench.engine.docker.line import compose, docker_bash, docker_powershell
 
 ATTACHED = "url"
 """Launcher of a server that was measured as it was found."""

@@ -40,7 +40,7 @@ def command(
     Writes the same run folder as `sweep`, with one configuration.
     """
     from qwenbench.cli.sweep_run import new_folder, resumed_folder, run_asyncio, run_plan
-    from qwenbench.engine.attached_launcher import AttachedLauncher
+    from qwenbench.engine.attached import AttachedLauncher
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.loading import make_bench_plan
     from qwenbench.sweep.options import checked_options

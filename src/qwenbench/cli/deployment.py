@@ -47,7 +47,7 @@ def show(
 ) -> None:
     """Print a deployment as a docker line or a compose file."""
     from qwenbench.engine.deployments import load_deployment
-    from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
+    from qwenbench.engine.docker.line import compose, docker_bash, docker_powershell
 
     deployment = load_deployment(name)
     config = deployment.server()

@@ -8,43 +8,20 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from qwenbench.engine import readiness
-from qwenbench.engine.server import Failure, LaunchError, LaunchRecord, StopReport
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.failures import Failure
+from qwenbench.engine.launch_record import LaunchRecord, described, write_launch_record
+from qwenbench.engine.server import Server, StopReport
 from qwenbench.errors import UsageError
 
+LAUNCHER = "url"
 
-class AttachedServer:
+
+class AttachedServer(Server):
     """A server under a URL. Its log and its processes are not ours to see."""
 
-    def __init__(self, url: str, folder: Path, model: str | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"--url {url!r}: give the server's address, e.g. http://127.0.0.1:8000")
-        if parts.username or parts.password:
-            raise UsageError("--url: leave the user name and password out and use --api-key-env or --header-env.")
-        self.base_url = url.rstrip("/").removesuffix("/v1")
-        self.log_path = folder / "server.log"
-        self.record = LaunchRecord(launcher="url", argv=(), shown_argv=(self.base_url,), env_names=())
-        self.models: tuple[str, ...] = ()
-        self._model = model
-
-    async def wait_ready(self, timeout_s: float) -> float:
-        """Seconds until it answered. Raises LaunchError when it does not, or does not serve the model asked for."""
-        began = time.monotonic()
-        try:
-            answer = await readiness.poll_ready(self.base_url, timeout_s, lambda: None)
-        except readiness.NotReadyError as error:
-            advice = "Is the server running, and is that its address?"
-            raise LaunchError(Failure("unreachable", f"{self.base_url}: {error}", advice)) from None
-        self.models = answer.models
-        if self._model is not None and answer.models and self._model not in answer.models:
-            raise LaunchError(
-                Failure(
-                    "wrong_model",
-                    f"{self.base_url} does not serve {self._model!r} but {', '.join(answer.models)}",
-                    "Choose one of these with --model.",
-                )
-            )
-        return time.monotonic() - began
+    def __init__(self, url: str, folder: Path, record: LaunchRecord, model: str | None = None) -> None:
+        super().__init__(url, folder / "server.log", record, model, time.monotonic())
 
     def alive(self) -> bool:
         """True: only its answers can tell."""
@@ -66,3 +43,41 @@ class AttachedServer:
     async def stop(self, grace_s: float = 30.0) -> StopReport:
         """Does nothing: it is not ours."""
         return StopReport(exit_code=None, seconds=0.0, killed=False)
+
+    def _not_ready(self, timeout_s: float, seen: str) -> Failure:
+        return Failure("unreachable", f"{self.base_url}: {seen}", "Is the server running, and is that its address?")
+
+    def _wrong_model(self, served: Sequence[str]) -> Failure:
+        evidence = f"{self.base_url} does not serve {self._model!r} but {', '.join(served)}"
+        return Failure("wrong_model", evidence, "Choose one of these with --model.")
+
+
+class AttachedLauncher:
+    """`bench --url` as a launcher: what is "launched" runs already and is left running."""
+
+    name = LAUNCHER
+
+    def __init__(self, url: str) -> None:
+        """Raises UsageError for an address that is none."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageError(f"--url {url!r}: give the server's address, e.g. http://127.0.0.1:8000")
+        if parts.username or parts.password:
+            raise UsageError("--url: leave the user name and password out and use --api-key-env or --header-env.")
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self.simulated = False
+
+    def shown_line(self, config: ServerConfig) -> list[str]:
+        """The address: there is no line to run."""
+        return [self.url]
+
+    async def check(self, config: ServerConfig) -> None:
+        """Nothing can be known beforehand."""
+
+    async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> AttachedServer:
+        """The server under the URL."""
+        record = LaunchRecord(
+            self.name, (), (self.url,), (), run_id=run_id, server=described(config), simulated=self.simulated
+        )
+        write_launch_record(folder, record)
+        return AttachedServer(self.url, folder, record, config.served_model_name)

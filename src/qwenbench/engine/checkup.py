@@ -15,9 +15,8 @@ from typing import Any, Literal, Protocol
 from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
-from qwenbench.engine.docker.images import image_digest
+from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.leftovers import Leftover
-from qwenbench.engine.server import LaunchError
 from qwenbench.masking import Masker
 
 Status = Literal["ok", "warning", "missing"]
@@ -111,7 +110,7 @@ def _runtime(config: ServerConfig, info: Mapping[str, Any]) -> Check:
 async def _image(config: ServerConfig) -> Check:
     image = config.docker.image
     try:
-        digest = await image_digest(image)
+        digest = await command.image_digest(image)
     except LaunchError as error:
         return Check("image", "missing", error.failure.evidence, error.failure.advice)
     if digest is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from qwenbench.engine.failure_cases import (
     CAPTURED,
@@ -18,7 +20,6 @@ from qwenbench.engine.failure_cases import (
     Case,
 )
 from qwenbench.engine.log_sink import LogReader
-from qwenbench.engine.server import Failure
 from qwenbench.masking import Masker
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -41,6 +42,39 @@ _DOCKER = re.compile(
 _LONGEST = 600
 _LAST_LINES = 5
 _KILLED = (-9, 137)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a server failed: failure.json."""
+
+    kind: str
+    """A class of failure, e.g. `oom_graph_capture`, `port_taken`, `unknown`."""
+    evidence: str
+    """The line of the log or the message that says so, as printed (secrets masked)."""
+    advice: str
+    """What to do about it; empty when the text is unknown: it is shown, not guessed at."""
+    exit_code: int | None = None
+    phase: str = "start"
+    """`start`, `load` or `stop`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object that failure.json holds."""
+        return {
+            "class": self.kind,
+            "evidence": self.evidence,
+            "advice": self.advice,
+            "exit_code": self.exit_code,
+            "phase": self.phase,
+        }
+
+
+class LaunchError(Exception):
+    """A server did not start, or did not get ready."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(f"{failure.kind}: {failure.evidence}" + (f" ({failure.advice})" if failure.advice else ""))
+        self.failure = failure
 
 
 class DeathWatch:

@@ -15,14 +15,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenbench.engine.docker import command, labels
-from qwenbench.engine.docker.container import remove
-from qwenbench.engine.launch_file import NAME as LAUNCH_FILE
-from qwenbench.engine.launch_file import read_launch_record
-from qwenbench.engine.launch_mark import VARIABLE, owner_of
-from qwenbench.engine.process_tree import by_variable, descendants, in_sessions, send
-from qwenbench.engine.server import LaunchRecord
-from qwenbench.process_identity import ProcessIdentity, boot_id, host_name, process_start_time, user_name
+from qwenbench.engine import launch_record
+from qwenbench.engine.docker import command
+from qwenbench.engine.docker.launcher import remove
+from qwenbench.engine.launch_record import LaunchRecord, owner_of_labels, owner_of_mark, read_launch_record
+from qwenbench.processes import (
+    ProcessIdentity,
+    boot_id,
+    by_variable,
+    descendants,
+    host_name,
+    in_sessions,
+    process_start_time,
+    send,
+    user_name,
+)
 
 _GRACE_S = 10.0
 _KILLED_S = 2.0
@@ -83,16 +90,15 @@ def _is_dead(owner: ProcessIdentity | None) -> bool:
 
 
 def _processes(run_folder: Path | None) -> Iterator[Leftover]:
-    marked = by_variable(VARIABLE)
+    marked = by_variable(launch_record.VARIABLE)
     if run_folder is None:
         for mark, pids in marked.items():
-            if _is_dead(owner_of(mark)):
+            if _is_dead(owner_of_mark(mark)):
                 yield _leftover(None, pids)
         return
     for record in _records(run_folder):
-        owner = ProcessIdentity(record.host or "", record.boot_id, record.owner_pid or 0, record.owner_start_time)
-        pids = marked.get(record.env.get(VARIABLE, ""), [])
-        if _is_dead(owner) and (found := [*pids, *_session_of(record)]):
+        pids = marked.get(record.env.get(launch_record.VARIABLE, ""), [])
+        if _is_dead(record.owner_process()) and (found := [*pids, *_session_of(record)]):
             yield _leftover(record.run_id, found)
 
 
@@ -118,7 +124,7 @@ def _session_of(record: LaunchRecord) -> list[int]:
 
 
 def _records(run_folder: Path) -> Iterator[LaunchRecord]:
-    for path in run_folder.glob(f"servers/**/{LAUNCH_FILE}"):
+    for path in run_folder.glob(f"servers/**/{launch_record.FILE}"):
         try:
             yield read_launch_record(path)
         except (OSError, ValueError):
@@ -126,10 +132,10 @@ def _records(run_folder: Path) -> Iterator[LaunchRecord]:
 
 
 def _containers(run_id: str | None) -> Iterator[Leftover]:
-    wanted = f"label={labels.RUN}" if run_id is None else f"label={labels.RUN}={run_id}"
-    for name, own in _list_containers(wanted, f"label={labels.OWNER}={user_name()}"):
-        if _is_dead(labels.owner_of(own)):
-            yield Leftover("container", name, own.get(labels.RUN), container=name)
+    wanted = f"label={launch_record.RUN_LABEL}" if run_id is None else f"label={launch_record.RUN_LABEL}={run_id}"
+    for name, own in _list_containers(wanted, f"label={launch_record.OWNER_LABEL}={user_name()}"):
+        if _is_dead(owner_of_labels(own)):
+            yield Leftover("container", name, own.get(launch_record.RUN_LABEL), container=name)
 
 
 def _list_containers(*filters: str) -> Iterator[tuple[str, Mapping[str, str]]]:

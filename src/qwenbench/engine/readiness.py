@@ -7,13 +7,12 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import aiohttp
 
 from qwenbench.bounded_http import NoReplyError, ask
-from qwenbench.engine.process_tree import listener_pid
-from qwenbench.process_identity import process_start_time
+from qwenbench.engine.failures import LaunchError, port_taken
+from qwenbench.processes import listener_pid, process_start_time
 
 POLL_S = 0.03
 _PROBE_TIMEOUT_S = 5.0
@@ -63,21 +62,30 @@ def foreign_listener(port: int, ours: Sequence[int], launched_at_ticks: float | 
     return pid if start is not None and start < launched_at_ticks else None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a server that got ready said."""
+def refuse_taken_port(host: str, port: int) -> None:
+    """Raises LaunchError when somebody listens on the port before the launch."""
+    if port_in_use(host, port):
+        raise LaunchError(port_taken(port_text(port)))
 
-    models: tuple[str, ...]
+
+def port_text(port: int) -> str:
+    """What is said about a port that is in use."""
+    return f"Port {port} answers already, before anything was launched."
+
+
+class DiedError(Exception):
+    """The server ended while it was waited for."""
 
 
 class NotReadyError(Exception):
     """The time is over; the text says what was seen last."""
 
 
-async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]) -> Answer:
-    """Asks /health, then /v1/models, every 30 ms until both answer 200.
+async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]) -> tuple[str, ...]:
+    """Asks /health, then /v1/models, every 30 ms until both answer 200; the models that it serves.
 
-    `check_alive` is called before each round and raises what ends the wait. Raises NotReadyError.
+    None are told behind an API key. `check_alive` is called before each round and raises what ends the wait.
+    Raises NotReadyError.
     """
     deadline = time.monotonic() + timeout_s
     # a proxy from the environment has no business between here and the server
@@ -86,15 +94,15 @@ async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]
             check_alive()
             left_s = min(_PROBE_TIMEOUT_S, max(_LEAST_PROBE_S, deadline - time.monotonic()))
             answer = await _look(session, url, left_s)
-            if isinstance(answer, Answer):
+            if isinstance(answer, tuple):
                 return answer
             if time.monotonic() >= deadline:
                 raise NotReadyError(answer)
             await asyncio.sleep(POLL_S)
 
 
-async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> Answer | str:
-    """One round: the answer of a server that is ready, or what was seen instead."""
+async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tuple[str, ...] | str:
+    """One round: the models of a server that is ready, or what was seen instead."""
     path = "/health"
     try:
         health = await ask(session, f"{url}/health", timeout_s=timeout_s)
@@ -105,11 +113,11 @@ async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> A
     except NoReplyError as problem:
         return "no connection" if problem.kind == "refused" else f"{path} gave {problem}"
     if models.status in (401, 403):
-        return Answer(())  # behind an API key: it does answer
+        return ()  # behind an API key: it does answer
     if models.status != 200:
         return f"/v1/models answered {models.status}"
     names = _model_names(models.json())
-    return "/v1/models gave no list of models" if names is None else Answer(names)
+    return "/v1/models gave no list of models" if names is None else names
 
 
 def _model_names(answer: object) -> tuple[str, ...] | None:

@@ -1,70 +1,30 @@
-"""What a launcher gives back: a server that was started, and how it ended."""
+"""A server that can be measured: one life for all kinds - ready, alive, why it died, stopped.
+
+A kind adds what is its own: a process of this machine (process.py), a container (docker/launcher.py), a server that
+somebody else runs (attached.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.failures import DeathWatch, Failure, LaunchError
+from qwenbench.engine.launch_record import LaunchRecord
+from qwenbench.engine.log_sink import LogReader, tail
+from qwenbench.engine.supervised import SupervisedProcess
 
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a server failed: failure.json."""
-
-    kind: str
-    """A class of failure, e.g. `oom_graph_capture`, `port_taken`, `unknown`."""
-    evidence: str
-    """The line of the log or the message that says so, as printed (secrets masked)."""
-    advice: str
-    """What to do about it; empty when the text is unknown: it is shown, not guessed at."""
-    exit_code: int | None = None
-    phase: str = "start"
-    """`start`, `load` or `stop`."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that failure.json holds."""
-        return {
-            "class": self.kind,
-            "evidence": self.evidence,
-            "advice": self.advice,
-            "exit_code": self.exit_code,
-            "phase": self.phase,
-        }
-
-
-class LaunchError(Exception):
-    """A server did not start, or did not get ready."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(f"{failure.kind}: {failure.evidence}" + (f" ({failure.advice})" if failure.advice else ""))
-        self.failure = failure
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchRecord:
-    """What servers/CONFIG/launch.json holds: enough to repeat the launch and to recognise a leftover."""
-
-    launcher: str
-    argv: tuple[str, ...]
-    """What was run."""
-    shown_argv: tuple[str, ...]
-    """The line for the user (docker: the seed's line)."""
-    env_names: tuple[str, ...]
-    env: Mapping[str, str] = field(default_factory=dict)
-    image_digest: str | None = None
-    container: str | None = None
-    pid: int | None = None
-    start_time: float | None = None
-    """Process start time in clock ticks since boot (/proc/PID/stat field 22)."""
-    boot_id: str | None = None
-    host: str | None = None
-    owner: str | None = None
-    owner_pid: int | None = None
-    owner_start_time: float | None = None
-    run_id: str | None = None
+DYING_S = 5.0
+"""A server that prints its own death gets these seconds to print the rest of the reason and to exit."""
+_TAIL_LINES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +38,123 @@ class StopReport:
     log_tail: tuple[str, ...] = ()
 
 
-class Server(Protocol):
-    """A started server."""
+class Server(ABC):
+    """A server under a URL."""
 
-    base_url: str
-    log_path: Path
-    record: LaunchRecord
+    def __init__(self, base_url: str, log_path: Path, record: LaunchRecord, model: str | None, began: float) -> None:
+        self.base_url = base_url
+        self.log_path = log_path
+        self.record = record
+        self._model = model
+        self._began = began
 
     async def wait_ready(self, timeout_s: float) -> float:
-        """Seconds from launch until the launched process itself answers. Raises LaunchError."""
+        """Seconds from launch until it answers and serves its model. Raises LaunchError."""
+        try:
+            models = await readiness.poll_ready(self.base_url, timeout_s, self._check_alive)
+        except readiness.DiedError:
+            raise LaunchError(await self.failure("start")) from None
+        except readiness.NotReadyError as error:
+            raise LaunchError(self._not_ready(timeout_s, str(error))) from None
+        if self._model is not None and models and self._model not in models:
+            raise LaunchError(self._wrong_model(models))
+        seconds = time.monotonic() - self._began
+        await self._look_when_ready()
+        return seconds
 
+    @abstractmethod
     def alive(self) -> bool:
-        """Whether the process (container) still runs."""
+        """Whether it still runs and has not reported its death."""
 
+    @abstractmethod
     def gpu_pids(self) -> Sequence[int]:
         """Process ids on this host that belong to the server (for telling apart others on the card)."""
 
+    @abstractmethod
     async def failure(self, phase: str) -> Failure:
         """Why it died, from its exit state and log."""
 
+    @abstractmethod
     async def stop(self, grace_s: float = 30.0) -> StopReport:
         """SIGTERM, wait, SIGKILL; returns when nothing of it is left. Safe to call twice."""
+
+    def _check_alive(self) -> None:
+        """Raises readiness.DiedError when waiting any longer makes no sense."""
+        if not self.alive():
+            raise readiness.DiedError
+
+    async def _look_when_ready(self) -> None:  # noqa: B027 - most kinds have nothing to do here
+        """What a kind does as soon as the server answers. Raises LaunchError."""
+
+    def _not_ready(self, timeout_s: float, seen: str) -> Failure:
+        return failures.never_healthy(timeout_s, seen, tail(self.log_path))
+
+    def _wrong_model(self, served: Sequence[str]) -> Failure:
+        return failures.wrong_model(self._model or "", served)
+
+
+@dataclass(frozen=True, slots=True)
+class EndState:
+    """How a server's first process ended, as far as it is known."""
+
+    exit_code: int | None
+    oom_killed: bool = False
+    """Killed for lack of the host's memory."""
+    engine_said: str = ""
+    """What the container engine said instead of an answer."""
+
+
+class LaunchedServer(Server):
+    """A server whose first process - vLLM itself, or the `docker run` that is attached to it - is supervised."""
+
+    def __init__(
+        self, process: SupervisedProcess, base_url: str, log_path: Path, record: LaunchRecord, model: str, began: float
+    ) -> None:
+        super().__init__(base_url, log_path, record, model, began)
+        self._process = process
+        self._watch = DeathWatch(LogReader(log_path))
+        self._dying_since: float | None = None
+        self._stopped: StopReport | None = None
+
+    def alive(self) -> bool:
+        """Whether it still runs and its engine has not reported its death in the log."""
+        return self._process.alive() and not self._watch.died()
+
+    def _check_alive(self) -> None:
+        if not self._process.alive():
+            raise readiness.DiedError
+        if self._watch.died():
+            self._dying_since = self._dying_since or time.monotonic()
+            if time.monotonic() - self._dying_since > DYING_S:
+                raise readiness.DiedError
+
+    async def failure(self, phase: str) -> Failure:
+        """Why it died, from its end state and its log; waits a moment for the end of both."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._process.gone(), DYING_S)
+        end = await self._end_state()
+        text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+        failure = failures.explain(text, end.exit_code, oom_killed=end.oom_killed, phase=phase)
+        if end.engine_said and failure.kind in ("unknown", "silent_exit", "killed"):
+            return failures.explain(end.engine_said, end.exit_code, phase=phase)
+        return failure
+
+    async def stop(self, grace_s: float = 30.0) -> StopReport:
+        """SIGTERM, wait, SIGKILL; returns when nothing of it is left. Safe to call twice."""
+        if self._stopped is None:
+            began = time.monotonic()
+            exit_code, killed = await self._end(grace_s)
+            seconds = time.monotonic() - began
+            self._stopped = StopReport(exit_code, seconds, killed, tuple(tail(self.log_path, _TAIL_LINES)))
+        return self._stopped
+
+    @abstractmethod
+    async def _end_state(self) -> EndState:
+        """How it ended."""
+
+    @abstractmethod
+    async def _end(self, grace_s: float) -> tuple[int | None, bool]:
+        """Ends it; its exit code, and whether it had to be killed."""
 
 
 class Launcher(Protocol):

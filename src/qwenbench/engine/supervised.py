@@ -10,8 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenbench.engine.process_tree import descendants
-from qwenbench.process_identity import process_start_time
+from qwenbench.processes import descendants, process_start_time
 
 _SUPERVISOR_MARGIN_S = 5.0
 

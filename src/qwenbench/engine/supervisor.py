@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.engine.log_sink import LogSink
-from qwenbench.engine.process_tree import descendants, send
 from qwenbench.masking import Masker
-from qwenbench.process_identity import process_start_time
+from qwenbench.processes import descendants, process_start_time, send
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _OWNER_GONE_GRACE_S = 10.0

@@ -11,7 +11,7 @@ from types import TracebackType
 import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.process_identity import ProcessIdentity, host_name
+from qwenbench.processes import ProcessIdentity, host_name
 
 
 class RunLock:

@@ -6,24 +6,23 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.server import Failure, LaunchError, Server
+from qwenbench.engine.failures import Failure, LaunchError
+from qwenbench.engine.launch_record import write_launch_record
+from qwenbench.engine.server import Server
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
-from qwenbench.engine.vram_gate import wait_drained
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
-from qwenbench.masking import Masker
 from qwenbench.observe.ledger import MemoryLedger, build_ledger
 from qwenbench.observe.metrics import scrape
-from qwenbench.observe.vram import VramPhases
+from qwenbench.observe.vram import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
-from qwenbench.sweep.masked import masked
 from qwenbench.sweep.measure import CellResult, ServerState, measure
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Configuration
@@ -82,7 +81,7 @@ class LaunchRun:
                 server = await env.launcher.launch(self._server_config, self._folder, env.run_id)
         except LaunchError as error:
             return self._failed(error.failure, 0)
-        self._write_launch_json(server)
+        self._complete_launch_record(server)
         done = 0
         failure: Failure | None = None
         ledger: MemoryLedger | None = None
@@ -260,25 +259,12 @@ class LaunchRun:
         )
         return left
 
-    def _write_launch_json(self, server: Server) -> None:
-        record = asdict(server.record)
-        config = self._server_config
-        record["server"] = {
-            "model": config.model,
-            "served_model_name": config.served_model_name,
-            "flags": dict(config.flags),
-            "extra_args": list(config.extra_args),
-            "env": dict(config.env),
-            "env_names": list(config.env_names),
-            "docker": asdict(config.docker),
-            "cards": [asdict(card) for card in config.cards],
-            "port": config.port,
-        }
-        record["requested"] = dict(self._configuration.server.flags)
-        record["card"] = self._env.hardware.card.name if self._env.hardware.card else None
-        record["simulated"] = self._env.launcher.simulated
-        names = [*config.env_names, *self._env.plan.options.header_env.values()]
-        write_json(self._folder / "launch.json", masked(record, Masker.from_environment(names)))
+    def _complete_launch_record(self, server: Server) -> None:
+        """Adds what the launcher cannot know: what was asked for, and the card whose budget counts."""
+        card = self._env.hardware.card
+        requested = dict(self._configuration.server.flags)
+        server.record = replace(server.record, requested=requested, card=card.name if card else None)
+        write_launch_record(self._folder, server.record, self._env.plan.options.header_env.values())
 
     def _write_ledger(self, ledger: MemoryLedger) -> None:
         write_json(self._folder / "memory.json", ledger.to_json())

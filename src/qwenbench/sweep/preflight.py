@@ -11,7 +11,7 @@ from qwenbench.capacity.configuration import ConfigPlan, plan_config
 from qwenbench.capacity.kv import release_minor
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.server import Failure
+from qwenbench.engine.failures import Failure
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 from qwenbench.sweep.hardware import Hardware

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from qwenbench.engine.server import Failure
+from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.plan import Configuration
 

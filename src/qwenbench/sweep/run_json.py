@@ -12,11 +12,10 @@ from pydantic import ValidationError
 
 from qwenbench import __version__
 from qwenbench.errors import UsageError
-from qwenbench.masking import Masker
+from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.files import read_json, write_json
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import Hardware
-from qwenbench.sweep.masked import masked
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.profiles import PROFILES

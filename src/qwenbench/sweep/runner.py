@@ -16,12 +16,13 @@ from typing import Any
 import aiohttp
 
 from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
-from qwenbench.engine.server import Failure, Launcher
+from qwenbench.engine.server import Launcher
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
-from qwenbench.masking import Masker
+from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.lock import RunLock
@@ -30,7 +31,6 @@ from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import Hardware, budget_note, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
-from qwenbench.sweep.masked import masked
 from qwenbench.sweep.model_files import find_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Configuration, Plan

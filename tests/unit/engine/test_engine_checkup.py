@@ -43,7 +43,6 @@ def engine_says(monkeypatch: pytest.MonkeyPatch, info: Said, image: Said) -> Non
         return info if arguments[0] == "info" else image
 
     monkeypatch.setattr(command, "docker", docker)
-    monkeypatch.setattr("qwenbench.engine.docker.images.docker", docker)
 
 
 async def test_a_ready_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,10 @@ from typer.testing import CliRunner
 from qwenbench.cli.deployment import app
 from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.engine.deployments import deployment_names, find_deployment
-from qwenbench.engine.docker.labels import labels_for, owner_of
-from qwenbench.engine.docker.line import run_argv, seen_from_wsl, shown_argv
-from qwenbench.engine.docker.shown import compose, docker_bash, docker_powershell
+from qwenbench.engine.docker.line import compose, docker_bash, docker_powershell, run_argv, seen_from_wsl, shown_argv
+from qwenbench.engine.launch_record import new_labels, owner_of_labels
 from qwenbench.errors import UsageError
-from qwenbench.process_identity import ProcessIdentity
+from qwenbench.processes import ProcessIdentity
 
 CARD = Path(__file__).parents[2] / "data" / "deployments"
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20)
@@ -35,7 +34,7 @@ def test_the_three_lines_are_the_model_cards() -> None:
 @pytest.mark.parametrize("name", deployment_names())
 def test_what_is_run_differs_by_the_documented_list_only(name: str) -> None:
     config = find_deployment(name)
-    labels = labels_for("run-1")
+    labels = new_labels("run-1")
     run = run_argv(config, "own-name", labels)
     assert run[:6] == ["docker", "run", "--init", "--pull=never", "--name", "own-name"]
     after_labels = 6 + 2 * len(labels)
@@ -105,8 +104,8 @@ def test_a_model_folder_gives_a_container_name_that_docker_takes() -> None:
 
 
 def test_labels_name_their_owner() -> None:
-    assert owner_of(labels_for("run-1")) == ProcessIdentity.current()
-    assert owner_of({"qwenbench.run": "run-1"}) is None
+    assert owner_of_labels(new_labels("run-1")) == ProcessIdentity.current()
+    assert owner_of_labels({"qwenbench.run": "run-1"}) is None
 
 
 def test_command_prints_the_line_and_a_near_miss() -> None:

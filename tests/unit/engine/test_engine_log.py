@@ -10,9 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qwenbench.engine.launch_file import read_launch_record, write_launch_record
+from qwenbench.engine.launch_record import LaunchRecord, read_launch_record, write_launch_record
 from qwenbench.engine.log_sink import LogReader, LogSink, tail
-from qwenbench.engine.server import LaunchRecord
 from qwenbench.masking import Masker
 
 SECRET = "planted-secret-0123456789"

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.server import Failure
+from qwenbench.engine.failures import Failure
 from qwenbench.report.live import Pace, duration, terminal_progress
 from qwenbench.report.summary import final_tables
 from qwenbench.report.text_writers import terminal_parts

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from qwenbench.errors import UsageError
-from qwenbench.process_identity import ProcessIdentity, host_name
+from qwenbench.processes import ProcessIdentity, host_name
 from qwenbench.runfolder.lock import RunLock
 
 HOLD = """

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
 import re
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from qwenbench.engine import failures, launching, readiness
+from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
-from qwenbench.engine.docker.container import ContainerServer
-from qwenbench.engine.docker.images import ensure_image
-from qwenbench.engine.docker.labels import LAUNCH, labels_for
+from qwenbench.engine.docker.command import QUICK_S, EngineError, docker, ensure_image, inspect_container
 from qwenbench.engine.docker.line import run_argv, shown_argv
-from qwenbench.engine.launch_file import write_launch_record
-from qwenbench.engine.server import LaunchError, LaunchRecord
+from qwenbench.engine.failures import LaunchError
+from qwenbench.engine.launch_record import LAUNCH_LABEL, LaunchRecord, new_labels, write_launch_record
+from qwenbench.engine.server import EndState, LaunchedServer
 from qwenbench.engine.supervised import RefusedError, SupervisedProcess
 from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
-from qwenbench.process_identity import ProcessIdentity, user_name
+from qwenbench.processes import descendants
 
 LOOPBACK = "127.0.0.1"
+_GONE_POLL_S = 0.03
+_GONE_LIMIT_S = 30.0
+_CLIENT_GRACE_S = 2.0
 
 
 def tell_on_stderr(text: str) -> None:
@@ -60,35 +62,29 @@ class DockerLauncher:
             failure = failures.explain(said.err, said.code)
             raise UsageError(f"{failure.evidence} {failure.advice}".strip())
         if readiness.port_in_use(LOOPBACK, config.port):
-            raise UsageError(launching.port_text(config.port) + " Stop what runs there or choose another with --port.")
+            raise UsageError(readiness.port_text(config.port) + " Stop what runs there or choose another with --port.")
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> ContainerServer:
         """Pulls the image where needed and starts the container; its output goes to folder/server.log.
 
         Raises LaunchError.
         """
-        launching.refuse_taken_port(LOOPBACK, config.port)
+        readiness.refuse_taken_port(LOOPBACK, config.port)
         image = config.docker.image
         if image not in self._digests:  # once a run: --pull=never keeps it from changing meanwhile
             self._digests[image] = await ensure_image(image, self._tell)
         began = time.monotonic()
         name = _unique_name(run_id)
-        labels = labels_for(run_id)
-        argv = run_argv(config, name, labels, command.PROGRAM)
-        owner = ProcessIdentity.current()
-        record = LaunchRecord(
-            launcher=self.name,
-            argv=tuple(argv),
+        labels = new_labels(run_id)
+        argv = tuple(run_argv(config, name, labels, command.PROGRAM))
+        record = LaunchRecord.of(
+            self.name,
+            config,
+            argv=argv,
             shown_argv=tuple(shown_argv(config)),
-            env_names=tuple(variable for variable in config.env_names if variable in os.environ),
             env=config.env,
             image_digest=self._digests[image],
             container=name,
-            boot_id=owner.boot_id,
-            host=owner.host,
-            owner=user_name(),
-            owner_pid=owner.pid,
-            owner_start_time=owner.start_time,
             run_id=run_id,
         )
         # written before the start: a leftover is found by it even when we are killed in between
@@ -98,9 +94,94 @@ class DockerLauncher:
             process = await SupervisedProcess.start(argv, log_path, {}, config.env_names)
         except RefusedError as error:
             raise LaunchError(failures.explain(str(error), 127)) from error
-        record = replace(record, pid=process.pid, start_time=process.start_time)
+        record = record.started(process.pid, process.start_time)
         write_launch_record(folder, record)
-        return ContainerServer(process, record, labels[LAUNCH], log_path, config, began)
+        return ContainerServer(process, record, labels[LAUNCH_LABEL], log_path, config, began)
+
+
+class ContainerServer(LaunchedServer):
+    """A container whose attached `docker run` is the process that the supervisor owns."""
+
+    def __init__(
+        self,
+        process: SupervisedProcess,
+        record: LaunchRecord,
+        launch: str,
+        log_path: Path,
+        config: ServerConfig,
+        began: float,
+    ) -> None:
+        assert record.container is not None
+        url = readiness.base_url(LOOPBACK, config.port)
+        super().__init__(process, url, log_path, record, config.served_model_name, began)
+        self._name = record.container
+        self._launch = launch
+        self._id: str | None = None
+        self._state: dict[str, Any] = {}
+        self._host_pid: int | None = None
+
+    def gpu_pids(self) -> Sequence[int]:
+        """The container's processes as this host numbers them; empty where the engine runs elsewhere (WSL, ssh)."""
+        if self._host_pid is None:
+            return ()
+        return (self._host_pid, *descendants(self._host_pid))
+
+    async def _look_when_ready(self) -> None:
+        await self._look()
+        self._host_pid = self._state.get("Pid") or None
+
+    async def _end_state(self) -> EndState:
+        engine_said = await self._look()
+        code = self._state.get("ExitCode") if self._state.get("Status") in ("exited", "dead") else None
+        if code is None:
+            code = self._process.exit_code
+        return EndState(code, bool(self._state.get("OOMKilled")), engine_said)
+
+    async def _end(self, grace_s: float) -> tuple[int | None, bool]:
+        """Stops and removes the container, and returns when it is really gone."""
+        began = time.monotonic()
+        if self._id is None:
+            await self._look()
+        if self._id is not None:
+            await docker("stop", "-t", f"{grace_s:.0f}", self._id, limit_s=grace_s + QUICK_S)
+        stop_s = time.monotonic() - began
+        await self._process.stop(_CLIENT_GRACE_S)
+        await self._look()  # it may have been created only after the first look
+        if self._id is not None:
+            await remove(self._id)
+        code = self._state.get("ExitCode", self._process.exit_code)
+        return code, code == 137 and stop_s >= grace_s
+
+    async def _look(self) -> str:
+        """Reads the container's state; what the engine said instead when it could not tell."""
+        try:
+            found = await inspect_container(self._name)
+        except (EngineError, LaunchError) as error:
+            return str(error)
+        # a container of the same name that another launch made is none of our business
+        if found is not None and (found["Config"]["Labels"] or {}).get(LAUNCH_LABEL) == self._launch:
+            self._id = found["Id"]
+            self._state = found["State"]
+        return ""
+
+
+async def remove(name: str) -> bool:
+    """Removes a container and waits until it is really gone (docker returns before its name is free).
+
+    False when it is still there, or the engine does not answer: then it is found as a leftover later.
+    """
+    deadline = time.monotonic() + _GONE_LIMIT_S
+    said = await docker("rm", "--force", "--volumes", name)
+    if not (said.ok or said.missing or "already in progress" in said.err):
+        return False
+    while time.monotonic() < deadline:
+        try:
+            if await inspect_container(name) is None:
+                return True
+        except EngineError:
+            return False
+        await asyncio.sleep(_GONE_POLL_S)
+    return False
 
 
 def _unique_name(run_id: str) -> str:

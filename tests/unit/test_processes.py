@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from qwenbench import process_identity
-from qwenbench.process_identity import ProcessIdentity, process_start_time, user_name
+from qwenbench import processes
+from qwenbench.processes import ProcessIdentity, process_start_time, user_name
 
 
 def test_this_process_runs() -> None:
@@ -60,5 +60,5 @@ def test_a_user_without_a_name_is_told_by_number(monkeypatch: pytest.MonkeyPatch
     def nameless() -> str:
         raise KeyError("getpwuid(): uid not found")
 
-    monkeypatch.setattr(process_identity.getpass, "getuser", nameless)
+    monkeypatch.setattr(processes.getpass, "getuser", nameless)
     assert user_name() == str(os.getuid())
