@@ -7,12 +7,15 @@ every worker as many blocks as the tightest one holds) and the largest of everyt
 
 from __future__ import annotations
 
-import ast
+import copy
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from qwenbench.engine import startup_patterns as patterns
+from qwenbench.engine.log_lines import Process, clock_s, is_access_log, plain, process_of
+from qwenbench.engine.speed_settings import jit_kernel_of, other_setting_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +23,42 @@ class WorkerMemory:
     """What one worker process printed, in GiB; None where it printed nothing."""
 
     name: str
-    """Process name of the line's prefix (`Worker_TP0`); empty for lines without one."""
+    """Process name of the line's prefix (`Worker_TP0`), with pid and address where several share it; empty for
+    lines without one."""
     weights_gib: float | None = None
     activations_gib: float | None = None
+    """Peak activations as printed: from 0.28 on with the graphs' estimate in it."""
+    non_torch_gib: float | None = None
+    consumed_gib: float | None = None
+    """Weights and non-torch memory in one figure, as 0.27 and later print it."""
     graphs_estimated_gib: float | None = None
     graphs_actual_gib: float | None = None
     kv_cache_gib: float | None = None
+    """Negative where weights and activations alone exceed the budget."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartupPhases:
+    """Where a start spent its time, in seconds; None where the log does not tell."""
+
+    setup_s: float | None
+    """First line to the beginning of the load: imports, configuration (whole seconds, the log's clock)."""
+    load_s: float | None
+    compile_s: float | None
+    profile_s: float | None
+    capture_s: float | None
+    total_s: float | None
+    """First line to readiness (whole seconds)."""
+    cache: str | None
+    """`cold` where code was compiled, `warm` where all of it came from the cache."""
+
+    @property
+    def other_s(self) -> float | None:
+        """What the other phases leave of the total: KV cache, graph profiling, warm-ups, the API server."""
+        parts = (self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s)
+        if self.total_s is None or self.setup_s is None:
+            return None
+        return max(0.0, self.total_s - sum(part or 0.0 for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +68,23 @@ class StartupLog:
     vllm_version: str | None = None
     requested: Mapping[str, Any] = field(default_factory=dict)
     """`non-default args` as vLLM repeats them (underscores; `max_model_len` -1 is `auto`)."""
+    model: str | None = None
+    """The model's name or folder, as the engine says it."""
     workers: tuple[WorkerMemory, ...] = ()
     weights_gib: float | None = None
     activations_gib: float | None = None
+    non_torch_gib: float | None = None
+    consumed_gib: float | None = None
     graphs_estimated_gib: float | None = None
     graphs_estimate_applied: bool | None = None
     """Whether the estimate was taken off the KV cache (VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS)."""
     graphs_actual_gib: float | None = None
     kv_cache_gib: float | None = None
+    """Of the tightest worker; negative where nothing is left for a cache."""
     kv_cache_blocks_profiled: int | None = None
     """Blocks that the memory held before --num-gpu-blocks-override replaced them."""
     kv_cache_blocks: int | None = None
-    """Blocks, where the log says them (only with --num-gpu-blocks-override; otherwise /metrics does)."""
+    """Blocks, where the log says them (--num-gpu-blocks-override, and versions up to 0.11); otherwise /metrics does."""
     attention_block_tokens: int | None = None
     kv_cache_tokens_logged: int | None = None
     max_concurrency_logged: float | None = None
@@ -63,18 +101,42 @@ class StartupLog:
     enable_prefix_caching: bool | None = None
     mamba_cache_mode: str | None = None
     kv_cache_dtype: str | None = None
+    dtype: str | None = None
+    quantization: str | None = None
     device: str | None = None
     """`cuda`, `cpu`, ..."""
+    tensor_parallel: int | None = None
+    pipeline_parallel: int | None = None
+    speculative_method: str | None = None
+    speculative_tokens: int | None = None
+    """Drafted tokens a step; None without a drafter."""
+    vision_profiled: bool | None = None
+    """Whether the profiling run held a picture; False for text-only servers."""
+    eager: bool | None = None
+    async_scheduling: bool | None = None
+    sampler: str | None = None
+    """Top-k and top-p: `flashinfer`, `off: why` or `unavailable: why`."""
+    jit_kernels: Mapping[str, int] = field(default_factory=dict)
+    """Kernels that were compiled during inference, each a stall, with how often."""
+    other_speed_settings: Mapping[str, str] = field(default_factory=dict)
+    """What vLLM warns about performance: name -> what it says (engine/speed_settings.py)."""
     attention_backend: str | None = None
     quantization_backend: str | None = None
     compile_s: float | None = None
     profile_s: float | None = None
     capture_s: float | None = None
+    load_s: float | None = None
+    setup_s: float | None = None
+    total_s: float | None = None
     init_s: float | None = None
+    compiled_from_cache: bool | None = None
+    """True: all compiled code came from the cache. None: nothing was compiled, or the log does not tell."""
     cuda_total_gib: float | None = None
     budget_gib: float | None = None
     """The memory that --gpu-memory-utilization stands for, where the log prints it."""
     ready: bool = False
+    died: bool = False
+    """The engine died: at its start, or later without having been told to stop."""
     kv_to_ready_s: float | None = None
     """Seconds from the KV cache's allocation to readiness, from the log's clock (whole seconds)."""
     warnings: tuple[str, ...] = ()
@@ -89,22 +151,45 @@ class StartupLog:
     def kv_cache_tokens_formula(self) -> str | None:
         """How the printed token count came about: `blocks_per_group` or `max_concurrency`.
 
-        Up to 0.19 vLLM prints blocks // groups x block tokens, from 0.20 on
-        int(max_concurrency x max_model_len). Without a version the two printed numbers
-        decide; None when they cannot.
+        Up to 0.20.0 vLLM prints blocks // groups x block tokens, then int(max_concurrency x max_model_len); builds
+        between releases carry any number. So the printed numbers decide, and the version only where both formulas
+        give what was printed (a model of one group), or where they are incomplete. None when neither tells.
         """
         if self.kv_cache_tokens_logged is None:
             return None
-        release = patterns.release(self.vllm_version)
-        if release is not None and release <= (0, 19):
-            return "blocks_per_group"
-        if release is not None and release >= (0, 20):
-            return "max_concurrency"
+        by_version = patterns.tokens_formula(self.vllm_version)
         if self.max_concurrency_logged is None or not self.max_concurrency_tokens:
-            return None
+            return by_version
         ratio = self.kv_cache_tokens_logged / self.max_concurrency_tokens
         # The concurrency is printed with two decimals.
-        return "max_concurrency" if abs(ratio - self.max_concurrency_logged) <= 0.0051 else "blocks_per_group"
+        if abs(ratio - self.max_concurrency_logged) > 0.0051:
+            return "blocks_per_group"
+        return by_version or "max_concurrency"
+
+    @property
+    def activations_hold_graphs(self) -> bool:
+        """Whether the printed peak activations hold the graphs' estimate: so from 0.27 on and in 0.20, not in 0.26.
+
+        Where the parts are all printed, what they leave of the budget decides: the estimate, or nothing.
+        """
+        estimate, kv_cache = self.graphs_estimated_gib, self.kv_cache_gib
+        if self.activations_gib is None or not estimate or not self.graphs_estimate_applied:
+            return False
+        fixed = self.consumed_gib
+        if fixed is None and self.weights_gib is not None and self.non_torch_gib is not None:
+            fixed = self.weights_gib + self.non_torch_gib
+        if self.budget_gib is None or fixed is None or kv_cache is None or len(self.workers) > 1:
+            return self.non_torch_gib is None
+        left = self.budget_gib - fixed - self.activations_gib - kv_cache
+        return abs(left) < abs(left - estimate)
+
+    @property
+    def phases(self) -> StartupPhases:
+        """The start by phase."""
+        cache = {True: "warm", False: "cold", None: None}[self.compiled_from_cache]
+        return StartupPhases(
+            self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s, self.total_s, cache
+        )
 
 
 class StartupLogReader:
@@ -112,17 +197,14 @@ class StartupLogReader:
 
     def __init__(self) -> None:
         self._rest = ""
-        self._log = StartupLog()
-        self._workers: dict[str, WorkerMemory] = {}
-        self._clock_s: float | None = None
-        self._kv_at_s: float | None = None
+        self._start = _Start()
 
     def feed(self, text: str) -> None:
         """Takes the next piece of the log; it may end in the middle of a line."""
         lines = (self._rest + text).splitlines(keepends=True)
         self._rest = lines.pop() if lines and not lines[-1].endswith(("\n", "\r")) else ""
         for line in lines:
-            self._take(line)
+            self._start = self._start.take(line)
 
     def result(self) -> StartupLog:
         """What has been read so far; may be called at any time.
@@ -130,80 +212,8 @@ class StartupLogReader:
         A last line without its end is used where its numbers are followed by their unit.
         """
         if not self._rest:
-            return self._summary()
-        ahead = StartupLogReader()
-        ahead._log, ahead._workers = self._log, dict(self._workers)
-        ahead._clock_s, ahead._kv_at_s = self._clock_s, self._kv_at_s
-        ahead._take(self._rest)
-        return ahead._summary()
-
-    def _summary(self) -> StartupLog:
-        workers = tuple(self._workers[name] for name in sorted(self._workers))
-        return replace(
-            self._log,
-            workers=workers,
-            weights_gib=_largest(worker.weights_gib for worker in workers),
-            activations_gib=_largest(worker.activations_gib for worker in workers),
-            graphs_estimated_gib=_largest(worker.graphs_estimated_gib for worker in workers),
-            graphs_actual_gib=_largest(worker.graphs_actual_gib for worker in workers),
-            kv_cache_gib=_smallest(worker.kv_cache_gib for worker in workers),
-        )
-
-    def _take(self, line: str) -> None:
-        line = patterns.without_colours(line)
-        if patterns.is_access_log(line):
-            return
-        self._clock_s = patterns.clock_s(line, self._clock_s)
-        found = patterns.banner_version(line)
-        if found is not None:
-            if self._log.init_s is not None or self._log.kv_cache_tokens_logged is not None:
-                self._log, self._workers, self._kv_at_s = StartupLog(), {}, None
-            self._log = replace(self._log, vllm_version=found)
-            return
-        self._take_worker_values(line)
-        values = patterns.values_of(line)
-        if values:
-            self._log = replace(self._log, **values)
-            self._take_times(values)
-        self._take_text(line)
-
-    def _take_times(self, values: Mapping[str, Any]) -> None:
-        if "kv_cache_tokens_logged" in values:
-            self._kv_at_s = self._clock_s
-        if values.get("ready") and self._kv_at_s is not None and self._clock_s is not None:
-            self._log = replace(self._log, kv_to_ready_s=(self._clock_s - self._kv_at_s) % 86_400)
-
-    def _take_worker_values(self, line: str) -> None:
-        values = patterns.worker_values_of(line)
-        if not values:
-            return
-        name = patterns.process_name(line)
-        worker = self._workers.get(name, WorkerMemory(name))
-        self._workers[name] = replace(worker, **values)
-
-    def _take_text(self, line: str) -> None:
-        log = self._log
-        arguments = patterns.non_default_args(line)
-        if arguments is not None:
-            requested = _literal(arguments)
-            budget = requested.get("max_num_batched_tokens", log.max_num_batched_tokens)
-            self._log = replace(log, requested=requested, max_num_batched_tokens=budget)
-            return
-        config = patterns.engine_config(line)
-        if config is not None:
-            if log.max_num_batched_tokens is not None:
-                config.pop("max_num_batched_tokens", None)
-            self._log = replace(log, **config)
-            return
-        captured = patterns.captured_full_graphs(line)
-        if captured is not None and log.capture_effective_full is None:
-            sizes = sorted(log.capture_sizes)
-            if 0 < captured <= len(sizes):
-                self._log = replace(log, capture_effective_full=sizes[captured - 1])
-            return
-        warning = patterns.warning_that_matters(line)
-        if warning is not None and warning not in log.warnings:
-            self._log = replace(log, warnings=(*log.warnings, warning))
+            return self._start.summary()
+        return copy.deepcopy(self._start).take(self._rest).summary()
 
 
 def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
@@ -220,18 +230,185 @@ def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
     return reader.result()
 
 
-def _literal(text: str) -> Mapping[str, Any]:
-    """vLLM prints its arguments as a Python dict; what is no literal is left out rather than guessed."""
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+class _Start:
+    """One start as it is being read."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+        self._workers: dict[Process, dict[str, float]] = {}
+        self._seconds: dict[Process, dict[str, float]] = {}
+        self._engines: dict[str, Process] = {}
+        self._warnings: list[str] = []
+        self._jit: Counter[str] = Counter()
+        self._clock_s: float | None = None
+        self._marks_s: dict[str, float] = {}
+        self._stopping = False
+
+    def take(self, line: str) -> _Start:
+        """Takes a line; gives the start that it belongs to, which is a new one after a restart."""
+        line = plain(line)
+        if is_access_log(line):
+            return self
+        found = patterns.banner_version(line)
+        if found is not None:
+            start = _Start() if self._seen_figures else self
+            start._values["vllm_version"] = found
+            start._tick(line)
+            return start
+        self._tick(line)
+        config = patterns.engine_config(line)
+        if config is not None:
+            return self._take_engine(line, config)
+        self._take_worker(line)
+        self._take_values(line)
+        self._take_text(line)
+        return self
+
+    @property
+    def _seen_figures(self) -> bool:
+        return bool(self._workers) or "kv_cache_tokens_logged" in self._values or "init_s" in self._values
+
+    def _tick(self, line: str) -> None:
+        self._clock_s = clock_s(line, self._clock_s)
+        if self._clock_s is not None:
+            self._marks_s.setdefault("first", self._clock_s)
+
+    def _take_engine(self, line: str, config: dict[str, Any]) -> _Start:
+        process = process_of(line)
+        known = self._engines.get(process.name)
+        start = self
+        if self._seen_figures and known is not None and (known != process or not process.name):
+            # Another process under the same name: the engine was started again, with or without a new banner.
+            start = _Start()
+            start._values = {name: self._values[name] for name in ("vllm_version", "requested") if name in self._values}
+            start._tick(line)
+        start._engines[process.name] = process
+        for name, value in config.items():
+            if name == "max_num_batched_tokens":
+                start._values.setdefault(name, value)  # as asked for, where that is known
+            else:
+                start._values[name] = value
+        return start
+
+    def _take_worker(self, line: str) -> None:
+        values = patterns.worker_values_of(line)
+        seconds = patterns.worker_seconds_of(line)
+        if not values and not seconds:
+            return
+        process = process_of(line)
+        if values:
+            self._workers.setdefault(process, {}).update(values)
+        spent = self._seconds.setdefault(process, {})
+        for name, (value, own_part) in seconds.items():
+            spent[name] = spent.get(name, 0.0) + value if own_part else max(value, spent.get(name, 0.0))
+
+    def _take_values(self, line: str) -> None:
+        values = patterns.values_of(line)
+        for name in ("kv_cache_blocks", "kv_cache_tokens_logged", "max_concurrency_logged"):
+            if name in values and name in self._values:
+                values[name] = min(values[name], self._values[name])  # several engines: the tightest
+        self._values.update(values)
+        for name, value in patterns.first_values_of(line).items():
+            self._values.setdefault(name, value)
+        if "kv_cache_tokens_logged" in values:
+            self._mark("kv_cache")
+        if values.get("ready"):
+            self._mark("ready")
+        if patterns.load_began(line) and "load" not in self._marks_s:
+            self._mark("load")
+
+    def _mark(self, name: str) -> None:
+        if self._clock_s is not None:
+            self._marks_s[name] = self._clock_s
+
+    def _take_text(self, line: str) -> None:
+        arguments = patterns.non_default_args(line)
+        if arguments is not None:
+            self._values["requested"] = arguments
+            if "max_num_batched_tokens" in arguments:
+                self._values["max_num_batched_tokens"] = arguments["max_num_batched_tokens"]
+            return
+        self._stopping = self._stopping or patterns.stop_began(line)
+        if patterns.engine_died(line) and (not self._stopping or "exited unexpectedly" in line):
+            self._values["died"] = True
+        cached = patterns.cache_line(line)
+        if cached is not None:
+            self._values["compiled_from_cache"] = cached and self._values.get("compiled_from_cache", True)
+        kernel = jit_kernel_of(line)
+        if kernel is not None:
+            self._jit[kernel] += 1
+        other = other_setting_of(line)
+        if other is not None:
+            self._values.setdefault("other_speed_settings", {}).setdefault(*other)
+        captured = patterns.captured_full_graphs(line)
+        if captured is not None:
+            sizes = sorted(self._values.get("capture_sizes", ()))
+            if 0 < captured <= len(sizes):
+                self._values.setdefault("capture_effective_full", sizes[captured - 1])
+        warning = patterns.warning_that_matters(line)
+        if warning is not None and warning not in self._warnings:
+            self._warnings.append(warning)
+
+    def summary(self) -> StartupLog:
+        """The values so far, the workers' put together."""
+        known = {spec.name for spec in fields(StartupLog)}
+        values = {name: value for name, value in self._values.items() if name in known}
+        workers = self._worker_values()
+        for name in ("weights", "activations", "non_torch", "consumed", "graphs_estimated", "graphs_actual"):
+            values[f"{name}_gib"] = _most(getattr(worker, f"{name}_gib") for worker in workers)
+        values["kv_cache_gib"] = min((w.kv_cache_gib for w in workers if w.kv_cache_gib is not None), default=None)
+        for name in patterns.WORKER_SECONDS:
+            longest = _most(spent.get(name) for spent in self._seconds.values())
+            values[name] = None if longest is None else round(longest, 6)
+        if "compilation_s" in self._values:
+            values["compile_s"] = self._values["compilation_s"]
+        lengths = ("max_concurrency_tokens", "max_model_len_fitted", "max_model_len_asked", "max_seq_len")
+        values["max_model_len_effective"] = next((self._values[n] for n in lengths if n in self._values), None)
+        return StartupLog(
+            **{**values, **self._captures(), **self._times()},
+            workers=workers,
+            warnings=tuple(self._warnings),
+            jit_kernels=dict(self._jit),
+        )
+
+    def _worker_values(self) -> tuple[WorkerMemory, ...]:
+        shared = Counter(process.name for process in self._workers)
+        named = [
+            WorkerMemory(_label(process) if shared[process.name] > 1 else process.name, **values)
+            for process, values in self._workers.items()
+        ]
+        return tuple(sorted(named, key=lambda worker: worker.name))
+
+    def _captures(self) -> dict[str, Any]:
+        cap = self._values.get("capture_capped")
+        if cap is None:
+            return {}
+        sizes = tuple(size for size in self._values.get("capture_sizes", ()) if size <= cap)
+        full = self._values.get("capture_effective_full")
+        return {
+            "capture_sizes": sizes,
+            "capture_effective": cap,
+            "capture_effective_full": None if full is None else min(full, cap),
+        }
+
+    def _times(self) -> dict[str, float]:
+        def between(first: str, last: str) -> float | None:
+            if first not in self._marks_s or last not in self._marks_s:
+                return None
+            return (self._marks_s[last] - self._marks_s[first]) % 86_400
+
+        spans = {
+            "setup_s": between("first", "load"),
+            "total_s": between("first", "ready"),
+            "kv_to_ready_s": between("kv_cache", "ready"),
+        }
+        return {name: value for name, value in spans.items() if value is not None}
 
 
-def _smallest(values: Iterable[float | None]) -> float | None:
-    return min((value for value in values if value is not None), default=None)
+def _label(process: Process) -> str:
+    parts = [process.name, *(f"{key}={value}" for key, value in process._asdict().items() if key != "name" and value)]
+    return " ".join(parts)
 
 
-def _largest(values: Iterable[float | None]) -> float | None:
+def _most(values: Iterable[float | None]) -> float | None:
     return max((value for value in values if value is not None), default=None)

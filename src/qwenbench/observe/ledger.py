@@ -183,13 +183,10 @@ def _rest(startup: StartupLog, budget: float | None) -> float | None:
     if budget is None or startup.weights_gib is None or startup.kv_cache_gib is None:
         return None
     graphs = startup.graphs_estimated_gib
-    if startup.activations_gib is not None:
-        graphs = 0.0  # vLLM's printed activations hold the estimate that it applied
-    elif graphs is not None:
-        if startup.graphs_estimate_applied is None:
-            return None
-        if not startup.graphs_estimate_applied:
-            graphs = 0.0
+    if graphs is not None and startup.graphs_estimate_applied is None and startup.activations_gib is None:
+        return None
+    if not startup.graphs_estimate_applied or startup.activations_hold_graphs:
+        graphs = 0.0
     parts = startup.weights_gib + (startup.activations_gib or 0.0) + (graphs or 0.0) + startup.kv_cache_gib
     return round(budget - parts, 4)
 
