@@ -7,7 +7,7 @@ blocks); `to_json` alone flattens them into the keys of the contract.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwenbench.capacity.kv import (
@@ -16,6 +16,7 @@ from qwenbench.capacity.kv import (
     blocks_range_for_printed_gib,
     kv_cache_tokens,
 )
+from qwenbench.engine.speed_settings import SpeedSetting, speed_settings
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 from qwenbench.observe.vram import MIB_PER_GIB, NOT_WATCHED, VramPhases
@@ -70,7 +71,23 @@ class MemoryLedger:
             "vram_peak_mib": vram.peak_mib,
             "vram_after_mib": vram.after_mib,
             "warnings": list(log.warnings),
+            "non_torch_gib": log.non_torch_gib,
+            "workers": [asdict(worker) for worker in log.workers] if len(log.workers) > 1 else None,
+            "speculative_tokens": log.speculative_tokens,
+            "sampler": log.sampler,
+            "async_scheduling": log.async_scheduling,
+            "speed_settings": [asdict(setting) for setting in self.speed_settings] if log.recognised else None,
+            "setup_s": log.setup_s,
+            "load_s": log.load_s,
+            "startup_log_s": log.total_s,
+            "compile_cache": log.phases.cache,
+            "died": True if log.died else None,
         }
+
+    @property
+    def speed_settings(self) -> tuple[SpeedSetting, ...]:
+        """What makes this server slower than it could be, as its log tells."""
+        return speed_settings(self.startup)
 
     @property
     def parts_gib(self) -> float | None:

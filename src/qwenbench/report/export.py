@@ -60,12 +60,19 @@ def _contents(run: Run, format: Format) -> dict[str, bytes]:
 
 
 def ledger_table(run: Run) -> pd.DataFrame:
-    """One row per configuration: config_id, simulated, then memory.json's keys; warnings are joined by line ends."""
-    rows = [
-        {"config_id": name, "simulated": run.simulated, **ledger, "warnings": "\n".join(ledger.get("warnings") or ())}
-        for name, ledger in run.ledgers.items()
-    ]
-    return pd.DataFrame(rows)
+    """One row per configuration: config_id, simulated, then memory.json's keys; lists are joined by line ends."""
+
+    def cell(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return "\n".join(item if isinstance(item, str) else orjson.dumps(item).decode() for item in value)
+
+    return pd.DataFrame(
+        [
+            {"config_id": name, "simulated": run.simulated, **{key: cell(value) for key, value in ledger.items()}}
+            for name, ledger in run.ledgers.items()
+        ]
+    )
 
 
 def records(points: pd.DataFrame) -> list[dict[str, Any]]:

@@ -25,6 +25,10 @@ CONTRACT_KEYS = (
     "quantization_backend compile_s profile_s capture_s init_s vram_before_mib vram_ready_mib vram_peak_mib "
     "vram_after_mib warnings"
 ).split()
+LATER_KEYS = (
+    "non_torch_gib workers speculative_tokens sampler async_scheduling speed_settings setup_s load_s startup_log_s "
+    "compile_cache died"
+).split()
 
 
 def read(name: str) -> str:
@@ -41,7 +45,7 @@ def labels(name: str) -> dict[str, str]:
 
 def test_keys_are_exactly_the_contract():
     data = build_ledger(StartupLog()).to_json()
-    assert list(data) == CONTRACT_KEYS
+    assert list(data) == CONTRACT_KEYS + LATER_KEYS
     assert data.pop("warnings") == []
     assert set(data.values()) == {None}
 
@@ -80,6 +84,22 @@ def test_budget_rest_and_its_sign():
     too_small = build_ledger(log, cuda_total_gib=139.80, utilization=0.2)
     assert too_small.rest_gib is not None and too_small.rest_gib < 0
     assert build_ledger(log).rest_gib is None
+
+
+def test_printed_activations_of_0_26_leave_the_graphs_estimate_beside_them():
+    """29.82 - 10.57 weights - 0.24 non-torch - 1.92 activations - 16.98 KV cache = 0.11: the estimate."""
+    log = StartupLog(
+        weights_gib=10.57, non_torch_gib=0.24, activations_gib=1.92, graphs_estimated_gib=0.11,
+        graphs_estimate_applied=True, kv_cache_gib=16.98, budget_gib=29.82,
+    )  # fmt: skip
+    assert not log.activations_hold_graphs
+    assert build_ledger(log).rest_gib == pytest.approx(0.24, abs=0.011)
+    # published: 110.06 - 55.99 consumed - 3.78 activations - 50.29 KV cache = 0, with an estimate of 1.94
+    newer = StartupLog(
+        weights_gib=55.0, consumed_gib=55.99, activations_gib=3.78, graphs_estimated_gib=1.94,
+        graphs_estimate_applied=True, kv_cache_gib=50.29, budget_gib=110.06,
+    )  # fmt: skip
+    assert newer.activations_hold_graphs
 
 
 def test_printed_activations_hold_the_graphs_estimate_already():
