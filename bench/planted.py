@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.analysis.run import points_csv
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.runfolder.cells import Cell
+from qwenbench.runfolder.cells import Cell, LoadPoint
 
 BASE_NS = 1_790_000_000_000_000_000
 
@@ -48,6 +50,12 @@ def request_table(count: int, streams: int, seed: int, *, gaps: int = 64, slower
     return pa.table(arrays, schema=REQUEST_SCHEMA)
 
 
+def context_of(config_id: str, streams: int, repeat: int = 1, **fields: Any) -> PointContext:
+    """What a made-up point is of."""
+    point = LoadPoint("math", "instruct-general", streams, None, repeat)
+    return PointContext(Cell(config_id, 1, point), Configuration(config_id, ServerConfig(), {}, None), **fields)
+
+
 def plant_run(folder: Path, *, load_points: int, repeats: int, requests: int, seed: int, slower: float = 1.0) -> None:
     """A run's folder with `load_points` x `repeats` cells of so many requests each."""
     (folder / "requests").mkdir(parents=True)
@@ -55,11 +63,11 @@ def plant_run(folder: Path, *, load_points: int, repeats: int, requests: int, se
     for number in range(load_points):
         config, level = f"cap{number // 10}", number % 10 + 1
         for repeat in range(1, repeats + 1):
-            context = PointContext(config, "math", "instruct-general", "closed", 8 * level, repeat=repeat)
+            context = context_of(config, 8 * level, repeat)
             table = request_table(requests, 8 * level, hash((seed, number, repeat)) % 2**32, slower=slower)
             row = summarise_point(table, None, None, context)
             rows.append(row)
             pq.write_table(table, folder / "requests" / f"{Cell.of_row(row).cell_id}.parquet", compression="zstd")
-    pd.DataFrame(rows).to_csv(folder / "points.csv", index=False)
+    (folder / "points.csv").write_bytes(points_csv(rows, []))
     meta = {"schema_version": 1, "run_id": folder.name, "simulated": True, "scenarios": {}, "options": {}}
     (folder / "run.json").write_text(json.dumps(meta))

@@ -12,8 +12,8 @@ import json
 import resource
 import time
 
-from planted import request_table
-from qwenbench.analysis.point import PointContext, summarise_point
+from planted import context_of, request_table
+from qwenbench.analysis.point import summarise_point
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     options = parser.parse_args()
     distinct = min(8, options.points)
     tables = [request_table(options.requests, 64, seed, gaps=options.gaps) for seed in range(distinct)]
-    context = PointContext("cap64-seq64", "math", "instruct-general", "closed", 64, slo={"ttft": 1000.0, "tpot": 25.0})
+    context = context_of("cap64-seq64", 64, slo={"ttft": 1000.0, "tpot": 25.0})
     before_mib = _peak_mib()
     wall, cpu = time.perf_counter(), time.process_time()
     for number in range(options.points):

@@ -22,8 +22,8 @@ from report_runs import Recipe, plant
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from qwenbench.analysis.run import load_run
 from qwenbench.report.page import build_report
-from qwenbench.runfolder.run import load_run
 
 OPENINGS = 5
 RECIPE = Recipe(captures=(8, 16, 32, 64, 128), concurrencies=(1, 2, 4, 8, 16, 32, 48, 64, 96, 128))

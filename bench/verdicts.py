@@ -13,13 +13,13 @@ import argparse
 import json
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from planted import BASE_NS
+from planted import BASE_NS, context_of
 from qwenbench.analysis.changes import relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.analysis.point import summarise_point
+from qwenbench.analysis.run import point_frame
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.runfolder.cells import Cell
@@ -75,13 +75,11 @@ def planted_run(seed: int, slower: float = 1.0) -> RepeatTable:
         for streams, count in LOADS:
             for repeat in range(1, REPEATS + 1):
                 records = requests(rng, count, streams, slower * rng.normal(1, 0.005))
-                context = PointContext(
-                    config, "math", "instruct-general", "closed", streams, repeat=repeat, slo={"ttft": 80.0}
-                )
+                context = context_of(config, streams, repeat, slo={"ttft": 80.0})
                 row = summarise_point(records, None, None, context)
                 rows.append(row)
                 tables[Cell.of_row(row).cell_id] = records
-    return repeat_table(pd.DataFrame(rows), tables.get)
+    return repeat_table(point_frame(rows), tables.get)
 
 
 def requests(rng: np.random.Generator, count: int, streams: int, slower: float) -> pa.Table:

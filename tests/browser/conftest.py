@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 from report_runs import Recipe, plant
 
+from qwenbench.analysis.run import load_run
 from qwenbench.report.page import build_report
-from qwenbench.runfolder.run import load_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="pip install selenium, or tests/browser/run.sh")
 if not (shutil.which("chromium") and shutil.which("chromedriver")):

@@ -10,8 +10,8 @@ from report_runs import HOSTILE, Recipe, plant
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from qwenbench.analysis.compare import compare
+from qwenbench.analysis.run import load_run
 from qwenbench.report.page import build_comparison_page
-from qwenbench.runfolder.run import load_run
 
 
 def opened(driver: Any, tmp_path: Path, recipe: dict[str, Any]) -> Any:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from report_runs import HOSTILE, Recipe, plant
 
+from qwenbench.analysis.run import load_run
 from qwenbench.report.images import FIGURES as FIGURES_EXPORTED
 from qwenbench.report.images import figure_images
-from qwenbench.runfolder.run import load_run
 
 Open = Callable[..., Any]
 

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from qwenbench.runfolder.run import Run, load_run
+from qwenbench.analysis.run import Run, load_run
 
 DEPLOYMENT = Path(__file__).with_name("cpu.yaml")
 

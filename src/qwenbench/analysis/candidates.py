@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qwenbench.analysis.columns import METRICS
+from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.levels import Curve, Reading, Workload, mixed, rows_under
 from qwenbench.analysis.limits import Limit, show
 from qwenbench.analysis.point import BROKEN
-from qwenbench.analysis.statistics import Estimate
-from qwenbench.runfolder.run import Run
+from qwenbench.analysis.run import Run
 
 OBJECTIVES: Mapping[str, str] = {
     "tokens": "output_tokens_per_s",

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["text", "number", "integer", "boolean"]
+"""What a column holds: how it is written, and as what it is read back."""
+TEXT: Kind = "text"
+NUMBER: Kind = "number"
+INTEGER: Kind = "integer"
+BOOLEAN: Kind = "boolean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +24,9 @@ class Column:
     """`higher`, `lower` or empty where neither is better in itself."""
     metric: bool = False
     """A measured figure that has a mean and an interval over repeats."""
+    kind: Kind = NUMBER
+    exact: bool = False
+    """Written with every digit: a part of the point's name."""
 
     @property
     def key(self) -> str:
@@ -46,23 +57,23 @@ def _latency_columns() -> tuple[Column, ...]:
 
 
 POINT_COLUMNS: tuple[Column, ...] = (
-    Column("config_id", "", "The server configuration."),
-    Column("capture", "", "--max-cudagraph-capture-size as requested."),
-    Column("max_num_seqs", "", "--max-num-seqs as requested."),
+    Column("config_id", "", "The server configuration.", kind=TEXT),
+    Column("capture", "", "--max-cudagraph-capture-size as requested.", kind=INTEGER),
+    Column("max_num_seqs", "", "--max-num-seqs as requested.", kind=INTEGER),
     Column("gpu_memory_utilization", "", "--gpu-memory-utilization as requested (with --card: of that card)."),
     Column("gpu_memory_utilization_effective", "", "The fraction of the real card that the server was given."),
-    Column("scenario", "", "The prompt set and how it is replayed."),
-    Column("profile", "", "The sampling profile."),
-    Column("load_shape", "", "closed, or poisson / gamma / constant / trace for open loops."),
-    Column("concurrency", "streams", "Client streams of a closed loop."),
-    Column("rate", "1/s", "Scheduled sessions per second of an open loop."),
-    Column("repeat", "", "Number of the repeat within a launch, from 1."),
-    Column("launch", "", "Number of the launch of this configuration, from 1."),
-    Column("seed", "", "The seed that this point's requests were drawn from."),
-    Column("simulated", "", "True: made by the simulator, not measured."),
-    Column("requests_ok", "", "Requests of the point (warm-up excluded) that succeeded."),
-    Column("requests_failed", "", "Requests of the point that did not."),
-    Column("window", "", "steady: requests in flight >= 0.95 x concurrency, drain left out; else whole."),
+    Column("scenario", "", "The prompt set and how it is replayed.", kind=TEXT),
+    Column("profile", "", "The sampling profile.", kind=TEXT),
+    Column("load_shape", "", "closed, or poisson / gamma / constant / trace for open loops.", kind=TEXT),
+    Column("concurrency", "streams", "Client streams of a closed loop.", kind=INTEGER),
+    Column("rate", "1/s", "Scheduled sessions per second of an open loop.", exact=True),
+    Column("repeat", "", "Number of the repeat within a launch, from 1.", kind=INTEGER),
+    Column("launch", "", "Number of the launch of this configuration, from 1.", kind=INTEGER),
+    Column("seed", "", "The seed that this point's requests were drawn from.", kind=INTEGER),
+    Column("simulated", "", "True: made by the simulator, not measured.", kind=BOOLEAN),
+    Column("requests_ok", "", "Requests of the point (warm-up excluded) that succeeded.", kind=INTEGER),
+    Column("requests_failed", "", "Requests of the point that did not.", kind=INTEGER),
+    Column("window", "", "steady: requests in flight >= 0.95 x concurrency, drain left out; else whole.", kind=TEXT),
     Column("duration_s", "s", "Length of the window."),
     Column("requests_per_s", "1/s", "Requests completed in the window / its length.", "higher", metric=True),
     Column("input_tokens_per_s", "tok/s", "Prompt tokens of requests started in the window / its length.", "higher", metric=True),
@@ -71,19 +82,19 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("output_tokens_per_s_per_user", "tok/s", "output_tokens_per_s / concurrency.", "higher", metric=True),
     Column("goodput_rps", "1/s", "Requests per second that met every per-request limit of --slo.", "higher", metric=True),
     *_latency_columns(),
-    Column("length_controlled", "", "True: output lengths were forced to the drawn ones."),
+    Column("length_controlled", "", "True: output lengths were forced to the drawn ones.", kind=BOOLEAN),
     Column("prefix_hit_rate", "", "Prompt tokens found in the prefix cache / looked up, over the point."),
     Column("merged_share", "", "Share of chunk gaps whose time is unknown because one read held several chunks."),
     Column("broken_share", "", "Share of judged answers that were broken output."),
     Column("canary_accuracy", "", "Share of the canary's questions answered right.", "higher"),
     Column("kv_cache_gib", "GiB", "Memory for the KV cache, as the server's log prints it.", "higher"),
-    Column("kv_cache_blocks", "blocks", "KV blocks of the server (vLLM keeps one of them as a null block).", "higher"),
-    Column("kv_cache_tokens", "tokens", "Longest single request that fits: min(max_model_len, block x (blocks - 1 - state blocks)).", "higher"),
-    Column("requests_that_fit", "requests", "floor(usable blocks / blocks of the scenario's p95 request): the concurrency that the configuration can hold.", "higher"),
+    Column("kv_cache_blocks", "blocks", "KV blocks of the server (vLLM keeps one of them as a null block).", "higher", kind=INTEGER),
+    Column("kv_cache_tokens", "tokens", "Longest single request that fits: min(max_model_len, block x (blocks - 1 - state blocks)).", "higher", kind=INTEGER),
+    Column("requests_that_fit", "requests", "floor(usable blocks / blocks of the scenario's p95 request): the concurrency that the configuration can hold.", "higher", kind=INTEGER),
     Column("kv_cache_usage_peak", "", "Largest share of KV blocks in use, 0 to 1."),
-    Column("preemptions", "", "Requests that lost their KV blocks and were computed again.", "lower"),
-    Column("running_peak", "requests", "Largest number of requests in the running batch."),
-    Column("waiting_peak", "requests", "Largest number of requests waiting in the server."),
+    Column("preemptions", "", "Requests that lost their KV blocks and were computed again.", "lower", kind=INTEGER),
+    Column("running_peak", "requests", "Largest number of requests in the running batch.", kind=INTEGER),
+    Column("waiting_peak", "requests", "Largest number of requests waiting in the server.", kind=INTEGER),
     Column("vram_before_mib", "MiB", "NVML used memory before the launch, largest card."),
     Column("vram_ready_mib", "MiB", "NVML used memory when the server was ready."),
     Column("vram_peak_mib", "MiB", "Largest NVML used memory under this load.", "lower"),
@@ -94,12 +105,23 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("startup_s", "s", "Launch to ready.", "lower"),
     Column("client_error_ms", "ms", "The client's own mean TTFT error at this concurrency, from its self-check."),
     Column("client_error_p99_ms", "ms", "The same, 99th percentile."),
-    Column("bound", "", "Why the point is not faster: the first reason that holds."),
-    Column("bound_all", "", "Every reason that holds, with its evidence."),
-    Column("valid", "", "False: not to be used for decisions."),
-    Column("invalid_reason", "", "Why not."),
+    Column("bound", "", "Why the point is not faster: the first reason that holds.", kind=TEXT),
+    Column("bound_all", "", "Every reason that holds, with its evidence.", kind=TEXT),
+    Column("valid", "", "False: not to be used for decisions.", kind=BOOLEAN),
+    Column("invalid_reason", "", "Why not.", kind=TEXT),
+    Column("window_start_ns", "ns", "Start of the window, CLOCK_REALTIME: requests that start from here on count.", kind=INTEGER),
+    Column("window_end_ns", "ns", "End of the window, CLOCK_REALTIME.", kind=INTEGER),
 )  # fmt: skip
 """In the contract's order. One column vary_FLAG (dashes as underscores) per --vary follows them."""
+
+VARIED = "vary_"
+"""What the columns of --vary flags begin with; they are texts."""
+
+
+def varied_column(flag: str) -> str:
+    """The column of a --vary flag."""
+    return VARIED + flag.replace("-", "_")
+
 
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in POINT_COLUMNS)
 METRICS: dict[str, Column] = {column.key: column for column in POINT_COLUMNS if column.metric}

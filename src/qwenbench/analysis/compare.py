@@ -15,10 +15,10 @@ from qwenbench.analysis.comparison_rows import Capacity, Change
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.gate import Gate, GateRule, judge_gate
 from qwenbench.analysis.pairing import pair_repeats
+from qwenbench.analysis.run import Run
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import load_label
-from qwenbench.runfolder.run import Run
 
 VERDICTS = ("worse", "better", "no difference shown", "indicative", "missing")
 """`indicative`: one repeat on a side, so no interval. `missing`: only one of the runs knows the figure."""
@@ -218,13 +218,11 @@ def _capacities(pair: _Pair) -> list[Capacity]:
 
 def _medians(points: pd.DataFrame) -> dict[tuple[str, str], float]:
     """(configuration, column) -> median, where any is known."""
-    known = [name for name in CAPACITIES if name in points]
-    medians = points.groupby("config_id")[known].median(numeric_only=True)
+    medians = points.groupby("config_id")[list(CAPACITIES)].median()
     return {
         (str(config), str(name)): float(value)
         for name, column in medians.items()
-        for config, value in column.items()
-        if not np.isnan(value)
+        for config, value in column.dropna().items()
     }
 
 

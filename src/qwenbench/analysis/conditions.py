@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from qwenbench.runfolder.run import Run
+from qwenbench.analysis.run import Run
 
 _TAKEN = ("versions", "hardware", "seed")
 """Parts of run.json that are conditions as they stand."""
@@ -75,9 +75,7 @@ _LENGTH_WORDS = {True: "forced", False: "natural"}
 
 
 def _lengths(points: pd.DataFrame) -> set[bool]:
-    if "length_controlled" not in points:
-        return set()
-    return {str(value).lower() in ("true", "1", "1.0") for value in points["length_controlled"].dropna()}
+    return {bool(value) for value in points["length_controlled"].dropna()}
 
 
 def _scenarios(run: Run) -> dict[str, tuple[Any, Any]]:

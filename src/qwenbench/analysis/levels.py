@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from qwenbench.analysis.cells import valid_rows
+from qwenbench.analysis.intervals import Estimate, combined
 from qwenbench.analysis.request_arrays import Floats
-from qwenbench.analysis.statistics import Estimate, RepeatTable, combined, repeat_table
+from qwenbench.analysis.run import valid_rows
+from qwenbench.analysis.statistics import RepeatTable, repeat_table
 
 FACTS = (
     "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "requests_that_fit", "vram_ready_mib", "vram_peak_mib",
@@ -128,16 +129,14 @@ def curves_of(points: pd.DataFrame, workloads: Sequence[Workload]) -> dict[tuple
 def _facts(rows: pd.DataFrame, table: RepeatTable) -> dict[str, Floats]:
     """FACTS by load point: of the repeats the least favourable value, NaN where none is known."""
     return {
-        name: _gathered(rows, table, name, np.fmin if name in _SMALLEST_COUNTS else np.fmax, np.nan)
-        for name in FACTS
-        if name in rows
+        name: _gathered(rows, table, name, np.fmin if name in _SMALLEST_COUNTS else np.fmax, np.nan) for name in FACTS
     }
 
 
 def _gathered(rows: pd.DataFrame, table: RepeatTable, name: str, pick: np.ufunc, start: float) -> Floats:
     """A column by load point: its values over the repeats joined by `pick`, from `start` on."""
     found = np.full(len(table.load_points), start)
-    values = pd.to_numeric(rows[name]).to_numpy(dtype=np.float64)
+    values = rows[name].to_numpy(dtype=np.float64, na_value=np.nan)
     pick.at(found, table.group, np.nan_to_num(values) if pick is np.add else values)
     return found
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,11 +12,22 @@ import pyarrow.compute as pc
 
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import bounds
-from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
 from qwenbench.analysis.latency import MAX_MERGED_SHARE, Gaps, empty_columns, gaps_of, latency_columns, met_limits
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.window import CLOSED, Window, window_of
-from qwenbench.capacity.kv import NULL_BLOCKS
+from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
+from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.observe.ledger import MemoryLedger
+from qwenbench.observe.vram import MIB_PER_GIB
+from qwenbench.runfolder.cells import Cell
+
+if TYPE_CHECKING:
+    from qwenbench.load.client_error import ClientError
+
+NO_LEDGER = MemoryLedger(StartupLog())
+"""Nothing was read of the server: a server that was already there, without its log."""
 
 BROKEN = "broken output"
 """Words by which an invalid_reason tells that the answers themselves were bad."""
@@ -26,51 +37,35 @@ MAX_BROKEN_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class PointContext:
-    """All that is known of a point beside its records and samples. None: not known."""
+    """What a point is of, beside its records and samples. Held as it was made; only the row flattens it.
 
-    config_id: str
-    scenario: str
-    profile: str
-    load_shape: str
+    None: not known.
+    """
+
+    cell: Cell
+    configuration: Configuration
+    load_shape: str = CLOSED
     """`closed`, or `poisson`, `gamma`, `constant`, `trace`."""
-    concurrency: int | None = None
-    rate: float | None = None
-    repeat: int = 1
-    launch: int = 1
     seed: int = 0
     simulated: bool = False
     length_controlled: bool = True
-    capture: int | None = None
-    max_num_seqs: int | None = None
-    gpu_memory_utilization: float | None = None
-    gpu_memory_utilization_effective: float | None = None
-    vary: Mapping[str, str] = field(default_factory=dict)
-    """--vary flag -> its value in this configuration."""
-
     ramp_s: float = 0.0
     schedule_start_ns: int | None = None
     """Open loop: LoadResult.started_ns."""
     slo: Mapping[str, float] = field(default_factory=dict)
     """Per-request limits in ms: ttft, ttfo, tpot, itl (mean), e2e."""
 
-    kv_cache_gib: float | None = None
-    kv_cache_blocks: int | None = None
-    kv_cache_tokens: int | None = None
-    blocks_per_request: Callable[[int], int] | None = None
-    """KV blocks that a request of so many tokens holds."""
-    capture_effective_full: int | None = None
-    """Largest batch that decodes in a full CUDA graph."""
-    max_num_batched_tokens: int | None = None
-    """Step budget in tokens."""
+    launched: ServerConfig | None = None
+    """The server as it was started: with --card its utilisation is of the real card."""
+    ledger: MemoryLedger = NO_LEDGER
+    layout: KvLayout | None = None
     vram_before_mib: Mapping[str, float] = field(default_factory=dict)
     """Card -> used memory before the launch (simulator: one card `sim`)."""
-    vram_ready_mib: Mapping[str, float] = field(default_factory=dict)
-    vram_budget_mib: float | None = None
-    """Utilisation x CUDA's total, per card."""
+    max_num_batched_tokens: int | None = None
+    """Step budget in tokens."""
     startup_s: float | None = None
 
-    client_error_ms: float | None = None
-    client_error_p99_ms: float | None = None
+    client_error: ClientError | None = None
     client_invalid_reason: str | None = None
     """Why the client or its clock was not good enough for this point (load/client_error.py), told there only."""
     client_saturated: bool = False
@@ -93,13 +88,15 @@ def summarise_point(
     over the whole point.
     """
     arrays = RequestArrays.of(requests)
-    window = window_of(arrays, context.load_shape, context.concurrency, context.ramp_s, context.schedule_start_ns)
+    concurrency = context.cell.point.concurrency
+    window = window_of(arrays, context.load_shape, concurrency, context.ramp_s, context.schedule_start_ns)
     row: dict[str, Any] = dict.fromkeys(COLUMN_NAMES)
     row |= _identity(context)
     row |= {"requests_ok": int(arrays.ok.sum()), "requests_failed": int((~arrays.ok).sum())}
     if window is not None and arrays.ok.any():
         started = window.holds_start(arrays.begin_ns) & arrays.ok
         row |= {"window": window.kind, "duration_s": window.duration_s}
+        row |= {"window_start_ns": window.start_ns, "window_end_ns": window.end_ns}
         row |= _rates(arrays, window, context)
         row |= _latencies(requests, arrays, started)
         row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)
@@ -116,14 +113,32 @@ def summarise_point(
 
 
 def _identity(context: PointContext) -> dict[str, Any]:
-    names = (
-        "config_id", "scenario", "profile", "load_shape", "concurrency", "rate", "repeat", "launch", "seed",
-        "simulated", "length_controlled", "capture", "max_num_seqs", "gpu_memory_utilization",
-        "gpu_memory_utilization_effective", "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "startup_s",
-        "client_error_ms", "client_error_p99_ms", "canary_accuracy",
-    )  # fmt: skip
-    varied = {f"vary_{flag.replace('-', '_')}": value for flag, value in context.vary.items()}
-    return {name: getattr(context, name) for name in names} | varied
+    point, configuration, ledger = context.cell.point, context.configuration, context.ledger
+    return {
+        "config_id": context.cell.config_id,
+        "scenario": point.scenario,
+        "profile": point.profile,
+        "load_shape": context.load_shape,
+        "concurrency": point.concurrency,
+        "rate": point.rate,
+        "repeat": point.repeat,
+        "launch": context.cell.launch,
+        "seed": context.seed,
+        "simulated": context.simulated,
+        "length_controlled": context.length_controlled,
+        "capture": configuration.server.capture,
+        "max_num_seqs": configuration.server.max_num_seqs,
+        "gpu_memory_utilization": configuration.utilization,
+        "gpu_memory_utilization_effective": context.launched.gpu_memory_utilization if context.launched else None,
+        "kv_cache_gib": ledger.startup.kv_cache_gib,
+        "kv_cache_blocks": ledger.kv_cache_blocks,
+        "kv_cache_tokens": ledger.kv_cache_tokens,
+        "startup_s": context.startup_s,
+        "client_error_ms": context.client_error.mean_ms if context.client_error else None,
+        "client_error_p99_ms": context.client_error.p99_ms if context.client_error else None,
+        "canary_accuracy": context.canary_accuracy,
+        **{varied_column(flag): value for flag, value in configuration.vary.items()},
+    }
 
 
 def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict[str, Any]:
@@ -134,7 +149,7 @@ def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict
     inputs = _sum(arrays.input_tokens[started])
     outputs = arrays.tokens_between(window.start_ns, window.end_ns) / seconds if _known(arrays.output_tokens) else None
     input_rate = inputs / seconds if inputs is not None else None
-    users = context.concurrency if context.load_shape == CLOSED else None
+    users = context.cell.point.concurrency if context.load_shape == CLOSED else None
     return {
         "requests_per_s": int((window.holds_end(arrays.ended_ns) & arrays.ok).sum()) / seconds,
         "input_tokens_per_s": input_rate,
@@ -191,10 +206,11 @@ def _memory(arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
     """requests_that_fit: floor(usable blocks / blocks of the p95 request of this point)."""
     tokens = (arrays.input_tokens + arrays.output_tokens)[arrays.ok]
     tokens = tokens[~np.isnan(tokens)]
-    if context.kv_cache_blocks is None or context.blocks_per_request is None or len(tokens) == 0:
+    total = context.ledger.kv_cache_blocks
+    if total is None or context.layout is None or len(tokens) == 0:
         return {}
-    blocks = context.blocks_per_request(int(np.ceil(np.percentile(tokens, 95))))
-    return {"requests_that_fit": (context.kv_cache_blocks - NULL_BLOCKS) // blocks if blocks > 0 else None}
+    blocks = context.layout.blocks_per_request(int(np.ceil(np.percentile(tokens, 95))))
+    return {"requests_that_fit": (total - NULL_BLOCKS) // blocks if blocks > 0 else None}
 
 
 def _server(metrics: pa.Table | None) -> dict[str, Any]:
@@ -212,14 +228,16 @@ def _cards(
     cards: Mapping[str, server.CardSamples], window: Window | None, arrays: RequestArrays, context: PointContext
 ) -> dict[str, Any]:
     peaks = server.vram_peaks_mib(cards)
-    own_peaks = server.own_peaks_mib(cards, context.vram_before_mib)
-    budget = context.vram_budget_mib
+    before = context.vram_before_mib
+    own_peaks = server.own_peaks_mib(cards, before)
+    budget_gib = context.ledger.budget_gib
+    over = max(own_peaks.values()) - budget_gib * MIB_PER_GIB if own_peaks and budget_gib is not None else None
     row: dict[str, Any] = {
-        "vram_before_mib": max(context.vram_before_mib.values(), default=None),
-        "vram_ready_mib": max(context.vram_ready_mib.values(), default=None),
+        "vram_before_mib": max(before.values(), default=None),
+        "vram_ready_mib": context.ledger.vram.ready_mib,
         "vram_peak_mib": max(peaks.values(), default=None),
         "vram_own_peak_mib": max(own_peaks.values(), default=None),
-        "vram_over_budget_mib": max(own_peaks.values()) - budget if own_peaks and budget is not None else None,
+        "vram_over_budget_mib": over,
     }
     if window is not None:
         row["power_w_mean"] = server.mean_power_w(cards, window)
@@ -250,8 +268,8 @@ def _bounds(metrics: pa.Table | None, window: Window, context: PointContext) -> 
     times = server.sample_times(metrics)
     found = bounds(
         metrics.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns))),
-        max_num_seqs=context.max_num_seqs,
-        capture_effective_full=context.capture_effective_full,
+        max_num_seqs=context.configuration.server.max_num_seqs,
+        capture_effective_full=context.ledger.startup.capture_effective_full,
         max_num_batched_tokens=context.max_num_batched_tokens,
         client_saturated=context.client_saturated,
     )

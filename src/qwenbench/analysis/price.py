@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
-from qwenbench.analysis.cells import known, valid_rows
-from qwenbench.analysis.statistics import Estimate, combined, interval_of_means
+from qwenbench.analysis.columns import VARIED
+from qwenbench.analysis.intervals import Estimate, combined, interval_of_means
+from qwenbench.analysis.run import records, valid_rows
 
 PRINTED_GIB_ERROR = 0.01
 """Two figures that were printed with two decimals differ by so much less or more than their difference says."""
@@ -88,16 +88,13 @@ class _Config:
 
 def _steps(rows: pd.DataFrame) -> Iterator[tuple[_Config, _Config]]:
     """Neighbouring capture sizes within each chain of otherwise equal configurations."""
-    if rows.empty or "capture" not in rows:
-        return
-    others = ["gpu_memory_utilization", *(str(name) for name in rows.columns if str(name).startswith("vary_"))]
-    others = [name for name in others if name in rows]
+    others = ["gpu_memory_utilization", *(str(name) for name in rows.columns if str(name).startswith(VARIED))]
     chains: dict[tuple[Any, ...], list[_Config]] = {}
-    for _, row in rows.drop_duplicates("config_id").iterrows():
-        if not known(row["capture"]):
+    for row in records(rows.drop_duplicates("config_id"), ("config_id", "capture", "max_num_seqs", *others)):
+        capture, seqs = row["capture"], row["max_num_seqs"]
+        if not isinstance(capture, int):
             continue
-        seqs = int(row["max_num_seqs"]) if known(row.get("max_num_seqs")) else None
-        config = _Config(str(row["config_id"]), int(row["capture"]), seqs)
+        config = _Config(str(row["config_id"]), capture, seqs if isinstance(seqs, int) else None)
         fixed = "follows" if seqs == config.capture else seqs
         key = (fixed, *(str(row[name]) for name in others))
         chains.setdefault(key, []).append(config)
@@ -185,9 +182,7 @@ def _interval(change: Estimate, unit: str) -> tuple[float | None, float | None, 
 def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any] | None = None) -> list[float]:
     """One value per launch: the points of a launch repeat its figures."""
     if metric in rows:
-        column = pd.to_numeric(rows[metric], errors="coerce")
-        launches = rows["launch"] if "launch" in rows else pd.Series(1, index=rows.index)
-        values = [float(value) for value in column.groupby(launches).median() if not math.isnan(value)]
+        values = [float(value) for value in rows[metric].groupby(rows["launch"]).median().dropna()]
         if values:
             return values
     value = ledger.get(metric) if ledger is not None else None
@@ -195,18 +190,14 @@ def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any] | None 
 
 
 def _values(rows: pd.DataFrame, metric: str) -> list[float]:
-    if metric not in rows:
-        return []
-    return [float(value) for value in pd.to_numeric(rows[metric], errors="coerce") if not math.isnan(value)]
+    return [float(value) for value in rows[metric].dropna()]
 
 
 def _by_load(rows: pd.DataFrame, names: tuple[str, ...]) -> dict[tuple[Any, ...], pd.DataFrame]:
     """The rows of each load, in the order of points.csv; a column that is missing or empty is None in the key."""
-    present = [name for name in names if name in rows]
-    if not present or rows.empty:
+    if rows.empty:
         return {}
     loads = {}
-    for key, own in rows.groupby(present, dropna=False, sort=False):
-        values = dict(zip(present, key if isinstance(key, tuple) else (key,), strict=True))
-        loads[tuple(values[name] if name in values and known(values[name]) else None for name in names)] = own
+    for _, own in rows.groupby(list(names), dropna=False, sort=False):
+        loads[tuple(records(own.iloc[:1], names)[0].values())] = own
     return loads

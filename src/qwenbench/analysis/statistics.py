@@ -15,37 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from qwenbench.analysis.cells import CELL, LOAD_POINT, known, latencies_in_window, row_records, valid_mask
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.intervals import (
-    Estimate,
-    bootstrap_percentile,
-    combined,
-    critical,
-    interval_of_means,
-    mean_variance,
-    percentile_variance,
-    relative_half_width,
-    standard_error,
-)
-from qwenbench.analysis.request_arrays import COLUMNS, Floats
-from qwenbench.runfolder.cells import Cell
+from qwenbench.analysis.intervals import Estimate, mean_variance, percentile_variance, standard_error
+from qwenbench.analysis.request_arrays import COLUMNS, Floats, RequestArrays
+from qwenbench.analysis.run import LOAD_POINT, Point, records
+from qwenbench.analysis.window import CLOSED, Window, window_of
 from qwenbench.runfolder.names import RunPaths
-
-__all__ = [
-    "Estimate",
-    "RepeatTable",
-    "RequestsOf",
-    "bootstrap_percentile",
-    "combined",
-    "critical",
-    "estimates_of",
-    "interval_of_means",
-    "relative_half_width",
-    "repeat_table",
-    "requests_under",
-    "summary_rows",
-]
 
 KEYS = tuple(METRICS)
 _REPEAT = ("launch", "repeat", "seed")
@@ -101,19 +76,15 @@ def repeat_table(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
     With request records the intervals of latencies come from the two-level bootstrap, else from the repeats alone.
     Those of rates always do, and those of ITL: gaps of one request are not independent.
     """
-    points = points.assign(**{name: None for name in (*LOAD_POINT, *_REPEAT) if name not in points})
     numbers = points.groupby(list(LOAD_POINT), dropna=False, sort=False).ngroup()
     group: NDArray[np.int64] = np.asarray(numbers, dtype=np.int64)
     count = int(group.max()) + 1 if len(group) else 0
     first = np.unique(group, return_index=True)[1]
-    names = [
-        {n: r[n] if known(r[n]) else None for n in LOAD_POINT} for r in row_records(points.iloc[first], LOAD_POINT)
-    ]
+    names = records(points.iloc[first], LOAD_POINT)
     values = np.full((len(points), len(KEYS)), np.nan)
     for place, column in enumerate(METRICS.values()):
-        if column.name in points:
-            values[:, place] = pd.to_numeric(points[column.name]).to_numpy(dtype=np.float64)
-    values[~valid_mask(points)] = np.nan
+        values[:, place] = points[column.name].to_numpy(dtype=np.float64, na_value=np.nan)
+    values[~points["valid"].to_numpy(dtype=np.bool_, na_value=False)] = np.nan
     seen = ~np.isnan(values)
     n = _summed(group, count, seen.astype(np.float64))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -122,7 +93,7 @@ def repeat_table(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
         # unknown for one repeat, it is unknown for the load point
         within = _summed(group, count, np.where(seen, _within(points, seen, group, requests_of), 0.0)) / n
         error = standard_error(n, squares, within)
-    repeats = tuple(tuple(row.values()) for row in row_records(points, _REPEAT))
+    repeats = tuple(tuple(row.values()) for row in records(points, _REPEAT))
     return RepeatTable(tuple(names), n.astype(np.int64), mean, error, values, group, repeats)
 
 
@@ -141,7 +112,7 @@ def _within(
         return within
     usable = seen.any(axis=1)
     repeated = usable & (np.bincount(group[usable], minlength=int(group.max()) + 1)[group] > 1)
-    rows = row_records(points[repeated], CELL)
+    rows = map(Point.of, records(points[repeated]))
     with ThreadPoolExecutor(READERS) as pool:
         found = list(pool.map(partial(_cell_variances, requests_of), rows))
     if found:
@@ -149,9 +120,28 @@ def _within(
     return within
 
 
-def _cell_variances(requests_of: RequestsOf, row: Mapping[str, Any]) -> list[float]:
-    requests = requests_of(Cell.of_row(row).cell_id)
-    return _variances(latencies_in_window(requests, row) if requests is not None else {})
+def _cell_variances(requests_of: RequestsOf, point: Point) -> list[float]:
+    requests = requests_of(point.cell.cell_id)
+    return _variances(latencies_in_window(requests, point) if requests is not None else {})
+
+
+def latencies_in_window(requests: pa.Table, point: Point) -> dict[str, Floats]:
+    """ttft, ttfo, tpot and e2e (ms, no NaN) of the requests that a point's latency columns were made of.
+
+    Empty when nothing succeeded, or when the point's window is not known.
+    """
+    arrays = RequestArrays.of(requests)
+    window = point.window or _window_again(arrays, point)
+    if window is None:
+        return {}
+    started = window.holds_start(arrays.begin_ns) & arrays.ok
+    picked = {name: values[started] for name, values in arrays.latencies_ms().items()}
+    return {name: values[~np.isnan(values)] for name, values in picked.items()}
+
+
+def _window_again(arrays: RequestArrays, point: Point) -> Window | None:
+    """Runs of before the window was kept: of a closed loop it follows from the requests alone, of an open loop not."""
+    return window_of(arrays, CLOSED, point.cell.point.concurrency) if point.load_shape == CLOSED else None
 
 
 def _variances(latencies: Mapping[str, Floats]) -> list[float]:

@@ -32,7 +32,7 @@ def command(
     """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
     from qwenbench.analysis.compare import compare
     from qwenbench.analysis.gate import parse_gate
-    from qwenbench.runfolder.run import load_run
+    from qwenbench.analysis.run import load_run
 
     if len(runs) < 2:
         raise UsageError("give two run folders or more: the first is what the others are held against.")

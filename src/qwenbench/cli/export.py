@@ -20,8 +20,8 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the files.")] = False,
 ) -> None:
     """A run's points, ledgers, figures or a Markdown summary as files."""
+    from qwenbench.analysis.run import load_run
     from qwenbench.report.export import FORMATS, export_run
-    from qwenbench.runfolder.run import load_run
 
     if format not in FORMATS:
         raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")

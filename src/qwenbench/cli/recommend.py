@@ -36,7 +36,7 @@ def command(
     from qwenbench.analysis.candidates import Question
     from qwenbench.analysis.limits import parse_point_limits, parse_weights
     from qwenbench.analysis.recommend import recommend
-    from qwenbench.runfolder.run import load_run
+    from qwenbench.analysis.run import load_run
 
     for value, known, option in ((objective, _OBJECTIVES, "--objective"), (shell, _SHELLS, "--shell")):
         if value not in known:

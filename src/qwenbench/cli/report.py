@@ -18,11 +18,11 @@ def command(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: path and bytes.")] = False,
 ) -> None:
     """(Re)build the HTML report of a run: one file that opens without a network."""
+    from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import question_of
     from qwenbench.report.page import build_report
     from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import RunPaths
-    from qwenbench.runfolder.run import load_run
 
     loaded = load_run(run)
     target = out or RunPaths(run).report

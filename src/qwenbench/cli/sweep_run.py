@@ -155,9 +155,9 @@ def run_plan(
 
 
 def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str, build_report: bool) -> int:
+    from qwenbench.analysis.run import load_run
     from qwenbench.report.summary import final_tables
     from qwenbench.report.text_writers import print_document
-    from qwenbench.runfolder.run import load_run
 
     run = load_run(folder)
     if len(run.points):

@@ -92,3 +92,16 @@ class ServerConfig:
             if value is not None:
                 args.append(value)
         return args + list(self.extra_args)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One of the server configurations that a run compares."""
+
+    config_id: str
+    server: ServerConfig
+    """As asked for; what is launched may differ in its budget (--card)."""
+    vary: Mapping[str, str]
+    """--vary flag -> its value here."""
+    utilization: float | None
+    """--gpu-memory-utilization as asked for (with --card: of that card)."""

@@ -9,6 +9,7 @@ from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.limits import parse_point_limits
 from qwenbench.analysis.recommend import Answer, recommend
+from qwenbench.analysis.run import Run
 from qwenbench.errors import UsageError
 from qwenbench.report.document import (
     SIMULATED,
@@ -27,7 +28,6 @@ from qwenbench.report.document import (
     Tiles,
 )
 from qwenbench.report.names import label, number, term
-from qwenbench.runfolder.run import Run
 
 _EXPECTED = (
     "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",

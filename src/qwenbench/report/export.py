@@ -11,13 +11,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from qwenbench.analysis.run import Run
 from qwenbench.errors import UsageError
 from qwenbench.report.images import figure_images
 from qwenbench.report.points import known
 from qwenbench.report.summary import run_summary
 from qwenbench.report.text_writers import to_markdown
 from qwenbench.runfolder.files import write_bytes
-from qwenbench.runfolder.run import Run
 
 Format = Literal["csv", "parquet", "json", "png", "svg", "markdown"]
 FORMATS: tuple[str, ...] = get_args(Format)

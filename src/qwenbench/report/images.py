@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
+from qwenbench.analysis.run import Run
 from qwenbench.errors import RunError, UsageError
 from qwenbench.report.html_writer import fill
 from qwenbench.report.page import asset, content_policy, embedded, plotly_js
 from qwenbench.report.page_data import page_data
-from qwenbench.runfolder.run import Run
 
 ImageFormat = Literal["png", "svg"]
 

@@ -14,9 +14,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
-from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live, Progress
 
 Clock = Callable[[], float]

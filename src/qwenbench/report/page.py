@@ -16,6 +16,7 @@ from qwenbench import __version__
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS, POINT_COLUMNS, Column
 from qwenbench.analysis.compare import Comparison
+from qwenbench.analysis.run import Run
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
@@ -23,7 +24,6 @@ from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, t
 from qwenbench.report.names import label
 from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter
-from qwenbench.runfolder.run import Run
 
 _SCRIPTS = ("format.js", "style.js", "figures.js", "page.js")
 """In the order in which they build on each other; page.js starts it all."""

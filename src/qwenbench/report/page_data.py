@@ -12,16 +12,15 @@ from typing import Any
 
 import pandas as pd
 
-from qwenbench.analysis.cells import LOAD_POINT, row_records
 from qwenbench.analysis.columns import METRICS, Column
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
+from qwenbench.analysis.run import LOAD_POINT, Run, records
 from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
 from qwenbench.report.names import label
 from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
 from qwenbench.report.timeline import TimelineView, timelines
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.runfolder.run import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +252,7 @@ def price_views(run: Run) -> tuple[PriceView, ...]:
 def _view(before: str, after: str, rows: pd.DataFrame, names: dict[tuple[str, str], str]) -> PriceView:
     costs: dict[str, Change] = {}
     gains: list[Change] = []
-    for row in row_records(rows):
+    for row in records(rows):
         if known(row["scenario"]) is None:
             costs[str(row["metric"])] = _change(row, None)
         elif row["metric"] == "output_tokens_per_s":

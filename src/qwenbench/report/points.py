@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qwenbench.analysis.cells import LOAD_POINT, row_records
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.statistics import interval_of_means
+from qwenbench.analysis.intervals import interval_of_means
+from qwenbench.analysis.run import LOAD_POINT, records
 from qwenbench.runfolder.cells import load_label
 
 Estimate = tuple[float, float | None, float | None]
@@ -96,7 +96,7 @@ def read_summary(path: Path) -> Summary:
     table = pd.read_csv(path)
     if not set(LOAD_POINT) <= set(table.columns):
         return {}
-    return {_key(row): row for row in row_records(table)}
+    return {_key(row): row for row in records(table)}
 
 
 def point_views(points: pd.DataFrame, summary: Summary | None = None) -> tuple[PointView, ...]:
@@ -108,7 +108,7 @@ def point_views(points: pd.DataFrame, summary: Summary | None = None) -> tuple[P
     if points.empty:
         return ()
     groups: dict[tuple[Any, ...], list[Row]] = {}
-    for row in row_records(points.assign(_workload=workload_names(points))):
+    for row in records(points.assign(_workload=workload_names(points))):
         groups.setdefault(_key(row), []).append(row)
     views = [_view(key, rows, summary or {}) for key, rows in groups.items()]
     order = {config: index for index, config in enumerate(dict.fromkeys(points["config_id"].astype(str)))}

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
-from qwenbench.analysis.cells import row_records
 from qwenbench.analysis.columns import POINT_COLUMNS
+from qwenbench.analysis.run import Run, records
 from qwenbench.report.document import (
     Block,
     Code,
@@ -26,7 +26,6 @@ from qwenbench.report.names import digits, number, term
 from qwenbench.report.page_data import Change, ConfigView, PageData, PriceView
 from qwenbench.report.points import PointView, is_true, known
 from qwenbench.runfolder.cells import load_label
-from qwenbench.runfolder.run import Run
 
 
 def configurations(data: PageData) -> Iterator[Block]:
@@ -155,7 +154,7 @@ def _unusable(run: Run) -> Iterator[Block]:
         yield Paragraph("No load point finished.", "quiet")
         return
     groups: dict[tuple[str, str, str, str], list[int]] = {}
-    for row in row_records(run.points):
+    for row in records(run.points):
         broken = not is_true(row.get("valid", True))
         failed = int(known(row.get("requests_failed")) or 0)
         if broken or failed:

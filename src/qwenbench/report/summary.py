@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qwenbench.analysis.run import Run
 from qwenbench.report.answer import answered, question_of, short_answer
 from qwenbench.report.document import SIMULATED, Block, Bullets, Heading, Inline, Number, Paragraph, Row, Span, Table
 from qwenbench.report.names import number
 from qwenbench.report.page_data import ConfigView, PageData, page_data
 from qwenbench.report.points import PointView
 from qwenbench.runfolder.cells import TRACE
-from qwenbench.runfolder.run import Run
 
 MARKS = {"kv": "k", "scheduler": "s", "graph-miss": "g", "prefill": "p", "client": "c"}
 """Bound -> the letter behind a rate. `load` and `decode` carry none: nothing is in the way."""

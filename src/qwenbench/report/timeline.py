@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from qwenbench.runfolder.run import Run
+    from qwenbench.analysis.run import Run
 
 MOST_TIMELINES = 160
 """Points that carry a time line; with MOST_SAMPLES this keeps them under about 1.5 MB of the page."""

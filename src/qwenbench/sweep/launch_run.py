@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.server import Server
@@ -25,7 +25,6 @@ from qwenbench.sweep.environment import Environment
 from qwenbench.sweep.hardware import largest
 from qwenbench.sweep.measure import CellResult, ServerState, measure
 from qwenbench.sweep.model_files import served_layout
-from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
 from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.requests import ServerTraits

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.deployments import find_deployment
 from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Configuration, LoadedScenario, Plan, configurations, load_points
+from qwenbench.sweep.plan import LoadedScenario, Plan, configurations, load_points
 from qwenbench.workload.arrivals import load_trace
 from qwenbench.workload.lengths import parse_lengths
 from qwenbench.workload.planning import with_overrides

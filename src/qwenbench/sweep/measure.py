@@ -6,7 +6,7 @@ import asyncio
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -15,16 +15,14 @@ import pyarrow as pa
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.capacity.configuration import default_batched_tokens
 from qwenbench.capacity.kv import KvLayout
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.startup_log import StartupLog
-from qwenbench.load.client_error import CPU_SATURATED, client_verdict
+from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.observe.ledger import MemoryLedger
-from qwenbench.observe.vram import MIB_PER_GIB
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
@@ -89,10 +87,7 @@ async def measure(
     if samples.problem:
         env.note(samples.problem)
     _name_others(env, samples, state)
-    context = _context(env, configuration, state, cell, result)
-    if client_error is not None:
-        context = replace(context, client_error_ms=client_error.mean_ms, client_error_p99_ms=client_error.p99_ms)
-    context = replace(context, client_invalid_reason=client_verdict(result, client_error))
+    context = _context(env, configuration, state, cell, result, client_error)
     _count_unanswered(env, cell, result)
     row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
     return CellResult(row, result.requests, samples, result.texts, not await healthy(env, state.base_url))
@@ -168,10 +163,6 @@ def _listener(
     return listen
 
 
-def _card(value: float | None) -> dict[str, float]:
-    return {} if value is None else {"card": value}
-
-
 def _step_budget(env: Environment, state: ServerState) -> int | None:
     """Tokens of one step: as the server's log says, as asked for, else vLLM's default for this card; None: unknown."""
     known = state.startup.max_num_batched_tokens or state.server_config.int_flag("max-num-batched-tokens")
@@ -180,43 +171,34 @@ def _step_budget(env: Environment, state: ServerState) -> int | None:
 
 
 def _context(
-    env: Environment, configuration: Configuration, state: ServerState, cell: Cell, result: LoadResult
+    env: Environment,
+    configuration: Configuration,
+    state: ServerState,
+    cell: Cell,
+    result: LoadResult,
+    client_error: ClientError | None,
 ) -> PointContext:
-    options, point, ledger = env.plan.options, cell.point, state.ledger
-    server = state.server_config
-    budget = None if ledger.budget_gib is None else ledger.budget_gib * MIB_PER_GIB
+    options, point = env.plan.options, cell.point
     return PointContext(
-        config_id=configuration.config_id,
-        scenario=point.scenario,
-        profile=point.profile,
+        cell=cell,
+        configuration=configuration,
         load_shape=load_shape_name(options),
-        concurrency=point.concurrency,
-        rate=point.rate,
-        repeat=point.repeat,
-        launch=cell.launch,
         seed=seed_of(env.plan, point),
         simulated=env.launcher.simulated,
         length_controlled=options.ignore_eos,
-        capture=configuration.server.capture,
-        max_num_seqs=configuration.server.max_num_seqs,
-        gpu_memory_utilization=configuration.utilization,
-        gpu_memory_utilization_effective=server.gpu_memory_utilization,
-        vary=configuration.vary,
         ramp_s=options.ramp_s,
         schedule_start_ns=None if point.concurrency is not None else result.started_ns,
         slo=options.slo,
-        kv_cache_gib=ledger.startup.kv_cache_gib,
-        kv_cache_blocks=ledger.kv_cache_blocks,
-        kv_cache_tokens=ledger.kv_cache_tokens,
-        blocks_per_request=state.layout.blocks_per_request if state.layout else None,
-        capture_effective_full=ledger.startup.capture_effective_full,
+        launched=state.server_config,
+        ledger=state.ledger,
+        layout=state.layout,
         max_num_batched_tokens=_step_budget(env, state),
         vram_before_mib=state.vram_before_mib,
-        vram_ready_mib=_card(ledger.vram.ready_mib),
-        vram_budget_mib=budget,
         startup_s=state.startup_s,
+        client_error=client_error,
+        client_invalid_reason=client_verdict(result, client_error),
+        client_saturated=result.health.cpu_share_max >= CPU_SATURATED,
         canary_accuracy=state.texts.canary.accuracy if state.texts.canary else None,
         natural_broken_share=state.texts.broken_share.get((point.scenario, point.profile)),
         natural_broken_kinds=state.texts.broken_kinds.get((point.scenario, point.profile), ""),
-        client_saturated=result.health.cpu_share_max >= CPU_SATURATED,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import unique_slug
@@ -20,18 +20,6 @@ from qwenbench.workload.arrivals import TraceRow
 from qwenbench.workload.profiles import PROFILES
 from qwenbench.workload.prompts import Prompt
 from qwenbench.workload.scenario import ScenarioFile
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """One server configuration of the sweep."""
-
-    config_id: str
-    server: ServerConfig
-    vary: Mapping[str, str]
-    """--vary flag -> its value here."""
-    utilization: float | None
-    """--gpu-memory-utilization as asked for (with --card: of that card)."""
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
-from qwenbench.sweep.plan import Configuration
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.analysis.run import point_frame, points_csv
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
-
-_EXACT = frozenset({"rate"})
-"""A part of the point's name: rounded, its files would not be found."""
-
-
-def _csv_value(name: str, value: Any) -> str:
-    if value is None:
-        return ""
-    if name in _EXACT:
-        return repr(value)
-    if isinstance(value, float):
-        return "" if math.isnan(value) else repr(round(value, 6))
-    return str(value)
-
-
-def points_csv(points: Sequence[Mapping[str, Any]], vary: Sequence[str]) -> bytes:
-    """points.csv: the contract's columns in their order, then vary_FLAG; unknown values are empty."""
-    columns = [*COLUMN_NAMES, *(f"vary_{flag.replace('-', '_')}" for flag in vary)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    for point in points:
-        writer.writerow([_csv_value(column, point.get(column)) for column in columns])
-    return text.getvalue().encode()
 
 
 class Recorder:
@@ -86,12 +59,8 @@ class Recorder:
 
     def write_summary(self) -> None:
         """Derives points_summary.csv from the points."""
-        import pandas as pd
-
         from qwenbench.analysis.statistics import requests_under, summary_rows
 
         if self._entries:
-            frame = pd.DataFrame(self.points)
-            write_bytes(
-                self._paths.summary, summary_rows(frame, requests_under(self._paths.root)).to_csv(index=False).encode()
-            )
+            summary = summary_rows(point_frame(self.points), requests_under(self._paths.root))
+            write_bytes(self._paths.summary, summary.to_csv(index=False).encode())

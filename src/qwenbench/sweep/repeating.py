@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from qwenbench.analysis.statistics import relative_half_width
+from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.plan import Plan
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwenbench.engine.config import Configuration
 from qwenbench.load.spec import ClosedLoop, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Configuration, Plan
+from qwenbench.sweep.plan import Plan
 from qwenbench.workload.arrivals import Shape, arrival_times
 from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed

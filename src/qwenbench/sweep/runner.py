@@ -16,6 +16,7 @@ from typing import Any
 import aiohttp
 
 from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.server import Launcher
@@ -33,7 +34,7 @@ from qwenbench.sweep.hardware import Hardware, budget_note, budgeted
 from qwenbench.sweep.launch_run import LaunchRun
 from qwenbench.sweep.model_files import find_shape
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Configuration, Plan
+from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.recorder import Recorder

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from qwenbench.engine.config import Configuration
 from qwenbench.errors import RunError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.requests import ServerTraits, request_options, seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import natural_pass

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.analysis.columns import COLUMN_NAMES
-from qwenbench.runfolder.run import Run, load_run
+from qwenbench.analysis.run import Run, load_run
 
 
 def row(config: str, concurrency: int | None, repeat: int = 1, **figures: Any) -> dict[str, Any]:

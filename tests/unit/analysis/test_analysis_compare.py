@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from analysis_records import request, table
@@ -19,10 +18,10 @@ from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import Comparison, compare
 from qwenbench.analysis.comparison_rows import Change
 from qwenbench.analysis.gate import parse_gate
+from qwenbench.analysis.run import Run, load_run, point_frame, records
 from qwenbench.cli.main import dispatch
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.run import Run, load_run
 
 TOKENS = "output_tokens_per_s"
 
@@ -282,7 +281,7 @@ def synthetic_run(seed: int, factor: float = 1.0) -> Run:
                     figures[column.name] = 100 * slow * (noise if column.better == "lower" else 1 / noise)
                 rows.append(row(config, concurrency, repeat, **figures))
     meta = {"run_id": f"seed-{seed}", "seed": seed}
-    return Run(Path(f"nowhere/seed-{seed}"), meta, pd.DataFrame(rows), {}, {}, {}, {})
+    return Run(Path(f"nowhere/seed-{seed}"), meta, point_frame(rows), {}, {}, {}, {})
 
 
 def test_a_planted_slowdown_of_5_percent_is_called_worse() -> None:
@@ -309,7 +308,7 @@ def same_draws(seed: int, factor: float, draws: tuple[float, ...] = (1.0, 1.2, 0
         for concurrency in (1, 8, 16, 32)
         for repeat, draw in enumerate(draws, 1)
     ]
-    return Run(Path(f"nowhere/{seed}"), {"run_id": f"run-{seed}"}, pd.DataFrame(rows), {}, {}, {}, {})
+    return Run(Path(f"nowhere/{seed}"), {"run_id": f"run-{seed}"}, point_frame(rows), {}, {}, {}, {})
 
 
 def test_runs_that_drew_the_same_requests_are_paired() -> None:
@@ -331,7 +330,7 @@ def test_other_requests_or_too_few_load_points_are_not_paired() -> None:
     runs = (same_draws(1, 1.0), same_draws(2, 1.05))
     assert compare([replace(run, points=run.points.query("concurrency == 8")) for run in runs]).notes == ()
     # nor are those whose seeds are not known
-    assert compare([replace(run, points=run.points.drop(columns="seed")) for run in runs]).notes == ()
+    assert compare([replace(run, points=run.points.assign(seed=None)) for run in runs]).notes == ()
     # repeats that share a seed but nothing else are better held against each other as they are
     apart = [same_draws(seed, 1.0, (1.0, 1.0, 1.0), each=0.02) for seed in (3, 4)]
     assert compare(apart).notes == ()
@@ -341,7 +340,7 @@ def plant_requests(run: Run, seed: int, factor: float) -> None:
     """Request records for each cell of a run: 120 requests, ttft of 100 ms on average."""
     rng = np.random.default_rng(seed)
     (run.path / "requests").mkdir()
-    for point in run.points.to_dict("records"):
+    for point in records(run.points):
         rows = [
             request(i * 1000, (i + 1) * 1000, ttft_ms=float(value))
             for i, value in enumerate(factor * rng.gamma(25, 4, 120))

@@ -5,18 +5,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from analysis_records import at_ms, request, table
+from point_contexts import point_context
 
 from qwenbench.analysis.columns import COLUMN_NAMES
-from qwenbench.analysis.point import PointContext, itl_note, summarise_point
+from qwenbench.analysis.point import itl_note, summarise_point
+from qwenbench.capacity.kv import KvGroup, KvLayout
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import invalid_reason as client_reason
 from qwenbench.load.spec import ClientHealth
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
-
-
-def context(**fields: Any) -> PointContext:
-    given = {"load_shape": "closed", "concurrency": 1} | fields
-    return PointContext("cap16-seq16", "math", "instruct-general", **given)
 
 
 def point(rows: list[dict], metrics: list[dict] = (), nvml: list[dict] = (), **fields: Any) -> dict[str, Any]:
@@ -24,7 +21,7 @@ def point(rows: list[dict], metrics: list[dict] = (), nvml: list[dict] = (), **f
         table(rows),
         pa.Table.from_pylist(list(metrics), schema=METRICS_SCHEMA),
         pa.Table.from_pylist(list(nvml), schema=NVML_SCHEMA),
-        context(**fields),
+        point_context(**fields),
     )
 
 
@@ -120,10 +117,11 @@ def test_goodput_counts_what_met_every_limit() -> None:
 def test_requests_that_fit_uses_the_p95_request() -> None:
     # the recorded server: 1072 blocks of 528 tokens, 3 state blocks, 522 + 128 tokens each
     rows = back_to_back(4, input_tokens=522, output_tokens=128)
-    row = point(rows, kv_cache_blocks=1072, blocks_per_request=lambda tokens: -(-tokens // 528) + 3)
+    layout = KvLayout(528, 4096, 8, (KvGroup("full", 528), *[KvGroup("state", 528, state_blocks=1)] * 3))
+    row = point(rows, kv_cache_blocks=1072, layout=layout)
     assert row["requests_that_fit"] == 1071 // 5
     # one block is vLLM's own: 1075 of them hold 214 requests, not 215
-    row = point(rows, kv_cache_blocks=1075, blocks_per_request=lambda tokens: -(-tokens // 528) + 3)
+    row = point(rows, kv_cache_blocks=1075, layout=layout)
     assert row["requests_that_fit"] == 214
     assert point(rows, kv_cache_blocks=1072)["requests_that_fit"] is None
 
@@ -153,7 +151,7 @@ def card(uuid: str, seconds: int, watts: float, used: float = 1000.0) -> list[di
 def test_energy_and_vram_of_all_cards() -> None:
     rows = back_to_back(20, output_tokens=10, ttft_ms=100.0, decode_ms=900.0)
     nvml = card("GPU-a", 25, 100.0) + card("GPU-b", 25, 300.0, used=5000.0)
-    row = point(rows, nvml=nvml, vram_before_mib={"GPU-a": 10.0, "GPU-b": 500.0}, vram_budget_mib=4000.0)
+    row = point(rows, nvml=nvml, vram_before_mib={"GPU-a": 10.0, "GPU-b": 500.0}, budget_gib=4000 / 1024)
     assert row["power_w_mean"] == pytest.approx(400.0)
     assert row["energy_j_per_output_token"] == pytest.approx(400.0 / 10.0)
     assert (row["vram_before_mib"], row["vram_peak_mib"], row["vram_over_budget_mib"]) == (500.0, 5025.0, 525.0)
@@ -163,7 +161,7 @@ def test_a_neighbours_memory_is_not_over_the_servers_budget() -> None:
     """A recorded run: 48,953 MiB were held by another process, the server itself was 1,923 MiB over 30,506."""
     rows = back_to_back(20, output_tokens=10, ttft_ms=100.0, decode_ms=900.0)
     held = card("GPU-a", 25, 100.0, used=81_405.0)
-    known = {"nvml": held, "vram_before_mib": {"GPU-a": 48_953.0}, "vram_budget_mib": 30_506.0}
+    known = {"nvml": held, "vram_before_mib": {"GPU-a": 48_953.0}, "budget_gib": 30_506.0 / 1024}
     assert point(rows, **known)["vram_over_budget_mib"] == pytest.approx(81_430.0 - 48_953.0 - 30_506.0)
     told = [{**row, "own_mib": 32_429.0 if number > 3 else None} for number, row in enumerate(held)]
     row = point(rows, **(known | {"nvml": told}))

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from qwenbench.analysis.price import COLUMNS, price_of_capture
+from qwenbench.analysis.run import point_frame
 
 # The recorded H200 servers (docs/memory.md): KV GiB, blocks, graphs, start-up s, tok/s and ITL at 16 streams.
 RECORDED = {
@@ -29,7 +30,7 @@ def row(prices: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def test_one_launch_of_each():
-    points = pd.DataFrame(
+    points = point_frame(
         point(name, capture, kv_cache_gib=kv, kv_cache_blocks=blocks, startup_s=start, output_tokens_per_s=speed,
               itl_ms_p50=itl, requests_that_fit=(blocks - 1) // 5)
         for name, (capture, kv, blocks, _, start, speed, itl) in RECORDED.items()
@@ -52,7 +53,7 @@ def test_one_launch_of_each():
 
 
 def test_repeats_give_an_interval_that_holds_the_change():
-    points = pd.DataFrame(
+    points = point_frame(
         point(f"c{capture}", capture, repeat=repeat, launch=repeat, output_tokens_per_s=1000 + capture + noise,
               startup_s=100.0 + capture + noise)
         for capture in (16, 32, 64)
@@ -69,7 +70,7 @@ def test_repeats_give_an_interval_that_holds_the_change():
 
 
 def test_only_equal_configurations_are_compared():
-    points = pd.DataFrame(
+    points = point_frame(
         [
             point("a", 16, max_num_seqs=16, output_tokens_per_s=1.0),
             point("b", 32, max_num_seqs=16, output_tokens_per_s=2.0),
@@ -85,7 +86,7 @@ def test_only_equal_configurations_are_compared():
 
 
 def test_loads_that_only_one_side_has_are_left_out():
-    points = pd.DataFrame(
+    points = point_frame(
         [
             point("a", 16, concurrency=8, output_tokens_per_s=1.0),
             point("b", 32, concurrency=16, output_tokens_per_s=2.0),
@@ -98,7 +99,7 @@ def test_loads_that_only_one_side_has_are_left_out():
     assert list(speed["rate"]) == [2.0]
 
 
-@pytest.mark.parametrize("points", [pd.DataFrame(), pd.DataFrame([point("a", 16)])])
+@pytest.mark.parametrize("points", [point_frame([]), point_frame([point("a", 16)])])
 def test_without_two_capture_sizes_there_is_no_price(points):
     prices = price_of_capture(points, {})
     assert prices.empty

@@ -8,6 +8,7 @@ import pytest
 from analysis_records import request, table
 from hypothesis import given
 from hypothesis import strategies as st
+from point_contexts import point_context
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import (
@@ -17,7 +18,8 @@ from qwenbench.analysis.intervals import (
     relative_half_width,
     two_level,
 )
-from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.analysis.point import summarise_point
+from qwenbench.analysis.run import point_frame, read_points
 from qwenbench.analysis.statistics import summary_rows
 from qwenbench.analysis.student import critical_t, two_sided_p
 from qwenbench.runfolder.cells import Cell, LoadPoint
@@ -93,11 +95,11 @@ def rows_of(ttfts: dict[int, float], **fields: object) -> tuple[pd.DataFrame, di
     rows, tables = [], {}
     for repeat, ttft in ttfts.items():
         records = table([request(i * 1000, (i + 1) * 1000, ttft_ms=ttft + i % 5) for i in range(20)])
-        context = PointContext("cap16-seq16", "math", "instruct-general", "closed", 1, repeat=repeat, **fields)
+        context = point_context(repeat=repeat, **fields)
         row = summarise_point(records, None, None, context)
         rows.append(row)
         tables[Cell.of_row(row).cell_id] = records
-    return pd.DataFrame(rows), tables
+    return point_frame(rows), tables
 
 
 def test_summary_has_one_row_per_load_point_with_n_value_low_high() -> None:
@@ -121,13 +123,13 @@ def test_summary_with_one_repeat_or_invalid_ones() -> None:
     points.loc[1, "valid"] = False
     row = summary_rows(points).iloc[0]
     assert (row["ttft_mean_n"], row["ttft_mean"]) == (1, pytest.approx(102.0))
-    assert len(summary_rows(pd.DataFrame())) == 0
+    assert len(summary_rows(point_frame([]))) == 0
 
 
 def test_summary_survives_a_csv(tmp_path) -> None:
     points, tables = rows_of({1: 100.0, 2: 104.0})
     points.to_csv(tmp_path / "points.csv", index=False)
-    again = summary_rows(pd.read_csv(tmp_path / "points.csv"), tables.get)
+    again = summary_rows(read_points(tmp_path / "points.csv"), tables.get)
     assert again.iloc[0]["ttft_mean"] == pytest.approx(104.0)
     assert again.iloc[0]["ttft_mean_low"] == pytest.approx(summary_rows(points, tables.get).iloc[0]["ttft_mean_low"])
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 
 from report_runs import Recipe, plant
 
-from qwenbench.runfolder.run import Run, load_run
+from qwenbench.analysis.run import Run, load_run
 
 
 @pytest.fixture

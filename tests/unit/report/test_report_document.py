@@ -14,13 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from qwenbench.analysis.statistics import interval_of_means, summary_rows
+from qwenbench.analysis.intervals import interval_of_means
+from qwenbench.analysis.run import Run, load_run
+from qwenbench.analysis.statistics import summary_rows
 from qwenbench.report.page import build_report
 from qwenbench.report.page_data import config_views, launch_flags, page_data, price_views
 from qwenbench.report.points import point_views, read_summary, workload_names
 from qwenbench.report.timeline import MOST_SAMPLES, MOST_TIMELINES, _groups, _reduce, timelines
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.runfolder.run import Run, load_run
 
 Planted = Callable[..., Run]
 

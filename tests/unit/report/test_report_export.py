@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 from report_runs import HOSTILE
 
+from qwenbench.analysis.run import Run, read_points
 from qwenbench.cli.main import dispatch
 from qwenbench.report import images
 from qwenbench.report.export import export_run
 from qwenbench.report.summary import run_summary
 from qwenbench.report.text_writers import escaped, fenced, to_markdown
-from qwenbench.runfolder.run import Run
 
 Planted = Callable[..., Run]
 
@@ -29,7 +29,7 @@ def test_points_and_ledgers_survive_each_format(planted: Planted, tmp_path: Path
     run = planted()
     out = tmp_path / "out"
     export_run(run, "csv", out), export_run(run, "parquet", out), export_run(run, "json", out)
-    pd.testing.assert_frame_equal(pd.read_csv(out / "points.csv"), run.points)
+    pd.testing.assert_frame_equal(read_points(out / "points.csv"), run.points)
     parquet = pd.read_parquet(out / "points.parquet")
     assert parquet["output_tokens_per_s"].tolist() == run.points["output_tokens_per_s"].tolist()
     points = json.loads((out / "points.json").read_text())["points"]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from report_runs import HOSTILE
 
+from qwenbench.analysis.run import Run
 from qwenbench.cli.main import dispatch
 from qwenbench.report.page import build_report
-from qwenbench.runfolder.run import Run
 
 Planted = Callable[..., Run]
 

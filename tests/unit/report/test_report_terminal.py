@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from qwenbench.engine.config import ServerConfig
+from qwenbench.analysis.run import Run
+from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.failures import Failure
 from qwenbench.report.live import Pace, duration, terminal_progress
 from qwenbench.report.summary import final_tables
 from qwenbench.report.text_writers import terminal_parts
 from qwenbench.runfolder.cells import Cell, LoadPoint
-from qwenbench.runfolder.run import Run
-from qwenbench.sweep.plan import Configuration
 from qwenbench.sweep.progress import Live
 
 Planted = Callable[..., Run]

@@ -9,11 +9,11 @@ import pytest
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.model_shape import known_shape
-from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.config import Configuration, DockerOptions, ServerConfig
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Configuration, Plan
+from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
 
 SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"

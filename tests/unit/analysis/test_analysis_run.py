@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qwenbench.analysis.run import load_run
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.files import write_bytes, write_json
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.runfolder.run import load_run
 
 
 def test_a_shipped_run_needs_only_three_kinds_of_file(tmp_path: Path) -> None:

@@ -1,0 +1,237 @@
+"""A run read back from its folder, its points typed: what report, recommend and compare start from.
+
+points.csv is written and read here, by the kinds of `columns.py`. Once read, a value is text, a whole number, a number
+or a boolean, or it is not known: None in a `Point`, missing in the frame. Nobody asks again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+
+from qwenbench.analysis.columns import (
+    BOOLEAN,
+    COLUMN_NAMES,
+    INTEGER,
+    NUMBER,
+    POINT_COLUMNS,
+    TEXT,
+    Kind,
+    varied_column,
+)
+from qwenbench.analysis.window import Window
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.cells import Cell
+from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.names import RunPaths
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+Value = str | int | float | bool | None
+"""A value of points.csv; None: not known."""
+LOAD_POINT = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
+"""Columns that name a load point; its rows differ only in launch and repeat."""
+_COLUMNS = {column.name: column for column in POINT_COLUMNS}
+_READ_AS: dict[Kind, str] = {TEXT: "object", NUMBER: "float64", INTEGER: "Int64", BOOLEAN: "object"}
+_TRUE = frozenset({"true", "1", "1.0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One row of points.csv."""
+
+    cell: Cell
+    load_shape: str
+    window: Window | None
+    """The window that its figures are of; None when it is not known."""
+    valid: bool
+    """Whether decisions may rest on it."""
+    values: Mapping[str, Value]
+    """Every column by name."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Value]) -> Point:
+        """The point of a row whose values are typed."""
+        start, end = values.get("window_start_ns"), values.get("window_end_ns")
+        window = None
+        if isinstance(start, int) and isinstance(end, int):
+            window = Window(str(values.get("window")), start, end)
+        return cls(Cell.of_row(values), str(values["load_shape"]), window, values.get("valid") is True, values)
+
+    def number(self, name: str) -> float | None:
+        """A column's value as a number; None when it is not known."""
+        value = self.values.get(name)
+        return float(value) if isinstance(value, int | float) else None
+
+    def text(self, name: str) -> str | None:
+        """A column's value as text; None when it is not known."""
+        value = self.values.get(name)
+        return None if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder. Needs run.json, points.csv and servers/*/launch.json; all else may be missing."""
+
+    path: Path
+    meta: Mapping[str, Any]
+    """run.json."""
+    points: pd.DataFrame
+    """points.csv with every column of `columns.py` in its kind's type; what is not known is missing."""
+    launches: Mapping[str, Mapping[str, Any]]
+    """config_id -> launch.json."""
+    ledgers: Mapping[str, Mapping[str, Any]]
+    """config_id -> memory.json."""
+    failures: Mapping[str, Mapping[str, Any]]
+    """config_id -> failure.json."""
+    predictions: Mapping[str, Mapping[str, Any]]
+    """config_id -> what was predicted before launch (prediction.json, keys of `plan --json`)."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether any of it was made by the simulator."""
+        return bool(self.meta.get("simulated"))
+
+    @property
+    def run_id(self) -> str:
+        """The run's name."""
+        return str(self.meta.get("run_id") or self.path.name)
+
+    @cached_property
+    def measured(self) -> tuple[Point, ...]:
+        """The points one by one, in the order of points.csv."""
+        return tuple(map(Point.of, records(self.points)))
+
+    def requests(self, cell_id: str) -> pa.Table | None:
+        """The request records of a cell, or None when the folder was shipped without them."""
+        return _table(RunPaths(self.path).cell_requests(cell_id))
+
+    def metrics(self, config_id: str, cell_id: str) -> pa.Table | None:
+        """The /metrics samples of a cell, or None."""
+        return _table(RunPaths(self.path).metrics_samples(config_id, cell_id))
+
+    def nvml(self, config_id: str, cell_id: str) -> pa.Table | None:
+        """The NVML samples of a cell, or None."""
+        return _table(RunPaths(self.path).nvml_samples(config_id, cell_id))
+
+
+def load_run(path: Path) -> Run:
+    """Reads a run's folder. Raises UsageError when it is none, or when a file in it cannot be read."""
+    paths = RunPaths(path)
+    if not paths.run_json.exists():
+        raise UsageError(f"{path}: no run here (run.json is missing). Give the folder that a sweep or bench wrote.")
+    try:
+        return Run(
+            path=path,
+            meta=read_json(paths.run_json),
+            points=read_points(paths.points) if paths.points.exists() else point_frame([]),
+            launches=_objects(paths.servers, "launch.json"),
+            ledgers=_objects(paths.servers, "memory.json"),
+            failures=_failures(paths.servers),
+            predictions=_objects(paths.servers, "prediction.json"),
+        )
+    except (ValueError, TypeError, orjson.JSONDecodeError, OSError) as error:
+        raise UsageError(f"{path}: the run cannot be read: {error}") from error
+
+
+def points_csv(points: Iterable[Mapping[str, Any]], vary: Sequence[str]) -> bytes:
+    """points.csv: the contract's columns in their order, then vary_FLAG; unknown values are empty."""
+    columns = [*COLUMN_NAMES, *map(varied_column, vary)]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for point in points:
+        writer.writerow([_written(name, point.get(name)) for name in columns])
+    return text.getvalue().encode()
+
+
+def _written(name: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        exact = name in _COLUMNS and _COLUMNS[name].exact
+        return "" if math.isnan(value) else repr(value if exact else round(value, 6))
+    return str(value)
+
+
+def read_points(path: Path) -> pd.DataFrame:
+    """points.csv, typed. Raises ValueError or TypeError for a value that is not of its column's kind."""
+    import pandas as pd
+
+    header = pd.read_csv(path, nrows=0).columns
+    # read by kind: pandas would guess, and `1024` and `fp8` may stand in one column
+    dtypes = {str(name): _READ_AS[_kind(str(name))] for name in header}
+    frame = pd.read_csv(path, dtype=dtypes)
+    return _framed({str(name): frame[name].tolist() for name in frame}, len(frame))
+
+
+def point_frame(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The same frame from rows at hand (`summarise_point`); None is not known."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return _framed({name: [row.get(name) for row in rows] for name in names}, len(rows))
+
+
+def _framed(given: Mapping[str, list[Any]], count: int) -> pd.DataFrame:
+    """Every column of the table in its kind's type; what has no `valid` holds valid points only."""
+    import pandas as pd
+
+    missing = {name: [True if name == "valid" else None] * count for name in COLUMN_NAMES if name not in given}
+    columns = {name: given.get(name) or missing.get(name, []) for name in dict.fromkeys([*COLUMN_NAMES, *given])}
+    return pd.DataFrame({name: _column(values, _kind(name)) for name, values in columns.items()})
+
+
+def _kind(name: str) -> Kind:
+    """Columns that are not in the table are --vary flags, or another version's: texts."""
+    return _COLUMNS[name].kind if name in _COLUMNS else TEXT
+
+
+def _column(values: Sequence[Any], kind: Kind) -> Any:
+    import pandas as pd
+
+    known = [None if pd.isna(value) else value for value in values]
+    if kind == NUMBER:
+        return np.array([math.nan if value is None else value for value in known], dtype=np.float64)
+    if kind == BOOLEAN:
+        return pd.array([None if value is None else str(value).lower() in _TRUE for value in known], dtype="boolean")
+    # whole numbers beside unknown ones would turn into rounded floats
+    return pd.array(known, dtype="Int64") if kind == INTEGER else np.array(known, dtype=object)
+
+
+def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[dict[str, Value]]:
+    """The frame's rows as dictionaries of these columns, or of all: Python's own values, None for the unknown."""
+    names = list(columns) if columns is not None else [str(name) for name in points]
+    values = [points[name].astype(object).where(points[name].notna(), None).tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
+    """The rows that decisions may rest on."""
+    return points[points["valid"].fillna(False).astype(bool)]
+
+
+def _table(path: Path) -> pa.Table | None:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path) if path.exists() else None
+
+
+def _objects(servers: Path, name: str) -> dict[str, dict[str, Any]]:
+    return {file.parent.name: read_json(file) for file in sorted(servers.glob(f"*/{name}"))}
+
+
+def _failures(servers: Path) -> dict[str, dict[str, Any]]:
+    """A configuration failed when any of its launches did."""
+    relaunches = {file.parent.parent.name: read_json(file) for file in servers.glob("*/relaunch-*/failure.json")}
+    return {**relaunches, **_objects(servers, "failure.json")}
