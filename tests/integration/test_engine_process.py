@@ -73,6 +73,20 @@ async def test_ready_then_stopped_with_log_and_launch_record(tmp_path: Path, por
     assert await server.stop() == report
 
 
+async def test_fresh_caches_are_a_launchs_own_and_go_with_it(tmp_path: Path, port: int) -> None:
+    launcher = ProcessLauncher((sys.executable, str(FAKE)), caches="fresh")
+    folders = set()
+    for _ in range(2):
+        server = await launcher.launch(config(port), tmp_path, "run-1")
+        await server.wait_ready(20)
+        folder = Path(server.record.env["VLLM_CACHE_ROOT"]).parent
+        assert folder.is_dir()
+        await server.stop(10)
+        assert not folder.exists()
+        folders.add(folder)
+    assert len(folders) == 2
+
+
 async def test_a_child_in_another_session_does_not_survive(tmp_path: Path, port: int) -> None:
     server = await launch(tmp_path, port, "--stubborn-child")
     await server.wait_ready(20)

@@ -16,6 +16,7 @@ import fake_cards
 
 SERVER = Path(fake_cards.__file__)
 NEIGHBOUR_MIB = 5_000
+NAME = "NVIDIA GeForce RTX 5090"
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def test_devices_count_among_the_cards_that_were_inherited(
     ended = sweep(tmp_path / "run", "--devices", "0", "--capture", "8")
     assert ended.status == 0, ended.err
     launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
-    assert launch["server"]["cards"] == [{"index": 1, "uuid": "GPU-111"}]
+    assert launch["server"]["cards"] == [{"index": 1, "uuid": "GPU-111", "name": NAME}]
     assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "1"
     refused = sweep(tmp_path / "refused", "--devices", "1", "--capture", "8")
     assert refused.status == 2
@@ -85,7 +86,7 @@ def test_without_devices_a_server_is_kept_on_the_first_card(machine: fake_cards.
     ended = sweep(tmp_path / "run", "--capture", "8")
     assert ended.status == 0, ended.err
     assert json.loads((tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json").read_text())["server"]["cards"] == [
-        {"index": 0, "uuid": "GPU-000"}
+        {"index": 0, "uuid": "GPU-000", "name": NAME}
     ]
     (point,) = points(tmp_path / "run")
     assert float(point["vram_before_mib"]) == fake_cards.RESERVED_MIB

@@ -53,7 +53,7 @@ def run_one(
     plan = make_plan(options)
     hardware = find_hardware(options)
     card = hardware.card.name if hardware.card and options.launcher == "sim" else None
-    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card)
+    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
     if dry_run:
         show_plan(plan, launcher, hardware)
         return 0

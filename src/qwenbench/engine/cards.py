@@ -29,6 +29,10 @@ class Card(Protocol):
     def uuid(self) -> str:
         """GPU-xxxxxxxx-..."""
 
+    @property
+    def name(self) -> str:
+        """Product name."""
+
 
 C = TypeVar("C", bound=Card)
 
@@ -97,7 +101,7 @@ def assign_cards(config: ServerConfig, cards: Sequence[Card], *, others: bool = 
             f"A configuration needs {needed} cards (tensor x pipeline x data parallel) and {len(cards)} were named: "
             "name more with --devices."
         )
-    own = tuple(AssignedCard(card.index, card.uuid) for card in cards[:needed])
+    own = tuple(AssignedCard(card.index, card.uuid, card.name) for card in cards[:needed])
     docker = config.docker
     if others and docker.gpus is not None:
         ids = ",".join(card.uuid for card in own)

@@ -28,6 +28,8 @@ class AssignedCard:
     index: int
     """NVML's number, which is CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
     uuid: str
+    name: str = ""
+    """The product's name."""
 
 
 @dataclass(frozen=True, slots=True)

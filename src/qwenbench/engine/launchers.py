@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Literal
 
+from qwenbench.engine.caches import Caches
 from qwenbench.engine.docker.launcher import DockerLauncher
 from qwenbench.engine.process import ProcessLauncher
 from qwenbench.engine.server import Launcher
@@ -18,11 +19,12 @@ def make_launcher(
     vllm_command: str = "vllm serve",
     card: str | None = None,
     sim_args: tuple[str, ...] = (),
-    owner_run_id: str = "",
+    caches: Caches = "kept",
 ) -> Launcher:
     """A launcher: containers, processes of this machine (`vllm_command`), or the simulator.
 
-    `card` is the card that the simulator stands for; `sim_args` are further --sim-* flags.
+    `card` is the card that the simulator stands for; `sim_args` are further --sim-* flags; `caches`
+    says whether servers find what earlier ones compiled.
     Raises UsageError for a command line that cannot be split.
     """
     if name == "sim":
@@ -30,5 +32,5 @@ def make_launcher(
         command = (sys.executable, "-m", "qwenbench.simulator", "serve", *chosen, *sim_args)
         return ProcessLauncher(command, name="sim", simulated=True)
     if name == "process":
-        return ProcessLauncher.of_command_line(vllm_command)
-    return DockerLauncher()
+        return ProcessLauncher.of_command_line(vllm_command, caches)
+    return DockerLauncher(caches=caches)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from qwenbench.engine import failures, readiness
+from qwenbench.engine import caches, failures, readiness
+from qwenbench.engine.caches import Caches, kept_by_process
 from qwenbench.engine.cards import cuda_environment
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import LaunchError
@@ -24,13 +27,16 @@ from qwenbench.processes import oom_kills
 class ProcessLauncher:
     """Starts `COMMAND MODEL flags --host H --port P` under a supervisor. No shell is involved."""
 
-    def __init__(self, command: Sequence[str], *, name: str = "process", simulated: bool = False) -> None:
+    def __init__(
+        self, command: Sequence[str], *, name: str = "process", simulated: bool = False, caches: Caches = "kept"
+    ) -> None:
         self.name = name
         self.simulated = simulated
+        self._caches = caches
         self._command = tuple(command)
 
     @classmethod
-    def of_command_line(cls, vllm_command: str) -> ProcessLauncher:
+    def of_command_line(cls, vllm_command: str, caches: Caches = "kept") -> ProcessLauncher:
         """From --vllm-command. Raises UsageError when it cannot be split into words."""
         try:
             command = shlex.split(vllm_command)
@@ -38,7 +44,7 @@ class ProcessLauncher:
             raise UsageError(f"--vllm-command {vllm_command!r}: {error}") from error
         if not command:
             raise UsageError("--vllm-command is empty: give what to run, e.g. 'vllm serve'.")
-        return cls(command)
+        return cls(command, caches=caches)
 
     def argv(self, config: ServerConfig) -> list[str]:
         """What is run for this configuration."""
@@ -66,8 +72,10 @@ class ProcessLauncher:
         """Starts the server; its output goes to folder/server.log. Raises LaunchError."""
         readiness.refuse_taken_port(config.host, config.port)
         argv = tuple(self.argv(config))
+        fresh = TemporaryDirectory(prefix="qwenbench-caches-") if self._caches == "fresh" else None
+        caching = kept_by_process(config) if fresh is None else caches.fresh(fresh.name)
         # unbuffered, or Python servers keep their last words to themselves when they are killed
-        env = {"PYTHONUNBUFFERED": "1", **cuda_environment(config), **config.env, VARIABLE: new_mark()}
+        env = {"PYTHONUNBUFFERED": "1", **caching, **cuda_environment(config), **config.env, VARIABLE: new_mark()}
         record = LaunchRecord.of(
             self.name, config, argv=argv, shown_argv=argv, env=env, run_id=run_id, simulated=self.simulated
         )
@@ -76,22 +84,31 @@ class ProcessLauncher:
         try:
             process = await SupervisedProcess.start(argv, log_path, env, config.env_names)
         except RefusedError as error:
+            if fresh is not None:
+                fresh.cleanup()
             raise LaunchError(failures.explain(str(error), 127)) from error
         record = record.started(process.pid, process.start_time)
         write_launch_record(folder, record)
-        return ProcessServer(process, record, log_path, config, began)
+        return ProcessServer(process, record, log_path, config, began, fresh)
 
 
 class ProcessServer(LaunchedServer):
     """A server that runs as a process of this machine."""
 
     def __init__(
-        self, process: SupervisedProcess, record: LaunchRecord, log_path: Path, config: ServerConfig, began: float
+        self,
+        process: SupervisedProcess,
+        record: LaunchRecord,
+        log_path: Path,
+        config: ServerConfig,
+        began: float,
+        fresh_caches: TemporaryDirectory[str] | None = None,
     ) -> None:
         url = readiness.base_url(config.host, config.port)
         super().__init__(process, url, log_path, record, config.served_model_name, began)
         self._port = config.port
         self._oom_kills_before = oom_kills()
+        self._fresh_caches = fresh_caches
 
     def gpu_pids(self) -> Sequence[int]:
         """The server's processes on this host."""
@@ -110,4 +127,6 @@ class ProcessServer(LaunchedServer):
     async def _end(self, grace_s: float) -> tuple[int | None, bool]:
         """SIGTERM to the group, SIGKILL after the grace to whatever is left."""
         ended = await self._process.stop(grace_s)
+        if self._fresh_caches is not None:
+            await asyncio.to_thread(self._fresh_caches.cleanup)
         return ended.exit_code, ended.killed

@@ -111,6 +111,12 @@ class SweepOptions(BaseModel):
     port: Annotated[int | None, _server("Loopback port", default="8000")] = Field(default=None, ge=1, le=65535)
     vllm_command: Annotated[str, _server("process: what to run", "CMD")] = "vllm serve"
     vllm_arg: Annotated[tuple[str, ...], _server("Further argument for vLLM, last (repeatable)", repeatable=True)] = ()
+    caches: Annotated[
+        Literal["kept", "fresh"],
+        _server(
+            "Compile and tuning caches: kept between launches, or empty for each", "kept|fresh", one_of("kept", "fresh")
+        ),
+    ] = "kept"
     startup_timeout_s: Annotated[float, _server("Longest wait for a server", "S")] = Field(default=1200.0, gt=0)
 
     scenario: Annotated[

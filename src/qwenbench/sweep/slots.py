@@ -31,7 +31,7 @@ class Slot:
         if not self.gpus:
             return placed
         if self.named:
-            return replace(placed, cards=tuple(AssignedCard(gpu.index, gpu.uuid) for gpu in self.gpus))
+            return replace(placed, cards=tuple(AssignedCard(gpu.index, gpu.uuid, gpu.name) for gpu in self.gpus))
         return assign_cards(placed, self.gpus, others=not self.alone)
 
 

@@ -22,6 +22,7 @@ from qwenbench.errors import UsageError
 class Card:
     index: int
     uuid: str
+    name: str = "NVIDIA GeForce RTX 5090"
 
 
 CARDS = [Card(0, "GPU-1fb0"), Card(1, "GPU-1fc0"), Card(2, "GPU-2a00"), Card(3, "GPU-3b00")]

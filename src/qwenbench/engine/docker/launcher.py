@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.engine import failures, readiness
+from qwenbench.engine.caches import Caches, fresh, kept_by_container
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.docker.command import QUICK_S, EngineError, docker, ensure_image, inspect_container
@@ -41,8 +42,9 @@ class DockerLauncher:
     name = "docker"
     simulated = False
 
-    def __init__(self, tell: Callable[[str], None] = tell_on_stderr) -> None:
+    def __init__(self, tell: Callable[[str], None] = tell_on_stderr, caches: Caches = "kept") -> None:
         self._tell = tell
+        self._caches = caches
         self._digests: dict[str, str | None] = {}
 
     def shown_line(self, config: ServerConfig) -> list[str]:
@@ -76,13 +78,15 @@ class DockerLauncher:
         began = time.monotonic()
         name = _unique_name(run_id)
         labels = new_labels(run_id)
-        argv = tuple(run_argv(config, name, labels, command.PROGRAM))
+        # within the container: gone with it
+        caching = kept_by_container(config) if self._caches == "kept" else fresh("/tmp/qwenbench-caches")
+        argv = tuple(run_argv(config, name, labels, caching, command.PROGRAM))
         record = LaunchRecord.of(
             self.name,
             config,
             argv=argv,
             shown_argv=tuple(shown_argv(config)),
-            env=config.env,
+            env={**caching, **config.env},
             image_digest=self._digests[image],
             container=name,
             run_id=run_id,

@@ -6,6 +6,7 @@ What is run differs from what is shown by this list only, which a test holds:
 - --pull=never: the image was pulled before, where progress can be shown;
 - a name of its own, so that nothing of the user's is in the way;
 - labels that say whose container it is;
+- variables that put compile caches into the cache mount, or for --caches fresh nowhere that is kept;
 - a cache under a Windows path is mounted from where WSL sees it (E:\\cache -> /mnt/e/cache), since the shown line is
   for a Windows terminal and qwenbench runs in WSL.
 """
@@ -102,13 +103,21 @@ def shown_argv(config: ServerConfig) -> list[str]:
     return [word.text for group in shown_groups(config) for word in group]
 
 
-def run_argv(config: ServerConfig, name: str, labels: Mapping[str, str], docker: str = "docker") -> list[str]:
-    """What is run for it: the shown line with the documented differences."""
+def run_argv(
+    config: ServerConfig,
+    name: str,
+    labels: Mapping[str, str],
+    caching: Mapping[str, str] | None = None,
+    docker: str = "docker",
+) -> list[str]:
+    """What is run for it: the shown line with the documented differences; `caching` are engine.caches' variables."""
     first, *rest = shown_groups(config)
     assert [word.text for word in first[:4]] == ["docker", "run", "--rm", "--name"]
     own = [docker, "run", "--init", "--pull=never", "--name", name]
     for key, text in labels.items():
         own += ["--label", f"{key}={text}"]
+    for key, text in (caching or {}).items():
+        own += ["-e", f"{key}={text}"]  # before the deployment's own, which count
     shown = [word.text for group in rest for word in group]
     mount = config.docker.cache_mount
     if mount is not None and (seen := seen_from_wsl(mount)) != mount:
