@@ -258,7 +258,7 @@ def test_aborted_stream_leaves_the_engine(server: Simulator) -> None:
         if server.metrics()["running"] == 0:
             break
     text = server.call("GET", "/metrics")[1]
-    assert 'finished_reason="abort"} 1.0' in text and server.metrics()["running"] == 0
+    assert re.search(r'finished_reason="abort",model_name="[^"]+"} 1\.0', text) and server.metrics()["running"] == 0
 
 
 def test_pipelined_requests_and_chunked_bodies_are_answered_in_turn(server: Simulator) -> None:
@@ -328,6 +328,38 @@ def test_starts_that_fail(start: Any, flags: tuple[str, ...], code: int, words: 
     assert words in simulator.log and simulator.port == 0
 
 
+def test_the_lines_of_a_newer_version_are_read_as_its_logs_are(start: Any) -> None:
+    flags = ("--sim-vllm-version", "0.26.0", "--sim-card", "h100", "--gpu-memory-utilization", "0.37658", "--sim-warm")
+    simulator = start(*SEED_FLAGS, *flags, "--no-async-scheduling").ready()
+    read = parse_startup_log(simulator.log)
+    assert read.vllm_version == "0.26.0" and read.weights_gib == 10.57 and read.graphs_actual_gib == 0.14
+    assert read.kv_cache_gib == pytest.approx(16.98, abs=0.03)  # the table of cards has 0.07 GiB less than that H100
+    for text in (
+        "Asynchronous scheduling is disabled.",
+        "Using FlashInfer for top-p & top-k sampling.",
+        "Directly load AOT compilation from path",
+        "Using MarlinNvFp4LinearKernel",
+    ):
+        assert text in simulator.log
+    assert "saved AOT compiled function" not in simulator.log
+    labels = parse_metrics(simulator.call("GET", "/metrics")[1]).cache_config
+    assert labels["block_size"] == "528" and int(labels["kv_cache_size_tokens"]) == read.kv_cache_tokens_logged
+
+
+def test_a_start_takes_the_seconds_that_are_asked_for(start: Any) -> None:
+    began = time.monotonic()
+    simulator = start("--sim-startup-s", "1.2").ready()
+    assert time.monotonic() - began >= 1.2
+    read = parse_startup_log(simulator.log)
+    assert read.compile_s is not None and read.profile_s is not None and read.compile_s + read.profile_s < 1.2
+
+
+def test_a_model_whose_shape_is_not_known_is_refused() -> None:
+    argv = [sys.executable, "-m", "qwenbench.simulator", "serve", "Qwen/Qwen3-8B"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2 and "'Qwen/Qwen3-8B' is not known" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_port_that_is_taken(start: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         simulator = start("--port", str(other.getsockname()[1]))
@@ -382,7 +414,7 @@ def test_engine_death_looks_like_the_recorded_one(start: Any, kind: str) -> None
 
 def test_qwenbench_simulate_is_the_same_server() -> None:
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    argv = [sys.executable, "-c", "from qwenbench.cli.main import main; main()", "simulate", "M"]
+    argv = [sys.executable, "-c", "from qwenbench.cli.main import main; main()", "simulate", MODEL]
     done = subprocess.run(
         [*argv, "--sim-fail", "exit-silently"], capture_output=True, text=True, timeout=30, env=environment, check=False
     )

@@ -21,7 +21,8 @@ KEY = "planted-key-0123456789"
 def url() -> Iterator[str]:
     """A simulator behind an API key, as somebody else has started it."""
     port = free_port()
-    words = ["serve", "some/model", "--served-model-name", "mine", "--port", str(port), "--sim-time-scale", "0.2"]
+    words = ["serve", "ig1/Qwen3.5-9B-NVFP4", "--served-model-name", "mine", "--port", str(port)]
+    words += ["--sim-time-scale", "0.2"]
     with subprocess.Popen(
         [sys.executable, "-m", "qwenbench.simulator", *words],
         env={**os.environ, "VLLM_API_KEY": KEY},

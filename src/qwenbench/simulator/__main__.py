@@ -12,14 +12,16 @@ from qwenbench.simulator.server import serve
 
 USAGE = """usage: python -m qwenbench.simulator serve MODEL [vLLM's serve flags] [--sim-* flags]
 
-SIMULATED stand-in for `vllm serve`. Its own flags:
-  --sim-card NAME        card to simulate (rtx-5090)
-  --sim-seed N           seed of everything that varies (0)
+SIMULATED stand-in for `vllm serve`. MODEL: ig1/Qwen3.5-9B-NVFP4, or a folder with a config.json. Its own flags:
+  --sim-card NAME          card to simulate (rtx-5090)
+  --sim-seed N             seed of everything that varies (0)
   --sim-startup fast|real  real: start-up takes as long as it was recorded (fast)
-  --sim-warm             start-up phases of a warm compile cache
-  --sim-time-scale X     every simulated duration times X (1)
-  --sim-fail KIND        oom-at-start, kv-too-small, hang-at-start, exit-silently, crash-first-request,
-                         die-under-load"""
+  --sim-startup-s S        start-up takes S seconds in all, shared among its phases as recorded
+  --sim-warm               start-up phases and lines of a warm compile cache
+  --sim-vllm-version V     whose start-up lines are printed: 0.20.2 or 0.26.0 (0.20.2)
+  --sim-time-scale X       every simulated duration times X (1)
+  --sim-fail KIND          oom-at-start, kv-too-small, hang-at-start, exit-silently, crash-first-request,
+                           die-under-load"""
 
 
 def main(argv: list[str]) -> int:

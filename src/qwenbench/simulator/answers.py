@@ -10,7 +10,7 @@ from typing import Any
 from qwenbench.http1.messages import LAST_CHUNK, chunk
 from qwenbench.http1.server import HttpConnection
 from qwenbench.simulator import text
-from qwenbench.simulator.asks import Ask
+from qwenbench.simulator.api import GenerationRequest
 from qwenbench.simulator.engine import Engine, LiveRequest
 
 REASONING_SHARE = 0.6
@@ -26,13 +26,13 @@ def _event(value: dict[str, Any]) -> bytes:
 class _Answer:
     """What streamed and whole answers share: the words, where thinking ends, and the usage."""
 
-    def __init__(self, ask: Ask, request: LiveRequest, *, cached_details: bool) -> None:
-        self.ask = ask
+    def __init__(self, asked: GenerationRequest, request: LiveRequest, *, cached_details: bool) -> None:
+        self.asked = asked
         self.request = request
         self.created = int(time.time())
         self._cached_details = cached_details
-        self._words: Iterator[str] = text.words(ask.text_seed, ask.vocabulary)
-        self.end_of_thinking = _end_of_thinking(ask)
+        self._words: Iterator[str] = text.words(asked.text_seed, asked.vocabulary)
+        self.end_of_thinking = _end_of_thinking(asked)
 
     def word(self, number: int) -> str | None:
         """Token `number` (from 1) as text; None for the token that ends the thinking, which has none.
@@ -41,7 +41,7 @@ class _Answer:
         """
         if number == self.end_of_thinking:
             return None
-        if self.request.ended and self.ask.finish_reason == "stop":
+        if self.request.ended and self.asked.finish_reason == "stop":
             return ""  # the end-of-sequence token
         return next(self._words)
 
@@ -64,34 +64,40 @@ class _Answer:
         """It caught up."""
 
 
-def _end_of_thinking(ask: Ask) -> int:
+def _end_of_thinking(asked: GenerationRequest) -> int:
     """The number of the </think> token; 0 without thinking, past the end when it never comes."""
-    if not ask.thinking:
+    if not asked.thinking:
         return 0
-    if ask.output_tokens < 4:
-        return ask.output_tokens + 1
-    return int(ask.output_tokens * REASONING_SHARE) + 1
+    if asked.output_tokens < 4:
+        return asked.output_tokens + 1
+    return int(asked.output_tokens * REASONING_SHARE) + 1
 
 
 class StreamAnswer(_Answer):
     """Sends each token as its own chunk."""
 
     def __init__(
-        self, ask: Ask, request: LiveRequest, connection: HttpConnection, engine: Engine, *, cached_details: bool
+        self,
+        asked: GenerationRequest,
+        request: LiveRequest,
+        connection: HttpConnection,
+        engine: Engine,
+        *,
+        cached_details: bool,
     ) -> None:
-        super().__init__(ask, request, cached_details=cached_details)
+        super().__init__(asked, request, cached_details=cached_details)
         self._connection = connection
         self._engine = engine
-        self._plain = not (ask.continuous_usage or ask.return_token_ids)
-        kind = "chat.completion.chunk" if ask.chat else "text_completion"
+        self._plain = not (asked.continuous_usage or asked.return_token_ids)
+        kind = "chat.completion.chunk" if asked.chat else "text_completion"
         self._head: dict[str, Any] = {
             "id": request.request_id,
             "object": kind,
             "created": self.created,
-            "model": ask.model,
+            "model": asked.model,
         }
         start = b"data: " + json.dumps(self._head, separators=(",", ":"))[:-1].encode()
-        if ask.chat:
+        if asked.chat:
             open_delta = start + b',"choices":[{"index":0,"delta":{"%b":"'
             self._thinking_prefix = open_delta % b"reasoning"
             self._prefix = open_delta % b"content"
@@ -118,12 +124,12 @@ class StreamAnswer(_Answer):
         parts = []
         if number == 1:
             parts.append(self._connection.head(200, _STREAM_LINES))
-            if self.ask.chat:
+            if self.asked.chat:
                 parts.append(_event(self._role_chunk()))
         if word is not None or request.ended:
             parts.append(_event(self._chunk(number, word or "")))
         if request.ended:
-            if self.ask.include_usage:
+            if self.asked.include_usage:
                 parts.append(_event({**self._head, "choices": [], "usage": self.usage(number)}))
             parts += [_DONE, LAST_CHUNK]
         self._connection.write(b"".join(parts))
@@ -150,29 +156,29 @@ class StreamAnswer(_Answer):
             "finish_reason": None,
         }
         chunk = {**self._head, "choices": [choice], "prompt_token_ids": None}
-        if self.ask.continuous_usage:
+        if self.asked.continuous_usage:
             chunk["usage"] = self.usage(0)
-        if self.ask.return_token_ids:
-            chunk["prompt_token_ids"] = [text.token_id(piece) for piece in self.ask.tokens]
+        if self.asked.return_token_ids:
+            chunk["prompt_token_ids"] = [text.token_id(piece) for piece in self.asked.tokens]
         return chunk
 
     def _chunk(self, number: int, word: str) -> dict[str, Any]:
         ended = self.request.ended
-        ids = [text.token_id(word)] if self.ask.return_token_ids else None
+        ids = [text.token_id(word)] if self.asked.return_token_ids else None
         choice: dict[str, Any] = {"index": 0}
-        if self.ask.chat:
+        if self.asked.chat:
             choice["delta"] = {"reasoning" if number < self.end_of_thinking else "content": word}
         else:
             choice["text"] = word
         choice["logprobs"] = None
-        choice["finish_reason"] = self.ask.finish_reason if ended else None
-        if ended or not self.ask.chat:
+        choice["finish_reason"] = self.asked.finish_reason if ended else None
+        if ended or not self.asked.chat:
             choice["stop_reason"] = None
-        if not self.ask.chat:
+        if not self.asked.chat:
             choice["prompt_token_ids"] = None
         choice["token_ids"] = ids
         chunk = {**self._head, "choices": [choice]}
-        if self.ask.continuous_usage:
+        if self.asked.continuous_usage:
             chunk["usage"] = self.usage(number)
         return chunk
 
@@ -181,9 +187,15 @@ class WholeAnswer(_Answer):
     """Answers once, when the last token is due."""
 
     def __init__(
-        self, ask: Ask, request: LiveRequest, connection: HttpConnection, engine: Engine, *, cached_details: bool
+        self,
+        asked: GenerationRequest,
+        request: LiveRequest,
+        connection: HttpConnection,
+        engine: Engine,
+        *,
+        cached_details: bool,
     ) -> None:
-        super().__init__(ask, request, cached_details=cached_details)
+        super().__init__(asked, request, cached_details=cached_details)
         self._connection = connection
         self._engine = engine
         self._thought: list[str] = []
@@ -196,7 +208,7 @@ class WholeAnswer(_Answer):
         if word:
             (self._thought if number < self.end_of_thinking else self._said).append(word)
         if request.ended:
-            body = self._chat_body() if self.ask.chat else self._completion_body()
+            body = self._chat_body() if self.asked.chat else self._completion_body()
             body["usage"] = self.usage(number)
             self._connection.respond(200, json.dumps(body, separators=(",", ":")).encode())
 
@@ -210,12 +222,12 @@ class WholeAnswer(_Answer):
         self._engine.abort(self.request)
 
     def _body(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
-        choice |= {"logprobs": None, "finish_reason": self.ask.finish_reason, "stop_reason": None}
+        choice |= {"logprobs": None, "finish_reason": self.asked.finish_reason, "stop_reason": None}
         return {
             "id": self.request.request_id,
             "object": kind,
             "created": self.created,
-            "model": self.ask.model,
+            "model": self.asked.model,
             "choices": [choice],
             "system_fingerprint": "SIMULATED",
         }
@@ -227,7 +239,7 @@ class WholeAnswer(_Answer):
             "refusal": None,
             "tool_calls": [],
         }
-        if self.ask.thinking:
+        if self.asked.thinking:
             message["reasoning"] = "".join(self._thought)
         return self._body("chat.completion", {"index": 0, "message": message})
 

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwenbench.precise_timer import PreciseTimer
-from qwenbench.simulator.memory import VramGauge
-from qwenbench.simulator.metrics import EngineMetrics, Lateness
-from qwenbench.simulator.pipeline import Pipeline, Turn
-from qwenbench.simulator.power import EnergyMeter
-from qwenbench.simulator.scheduler import Scheduler, SimRequest, Step
+from qwenbench.simulator.meters import EnergyMeter, Lateness, VramGauge
+from qwenbench.simulator.metrics import EngineMetrics
+from qwenbench.simulator.scheduler import Pipeline, Scheduler, SimRequest, Step, Turn
 
 TURNS_AT_ONCE = 4
 """Overdue steps that are sent before the event loop may read sockets again."""

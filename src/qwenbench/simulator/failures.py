@@ -1,44 +1,116 @@
-"""The failures that --sim-fail injects, with the words that real servers left in their logs."""
+"""Starts that cannot succeed, in vLLM's words, and the failures that --sim-fail injects, in those of real logs."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Sequence
 from dataclasses import replace
 
+from qwenbench.capacity.kv import GIB
 from qwenbench.simulator import log
 from qwenbench.simulator.engine import Engine
-from qwenbench.simulator.memory import BLOCK_BYTES, GIB, MemoryPlan
-from qwenbench.simulator.refusals import StartFailure, engine_failure, kv_too_small
+from qwenbench.simulator.memory import MemoryPlan
+from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.scheduler import Step
-from qwenbench.simulator.startup import StartPoint
+from qwenbench.simulator.startup import gib
 
 DEATH_MESSAGE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 DIES_AFTER_STEPS = 40
 """die-under-load: so many steps with at least two requests."""
 
 
-class Fault:
-    """Makes a start fail at the point at which the real failure was seen; does nothing for other kinds."""
+class StartFailure(Exception):
+    """The start ends here: `lines` go to the log, then the process exits with `code`."""
 
-    def __init__(self, kind: str | None, plan: MemoryPlan) -> None:
-        self._kind = kind
+    def __init__(self, lines: Sequence[str], code: int = 1) -> None:
+        super().__init__(lines[-1] if lines else "")
+        self.lines = tuple(lines)
+        self.code = code
+
+
+def check_free_memory(options: ServeOptions, plan: MemoryPlan) -> None:
+    """Raises StartFailure when the budget is larger than what is free on the card."""
+    if plan.requested_gib > plan.free_gib:
+        raise engine_failure(
+            "ValueError: Free memory on device cuda:0 "
+            f"({plan.free_gib:.2f}/{plan.total_gib:.2f} GiB) on startup is less than desired GPU memory "
+            f"utilization ({options.gpu_memory_utilization}, {plan.requested_gib:.2f} GiB). Decrease GPU memory "
+            "utilization or reduce GPU memory used by other processes."
+        )
+
+
+def check_fits(options: ServeOptions, plan: MemoryPlan) -> None:
+    """Raises StartFailure when there is no block at all, or not one request of the asked length fits."""
+    if plan.kv_cache_gib <= 0 and options.num_gpu_blocks_override is None:
+        raise engine_failure(
+            "ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization` when "
+            "initializing the engine. See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for "
+            "more details."
+        )
+    if not plan.max_model_len:
+        raise engine_failure(
+            "ValueError: Cannot auto-fit max_model_len: not enough GPU memory available to serve even a single "
+            "token. Try increasing `gpu_memory_utilization`."
+        )
+    if plan.max_concurrency < 1:
+        raise kv_too_small(plan)
+
+
+def kv_too_small(plan: MemoryPlan) -> StartFailure:
+    """The refusal for a context length that does not fit the KV cache."""
+    longest = max(plan.num_blocks - plan.state_blocks, 0) * plan.block_tokens
+    return engine_failure(
+        f"ValueError: To serve at least one request with the models's max seq len ({plan.max_model_len}), "
+        f"({gib(plan.needed_gib)} GiB KV cache is needed, which is larger than the available KV cache memory "
+        f"({gib(plan.kv_cache_gib)} GiB). Based on the available memory, the estimated maximum model length is "
+        f"{longest}. Try increasing `gpu_memory_utilization` or decreasing `max_model_len` when initializing the "
+        "engine. See https://docs.vllm.ai/en/latest/configuration/conserving_memory/ for more details."
+    )
+
+
+def engine_failure(error: str) -> StartFailure:
+    """A start that ends in the engine core: its error, then the API server's."""
+    return StartFailure(
+        [
+            log.line(log.CORE, "core.py:1136", "EngineCore failed to start.", "ERROR"),
+            log.line(log.CORE, "core.py:1136", "Traceback (most recent call last):", "ERROR"),
+            log.line(log.CORE, "core.py:1136", error, "ERROR"),
+            f"({log.API} pid={os.getpid()}) Traceback (most recent call last):",
+            f"({log.API} pid={os.getpid()}) RuntimeError: Engine core initialization failed. See root cause "
+            "above. Failed core proc(s): {}",
+        ]
+    )
+
+
+class StartChecks:
+    """Ends a start at the point at which vLLM would find out, or at which --sim-fail was seen to happen."""
+
+    def __init__(self, options: ServeOptions, plan: MemoryPlan) -> None:
+        self._options = options
         self._plan = plan
 
-    async def at(self, point: StartPoint) -> None:
-        """The start has come to this point. Raises StartFailure, or never returns (hang-at-start)."""
-        if point is StartPoint.LOADED and self._kind == "hang-at-start":
+    async def at(self, point: str) -> None:
+        """The start has come to this point of the template. Raises StartFailure, or never returns (hang-at-start)."""
+        kind, plan = self._options.fail, self._plan
+        if point == "memory":
+            check_free_memory(self._options, plan)
+        elif point == "loaded" and kind == "hang-at-start":
             await asyncio.Event().wait()
-        if point is StartPoint.LOADED and self._kind == "exit-silently":
+        elif point == "loaded" and kind == "exit-silently":
             raise StartFailure([], code=0)
-        if point is StartPoint.PROFILED and self._kind == "kv-too-small":
-            small = replace(self._plan, num_blocks=self._plan.state_blocks + 1, kv_cache_gib=4 * BLOCK_BYTES / GIB)
-            raise kv_too_small(small)
-        if point is StartPoint.CAPTURING and self._kind == "oom-at-start":
-            raise engine_failure(_out_of_memory(self._plan))
+        elif point == "profiled":
+            if kind == "kv-too-small":
+                few = 4 * plan.layout.bytes_per_block / GIB
+                raise kv_too_small(replace(plan, num_blocks=plan.state_blocks + 1, kv_cache_gib=few))
+            check_fits(self._options, plan)
+        elif point == "capturing" and kind == "oom-at-start":
+            raise engine_failure(_out_of_memory(plan))
 
 
-def arm(kind: str | None, engine: Engine, plan: MemoryPlan) -> None:
+def arm(options: ServeOptions, engine: Engine, plan: MemoryPlan) -> None:
     """Makes the engine die at its first step, or under load."""
+    kind = options.fail
     if kind == "crash-first-request":
         engine.on_step = lambda step: _die(engine, "RuntimeError: Triton Error [CUDA]: out of memory")
     elif kind == "die-under-load":

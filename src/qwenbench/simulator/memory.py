@@ -1,23 +1,27 @@
 """Where the simulated card's memory goes: what is left for the KV cache, and what NVML would show when.
 
-Figures are those of one recorded server (calibration.json, key `memory`), moved to another card's total.
+Figures are those of recorded servers (calibration.json, key `memory`), moved to another card's total; the cache's
+layout comes from the model's shape (capacity/).
 """
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.cards import Card
-from qwenbench.capacity.graphs import graphs_gib
-from qwenbench.simulator import blocks
-from qwenbench.simulator.options import MODEL_LENGTH, ServeOptions
+from qwenbench.capacity.graphs import graph_count, graphs_gib
+from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_layout
+from qwenbench.capacity.model_shape import ModelShape, known_shape
+from qwenbench.errors import UsageError
+from qwenbench.simulator.options import ServeOptions
 
-GIB = 2**30
-BLOCK_BYTES = 17_301_504
-"""One KV block: 8 layers of a group x 2,162,688 B (field notes, 3)."""
+DRAFTERS_IN_THE_MODEL = ("mtp", "qwen3_next_mtp", "qwen3_5_mtp", "deepseek_mtp")
+"""Methods that add an attention layer of the model's own kind to the cache (recorded: 902 blocks of 544 tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,81 +34,138 @@ class MemoryPlan:
     requested_gib: float
     """Utilisation x total: what vLLM calls its budget."""
     weights_gib: float
+    activations_gib: float
+    """What is neither weights, graphs nor cache: peak activation, CUDA context, libraries."""
+    non_torch_gib: float
+    """The part of it that PyTorch does not hold."""
     graphs_estimated_gib: float
     graphs_actual_gib: float
     kv_cache_gib: float
+    profiled_blocks: int
+    """Blocks that this memory holds."""
     num_blocks: int
-    block_tokens: int
-    state_blocks: int
+    """Blocks that are used: --num-gpu-blocks-override goes first."""
+    layout: KvLayout
+    model_length: int
+    """The model's own context limit, tokens."""
     max_model_len: int
     """What is served; 0 when not even one token fits."""
     ready_mib: float
     """NVML's figure when the server is ready, other users of the card included."""
 
     @property
+    def block_tokens(self) -> int:
+        """Tokens of an attention block."""
+        return self.layout.block_tokens
+
+    @property
+    def state_blocks(self) -> int:
+        """Blocks that each request holds for its states."""
+        return self.layout.state_blocks
+
+    @property
     def max_concurrency(self) -> float:
         """Requests of the full context length that the KV cache holds, as vLLM computes it."""
         if not self.max_model_len:
             return 0.0
-        return self.num_blocks / blocks.blocks_of(self.max_model_len, self.state_blocks, self.block_tokens)
+        return self.num_blocks / self.layout.blocks_per_request(self.max_model_len)
 
     @property
     def tokens_logged(self) -> int:
-        """The `GPU KV cache size` that 0.20 prints: int(max_concurrency x max_model_len)."""
+        """The `GPU KV cache size` that 0.20 and later print: int(max_concurrency x max_model_len)."""
         return int(self.max_concurrency * self.max_model_len)
 
     @property
     def needed_gib(self) -> float:
         """KV cache that one request of the asked context length needs."""
-        return blocks.blocks_of(self.max_model_len, self.state_blocks, self.block_tokens) * BLOCK_BYTES / GIB
+        return self.layout.blocks_per_request(self.max_model_len) * self.layout.bytes_per_block / GIB
 
 
-def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any]) -> MemoryPlan:
-    """What the configuration gets on the card. `figures` is the `memory` object of calibration.json."""
+def served_shape(model: str) -> ModelShape:
+    """The shape of a model: the built-in one of its name, or its folder's config.json.
+
+    Raises UsageError for a model whose shape is not known, since its figures would be another model's.
+    """
+    known = known_shape(model)
+    if known is not None:
+        return known
+    config = Path(model) / "config.json"
+    if config.is_file():
+        try:
+            return ModelShape.from_hf_config(json.loads(config.read_text(encoding="utf-8")), model)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{config}: cannot be read as JSON: {error}") from None
+    raise UsageError(
+        f"SIMULATED: the shape of {model!r} is not known, and another model's figures would be wrong under its name: "
+        "give ig1/Qwen3.5-9B-NVFP4, or a folder with the model's config.json"
+    )
+
+
+def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], shape: ModelShape) -> MemoryPlan:
+    """What the configuration gets on the card. `figures` is the `memory` object of calibration.json.
+
+    Raises UsageError for a context length beyond the model's, in vLLM's words, and where the weights' size or the
+    cache's layout cannot be known.
+    """
+    if shape.weights_gib is None:
+        raise UsageError(f"SIMULATED: the size of {shape.name}'s weights cannot be counted from its config.json")
+    model_length = shape.max_position or 0
+    if options.max_model_len is not None and options.max_model_len > model_length:
+        raise UsageError(
+            f"vllm serve: error: User-specified max_model_len ({options.max_model_len}) is greater than the derived "
+            f"max_model_len (max_position_embeddings={model_length} or model_max_length=None in model's config.json)."
+        )
+    layout = _layout(options, shape)
     requested = options.gpu_memory_utilization * card.cuda_gib()
     capture = max(options.capture_sizes, default=0)
     estimated = graphs_gib(capture, options.max_num_seqs)
-    actual = _graphs_actual_gib(capture, figures["graphs_actual_gib"])
-    extra_tokens = (options.max_num_batched_tokens - 2048) / 1024
-    other = figures["activations_gib"] + figures["activations_gib_per_1024_tokens_guess"] * extra_tokens
+    actual = figures["graphs_actual_gib_each"] * graph_count(capture, options.max_num_seqs)
     counted = estimated if options.count_graphs else 0.0
-    kv_gib = requested - figures["weights_gib"] - other - counted
+    kv_gib = requested - shape.weights_gib - figures["activations_gib"] - counted
     if options.kv_cache_memory_bytes is not None:
         kv_gib = options.kv_cache_memory_bytes / GIB
-    num_blocks = max(int(kv_gib * GIB // BLOCK_BYTES), 0)
-    if options.num_gpu_blocks_override is not None:
-        num_blocks = options.num_gpu_blocks_override
-    state = blocks.STATE_BLOCKS_ALIGN if options.enable_prefix_caching else blocks.STATE_BLOCKS
-    tokens = blocks.BLOCK_TOKENS * (2 if options.kv_cache_dtype.startswith("fp8") else 1)
-    length = options.max_model_len or MODEL_LENGTH
+    profiled = max(blocks_for_gib(kv_gib, layout), 0)
+    num_blocks = options.num_gpu_blocks_override or profiled
+    length = options.max_model_len or model_length
     if length == -1:
-        length = min(MODEL_LENGTH, max(num_blocks - state, 0) * tokens)
+        length = min(model_length, max(num_blocks - layout.state_blocks, 0) * layout.block_tokens)
     ready = (
         figures["before_mib"]
         + figures["process_mib"]
         + figures["process_mib_per_seq"] * options.max_num_seqs
-        + 1024 * (figures["weights_gib"] + actual)
-        + num_blocks * BLOCK_BYTES / 2**20
+        + 1024 * (shape.weights_gib + actual)
+        + num_blocks * layout.bytes_per_block / 2**20
     )
     return MemoryPlan(
         total_gib=card.cuda_gib(),
         free_gib=card.cuda_gib() - figures["context_gib"],
         requested_gib=requested,
-        weights_gib=figures["weights_gib"],
+        weights_gib=shape.weights_gib,
+        activations_gib=figures["activations_gib"],
+        non_torch_gib=figures["non_torch_gib"],
         graphs_estimated_gib=estimated,
         graphs_actual_gib=actual,
         kv_cache_gib=kv_gib,
+        profiled_blocks=profiled,
         num_blocks=num_blocks,
-        block_tokens=tokens,
-        state_blocks=state,
+        layout=layout,
+        model_length=model_length,
         max_model_len=length,
         ready_mib=min(ready, card.nvml_mib),
     )
 
 
-def _graphs_actual_gib(capture: int, line: Mapping[str, float]) -> float:
-    """GiB that graphs up to this batch size really take: a line through the recorded sizes; 0 when eager."""
-    return line["base"] + line["per_size"] * capture if capture else 0.0
+def _layout(options: ServeOptions, shape: ModelShape) -> KvLayout:
+    if options.speculative_method in DRAFTERS_IN_THE_MODEL and shape.attention:
+        first, *others = shape.attention
+        shape = replace(shape, attention=(replace(first, count=first.count + 1), *others))
+    return kv_layout(
+        shape,
+        options.kv_cache_dtype,
+        mamba_cache_mode="align" if options.enable_prefix_caching else "none",
+        speculative_tokens=options.speculative_tokens,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+    )
 
 
 def interpolate(table: list[list[float]], at: float) -> float:
@@ -117,21 +178,3 @@ def interpolate(table: list[list[float]], at: float) -> float:
         return table[-1][1]
     (x0, y0), (x1, y1) = table[index - 1], table[index]
     return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
-
-
-class VramGauge:
-    """What NVML would show: it rises with the largest batch seen, by PyTorch's allocator, and never falls."""
-
-    def __init__(self, plan: MemoryPlan, card: Card, overshoot: list[list[float]]) -> None:
-        self._ready = plan.ready_mib
-        self._limit = card.nvml_mib
-        self._overshoot = overshoot
-        self._largest = 0
-        self.used_mib = plan.ready_mib
-
-    def saw(self, running: int) -> None:
-        """A step ran with so many sequences."""
-        if running > self._largest:
-            self._largest = running
-            over = interpolate(self._overshoot, running)
-            self.used_mib = min(self._ready + over, self._limit)

@@ -1,17 +1,23 @@
-"""The command line of `vllm serve`, as far as it changes what the simulator does, and the --sim-* flags."""
+"""The command line of `vllm serve`, as far as it changes what the simulator does, and the --sim-* flags.
+
+argparse reads it with the names of vllm_flags.json, so that a flag which vLLM would refuse is refused here too;
+pydantic judges the values, as it does in vLLM.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qwenbench.capacity.graphs import capture_sizes
 from qwenbench.errors import UsageError
-from qwenbench.simulator import vllm_flags
 
-MODEL_LENGTH = 262_144
-"""Context length of Qwen3.5-9B."""
 FAILURES = (
     "oom-at-start",
     "kv-too-small",
@@ -21,175 +27,118 @@ FAILURES = (
     "crash-first-request",
 )
 """What --sim-fail takes."""
-SIM_VALUES = ("sim-card", "sim-seed", "sim-startup", "sim-fail", "sim-time-scale")
-SIM_BOOLEAN = ("sim-warm",)
+VLLM_VERSIONS = ("0.20.2", "0.26.0")
+"""Versions whose start-up lines the simulator has; the first is the default."""
+FALSE_WORDS = ("0", "false", "False")
 
 
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """A server as it was asked for. None: not given."""
+class ServeOptions(BaseModel):
+    """A server as it was asked for. None: not given. Each field has the name of vLLM's flag or of --sim-FIELD."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    served_model_names: tuple[str, ...]
+    served_model_name: tuple[str, ...] = ()
     host: str = "127.0.0.1"
-    port: int = 8000
-    max_num_seqs: int = 256
-    capture: int | None = None
-    capture_list: tuple[int, ...] = ()
+    port: int = Field(8000, ge=0, le=65535)
+    max_num_seqs: int = Field(256, ge=1)
+    max_cudagraph_capture_size: int | None = Field(None, ge=1)
+    cudagraph_capture_sizes: tuple[Annotated[int, Field(ge=1)], ...] = ()
     enforce_eager: bool = False
-    gpu_memory_utilization: float = 0.9
-    max_num_batched_tokens: int = 2048
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    max_num_batched_tokens: int = Field(2048, ge=1)
     max_model_len: int | None = None
     """None: the model's; -1: `auto`, as long as fits."""
     kv_cache_dtype: str = "auto"
-    kv_cache_memory_bytes: int | None = None
-    num_gpu_blocks_override: int | None = None
+    kv_cache_memory_bytes: int | None = Field(None, ge=1)
+    num_gpu_blocks_override: int | None = Field(None, ge=1)
     enable_prefix_caching: bool = False
     enable_prompt_tokens_details: bool = False
+    async_scheduling: bool = True
     reasoning_parser: str | None = None
+    speculative_tokens: int = Field(0, ge=0, le=64)
+    """Tokens that a drafter proposes for each step of a sequence; 0 without one."""
+    speculative_method: str = ""
     access_log: bool = True
     count_graphs: bool = True
     """Whether the estimate of the CUDA graphs is taken from the KV cache (0.20's default)."""
-    api_keys: tuple[str, ...] = field(default=(), repr=False)
-    seed: int = 0
-    ignored: Mapping[str, str | None] = field(default_factory=dict)
+    flashinfer_sampler: bool = True
+    """VLLM_USE_FLASHINFER_SAMPLER, vLLM's default; without it top-k and top-p cost a sort of every row."""
+    api_keys: tuple[str, ...] = Field((), repr=False)
+    ignored: Mapping[str, str | None] = Field(default_factory=dict)
     """Flags of vLLM that change nothing here."""
     card: str = "rtx-5090"
-    startup: str = "fast"
+    machine: str | None = None
+    """--sim-host: a host by name, or a file that `qwenbench simulate --measure-host` wrote; None: the card's."""
+    seed: int = Field(0, ge=0)
+    startup: Literal["fast", "real"] = "fast"
+    startup_s: float | None = Field(None, ge=0)
+    """A start's length in all; its phases keep their shares."""
     warm: bool = False
     fail: str | None = None
-    time_scale: float = 1.0
+    vllm_version: str = VLLM_VERSIONS[0]
+    time_scale: float = Field(1.0, gt=0)
     """Every simulated duration is multiplied by this (tests: 0.1 makes a server ten times as fast)."""
+    acceptance: float = Field(0.0, ge=0, le=1)
+    """Chance that a drafted token is accepted, given that those before it were."""
+    spread: bool = False
+    """Plays how points and launches of one configuration differ."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be greater than or equal to "
+                f"max_num_seqs ({self.max_num_seqs})."
+            )
+        if self.max_model_len is not None and self.max_model_len < 1 and self.max_model_len != -1:
+            raise ValueError(f"max_model_len must be a positive number, got {self.max_model_len}")
+        return self
+
+    @property
+    def served_model_names(self) -> tuple[str, ...]:
+        """The names that requests may use; the model itself when none is given."""
+        return self.served_model_name or (self.model,)
 
     @property
     def capture_sizes(self) -> tuple[int, ...]:
         """Batch sizes that get a CUDA graph: vLLM's list (1, 2, 4, by 8 to 256, then by 16) up to the limit."""
         if self.enforce_eager:
             return ()
-        if self.capture_list:
-            return self.capture_list
-        limit = self.capture if self.capture is not None else min(2 * self.max_num_seqs, 512)
-        limit = min(limit, self.max_num_batched_tokens)
-        return capture_sizes(limit)
+        if self.cudagraph_capture_sizes:
+            return tuple(sorted(set(self.cudagraph_capture_sizes)))
+        limit = self.max_cudagraph_capture_size
+        limit = min(2 * self.max_num_seqs, 512) if limit is None else limit
+        return capture_sizes(min(limit, self.max_num_batched_tokens))
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeOptions:
     """`serve MODEL --flag value ...` or `MODEL --flag value ...` as a typed value.
 
-    Raises UsageError with argparse's words for what vLLM would refuse.
+    Raises UsageError for what vLLM would refuse.
     """
-    words = list(argv)
-    if words and words[0] == "serve":
-        words = words[1:]
-    positional, flags = _split(words)
-    model_flag = flags.pop("model", None)
-    if len(positional) > 1:
-        raise UsageError(f"vllm: error: unrecognized arguments: {' '.join(positional[1:])}")
-    model = positional[0] if positional else (model_flag[0] if model_flag else None)
+    words, nested = _without_nested([word for at, word in enumerate(argv) if at or word != "serve"])
+    given = vars(_parser().parse_args(words))
+    model = given.pop("model_tag", None) or given.pop("model", None)
+    given.pop("model", None)
     if model is None:
         raise UsageError("vllm serve: error: no model: give it as the first argument (serve MODEL ...)")
-    return _typed(model, flags, environ or {})
+    values = _values(given, nested, environ or {})
+    try:
+        return ServeOptions(model=model, **values)
+    except ValidationError as error:
+        found = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in found["loc"])
+        message = found["msg"].removeprefix("Value error, ")
+        raise UsageError(f"vllm serve: error: {place + ': ' if place else ''}{message}") from None
 
 
-def _split(words: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    positional: list[str] = []
-    flags: dict[str, list[str]] = {}
-    at = 0
-    while at < len(words):
-        word = words[at]
-        at += 1
-        if not word.startswith("-") or word == "-":
-            positional.append(word)
-            continue
-        name, equals, inline = word.lstrip("-").partition("=")
-        if not word.startswith("--"):
-            name = vllm_flags.SHORT.get(name, "")
-        root, _, key = name.replace("_", "-").partition(".")
-        arity = _arity(root, word)
-        values: list[str] = [inline] if equals else []
-        if arity != "none" and not equals:
-            while at < len(words) and not _is_flag(words[at]):
-                values.append(words[at])
-                at += 1
-                if arity == "one":
-                    break
-            if not values:
-                wanted = "one argument" if arity == "one" else "at least one argument"
-                raise UsageError(f"vllm serve: error: argument --{root}: expected {wanted}")
-        if key:
-            flags.setdefault(root, []).extend([f".{key}", *values])
-        elif arity == "none":
-            flags.pop(root.removeprefix("no-"), None)
-            flags.pop("no-" + root, None)
-            flags[root] = values
-        else:
-            flags[root] = values
-    return positional, flags
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{self.prog}: error: {message}")
 
 
-def _is_flag(word: str) -> bool:
-    """Negative numbers are values, as argparse sees it."""
-    return word.startswith("-") and not word[1:2].isdigit()
-
-
-def _arity(name: str, word: str) -> str:
-    if name in vllm_flags.BOOLEAN or name.removeprefix("no-") in vllm_flags.BOOLEAN or name in SIM_BOOLEAN:
-        return "none"
-    if name in vllm_flags.MULTI:
-        return "many"
-    if name in vllm_flags.VALUE or name in SIM_VALUES:
-        return "one"
-    raise UsageError(f"vllm: error: unrecognized arguments: {word}")
-
-
-class _Flags:
-    """Typed look-ups that take a flag out, so that what is left was ignored."""
-
-    def __init__(self, flags: dict[str, list[str]]) -> None:
-        self.left = flags
-
-    def text(self, name: str, allowed: Sequence[str] = ()) -> str | None:
-        values = self.left.pop(name, None)
-        if values is None:
-            return None
-        if allowed and values[0] not in allowed:
-            choices = ", ".join(repr(choice) for choice in allowed)
-            raise UsageError(
-                f"vllm serve: error: argument --{name}: invalid choice: {values[0]!r} (choose from {choices})"
-            )
-        return values[0]
-
-    def whole(self, name: str, least: int = 1) -> int | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        try:
-            number = _human_int(value)
-        except ValueError:
-            raise UsageError(f"vllm serve: error: argument --{name}: invalid int value: {value!r}") from None
-        if number < least:
-            raise UsageError(
-                f"vllm serve: error: {name.replace('-', '_')}: Input should be greater than or equal to "
-                f"{least} [type=greater_than_equal, input_value={number}, input_type=int]"
-            )
-        return number
-
-    def number(self, name: str) -> float | None:
-        value = self.text(name)
-        if value is None:
-            return None
-        try:
-            return float(value)
-        except ValueError:
-            raise UsageError(f"vllm serve: error: argument --{name}: invalid float value: {value!r}") from None
-
-    def on(self, name: str) -> bool | None:
-        if self.left.pop(name, None) is not None:
-            return True
-        return False if self.left.pop("no-" + name, None) is not None else None
-
-
-def _human_int(value: str) -> int:
+def human_readable_int(value: str) -> int:
     """vLLM's 1k = 1,000, 1K = 1,024 notation, decimal points with the small letters included."""
     small, big = {"k": 10**3, "m": 10**6, "g": 10**9}, {"K": 2**10, "M": 2**20, "G": 2**30}
     if value[-1:] in small:
@@ -199,98 +148,142 @@ def _human_int(value: str) -> int:
     return int(value)
 
 
-def _typed(model: str, raw: dict[str, list[str]], environ: Mapping[str, str]) -> ServeOptions:
-    names = tuple(raw.pop("served-model-name", ())) or (model,)
-    keys = tuple(raw.pop("api-key", ())) or tuple(filter(None, [environ.get("VLLM_API_KEY")]))
-    capture_list = _capture_list(raw.pop("cudagraph-capture-sizes", None))
-    flags = _Flags(raw)
-    length = flags.text("max-model-len")
-    max_model_len = None if length is None else _model_len(length)
-    utilization = flags.number("gpu-memory-utilization")
-    if utilization is not None and not 0 < utilization <= 1:
-        raise UsageError(
-            "vllm serve: error: gpu_memory_utilization: Input should be greater than 0 and less than or equal "
-            f"to 1 [input_value={utilization}, input_type=float]"
-        )
-    port = flags.whole("port", least=0)
-    if port is not None and port > 65535:
-        raise UsageError(f"vllm serve: error: argument --port: {port} is no port (0-65535)")
-    seqs = flags.whole("max-num-seqs") or 256
-    batched = flags.whole("max-num-batched-tokens") or 2048
-    if batched < seqs:
-        raise UsageError(
-            f"vllm serve: error: max_num_batched_tokens ({batched}) must be greater than or equal to "
-            f"max_num_seqs ({seqs})."
-        )
-    scale = flags.number("sim-time-scale")
-    if scale is not None and scale <= 0:
-        raise UsageError("--sim-time-scale must be over 0")
-    seed = flags.whole("sim-seed", least=0)
-    own_seed = flags.whole("seed", least=0)
-    access_log_off = flags.on("disable-uvicorn-access-log")
-    level = flags.text("uvicorn-log-level", ("critical", "debug", "error", "info", "trace", "warning"))
-    return ServeOptions(
-        model=model,
-        served_model_names=names,
-        host=flags.text("host") or "127.0.0.1",
-        port=8000 if port is None else port,
-        max_num_seqs=seqs,
-        capture=flags.whole("max-cudagraph-capture-size"),
-        capture_list=capture_list,
-        enforce_eager=bool(flags.on("enforce-eager")),
-        gpu_memory_utilization=0.9 if utilization is None else utilization,
-        max_num_batched_tokens=batched,
-        max_model_len=max_model_len,
-        kv_cache_dtype=flags.text("kv-cache-dtype") or "auto",
-        kv_cache_memory_bytes=flags.whole("kv-cache-memory-bytes"),
-        num_gpu_blocks_override=flags.whole("num-gpu-blocks-override"),
-        enable_prefix_caching=bool(flags.on("enable-prefix-caching")),
-        enable_prompt_tokens_details=bool(flags.on("enable-prompt-tokens-details")),
-        reasoning_parser=flags.text("reasoning-parser"),
-        count_graphs=environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in ("0", "false", "False"),
-        access_log=not access_log_off and level in (None, "debug", "info", "trace"),
-        api_keys=keys,
-        card=flags.text("sim-card") or "rtx-5090",
-        startup=flags.text("sim-startup", ("fast", "real")) or "fast",
-        warm=bool(flags.on("sim-warm")),
-        fail=flags.text("sim-fail", FAILURES),
-        time_scale=1.0 if scale is None else scale,
-        seed=seed if seed is not None else own_seed or 0,
-        ignored={name: " ".join(values) or None for name, values in flags.left.items()},
+def human_readable_int_or_auto(value: str) -> int:
+    """The same, and `auto` or -1 for as long as fits."""
+    return -1 if value in ("auto", "-1") else human_readable_int(value)
+
+
+def _sizes(value: str) -> list[int]:
+    found = json.loads(value) if value.startswith("[") else [int(value)]
+    return [int(size) for size in found]
+
+
+_sizes.__name__ = "int"  # argparse names the type in its messages
+
+_TYPES: Mapping[str, Any] = {
+    "port": int,
+    "max-num-seqs": int,
+    "max-cudagraph-capture-size": int,
+    "gpu-memory-utilization": float,
+    "max-num-batched-tokens": human_readable_int,
+    "max-model-len": human_readable_int_or_auto,
+    "kv-cache-memory-bytes": human_readable_int,
+    "num-gpu-blocks-override": int,
+    "cudagraph-capture-sizes": _sizes,
+    "speculative-config": json.loads,
+    "spec-tokens": int,
+    "seed": int,
+    "sim-seed": int,
+    "sim-time-scale": float,
+    "sim-startup-s": float,
+    "sim-acceptance": float,
+}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "uvicorn-log-level": ("critical", "debug", "error", "info", "trace", "warning"),
+    "sim-fail": FAILURES,
+    "sim-startup": ("fast", "real"),
+    "sim-vllm-version": VLLM_VERSIONS,
+}
+_SIM_VALUES = ("card", "host", "seed", "startup", "startup-s", "fail", "vllm-version", "time-scale", "acceptance")
+_SIM_SWITCHES = ("warm", "spread")
+
+
+@cache
+def _flags() -> Mapping[str, Any]:
+    """vllm_flags.json: `boolean` (without a value, each also as --no-NAME), `many`, `one`, and `short` names."""
+    loaded: dict[str, Any] = json.loads((resources.files(__package__) / "vllm_flags.json").read_text("utf-8"))
+    return loaded
+
+
+@cache
+def _parser() -> argparse.ArgumentParser:
+    names = _flags()
+    short: dict[str, list[str]] = {}
+    for letter, name in names["short"].items():
+        short.setdefault(name, []).append(f"-{letter}")
+    parser = _Parser(
+        prog="vllm serve", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=True
     )
-
-
-def _model_len(value: str) -> int:
-    if value in ("auto", "-1"):
-        return -1
-    try:
-        number = _human_int(value)
-    except ValueError:
-        raise UsageError(
-            f"vllm serve: error: argument --max-model-len: invalid human_readable_int_or_auto value: {value!r}"
-        ) from None
-    if number < 1:
-        raise UsageError(f"vllm serve: error: max_model_len must be a positive number, got {number}")
-    if number > MODEL_LENGTH:
-        raise UsageError(
-            f"vllm serve: error: User-specified max_model_len ({number}) is greater than the derived "
-            f"max_model_len (max_position_embeddings={MODEL_LENGTH} or model_max_length=None in model's "
-            "config.json)."
+    parser.add_argument("model_tag", nargs="?")
+    for name in names["boolean"]:
+        parser.add_argument(f"--{name}", *short.get(name, ()), action=argparse.BooleanOptionalAction)
+    for name in names["many"]:
+        parser.add_argument(f"--{name}", *short.get(name, ()), nargs="+", type=_TYPES.get(name, str))
+    for name in (*names["one"], *(f"sim-{name}" for name in _SIM_VALUES)):
+        parser.add_argument(
+            f"--{name}", *short.get(name, ()), type=_TYPES.get(name, str), choices=_CHOICES.get(name), metavar="VALUE"
         )
-    return number
+    for name in _SIM_SWITCHES:
+        parser.add_argument(f"--sim-{name}", action="store_true")
+    return parser
 
 
-def _capture_list(values: list[str] | None) -> tuple[int, ...]:
-    if values is None:
-        return ()
-    try:
-        sizes = [int(value) for value in values]
-        if len(values) == 1 and values[0].startswith("["):
-            sizes = [int(value) for value in json.loads(values[0])]
-    except (ValueError, TypeError):
-        raise UsageError(
-            f"vllm serve: error: argument --cudagraph-capture-sizes: invalid int value: {' '.join(values)!r}"
-        ) from None
-    if any(size < 1 for size in sizes):
-        raise UsageError("vllm serve: error: argument --cudagraph-capture-sizes: sizes must be at least 1")
-    return tuple(sorted(set(sizes)))
+def _without_nested(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Words with underscores in names made dashes, and the values of --NAME.KEY VALUE by name and key."""
+    plain: list[str] = []
+    nested: dict[str, dict[str, str]] = {}
+    at = 0
+    while at < len(words):
+        word = words[at]
+        at += 1
+        name, equals, inline = word.partition("=")
+        if not name.startswith("--"):
+            plain.append(word)
+            continue
+        name = name.replace("_", "-")
+        root, dot, key = name.removeprefix("--").partition(".")
+        if not dot or root not in _flags()["one"]:
+            plain.append(name + equals + inline)
+            continue
+        if not equals:
+            if at == len(words):
+                raise UsageError(f"vllm serve: error: argument {name}: expected one argument")
+            inline = words[at]
+            at += 1
+        nested.setdefault(root, {})[key.replace("-", "_")] = inline
+    return plain, nested
+
+
+def _values(
+    given: dict[str, Any], nested: Mapping[str, Mapping[str, str]], environ: Mapping[str, str]
+) -> dict[str, Any]:
+    """The fields of ServeOptions, without the model; what is left of `given` changes nothing and is told as such."""
+    values: dict[str, Any] = {}
+    for name in ServeOptions.model_fields:
+        if name in given and name not in ("seed", "model"):
+            values[name] = given.pop(name)
+    for name in [name for name in given if name.startswith("sim_")]:
+        field = {"sim_host": "machine"}.get(name, name.removeprefix("sim_"))
+        values[field] = given.pop(name)
+    own_seed = given.pop("seed", None)
+    if own_seed is not None:
+        values.setdefault("seed", own_seed)
+    if "cudagraph_capture_sizes" in values:
+        values["cudagraph_capture_sizes"] = [size for sizes in values["cudagraph_capture_sizes"] for size in sizes]
+    values["api_keys"] = tuple(given.pop("api_key", None) or filter(None, [environ.get("VLLM_API_KEY")]))
+    quiet = given.pop("disable_uvicorn_access_log", False)
+    values["access_log"] = not quiet and given.pop("uvicorn_log_level", "info") in ("debug", "info", "trace")
+    values["count_graphs"] = environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in FALSE_WORDS
+    values["flashinfer_sampler"] = environ.get("VLLM_USE_FLASHINFER_SAMPLER", "1") not in FALSE_WORDS
+    drafter = {**(given.pop("speculative_config", None) or {}), **nested.get("speculative-config", {})}
+    drafted = given.pop("spec_tokens", drafter.get("num_speculative_tokens", 0))
+    values["speculative_tokens"] = drafted
+    values["speculative_method"] = str(
+        given.pop("spec_method", drafter.get("method", "draft_model" if drafter else ""))
+    )
+    values["ignored"] = _ignored(given, nested)
+    return values
+
+
+def _ignored(given: Mapping[str, Any], nested: Mapping[str, Mapping[str, str]]) -> dict[str, str | None]:
+    told: dict[str, str | None] = {}
+    for name, value in given.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            told[flag if value else f"no-{flag}"] = None
+        else:
+            told[flag] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    for name, entries in nested.items():
+        if name != "speculative-config":
+            told[name] = " ".join(f".{key} {value}" for key, value in entries.items())
+    return told

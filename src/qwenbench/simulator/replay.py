@@ -6,8 +6,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from qwenbench.simulator.pipeline import Pipeline
-from qwenbench.simulator.scheduler import Scheduler, SimRequest
+from qwenbench.simulator.scheduler import Pipeline, Scheduler, SimRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,45 +9,38 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
 from qwenbench.http1.messages import HttpRequest, header
 from qwenbench.http1.server import HttpConnection, HttpServer
-from qwenbench.simulator import failures, log, startup, text
+from qwenbench.simulator import failures, log, text
 from qwenbench.simulator.answers import StreamAnswer, WholeAnswer
-from qwenbench.simulator.asks import (
+from qwenbench.simulator.api import (
     ApiError,
-    Ask,
+    GenerationRequest,
     ServedModel,
     chat_tokens,
     check_model,
     load_body,
-    parse_ask,
+    parse_generation,
     prompt_tokens,
 )
 from qwenbench.simulator.blocks import BlockPool
-from qwenbench.simulator.cards import MEASURED, power_limit_w, relative_speed
 from qwenbench.simulator.engine import Engine, LiveRequest
-from qwenbench.simulator.memory import MemoryPlan, VramGauge, plan_memory
-from qwenbench.simulator.metrics_page import metrics_page
+from qwenbench.simulator.memory import MemoryPlan, plan_memory, served_shape
+from qwenbench.simulator.meters import EnergyMeter, VramGauge, power_limit_w
+from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
-from qwenbench.simulator.power import EnergyMeter
-from qwenbench.simulator.refusals import StartFailure
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
-from qwenbench.simulator.steptime import StepModel, calibrated_model, calibration
+from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
+from qwenbench.simulator.steptime import MEASURED, calibration, step_model
 
 STATS_PERIOD_S = 10.0
 EXIT_AFTER_DEATH_S = 2.5
 """A server whose engine died ends by itself so long after the next request found out (recorded: about 3 s)."""
-
-
-def step_model(card: Card, time_scale: float = 1.0) -> StepModel:
-    """The fitted model, scaled to the card (an extrapolation for every card but the measured one)."""
-    model = calibrated_model().scaled(*relative_speed(card))
-    return model.stretched(time_scale)
 
 
 class App:
@@ -60,7 +53,7 @@ class App:
         self.served = ServedModel(
             options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
         )
-        model = step_model(card, options.time_scale)
+        model = step_model(card).stretched(options.time_scale)
         pool = BlockPool(
             plan.num_blocks,
             block_tokens=plan.block_tokens,
@@ -83,7 +76,7 @@ class App:
             "/health": self._health,
             "/ping": self._health,
             "/v1/models": self._models,
-            "/version": lambda connection: _json(connection, {"version": startup.SIMULATED_VERSION}),
+            "/version": lambda connection: _json(connection, {"version": f"{options.vllm_version}+simulated"}),
             "/metrics": self._metrics,
             "/load": lambda connection: _json(connection, {"server_load": self.engine.running}),
         }
@@ -106,7 +99,7 @@ class App:
 
     def _route(self, request: HttpRequest, connection: HttpConnection) -> None:
         path = request.path
-        methods = startup.ROUTES.get(path)
+        methods = ROUTES.get(path)
         if methods is None:
             _json(connection, {"detail": "Not Found"}, 404)
         elif request.method not in methods and not (request.method == "HEAD" and "GET" in methods):
@@ -152,7 +145,7 @@ class App:
 
     def _metrics(self, connection: HttpConnection) -> None:
         page = metrics_page(self.engine, self.options, self.plan, self.card)
-        connection.respond(200, page.encode(), b"text/plain; version=0.0.4; charset=utf-8")
+        connection.respond(200, page, b"text/plain; version=0.0.4; charset=utf-8")
 
     # --- POST ---
 
@@ -168,30 +161,30 @@ class App:
         if self.engine.dead:
             self._give_up()
             raise ApiError(500, failures.DEATH_MESSAGE, "InternalServerError")
-        ask = parse_ask(body, self.served, chat=chat)
-        request = self._live_request(ask, received)
-        kind = StreamAnswer if ask.stream else WholeAnswer
-        answer = kind(ask, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
+        asked = parse_generation(body, self.served, chat=chat)
+        request = self._live_request(asked, received)
+        kind = StreamAnswer if asked.stream else WholeAnswer
+        answer = kind(asked, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
         request.sink = answer
         connection.exchange = answer
         self.engine.submit(request)
 
-    def _live_request(self, ask: Ask, received: float) -> LiveRequest:
+    def _live_request(self, asked: GenerationRequest, received: float) -> LiveRequest:
         self._counter += 1
-        kind = "chatcmpl" if ask.chat else "cmpl"
+        kind = "chatcmpl" if asked.chat else "cmpl"
         number = text.request_seed(self._counter, f"{self.options.seed}:{self._counter}")
         hashes: tuple[bytes, ...] = ()
         if self.options.enable_prefix_caching:
-            hashes = text.block_hashes(ask.tokens, self.plan.block_tokens, ask.salt)
+            hashes = text.block_hashes(asked.tokens, self.plan.block_tokens, asked.salt)
         return LiveRequest(
             request_id=f"{kind}-{self._counter:08x}{number:08x}",
-            prompt_tokens=len(ask.tokens),
-            output_tokens=ask.output_tokens,
+            prompt_tokens=len(asked.tokens),
+            output_tokens=asked.output_tokens,
             arrival=received,
             hashes=hashes,
             received=received,
-            max_tokens=ask.max_tokens,
-            finish_reason=ask.finish_reason,
+            max_tokens=asked.max_tokens,
+            finish_reason=asked.finish_reason,
         )
 
     def _give_up(self) -> None:
@@ -216,38 +209,47 @@ _PHRASES = {
 async def serve(options: ServeOptions) -> int:
     """Runs the server until a signal or its own end; returns the exit status. Raises UsageError."""
     card = find_card(options.card)
-    plan = plan_memory(options, card, calibration()["memory"])
-    phases = calibration()["startup"]["warm" if options.warm else "cold"]
-    times = startup.StartTimes(phases, options.time_scale if options.startup == "real" else 0.0)
+    plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
+    phases, times = _start_times(options)
+    note = f"Card {card.name}" + ("" if card.name == MEASURED else f", speed extrapolated from {MEASURED}") + "."
+    lines = ServerLog(options, plan, phases, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
-    note = f"Card {card.name}" + ("" if card.name == MEASURED else f", speed extrapolated from {MEASURED}") + "."
     with listener:
         try:
-            fault = failures.Fault(options.fail, plan)
-            started = await _unless(stopped, startup.print_start(options, plan, times, note, fault))
-        except StartFailure as failure:
+            started = await _unless(stopped, lines.start(times, failures.StartChecks(options, plan).at))
+        except failures.StartFailure as failure:
             for line in failure.lines:
                 log.plain(line)
             return failure.code
         if not started:
             return 0
         app = App(options, plan, card)
-        failures.arm(options.fail, app.engine, plan)
+        failures.arm(options, app.engine, plan)
         server = HttpServer(app.handle, server_name="qwenbench-simulator")
-        startup.print_listening(options, await server.start(sock=listener))
+        lines.say("listening", port=await server.start(sock=listener))
         gc.collect()
         gc.freeze()
-        stats = asyncio.create_task(_stats(app.engine))
+        stats = asyncio.create_task(_stats(app.engine, lines))
         await _unless(stopped, app.finished.wait())
         stats.cancel()
         app.engine.close()
         await server.close()
-        startup.print_shutdown()
+        lines.say("shutdown")
     return 0
+
+
+def _start_times(options: ServeOptions) -> tuple[Mapping[str, float], StartTimes]:
+    """What the phases of the start take as the log tells it, and how they are waited for."""
+    phases: Mapping[str, float] = calibration()["startup"]["warm" if options.warm else "cold"]
+    if options.startup_s is not None:
+        scale = options.startup_s / sum(phases.values())
+        phases = {name: seconds * scale for name, seconds in phases.items()}
+        return phases, StartTimes(phases, options.time_scale)
+    return phases, StartTimes(phases, options.time_scale if options.startup == "real" else 0.0)
 
 
 async def _unless(stopped: asyncio.Event, work: Any) -> bool:
@@ -279,22 +281,34 @@ def _bind(options: ServeOptions) -> socket.socket:
     return listener
 
 
-async def _stats(engine: Engine) -> None:
-    """vLLM's line every 10 s while there is something to say."""
-    prompt = generated = 0
+async def _stats(engine: Engine, lines: ServerLog) -> None:
+    """vLLM's lines every 10 s while there is something to say."""
+    prompt = generated = drafts = accepted = 0
     while True:
         await asyncio.sleep(STATS_PERIOD_S)
         metrics = engine.metrics
+        positions = metrics.accepted_by_position
         new_prompt, new_generated = metrics.prompt_tokens - prompt, metrics.generation_tokens - generated
+        new_drafts, new_accepted = metrics.drafts - drafts, sum(positions) - accepted
         prompt, generated = metrics.prompt_tokens, metrics.generation_tokens
+        drafts, accepted = metrics.drafts, sum(positions)
         if not (new_prompt or new_generated or engine.running):
             continue
         queries, hits = engine.scheduler.prefix_queries, engine.scheduler.prefix_hits
-        log.say(
-            log.API,
-            "loggers.py:271",
-            f"Engine 000: Avg prompt throughput: {new_prompt / STATS_PERIOD_S:.1f} tokens/s, Avg generation "
-            f"throughput: {new_generated / STATS_PERIOD_S:.1f} tokens/s, Running: {engine.running} reqs, "
-            f"Waiting: {engine.waiting} reqs, GPU KV cache usage: {engine.scheduler.pool.usage:.1%}, Prefix "
-            f"cache hit rate: {hits / queries if queries else 0:.1%}",
+        drafted = new_drafts * len(positions)
+        lines.say(
+            "stats",
+            prompt_rate=new_prompt / STATS_PERIOD_S,
+            generation_rate=new_generated / STATS_PERIOD_S,
+            running=engine.running,
+            waiting=engine.waiting,
+            kv_usage=engine.scheduler.pool.usage,
+            hit_rate=hits / queries if queries else 0.0,
+            acceptance_length=1 + new_accepted / new_drafts if new_drafts else 1.0,
+            accepted_rate=new_accepted / STATS_PERIOD_S,
+            drafted_rate=drafted / STATS_PERIOD_S,
+            accepted=new_accepted,
+            drafted=drafted,
+            position_rates=", ".join(f"{count / max(drafts, 1):.3f}" for count in positions),
+            acceptance_rate=new_accepted / drafted if drafted else 0.0,
         )

@@ -20,6 +20,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from qwenbench.capacity.cards import Card, find_card
+
+MEASURED = "h200"
+"""The card that was recorded; every other card's speed is extrapolated."""
 CALIBRATION_FILE = Path(__file__).with_name("calibration.json")
 
 
@@ -133,3 +137,14 @@ def calibration() -> Mapping[str, Any]:
 def calibrated_model() -> StepModel:
     """The step model that was fitted to the recorded card."""
     return model_from_json(calibration()["step_model"])
+
+
+def step_model(card: Card) -> StepModel:
+    """The fitted model, scaled to the card (an extrapolation for every card but the measured one)."""
+    return calibrated_model().scaled(*relative_speed(card))
+
+
+def relative_speed(card: Card) -> tuple[float, float]:
+    """(memory bandwidth, BF16 compute) of the card in units of the measured one."""
+    measured = find_card(MEASURED)
+    return card.bandwidth_gb_s / measured.bandwidth_gb_s, card.bf16_tflops / measured.bf16_tflops

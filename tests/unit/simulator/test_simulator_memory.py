@@ -3,16 +3,20 @@
 import pytest
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.simulator.memory import VramGauge, plan_memory
+from qwenbench.errors import UsageError
+from qwenbench.simulator.memory import plan_memory, served_shape
+from qwenbench.simulator.meters import VramGauge
 from qwenbench.simulator.options import parse
 from qwenbench.simulator.steptime import calibration
 
 FIGURES = calibration()["memory"]
-RECORDED = "M --max-model-len auto --gpu-memory-utilization 0.21546"
+MODEL = "ig1/Qwen3.5-9B-NVFP4"
+RECORDED = f"{MODEL} --max-model-len auto --gpu-memory-utilization 0.21546"
 
 
 def plan(line: str, card: str = "h200"):
-    return plan_memory(parse(line.split()), find_card(card), FIGURES)
+    options = parse(line.split())
+    return plan_memory(options, find_card(card), FIGURES, served_shape(options.model))
 
 
 @pytest.mark.parametrize(
@@ -38,12 +42,12 @@ def test_recorded_servers(capture, seqs, kv_gib, blocks, ready_mib, peak_at, pea
 def test_recorded_server_that_does_not_count_the_graphs():
     line = f"{RECORDED} --max-cudagraph-capture-size 64 --max-num-seqs 64"
     options = parse(line.split(), {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "0"})
-    memory = plan_memory(options, find_card("h200"), FIGURES)
+    memory = plan_memory(options, find_card("h200"), FIGURES, served_shape(MODEL))
     assert round(memory.kv_cache_gib, 2) == 17.4 and memory.tokens_logged == 565_706
 
 
 def test_vram_never_falls_and_never_passes_the_card():
-    memory, card = plan("M --max-num-seqs 256 --gpu-memory-utilization 0.95", "rtx-5090"), find_card("rtx-5090")
+    memory, card = plan(f"{MODEL} --max-num-seqs 256 --gpu-memory-utilization 0.95", "rtx-5090"), find_card("rtx-5090")
     gauge = VramGauge(memory, card, FIGURES["overshoot_mib"])
     seen = []
     for running in (1, 64, 8, 200, 1):
@@ -58,10 +62,10 @@ def test_fp8_cache_holds_twice_the_tokens_in_a_block():
 
 
 def test_auto_length_shrinks_to_what_fits():
-    small = plan("M --max-model-len auto --gpu-memory-utilization 0.5", "rtx-5090")
+    small = plan(f"{MODEL} --max-model-len auto --gpu-memory-utilization 0.5", "rtx-5090")
     assert 0 < small.max_model_len < 262_144
     assert small.max_concurrency >= 1
-    again = plan(f"M --max-model-len {small.max_model_len + 1} --gpu-memory-utilization 0.5", "rtx-5090")
+    again = plan(f"{MODEL} --max-model-len {small.max_model_len + 1} --gpu-memory-utilization 0.5", "rtx-5090")
     assert again.max_concurrency < 1
 
 
@@ -69,3 +73,37 @@ def test_overrides():
     assert plan(RECORDED + " --num-gpu-blocks-override 40").num_blocks == 40
     assert plan(RECORDED + " --kv-cache-memory-bytes 1G").kv_cache_gib == 1.0
     assert plan(RECORDED + " --enable-prefix-caching").state_blocks == 6
+
+
+@pytest.mark.parametrize(("capture", "graphs_gib"), [(16, 0.08), (32, 0.09), (64, 0.14), (512, 0.40), (1024, 0.61)])
+def test_recorded_graphs(capture, graphs_gib):
+    memory = plan(f"{RECORDED} --max-cudagraph-capture-size {capture} --max-num-seqs {min(capture, 64)}")
+    assert memory.graphs_actual_gib == pytest.approx(graphs_gib, abs=0.016)
+
+
+def test_a_drafter_in_the_model_takes_a_layer_and_states():
+    memory = plan(f"{MODEL} --gpu-memory-utilization 0.2133 --spec-method mtp --spec-tokens 3")
+    assert memory.block_tokens == 544 and memory.layout.bytes_per_block == 544 * 4096 * 9  # recorded: 902 blocks
+    assert memory.num_blocks == pytest.approx(902, rel=0.02)
+
+
+def test_more_batched_tokens_cost_no_cache_as_recorded():
+    assert plan(RECORDED + " --max-num-batched-tokens 8192").num_blocks == plan(RECORDED).num_blocks
+
+
+def test_a_model_that_is_not_known_is_refused_and_a_folder_is_read(tmp_path):
+    with pytest.raises(UsageError, match=r"Qwen/Qwen3-8B.* is not known"):
+        served_shape("Qwen/Qwen3-8B")
+    (tmp_path / "config.json").write_text(
+        '{"num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096, '
+        '"head_dim": 128, "intermediate_size": 12288, "vocab_size": 151936, "max_position_embeddings": 40960}'
+    )
+    shape = served_shape(str(tmp_path))
+    assert shape.max_position == 40_960 and shape.weights_gib is not None
+    memory = plan_memory(parse([str(tmp_path)]), find_card("h200"), FIGURES, shape)
+    assert memory.model_length == 40_960 and memory.weights_gib == shape.weights_gib and memory.state_blocks == 0
+
+
+def test_a_context_beyond_the_models_is_refused_in_vllms_words():
+    with pytest.raises(UsageError, match="greater than the derived max_model_len"):
+        plan(f"{MODEL} --max-model-len 300000")

@@ -17,7 +17,7 @@ SEED = """serve ig1/Qwen3.5-9B-NVFP4 --served-model-name Qwen3.5-9B --max-num-se
 def test_the_seeds_line_is_understood():
     options = parse(SEED.split())
     assert options.model == "ig1/Qwen3.5-9B-NVFP4" and options.served_model_names == ("Qwen3.5-9B",)
-    assert (options.max_num_seqs, options.capture, options.max_model_len) == (64, 64, -1)
+    assert (options.max_num_seqs, options.max_cudagraph_capture_size, options.max_model_len) == (64, 64, -1)
     assert options.reasoning_parser == "qwen3" and options.kv_cache_dtype == "fp8_e4m3"
     assert options.host == "0.0.0.0" and options.port == 8001 and not options.enable_prefix_caching
     assert options.api_keys == ("k1", "k2") and "k1" not in repr(options)
@@ -64,20 +64,40 @@ def test_recorded_numbers_of_graphs():
         ("M --gpu-memory-utilization 0", "greater than 0"),
         ("M --gpu-memory-utilization a", "invalid float value"),
         ("M --max-model-len 0", "positive"),
-        ("M --max-model-len 300000", "greater than the derived max_model_len"),
         ("M --max-model-len soon", "invalid human_readable_int_or_auto value"),
         ("M --max-num-seqs 64 --max-num-batched-tokens 32", "must be greater than or equal to max_num_seqs"),
-        ("M --port 70000", "no port"),
+        ("M --port 70000", "port: Input should be less than or equal to 65535"),
         ("M --max-num-sequences 3", "unrecognized arguments: --max-num-sequences"),
         ("M N", "unrecognized arguments: N"),
+        ("M --sim-acceptance 1.5", "acceptance: Input should be less than or equal to 1"),
+        ("M --speculative-config {", "invalid loads value"),
         ("M --sim-fail always", "invalid choice"),
         ("M --sim-startup slow", "invalid choice"),
-        ("M --sim-time-scale 0", "over 0"),
+        ("M --sim-time-scale 0", "time_scale: Input should be greater than 0"),
     ],
 )
 def test_what_vllm_refuses(line, words):
     with pytest.raises(UsageError, match=words):
         parse(line.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'M --speculative-config {"method":"mtp","num_speculative_tokens":3}',
+        "M --speculative-config.method mtp --speculative_config.num_speculative_tokens=3",
+        "M --spec-method mtp --spec-tokens 3",
+    ],
+)
+def test_a_drafter_is_understood_however_it_is_given(line):
+    options = parse(line.split())
+    assert (options.speculative_method, options.speculative_tokens) == ("mtp", 3) and not options.ignored
+
+
+def test_what_the_environment_and_its_flags_say_about_speed():
+    assert parse(["M"]).flashinfer_sampler and parse(["M"]).async_scheduling
+    assert not parse(["M"], {"VLLM_USE_FLASHINFER_SAMPLER": "0"}).flashinfer_sampler
+    assert not parse(["M", "--no-async-scheduling"]).async_scheduling
 
 
 def test_a_key_may_come_from_the_environment():

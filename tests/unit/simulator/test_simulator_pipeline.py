@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 
 from qwenbench.simulator.blocks import BlockPool
-from qwenbench.simulator.pipeline import Pipeline
 from qwenbench.simulator.replay import Planned, closed_loop
-from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits, SimRequest
+from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
 from qwenbench.simulator.steptime import calibrated_model
 
 MODEL = replace(calibrated_model(), jitter=0.0, per_context_token_ms=0.0)

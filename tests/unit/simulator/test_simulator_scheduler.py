@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenbench.simulator.blocks import BlockPool
-from qwenbench.simulator.pipeline import Pipeline
-from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits, SimRequest
+from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
 from qwenbench.simulator.steptime import calibrated_model
 
 STEADY = replace(calibrated_model(), jitter=0.0)

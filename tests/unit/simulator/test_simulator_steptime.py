@@ -5,13 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.capacity.cards import CARDS, find_card
-from qwenbench.simulator.cards import relative_speed
-from qwenbench.simulator.metrics import Histogram, Lateness
-from qwenbench.simulator.power import EnergyMeter
+from qwenbench.simulator.meters import EnergyMeter, Lateness
+from qwenbench.simulator.metrics import Histogram
 from qwenbench.simulator.scheduler import Step
-from qwenbench.simulator.server import step_model
 from qwenbench.simulator.startup import PHASES
-from qwenbench.simulator.steptime import calibrated_model, calibration
+from qwenbench.simulator.steptime import calibrated_model, calibration, relative_speed, step_model
 
 MODEL = calibrated_model()
 

@@ -1,15 +1,26 @@
-"""What a client may ask, and the errors that vLLM gives for what it may not (0.20.2's and 0.32's words)."""
+"""What a client may send to the generation endpoints, and the errors that vLLM gives for what it may not.
+
+Types are pydantic's to judge, as in vLLM; limits that depend on the served model have vLLM's words (0.20.2, 0.32).
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.types import StrictBool, StrictFloat, StrictInt, StrictStr
 
 from qwenbench.simulator import text
 
 IMAGE_TOKENS = 256
 """A picture's share of a prompt, whatever its size."""
+SAMPLING_FIELDS = ("top_p", "top_k", "min_p")
+"""Fields that make the sampler sort or filter every row's logits when they restrict anything."""
+PENALTY_FIELDS = ("presence_penalty", "frequency_penalty", "repetition_penalty")
+
+Number = StrictInt | StrictFloat
 
 
 class ApiError(Exception):
@@ -27,8 +38,46 @@ class ApiError(Exception):
         return json.dumps({"error": error}, separators=(",", ":")).encode()
 
 
+class GenerationBody(BaseModel):
+    """The fields that matter here; others are let pass, as vLLM lets them."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: StrictStr | None = None
+    max_tokens: StrictInt | None = None
+    min_tokens: StrictInt | None = None
+    n: StrictInt | None = None
+    seed: StrictInt | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: StrictInt | None = None
+    min_p: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    repetition_penalty: Number | None = None
+    ignore_eos: StrictBool | None = None
+    stream: StrictBool | None = None
+    stream_options: dict[str, Any] | None = None
+    cache_salt: Any = None
+    return_token_ids: StrictBool | None = None
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[dict[str, Any]], Field()]
+    max_completion_tokens: StrictInt | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Any = None
+
+
 @dataclass(frozen=True, slots=True)
-class Ask:
+class GenerationRequest:
     """A generation request that will be served."""
 
     chat: bool
@@ -47,6 +96,10 @@ class Ask:
     text_seed: int
     vocabulary: tuple[str, ...]
     """Words to answer with where the prompt is not in Latin script."""
+    filtered: bool
+    """Whether its tokens are drawn with top-k, top-p or min-p."""
+    penalised: bool
+    """Whether presence, frequency or repetition penalties apply."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +122,71 @@ def load_body(body: bytes) -> dict[str, Any]:
         raise _invalid(
             [{"type": "json_invalid", "loc": f"body.{at}", "msg": "JSON decode error", "ctx": {"error": reason}}]
         ) from None
+    except RecursionError:
+        raise ApiError(400, "SIMULATED: the JSON is nested too deeply.") from None
     if not isinstance(value, dict):
         raise _invalid([{"type": "model_attributes_type", "loc": "body", "msg": "Input should be a valid dictionary"}])
     return value
 
 
-def parse_ask(body: dict[str, Any], served: ServedModel, *, chat: bool) -> Ask:
+def parse_generation(body: dict[str, Any], served: ServedModel, *, chat: bool) -> GenerationRequest:
     """Checks a request body and settles how many tokens it will get. Raises ApiError."""
-    _check_types(body, chat=chat)
-    check_model(body.get("model"), served)
-    limit = body.get("max_completion_tokens") if chat else None
-    limit = body.get("max_tokens", None if chat else 16) if limit is None else limit
-    least = body.get("min_tokens") or 0
+    try:
+        fields = ChatBody(**body) if chat else CompletionBody(**body)
+    except ValidationError as error:
+        raise _invalid([_told(found) for found in error.errors(include_url=False)]) from None
+    if isinstance(fields, ChatBody) and not fields.messages:
+        raise ApiError(400, "SIMULATED: messages must hold at least one message.", param="messages")
+    check_model(fields.model, served)
+    limit = fields.max_completion_tokens if isinstance(fields, ChatBody) else None
+    if limit is None:
+        limit = fields.max_tokens if chat or "max_tokens" in body else 16
+    least = fields.min_tokens or 0
     _check_sampling(body, limit, least)
     tokens = chat_tokens(body, thinking=_thinking(body)) if chat else prompt_tokens(body.get("prompt"))
     maximum = _output_limit(len(tokens), limit, served.max_model_len)
-    seed = text.request_seed(served.seed, "".join(tokens) + str(body.get("seed")))
+    seed = text.request_seed(served.seed, "".join(tokens) + str(fields.seed))
     length, reason = maximum, "length"
-    if not body.get("ignore_eos"):
+    if not fields.ignore_eos:
         natural = max(text.natural_length(seed), least)
         if natural < maximum:
             length, reason = natural, "stop"
-    stream_options = body.get("stream_options") or {}
-    return Ask(
+    stream_options = fields.stream_options or {}
+    return GenerationRequest(
         chat=chat,
-        model=body.get("model") or served.names[0],
+        model=fields.model or served.names[0],
         tokens=tokens,
-        stream=bool(body.get("stream")),
+        stream=bool(fields.stream),
         include_usage=bool(stream_options.get("include_usage")),
         continuous_usage=bool(stream_options.get("continuous_usage_stats")),
         max_tokens=maximum,
         output_tokens=length,
         finish_reason=reason,
         thinking=chat and served.reasoning and _thinking(body),
-        salt=body.get("cache_salt") or "",
-        return_token_ids=bool(body.get("return_token_ids")),
+        salt=fields.cache_salt or "",
+        return_token_ids=bool(fields.return_token_ids),
         text_seed=seed,
         vocabulary=text.borrowed_words(_spoken(body)),
+        filtered=_filtered(fields),
+        penalised=bool(fields.presence_penalty or fields.frequency_penalty)
+        or fields.repetition_penalty not in (None, 1, 1.0),
     )
+
+
+def _filtered(fields: GenerationBody) -> bool:
+    if fields.temperature == 0:
+        return False
+    return bool(
+        (fields.top_p is not None and fields.top_p < 1)
+        or (fields.top_k is not None and fields.top_k > 0)
+        or fields.min_p
+    )
+
+
+def _told(found: Any) -> dict[str, Any]:
+    """pydantic's finding as vLLM shows it."""
+    loc = ".".join(["body", *(str(part) for part in found["loc"] if not str(part).startswith(("int", "float")))])
+    return {"type": found["type"], "loc": loc, "msg": found["msg"]}
 
 
 def check_model(name: object, served: ServedModel) -> None:
@@ -234,36 +314,6 @@ def _check_sampling(body: dict[str, Any], limit: int | None, least: int) -> None
             "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
             param="stream_options",
         )
-
-
-def _check_types(body: dict[str, Any], *, chat: bool) -> None:
-    errors: list[dict[str, Any]] = []
-    if chat and "messages" not in body:
-        errors.append({"type": "missing", "loc": "body.messages", "msg": "Field required"})
-    elif chat and not _messages_fit(body["messages"]):
-        errors.append({"type": "list_type", "loc": "body.messages", "msg": "Input should be a valid list"})
-    for name in ("max_tokens", "max_completion_tokens", "min_tokens", "n", "seed"):
-        value = body.get(name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-            message = "Input should be a valid integer"
-            errors.append({"type": "int_parsing", "loc": f"body.{name}", "msg": message, "input": value})
-    for name in ("temperature", "top_p"):
-        value = body.get(name)
-        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
-            message = "Input should be a valid number"
-            errors.append({"type": "float_parsing", "loc": f"body.{name}", "msg": message, "input": value})
-    for name in ("stream_options", "chat_template_kwargs"):
-        if body.get(name) is not None and not isinstance(body[name], dict):
-            message = "Input should be a valid dictionary"
-            errors.append({"type": "dict_type", "loc": f"body.{name}", "msg": message})
-    if errors:
-        raise _invalid(errors)
-    if chat and not body["messages"]:
-        raise ApiError(400, "SIMULATED: messages must hold at least one message.", param="messages")
-
-
-def _messages_fit(messages: object) -> bool:
-    return isinstance(messages, list) and all(isinstance(message, dict) for message in messages)
 
 
 def _invalid(errors: list[dict[str, Any]]) -> ApiError:
