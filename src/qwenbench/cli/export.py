@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -25,7 +26,9 @@ def command(
 
     if format not in FORMATS:
         raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")
-    files = export_run(load_run(run), cast("Format", format), out)
+    files, missing = export_run(load_run(run), cast("Format", format), out)
+    if missing is not None:
+        print(f"qwenbench export: {missing}", file=sys.stderr)
     if json:
         import orjson
 

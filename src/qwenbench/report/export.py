@@ -23,14 +23,14 @@ Format = Literal["csv", "parquet", "json", "png", "svg", "markdown"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
-def export_run(run: Run, format: Format, out: Path) -> list[Path]:
-    """Writes the run in this format into the folder `out` and returns the files.
+def export_run(run: Run, format: Format, out: Path) -> tuple[list[Path], str | None]:
+    """Writes the run in this format into the folder `out`; returns the files, and what is missing where some are.
 
     csv, parquet, json: points and ledgers. png, svg: one file per figure. markdown: summary.md.
     Files of a simulated run carry the word in their content (a column, a key, a watermark, a line).
-    Raises UsageError when the folder cannot be written or no Chromium is installed, RunError when drawing fails.
+    Raises UsageError when the folder cannot be written or PNG finds no font, RunError when drawing fails.
     """
-    files = _contents(run, format)
+    files, missing = _contents(run, format)
     written = []
     try:
         for name, data in files.items():
@@ -38,13 +38,18 @@ def export_run(run: Run, format: Format, out: Path) -> list[Path]:
             written.append(out / name)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
-    return written
+    return written, missing
 
 
-def _contents(run: Run, format: Format) -> dict[str, bytes]:
+def _contents(run: Run, format: Format) -> tuple[dict[str, bytes], str | None]:
+    if format in ("png", "svg"):
+        images, missing = figure_images(run, format)
+        return {f"{name}.{format}": image for name, image in images.items()}, missing
+    return _data(run, format), None
+
+
+def _data(run: Run, format: Format) -> dict[str, bytes]:
     match format:
-        case "png" | "svg":
-            return {f"{name}.{format}": image for name, image in figure_images(run, format).items()}
         case "markdown":
             return {"summary.md": to_markdown(run_summary(run)).encode()}
         case "json":
@@ -54,9 +59,10 @@ def _contents(run: Run, format: Format) -> dict[str, bytes]:
                 "points.json": _json({**head, "points": records(run.points)}),
                 "ledgers.json": _json({**head, "ledgers": ledgers}),
             }
-        case "csv" | "parquet":
-            write = _csv if format == "csv" else _parquet
-            return {f"points.{format}": write(run.points), f"ledgers.{format}": write(ledger_table(run))}
+        case "parquet":
+            return {"points.parquet": _parquet(run.points), "ledgers.parquet": _parquet(ledger_table(run))}
+        case _:
+            return {"points.csv": _csv(run.points), "ledgers.csv": _csv(ledger_table(run))}
 
 
 def ledger_table(run: Run) -> pd.DataFrame:

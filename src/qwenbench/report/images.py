@@ -1,4 +1,8 @@
-"""Figures as PNG or SVG: the report's own drawing code, run once in an installed Chromium without a network."""
+"""Figures as PNG or SVG.
+
+The trade-off figure is drawn here and needs nothing. The others are drawn by the page's own code, run once in an
+installed Chromium without a network.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +19,22 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
+from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.run import Run
-from qwenbench.errors import RunError, UsageError
+from qwenbench.errors import RunError
+from qwenbench.report.answer import answered, question_of
 from qwenbench.report.html_writer import fill
 from qwenbench.report.page import asset, content_policy, embedded, plotly_js
 from qwenbench.report.page_data import page_data
+from qwenbench.report.subject import subject_of
+from qwenbench.report.svg import css_variables, to_png
+from qwenbench.report.tradeoff import tradeoff_of
+from qwenbench.report.tradeoff_drawing import file_svg
 
 ImageFormat = Literal["png", "svg"]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 FIGURES: tuple[dict[str, str | None], ...] = (
-    {"name": "tradeoff", "figure": "tradeoff", "metric": None},
     {"name": "throughput", "figure": "curve", "metric": "output_tokens_per_s"},
     {"name": "ttft-p50", "figure": "curve", "metric": "ttft_p50"},
     {"name": "tpot-p50", "figure": "curve", "metric": "tpot_p50"},
@@ -35,33 +44,41 @@ FIGURES: tuple[dict[str, str | None], ...] = (
     {"name": "price", "figure": "price", "metric": None},
     {"name": "timeline", "figure": "timeline", "metric": None},
 )
-"""File name -> what assets/figures.js draws for it. A figure without data is left out."""
+"""File name -> what assets/figures.js draws for it in a browser. A figure without data is left out."""
 WIDTH = 1100
 _SCRIPTS = ("format.js", "style.js", "figures.js", "export.js")
 _OUTPUT = re.compile(r'<output data-name="([a-z0-9-]+)">(data:image/[^<]+)</output>')
 
 
-def find_browser() -> str:
-    """An installed Chromium. Raises UsageError when there is none."""
-    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-    if found is None:
-        raise UsageError(
-            "PNG and SVG are drawn by a Chromium, and none is installed here. Install one (Debian: chromium), or open "
-            "report.html and print it, or take --format csv, parquet, json or markdown."
-        )
-    return found
+NO_BROWSER = (
+    "the other figures are drawn by a Chromium, and none is installed here: install one (Debian: chromium), or print "
+    "report.html."
+)
 
 
-def figure_images(run: Run, format: ImageFormat, *, timeout_s: float = 120.0) -> dict[str, bytes]:
-    """Figure name -> the image's bytes. Raises UsageError without a browser, RunError when it draws nothing."""
-    browser = find_browser()
+def figure_images(
+    run: Run, format: ImageFormat, question: Question | None = None, *, timeout_s: float = 120.0
+) -> tuple[dict[str, bytes], str | None]:
+    """Figure name -> the image's bytes, and why some are missing (None: all are there).
+
+    Raises UsageError where PNG finds no font, RunError when the browser draws nothing.
+    """
+    images: dict[str, bytes] = {}
+    answer = answered(run, question or question_of(run))
+    tradeoff = tradeoff_of(page_data(run, samples=False), subject_of(run), answer)
+    if tradeoff is not None:
+        svg = file_svg(tradeoff)
+        images["tradeoff"] = to_png(svg) if format == "png" else svg.encode()
+    browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+    if browser is None:
+        return images, NO_BROWSER
     with tempfile.TemporaryDirectory(prefix="qwenbench-export-", ignore_cleanup_errors=True) as folder:
         page = Path(folder) / "export.html"
         page.write_text(_page(run, format), encoding="utf-8")
         dom = _dump_dom(browser, page, timeout_s)
     if "<title>done</title>" not in dom:
         raise RunError(f"{browser} did not finish drawing within {timeout_s:g} s; report.html has the same figures.")
-    return {name: _bytes(unescape(address)) for name, address in _OUTPUT.findall(dom)}
+    return images | {name: _bytes(unescape(address)) for name, address in _OUTPUT.findall(dom)}, None
 
 
 def _page(run: Run, format: ImageFormat) -> str:
@@ -69,7 +86,7 @@ def _page(run: Run, format: ImageFormat) -> str:
     wanted: Mapping[str, Any] = {"format": format, "width": WIDTH, "figures": FIGURES}
     slots = {
         "policy": content_policy(library, script),
-        "style": asset("report.css"),
+        "style": css_variables() + asset("report.css"),
         "data": embedded(page_data(run)),
         "wanted": embedded(wanted),
         "library": library,

@@ -16,14 +16,20 @@ from qwenbench import __version__
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS, POINT_COLUMNS, Column
 from qwenbench.analysis.compare import Comparison
+from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import Run
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
+from qwenbench.report.document import Block, Paragraph
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
 from qwenbench.report.names import label
 from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter
+from qwenbench.report.subject import Subject, subject_of
+from qwenbench.report.svg import css_variables
+from qwenbench.report.tradeoff import tradeoff_of
+from qwenbench.report.tradeoff_drawing import picture
 
 _SCRIPTS = ("format.js", "style.js", "figures.js", "page.js")
 """In the order in which they build on each other; page.js starts it all."""
@@ -39,16 +45,19 @@ def build_report(run: Run, question: Question | None = None) -> str:
     script = "\n".join(asset(name) for name in _SCRIPTS)
     library = plotly_js()
     write = HtmlWriter().write
+    answer = answered(run, question or question_of(run))
+    subject = subject_of(run)
     return fill(
         asset("page.html"),
         {
             "policy": content_policy(library, script),
-            "title": text(f"{'SIMULATED · ' if run.simulated else ''}qwenbench {run.run_id}"),
-            "style": asset("report.css"),
+            "title": text(f"{'SIMULATED · ' if run.simulated else ''}{subject.title} · qwenbench"),
+            "style": css_variables() + asset("report.css"),
             "body_class": "simulated" if run.simulated else "measured",
-            "masthead": _masthead(run, data),
+            "masthead": _masthead(subject, data, len(run.points)),
             "filters": _filters(data),
-            "answer": write(page_answer(run, answered(run, question or question_of(run)))),
+            "answer": write(page_answer(run, answer)),
+            "tradeoff": write(_tradeoff(data, answer, subject)),
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
             "price": write(sections.prices(data)),
@@ -65,6 +74,14 @@ def build_report(run: Run, question: Question | None = None) -> str:
     )
 
 
+def _tradeoff(data: PageData, answer: Answer | str, subject: Subject) -> Iterator[Block]:
+    found = tradeoff_of(data, subject, answer)
+    if found is None:
+        yield Paragraph("No valid point: there is nothing to draw.", "quiet")
+    else:
+        yield picture(found)
+
+
 def build_comparison_page(comparison: Comparison) -> str:
     """A comparison as a page of its own: the verdict, the curves of all runs, and the changes."""
     script, library = "\n".join(asset(name) for name in ("format.js", "style.js", "comparison.js")), plotly_js()
@@ -74,7 +91,7 @@ def build_comparison_page(comparison: Comparison) -> str:
         {
             "policy": content_policy(library, script),
             "title": text(f"{'SIMULATED · ' if comparison.simulated else ''}{' against '.join(comparison.runs)}"),
-            "style": asset("report.css"),
+            "style": css_variables() + asset("report.css"),
             "heading": text(" against ".join(comparison.runs)),
             "head": write(comparison_head(comparison)),
             "rows": write(comparison_page(comparison)),
@@ -146,35 +163,21 @@ def _definition(column: Column) -> str:
     return f"{column.definition} [{column.unit}]" if column.unit else column.definition
 
 
-def _masthead(run: Run, data: PageData) -> Html:
+def _masthead(subject: Subject, data: PageData, points: int) -> Html:
     facts = [
-        *_models(run),
-        data.card_name or "card not known",
-        f"vLLM {vllm}" if (vllm := vllm_version(run)) else "vLLM version not known",
+        f"run {subject.run_id}",
+        *([subject.started[:16].replace("T", " ")] if subject.started else []),
+        *([f"driver {subject.driver}"] if subject.driver else []),
         _count(len(data.configs), "configuration"),
         _count(len(data.workloads), "scenario"),
-        _count(len(run.points), "point"),
+        _count(points, "point"),
     ]
     banner = (
         tag("p", tag("strong", "SIMULATED."), " No GPU was measured: every figure comes from a model.", class_="banner")
-        if run.simulated
+        if subject.simulated
         else Html("")
     )
-    return join((tag("h1", run.run_id), tag("p", join(facts, " · "), class_="facts"), banner))
-
-
-def vllm_version(run: Run) -> str | None:
-    """The version of vLLM that was measured, from run.json or the servers' own logs."""
-    versions = run.meta.get("versions")
-    vllm = versions.get("vllm") if isinstance(versions, dict) else None
-    found = (ledger.get("vllm_version") for ledger in run.ledgers.values())
-    return str(vllm) if vllm else next((str(version) for version in found if version), None)
-
-
-def _models(run: Run) -> list[str]:
-    """The models that were served, as their launches name them."""
-    servers = (launch.get("server") for launch in run.launches.values())
-    return list(dict.fromkeys(str(s["model"]) for s in servers if isinstance(s, dict) and s.get("model")))
+    return join((tag("h1", subject.title), tag("p", join(facts, " · "), class_="facts"), banner))
 
 
 def _count(number: int, word: str) -> str:

@@ -15,10 +15,9 @@ import pandas as pd
 from qwenbench.analysis.columns import METRICS, Column
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.analysis.run import LOAD_POINT, Run, records
-from qwenbench.capacity.cards import find_card
-from qwenbench.errors import UsageError
 from qwenbench.report.names import label
 from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
+from qwenbench.report.subject import subject_of
 from qwenbench.report.timeline import TimelineView, timelines
 from qwenbench.runfolder.names import RunPaths
 
@@ -118,13 +117,13 @@ def page_data(run: Run, samples: bool = True) -> PageData:
     lines, left_out = timelines(run) if samples else ((), 0)
     points = point_views(run.points, read_summary(RunPaths(run.path).summary))
     rates = not run.points.empty and bool(run.points["concurrency"].isna().all())
-    name, total, nvml = card_of(run)
+    subject = subject_of(run)
     return PageData(
         run_id=run.run_id,
         simulated=run.simulated,
-        card_name=name,
-        card_gib=total,
-        card_nvml_gib=nvml,
+        card_name=subject.card,
+        card_gib=subject.cuda_gib,
+        card_nvml_gib=subject.nvml_gib,
         level_label="Scheduled sessions per second" if rates else "Client streams (concurrency)",
         level_log=not rates,
         workloads=tuple(dict.fromkeys(point.workload for point in points)),
@@ -190,27 +189,6 @@ def launch_flags(launch: Mapping[str, Any]) -> dict[str, str]:
             name, equals, value = word[2:].partition("=")
             flags[name] = value if equals else following
     return flags
-
-
-def card_of(run: Run) -> tuple[str | None, float | None, float | None]:
-    """The card's name, CUDA's total and NVML's total in GiB, as far as run.json tells and the card is known."""
-    hardware = run.meta.get("hardware")
-    hardware = hardware if isinstance(hardware, Mapping) else {}
-    options = run.meta.get("options")
-    options = options if isinstance(options, Mapping) else {}
-    name = hardware.get("card") or options.get("card")
-    if name is None:
-        gpus = hardware.get("gpus")
-        name = gpus[0].get("name") if isinstance(gpus, list) and gpus and isinstance(gpus[0], Mapping) else None
-    total = _number(hardware.get("cuda_total_gib"))
-    if name is None:
-        return None, total, None
-    try:
-        card = find_card(str(name))
-        total = total if total is not None else card.cuda_gib(str(hardware.get("platform") or "linux"))
-    except UsageError:
-        return str(name), total, None
-    return str(name), total, round(card.nvml_mib / 1024, 3)
 
 
 def _metric(key: str, column: Column) -> Metric:

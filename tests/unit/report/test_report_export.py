@@ -13,7 +13,7 @@ from report_runs import HOSTILE
 
 from qwenbench.analysis.run import Run, read_points
 from qwenbench.cli.main import dispatch
-from qwenbench.report import images
+from qwenbench.report import images, svg
 from qwenbench.report.export import export_run
 from qwenbench.report.summary import run_summary
 from qwenbench.report.text_writers import escaped, fenced, to_markdown
@@ -42,12 +42,12 @@ def test_points_and_ledgers_survive_each_format(planted: Planted, tmp_path: Path
 def test_every_export_of_a_simulated_run_says_so(planted: Planted, tmp_path: Path) -> None:
     run = planted()
     for format in ("csv", "json", "markdown"):
-        for file in export_run(run, format, tmp_path / format):  # type: ignore[arg-type] # one of the formats
+        for file in export_run(run, format, tmp_path / format)[0]:  # type: ignore[arg-type] # one of the formats
             assert "simulated" in file.read_text().lower(), file
 
 
 def test_a_run_without_ledgers_exports_an_empty_table(planted: Planted, tmp_path: Path) -> None:
-    files = export_run(planted(failed=(16, 32, 64)), "parquet", tmp_path / "out")
+    files, _ = export_run(planted(failed=(16, 32, 64)), "parquet", tmp_path / "out")
     assert [file.name for file in files] == ["points.parquet", "ledgers.parquet"]
 
 
@@ -71,15 +71,30 @@ def test_escaping_keeps_one_line_and_fences_grow() -> None:
     assert fenced("```\nx").startswith("````\n")
 
 
-def test_without_a_browser_images_are_refused_with_what_to_do(
-    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("format", "begins"), [("png", b"\x89PNG\r\n"), ("svg", b"<svg")])
+def test_without_a_browser_the_trade_off_is_drawn_and_what_is_missing_is_told(
+    planted: Planted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    format: str,
+    begins: bytes,
 ) -> None:
     monkeypatch.setattr(images.shutil, "which", lambda name: None)
-    run = planted()
-    assert dispatch(["export", str(run.path), "--format", "png", "--out", str(tmp_path / "out")]) == 2
+    assert dispatch(["export", str(planted().path), "--format", format, "--out", str(tmp_path / "out")]) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "chromium" in error
-    assert not (tmp_path / "out").exists()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == [f"tradeoff.{format}"]
+    assert (tmp_path / "out" / f"tradeoff.{format}").read_bytes().startswith(begins)
+
+
+def test_png_without_a_font_is_refused_with_what_to_do(
+    planted: Planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(svg, "_FONT_FOLDERS", ())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert dispatch(["export", str(planted().path), "--format", "png", "--out", str(tmp_path / "out")]) == 2
+    assert "fonts-dejavu-core" in capsys.readouterr().err
 
 
 def test_bad_format_and_unwritable_folder_are_one_line(

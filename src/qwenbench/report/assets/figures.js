@@ -85,69 +85,6 @@ const Figures = {
     return Boolean(needs[figure] ?? doc.points.length);
   },
 
-  // The figure that the project exists for: requests that fit against KV capacity, with tokens/s and TTFT on it.
-  tradeoff(env) {
-    const { doc, points, workloads } = env, layout = baseLayout(env, 300), data = [];
-    layout.showlegend = env.legend;
-    const most = Math.max(1, ...points.map((point) => point.metrics.output_tokens_per_s?.[0] ?? 0));
-    const cells = panels(env, layout, workloads, "KV cache (GiB)", "Requests that fit", {}, {}, 330);
-    const legends = new Set();
-    for (const cell of cells) {
-      const found = [];
-      env.configs.forEach((config) => {
-        const own = points.filter((point) => point.config === config.id && point.workload === cell.name && point.valid
-          && point.requests_that_fit !== null && point.kv_cache_gib !== null && point.metrics.output_tokens_per_s);
-        if (own.length) found.push([config, own.reduce((a, b) => (b.metrics.output_tokens_per_s[0] > a.metrics.output_tokens_per_s[0] ? b : a))]);
-      });
-      found.sort((a, b) => a[1].kv_cache_gib - b[1].kv_cache_gib);
-      const tiers = Figures.spread(layout, cell, found), labels = [];
-      found.forEach(([config, point], rank) => {
-        const { color, symbol } = Style.of(config.index), rate = point.metrics.output_tokens_per_s[0], ttft = point.metrics.ttft_p50;
-        const words = [`${Format.number(rate, 0)} tok/s`, ttft ? `TTFT ${Format.number(ttft[0], 0)} ms` : "TTFT –"];
-        if (tiers[rank] !== null) {
-          labels.push({ x: point.kv_cache_gib, y: point.requests_that_fit, xref: cell.x, yref: cell.y, text: `<b>${words[0]}</b><br>${words[1]}`, ax: 0,
-            ay: -34 - 36 * tiers[rank], arrowhead: 0, arrowwidth: 1, arrowcolor: color, font: { size: 11.5, color: env.theme.ink }, bgcolor: env.theme.paper, borderpad: 1 });
-        }
-        data.push({
-          type: "scatter", mode: "markers", x: [point.kv_cache_gib], y: [point.requests_that_fit], xaxis: cell.x, yaxis: cell.y,
-          name: Format.short(config.id, 40), legendgroup: config.id, showlegend: !legends.has(config.id), legendrank: config.index + 1, cliponaxis: false,
-          marker: { color, symbol, size: 9 + 25 * Math.sqrt(rate / most), opacity: 0.88, line: { width: 1, color: env.theme.paper } },
-          hovertext: [hoverOf(point, [`KV cache: ${Format.number(point.kv_cache_gib, 2)} GiB`, `requests that fit: ${Format.number(point.requests_that_fit, 0)}`,
-            `max-num-seqs: ${Format.number(config.max_num_seqs, 0)}`, `best output: ${words[0]}`, `${words[1]} (median) there`])], hoverinfo: "text",
-        });
-        legends.add(config.id);
-        if (config.max_num_seqs !== null) {
-          data.push({ type: "scatter", mode: "lines+markers", x: [point.kv_cache_gib, point.kv_cache_gib], y: [config.max_num_seqs, point.requests_that_fit],
-            xaxis: cell.x, yaxis: cell.y, legendgroup: config.id, showlegend: false, line: { color, width: 1.2, dash: "dot" },
-            marker: { symbol: ["line-ew", "circle"], size: [18, 0], color, line: { width: [2.5, 0], color } },
-            hovertext: [`max-num-seqs of ${Format.short(config.id, 40)}: ${config.max_num_seqs}`, ""], hoverinfo: "text" });
-        }
-      });
-      // the highest first: a label covers the lines that lead past it
-      layout.annotations.push(...labels.sort((a, b) => a.ay - b.ay));
-    }
-    return { data, layout };
-  },
-
-  // Axes that leave room for labels, and the tier of each label (0 lowest) so that none covers another; null: no label.
-  spread(layout, cell, found) {
-    if (!found.length) return [];
-    const xs = found.map(([, point]) => point.kv_cache_gib), low = Math.min(...xs), high = Math.max(...xs);
-    const pad = Math.max((high - low) * 0.25, 0.05, high * 0.003), span = high - low + 2 * pad;
-    const top = Math.max(...found.map(([config, point]) => Math.max(point.requests_that_fit, config.max_num_seqs ?? 0)));
-    const ends = [], most = 4, labelPx = 96;
-    const tiers = xs.map((x) => {
-      const at = ((x - low + pad) / span) * cell.widthPx, free = [...Array(most).keys()].find((tier) => (ends[tier] ?? -Infinity) < at - labelPx / 2);
-      if (free === undefined) return null;
-      ends[free] = at + labelPx / 2;
-      return free;
-    });
-    const room = 46 + 36 * (Math.max(...tiers.map((tier) => tier ?? 0)) + 1);
-    layout["xaxis" + cell.x.slice(1)].range = [low - pad, high + pad];
-    layout["yaxis" + cell.y.slice(1)].range = [0, top * cell.heightPx / Math.max(80, cell.heightPx - room)];
-    return tiers;
-  },
-
   // A metric against the load, one line per configuration, one panel per workload.
   curve(env) {
     const { doc, points, workloads } = env, metric = doc.metrics.find((each) => each.key === env.metric), data = [];

@@ -1,8 +1,7 @@
 "use strict";
-// Colours (Okabe and Ito's, told apart by colour-blind readers), dashes and markers: each configuration differs in all.
+// Colours (CSS variables), dashes and markers: each configuration differs in all.
 const Style = {
-  palette: ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8F8A1E", "#555B61"],
-  darkPalette: ["#4BA3E0", "#E69F00", "#2DBE93", "#E19BC3", "#8CCBF0", "#F07F3C", "#F0E442", "#B6BDC3"],
+  series: 8,
   dashes: ["solid", "dash", "dot", "dashdot", "longdash"],
   symbols: ["circle", "square", "diamond", "triangle-up", "cross", "x", "triangle-down", "star"],
   parts: {
@@ -13,9 +12,8 @@ const Style = {
     return document.documentElement.dataset.theme === "dark";
   },
   of(index) {
-    const colours = Style.dark() ? Style.darkPalette : Style.palette;
     return {
-      color: colours[index % colours.length],
+      color: Style.css(`--s${index % Style.series}`),
       dash: Style.dashes[(index + Math.floor(index / 8)) % Style.dashes.length],
       symbol: Style.symbols[(index + Math.floor(index / 8)) % Style.symbols.length],
     };
