@@ -67,7 +67,7 @@ class Masker:
 
 
 def masked(value: Any, masker: Masker) -> Any:
-    """The same value without secrets; keys are kept as they are."""
+    """A JSON value with every string in it masked; keys are kept as they are."""
     if isinstance(value, str):
         return masker(value)
     if isinstance(value, Mapping):

@@ -176,7 +176,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     folder = tmp_path / "r"
-    monkeypatch.setattr("qwenbench.sweep.recorder.write_table", full)
+    monkeypatch.setattr("qwenbench.sweep.record.write_table", full)
     ended = sweep(folder, "--capture", "16", "--concurrency", "2")
     assert ended.status == 1
     assert ended.err.splitlines()[-1].startswith(f"qwenbench sweep: {folder}: No space left on device.")

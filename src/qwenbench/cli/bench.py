@@ -42,9 +42,9 @@ def command(
     from qwenbench.cli.sweep_run import new_folder, resumed_folder, run_asyncio, run_plan
     from qwenbench.engine.attached import AttachedLauncher
     from qwenbench.sweep.hardware import find_hardware
-    from qwenbench.sweep.loading import make_bench_plan
     from qwenbench.sweep.options import checked_options
-    from qwenbench.sweep.run_json import stored_options
+    from qwenbench.sweep.plan import make_bench_plan
+    from qwenbench.sweep.record import Site, stored_options
 
     fields = given
     if resume is not None:
@@ -57,16 +57,9 @@ def command(
     server, version = run_asyncio(_attached_server(url, model, options))
     launcher.simulated = "simulated" in (version or "")
     plan = make_bench_plan(options, server)
-    hardware = find_hardware(options, local=_is_local(url))
-    return run_plan(
-        plan,
-        folder,
-        launcher,
-        hardware,
-        command=f"bench --url {shlex.quote(url)}",
-        build_report=not no_report,
-        vllm_version=version,
-    )
+    site = Site(launcher, find_hardware(options, local=_is_local(url)), version)
+    command_line = f"bench --url {shlex.quote(url)}"
+    return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report)
 
 
 def _is_local(url: str) -> bool:
@@ -85,7 +78,7 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
     from qwenbench.engine.config import ServerConfig
     from qwenbench.errors import UsageError
     from qwenbench.sweep.probing import check_served, served_models, server_version
-    from qwenbench.sweep.runner import resolve_headers
+    from qwenbench.sweep.sweep import resolve_headers
 
     base = url.rstrip("/").removesuffix("/v1")
     headers = resolve_headers(options)

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwenbench.engine.server import Launcher
-    from qwenbench.sweep.hardware import Hardware
     from qwenbench.sweep.plan import Plan
-    from qwenbench.sweep.runner import SweepOutcome
+    from qwenbench.sweep.record import Site
+    from qwenbench.sweep.sweep import SweepOutcome
 
 T = TypeVar("T")
 
@@ -38,9 +37,9 @@ def run_one(
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
     from qwenbench.engine.launchers import make_launcher
     from qwenbench.sweep.hardware import find_hardware
-    from qwenbench.sweep.loading import make_plan
     from qwenbench.sweep.options import checked_options
-    from qwenbench.sweep.run_json import stored_options
+    from qwenbench.sweep.plan import make_plan
+    from qwenbench.sweep.record import Site, stored_options
 
     folder = None
     if resume is not None:
@@ -54,12 +53,13 @@ def run_one(
     hardware = find_hardware(options)
     card = hardware.card.name if hardware.card and options.launcher == "sim" else None
     launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
+    site = Site(launcher, hardware)
     if dry_run:
-        show_plan(plan, launcher, hardware)
+        show_plan(plan, site)
         return 0
     if folder is None:
         folder = new_folder(out, run_id)
-    return run_plan(plan, folder, launcher, hardware, command="sweep", build_report=build_report)
+    return run_plan(plan, folder, site, resumed_by="sweep", build_report=build_report)
 
 
 def run_campaign(
@@ -67,8 +67,8 @@ def run_campaign(
 ) -> int:
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
     from qwenbench.sweep.campaign import load_campaign
-    from qwenbench.sweep.loading import make_plan
     from qwenbench.sweep.options import checked_options
+    from qwenbench.sweep.plan import make_plan
 
     sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(Path(campaign)).items()}
     for sweep in sweeps.values():
@@ -115,46 +115,28 @@ def resumed_folder(resume: str, out: str) -> Path:
     raise UsageError(f"--resume {resume}: no run there (no run.json in {resume} or {Path(out) / resume}).")
 
 
-def run_plan(
-    plan: Plan,
-    folder: Path,
-    launcher: Launcher,
-    hardware: Hardware,
-    *,
-    command: str,
-    build_report: bool,
-    vllm_version: str | None = None,
-) -> int:
+def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_report: bool) -> int:
     """Runs a plan into a folder, prints the table and builds the report; returns the exit status.
 
-    `command` is what resumes it (`sweep`, `bench --url URL`); `vllm_version` what a server without a log said.
+    `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`.
     """
     from rich.console import Console
 
-    from qwenbench.masking import Masker
-    from qwenbench.report.live import terminal_progress
+    from qwenbench.cli.live_view import terminal_progress
     from qwenbench.runfolder.names import RunPaths
-    from qwenbench.sweep.run_json import describe
-    from qwenbench.sweep.runner import resolve_headers, run_sweep
+    from qwenbench.sweep.sweep import Sweep
 
-    headers = resolve_headers(plan.options)
-    masker = Masker.from_environment([*plan.options.header_env.values(), plan.options.bearer_env or ""])
     console = Console(stderr=True)
-    description = describe(plan, folder.name, ["qwenbench", *sys.argv[1:]], hardware, launcher.simulated, masker)
-    description["versions"]["vllm"] = vllm_version
-    paths = RunPaths(folder)
 
     async def work() -> SweepOutcome:
         with terminal_progress(console) as progress:
-            return await run_sweep(
-                plan, paths, description, launcher, hardware, progress, headers, takeover=plan.options.force
-            )
+            return await Sweep(plan, RunPaths(folder), site, progress).run(["qwenbench", *sys.argv[1:]])
 
     outcome = run_asyncio(work())
-    return _closing(outcome, folder, launcher.simulated, command, build_report)
+    return _closing(outcome, folder, resumed_by, build_report)
 
 
-def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str, build_report: bool) -> int:
+def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report: bool) -> int:
     from qwenbench.analysis.run import load_run
     from qwenbench.report.summary import final_tables
     from qwenbench.report.text_writers import print_document
@@ -162,14 +144,14 @@ def _closing(outcome: SweepOutcome, folder: Path, simulated: bool, command: str,
     run = load_run(folder)
     if len(run.points):
         print_document(final_tables(run))
-    if simulated:
+    if run.simulated:
         print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
     for config_id, failure in outcome.failures.items():
         note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
     missing = outcome.cells - outcome.cells_done
     if missing:
         why = "interrupted" if outcome.interrupted else "finished with failures"
-        again = f"qwenbench {command} --resume {shlex.quote(str(folder))}"
+        again = f"qwenbench {resumed_by} --resume {shlex.quote(str(folder))}"
         note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: {again}")
     if outcome.interrupted:
         return outcome.exit_status
@@ -188,21 +170,21 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def show_plan(plan: Plan, launcher: Launcher, hardware: Hardware) -> None:
+def show_plan(plan: Plan, site: Site) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
-    from qwenbench.sweep.estimate import estimated_seconds
     from qwenbench.sweep.hardware import budgeted
+    from qwenbench.sweep.timing import estimated_seconds
 
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
-          + (" (SIMULATED)" if launcher.simulated else ""))  # fmt: skip
+          + (" (SIMULATED)" if site.simulated else ""))  # fmt: skip
     for configuration in plan.configurations:
-        server = budgeted(configuration.server, plan.options, hardware)
-        print(f"\n{configuration.config_id}\n  {shlex.join(launcher.shown_line(server))}")
+        server = budgeted(configuration.server, plan.options, site.hardware)
+        print(f"\n{configuration.config_id}\n  {shlex.join(site.launcher.shown_line(server))}")
     print("\nload points, in order:")
     for point in plan.points:
         print(f"  {point.point_id}")
-    seconds = estimated_seconds(plan, launcher.name)
+    seconds = estimated_seconds(plan, site.launcher.name)
     print(f"\nabout {_duration(seconds)} (a guess from recorded speeds of an RTX 5090's budget on an H200)")
 
 

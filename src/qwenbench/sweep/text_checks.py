@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-from qwenbench.engine.config import Configuration
 from qwenbench.errors import RunError
 from qwenbench.load.run import LoadClient
-from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
+from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.runfolder.files import write_json
-from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.requests import ServerTraits, request_options, seed_of
+from qwenbench.sweep.requests import request_options, seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import natural_pass
+
+if TYPE_CHECKING:
+    from qwenbench.sweep.load_point import ReadyServer
+    from qwenbench.sweep.sweep import Sweep
 
 
 @dataclass(frozen=True)
@@ -28,57 +31,58 @@ class TextChecks:
     """The same key -> the kinds found, with their counts."""
 
 
-async def check_texts(
-    env: Environment, configuration: Configuration, target: Target, traits: ServerTraits, client: LoadClient
-) -> TextChecks:
+async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> TextChecks:
     """Asks the canary (--canary), and under --ignore-eos a few requests per scenario that may end by themselves.
 
     A server with dummy weights and the simulator are not judged: their text means nothing.
     """
-    options = env.plan.options
-    canary = await _canary(env, configuration, target, traits) if options.canary else None
-    if not options.ignore_eos or not traits.judge_text or env.launcher.simulated:
+    options = sweep.plan.options
+    canary = await _canary(sweep, server) if options.canary else None
+    if not options.ignore_eos or not server.traits.judge_text or sweep.site.simulated:
         return TextChecks(canary)
     shares: dict[tuple[str, str], float] = {}
     told: dict[tuple[str, str], str] = {}
-    for point in env.plan.points:
+    for point in sweep.plan.points:
         key = (point.scenario, point.profile)
-        if key in shares or env.stop.is_set():
+        if key in shares or sweep.stop.is_set():
             continue
-        loaded = env.plan.scenarios[point.scenario]
+        loaded = sweep.plan.scenarios[point.scenario]
         sessions = natural_pass(
             loaded.file.scenario,
             loaded.prompts,
-            request_options(env.plan, point, traits, f"{env.nonce}n", configuration),
-            seed_of(env.plan, point),
+            request_options(sweep.plan, point, server.traits, f"{sweep.nonce}n", server.configuration),
+            seed_of(sweep.plan, point),
         )
         if not len(sessions):
             continue
-        spec = LoadSpec(target, ClosedLoop(len(sessions)), sessions, timeout_s=options.timeout_s, judge_text=True)
-        result = await client.run(spec, stop=env.stop)
+        spec = LoadSpec(
+            server.target, ClosedLoop(len(sessions)), sessions, timeout_s=options.timeout_s, judge_text=True
+        )
+        result = await client.run(spec, stop=sweep.stop)
         judged = [row for row in result.requests["broken"].to_pylist() if row is not None]
         if judged:
             shares[key] = sum(bool(row) for row in judged) / len(judged)
         kinds = Counter(kind for row in judged for kind in row)
         if kinds:
             told[key] = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
-            env.note(f"{configuration.config_id}, {key[0]}: broken output in the natural-stop pass: {told[key]}")
+            sweep.note(
+                f"{server.configuration.config_id}, {key[0]}: broken output in the natural-stop pass: {told[key]}"
+            )
     return TextChecks(canary, shares, told)
 
 
-async def _canary(
-    env: Environment, configuration: Configuration, target: Target, traits: ServerTraits
-) -> CanaryResult | None:
+async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
+    config_id, target = server.configuration.config_id, server.target
     try:
-        result = await ask_canary(env.http, target.base_url, target.headers, traits.model)
+        result = await ask_canary(sweep.http, target.base_url, target.headers, server.traits.model)
     except RunError as error:
-        env.note(f"{configuration.config_id}: {error}")
+        sweep.note(f"{config_id}: {error}")
         return None
-    first = env.first_canary.setdefault("result", result)
+    first = sweep.first_canary = sweep.first_canary or result
     record = asdict(result) | {"agreement_with_first": agreement(first, result)}
-    write_json(env.paths.server(configuration.config_id) / "canary.json", record)
-    env.note(
-        f"{configuration.config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%}), "
+    write_json(sweep.paths.server(config_id) / "canary.json", record)
+    sweep.note(
+        f"{config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%}), "
         f"{agreement(first, result):.0%} as the first configuration"
     )
     return result

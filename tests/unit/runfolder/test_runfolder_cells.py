@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from qwenbench.runfolder.cells import Cell, LoadPoint, load_label
 from qwenbench.runfolder.names import check_name
-from qwenbench.sweep.recorder import points_csv
+from qwenbench.sweep.record import points_csv
 
 RATES = st.floats(1e-6, 1e6)
 

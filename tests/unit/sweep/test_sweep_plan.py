@@ -15,9 +15,8 @@ from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import check_name
-from qwenbench.sweep.loading import load_scenarios
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Plan, configurations, load_points
+from qwenbench.sweep.plan import Plan, configurations, load_points, load_scenarios
 from qwenbench.workload.arrivals import TraceRow
 
 BASE = ServerConfig(flags={"max-model-len": "auto", "gpu-memory-utilization": "0.9", "max-num-seqs": "7"})

@@ -12,19 +12,19 @@ import pyarrow as pa
 import pytest
 
 from qwenbench.analysis.columns import COLUMN_NAMES
+from qwenbench.engine.launchers import make_launcher
 from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.masking import Masker
 from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import find_hardware
-from qwenbench.sweep.loading import make_plan
+from qwenbench.sweep.load_point import CellResult, Samples
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.recorder import Recorder, points_csv
-from qwenbench.sweep.run_json import begin, describe, stored_options
+from qwenbench.sweep.plan import make_plan
+from qwenbench.sweep.record import Recorder, Site, begin, describe, points_csv, stored_options
 
 CELL = Cell("cap16-seq16", 1, LoadPoint("math", "instruct-reasoning", 8, None, 1))
 
@@ -34,7 +34,8 @@ def empty(schema: pa.Schema) -> pa.Table:
 
 
 def record(recorder: Recorder, cell: Cell = CELL, **point: Any) -> None:
-    recorder.record(cell, point, empty(REQUEST_SCHEMA), empty(METRICS_SCHEMA), empty(NVML_SCHEMA), {})
+    samples = Samples(empty(METRICS_SCHEMA), empty(NVML_SCHEMA))
+    recorder.record(cell, CellResult(point, empty(REQUEST_SCHEMA), samples, {}, engine_dead=False))
 
 
 def rows(data: bytes) -> list[dict[str, str]]:
@@ -97,14 +98,15 @@ def test_points_are_derived_anew_from_the_journal(tmp_path: Path) -> None:
 
 
 def described(simulated: bool = True, **options: Any) -> dict[str, Any]:
+    launcher = "sim" if simulated else "process"
     made = SweepOptions(launcher="sim", scenario=("math",), concurrency=(1,), **options)
-    plan = make_plan(made)
-    secret = Masker(["very-secret-value"])
+    site = Site(make_launcher(launcher, vllm_command="vllm serve", card="RTX 5090"), find_hardware(made))
     words = ["qwenbench", "sweep", "--out", "very-secret-value"]
-    return describe(plan, "run", words, find_hardware(made), simulated, secret)
+    return describe(make_plan(made), "run", site, words)
 
 
-def test_run_json_holds_the_conditions_and_no_secret(tmp_path: Path) -> None:
+def test_run_json_holds_the_conditions_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "very-secret-value")
     paths = RunPaths(tmp_path)
     begin(paths, described(capture=(16,)))
     kept = read_json(paths.run_json)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from qwenbench.engine.deployments import deployment_names
 from qwenbench.sweep.campaign import load_campaign
-from qwenbench.sweep.loading import make_plan
 from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.plan import make_plan
 from qwenbench.workload.profiles import PROFILES
 from qwenbench.workload.scenario import scenario_folder
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.analysis.intervals import relative_half_width
+from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.server import Server
@@ -21,19 +23,34 @@ from qwenbench.observe.metrics import scrape
 from qwenbench.observe.vram import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
-from qwenbench.sweep.environment import Environment
-from qwenbench.sweep.hardware import largest
-from qwenbench.sweep.measure import CellResult, ServerState, measure
+from qwenbench.sweep.hardware import budgeted, largest
+from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
+from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
-from qwenbench.sweep.repeating import next_repeats
 from qwenbench.sweep.requests import ServerTraits
-from qwenbench.sweep.text_checks import check_texts
+from qwenbench.sweep.slots import Slot
+from qwenbench.sweep.text_checks import TextChecks, check_texts
+
+if TYPE_CHECKING:
+    from qwenbench.sweep.sweep import Sweep
 
 ALIVE_EVERY_S = 0.25
 """How often a server under load is looked at."""
 VRAM_LIMIT_S = 120.0
 """Longest wait for VRAM to be given back after a stop."""
+MOST_REPEATS = 20
+"""Of one load point under --until-ci."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that is to be made, and the cells that it still has to measure."""
+
+    configuration: Configuration
+    number: int
+    """1 for the configuration's first launch."""
+    cells: tuple[Cell, ...]
 
 
 @dataclass(frozen=True)
@@ -48,36 +65,33 @@ class LaunchOutcome:
 
 
 class LaunchRun:
-    """Runs the pending cells of one launch. One object per launch; `run` is called once."""
+    """Makes one launch and measures its cells. One object per launch; `run` is called once."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        configuration: Configuration,
-        server_config: ServerConfig,
-        launch: int,
-        client: LoadClient,
-    ) -> None:
-        self._env = environment
-        self._configuration = configuration
-        self._server_config = server_config
+    def __init__(self, sweep: Sweep, launch: Launch, slot: Slot, client: LoadClient) -> None:
+        """Raises UsageError when the budget of --card cannot be kept there."""
+        self._sweep = sweep
         self._launch = launch
+        self._configuration = launch.configuration
+        placed = slot.place(launch.configuration.server)
+        # what a launch watches is its own cards: a neighbour's memory is none of its business
+        self._hardware = sweep.site.hardware.only([card.uuid for card in placed.cards])
+        self._server_config = budgeted(placed, sweep.plan.options, self._hardware)
         self._client = client
-        self._folder = environment.paths.server(configuration.config_id, launch)
+        self._folder = sweep.paths.server(launch.configuration.config_id, launch.number)
 
-    async def run(self, cells: Sequence[Cell]) -> LaunchOutcome:
+    async def run(self) -> LaunchOutcome:
         """Starts the server, measures the cells and stops it again, whatever happens in between."""
-        env = self._env
+        sweep = self._sweep
         self._folder.mkdir(parents=True, exist_ok=True)
         keep_earlier_log(self._folder)
         refusal = self._preflight()
         if refusal is not None:
             return self._failed(refusal, 0)
-        env.progress.launching(self._configuration, self._launch)
-        before = env.hardware.nvml.used_mib() if env.hardware.nvml else {}
+        sweep.progress.launching(self._configuration, self._launch.number)
+        before = self._used_mib()
         try:
-            with env.timings.phase("start"):
-                server = await env.launcher.launch(self._server_config, self._folder, env.run_id)
+            with sweep.timings.phase("start"):
+                server = await sweep.site.launcher.launch(self._server_config, self._folder, sweep.run_id)
         except LaunchError as error:
             return self._failed(error.failure, 0)
         self._complete_launch_record(server)
@@ -85,42 +99,45 @@ class LaunchRun:
         failure: Failure | None = None
         ledger: MemoryLedger | None = None
         try:
-            with env.timings.phase("start"):
+            with sweep.timings.phase("start"):
                 startup_s = await self._until_ready(server)
-            env.progress.ready(self._configuration, startup_s)
-            state = await self._look_at(server, startup_s, before)
-            ledger = state.ledger
-            done, failure = await self._measure_all(server, state, cells)
+            sweep.progress.ready(self._configuration, startup_s)
+            ready = await self._look_at(server, startup_s, before)
+            ledger = ready.ledger
+            done, failure = await self._measure_all(server, ready)
         except LaunchError as error:
             failure = error.failure
         finally:
-            with env.timings.phase("stop"):
+            with sweep.timings.phase("stop"):
                 await server.stop()
-        with env.timings.phase("vram_gate"):
+        with sweep.timings.phase("vram_gate"):
             # after Ctrl-C no launch follows that could need the memory
-            left = None if env.stop.is_set() else await self._given_back(before)
+            left = None if sweep.stop.is_set() else await self._given_back(before)
         if ledger is not None:
-            nvml = None if env.stop.is_set() else env.hardware.nvml
-            after = largest(nvml.used_mib()) if nvml else None
+            after = None if sweep.stop.is_set() else largest(self._used_mib())
             vram = replace(ledger.vram, peak_mib=self._peak_mib(), after_mib=after)
             self._write_ledger(replace(ledger, vram=vram))
-        if failure is not None and not env.stop.is_set():
+        if failure is not None and not sweep.stop.is_set():
             return replace(self._failed(failure, done), vram_left_mib=left)
-        return LaunchOutcome(done, interrupted=env.stop.is_set(), vram_left_mib=left)
+        return LaunchOutcome(done, interrupted=sweep.stop.is_set(), vram_left_mib=left)
+
+    def _used_mib(self) -> dict[str, float]:
+        nvml = self._hardware.nvml
+        return nvml.used_mib() if nvml else {}
 
     def _preflight(self) -> Failure | None:
         """Writes prediction.json, tells known problems, and says why not to launch at all."""
-        found = self._env.preflight.check(self._server_config)
+        found = self._sweep.preflight.check(self._server_config)
         if found.prediction is not None:
             write_json(self._folder / "prediction.json", found.prediction)
         for problem in found.problems:
-            self._env.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
-        return None if self._env.plan.options.force else found.refusal()
+            self._sweep.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
+        return None if self._sweep.plan.options.force else found.refusal()
 
     async def _until_ready(self, server: Server) -> float:
         """Seconds from launch to ready; ends early when the user stops the sweep."""
-        ready = asyncio.ensure_future(server.wait_ready(self._env.plan.options.startup_timeout_s))
-        stopped = asyncio.ensure_future(self._env.stop.wait())
+        ready = asyncio.ensure_future(server.wait_ready(self._sweep.plan.options.startup_timeout_s))
+        stopped = asyncio.ensure_future(self._sweep.stop.wait())
         try:
             await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
@@ -131,16 +148,16 @@ class LaunchRun:
                 task.cancel()
             await asyncio.gather(ready, stopped, return_exceptions=True)
 
-    async def _look_at(self, server: Server, startup_s: float, before: Mapping[str, float]) -> ServerState:
+    async def _look_at(self, server: Server, startup_s: float, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
-        env = self._env
+        sweep = self._sweep
         startup = parse_startup_log(_read(server.log_path))
-        reading = await scrape(env.http, server.base_url, env.headers)
+        reading = await scrape(sweep.http, server.base_url, sweep.headers)
         if reading is None:
-            env.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
+            sweep.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
-        layout = served_layout(env.shape, startup, labels)
-        ready_mib = largest(env.hardware.nvml.used_mib()) if env.hardware.nvml else None
+        layout = served_layout(sweep.shape, startup, labels)
+        ready_mib = largest(self._used_mib())
         if ready_mib is None and reading is not None:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own
         ledger = build_ledger(
@@ -148,111 +165,100 @@ class LaunchRun:
             vram=VramPhases(before_mib=largest(before), ready_mib=ready_mib),
             cache_config=labels,
             layout=layout,
-            cuda_total_gib=env.hardware.cuda_total_gib(),
+            cuda_total_gib=self._hardware.cuda_total_gib(),
             utilization=self._server_config.gpu_memory_utilization,
         )
         self._write_ledger(ledger)
-        env.preflight.learn(startup)
-        traits = await self._traits(server, startup)
-        target = Target(server.base_url, env.plan.options.endpoint, env.headers)
-        with env.timings.phase("text_checks"):
-            texts = await check_texts(env, self._configuration, target, traits, self._client)
-        return ServerState(
-            base_url=server.base_url,
+        sweep.preflight.learn(startup)
+        ready = ReadyServer(
+            configuration=self._configuration,
+            server_config=self._server_config,
+            hardware=self._hardware,
+            vram_before_mib=before,
+            target=Target(server.base_url, sweep.plan.options.endpoint, sweep.headers),
             startup_s=startup_s,
-            startup=startup,
             ledger=ledger,
             layout=layout,
-            traits=traits,
+            traits=await self._traits(server, startup),
             own_pids=tuple(server.gpu_pids()),
-            vram_before_mib=before,
-            server_config=self._server_config,
-            texts=texts,
+            texts=TextChecks(),
         )
+        with sweep.timings.phase("text_checks"):
+            return replace(ready, texts=await check_texts(sweep, ready, self._client))
 
     async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:
-        env, options = self._env, self._env.plan.options
+        sweep, options = self._sweep, self._sweep.plan.options
         model = self._server_config.served_model_name
-        check_served(model, await served_models(env.http, server.base_url, env.headers), server.base_url)
-        stretches = any(scenario.file.scenario.input_tokens for scenario in env.plan.scenarios.values())
-        prompts = [prompt for scenario in env.plan.scenarios.values() for prompt in scenario.prompts]
+        check_served(model, await served_models(sweep.http, server.base_url, sweep.headers), server.base_url)
+        stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
+        prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
         traits = ServerTraits(
             model=model,
-            salt_mode=await salt_mode(env.http, server.base_url, env.headers, model, options.endpoint),
+            salt_mode=await salt_mode(sweep.http, server.base_url, sweep.headers, model, options.endpoint),
             judge_text=not dummy_weights(startup),
         )
         if not stretches or not prompts:
             return traits
-        ratio = await chars_per_token(env.http, server.base_url, env.headers, model, prompts)
+        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts)
         return replace(traits, chars_per_token=ratio)
 
-    async def _measure_all(
-        self, server: Server, state: ServerState, cells: Sequence[Cell]
-    ) -> tuple[int, Failure | None]:
+    async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:
         """Measures cell after cell until all are done, the server fails or the user stops."""
         done = 0
-        pending = list(cells)
+        meter = PointMeter(self._sweep, ready, self._client)
+        pending = list(self._launch.cells)
         while pending:
             cell = pending.pop(0)
-            result = await self._measure_one(server, state, cell)
-            if result is None:
+            result = await self._measure_one(server, meter, cell)
+            if self._sweep.stop.is_set():
                 return done, None  # stopped by the user: nothing half-measured is kept
             if not server.alive() or result.engine_dead:
                 return done, await server.failure("load")
-            self._keep(cell, result)
+            self._sweep.recorder.record(cell, result)
+            self._sweep.progress.cell_done(cell, result.point)
             done += 1
             if not pending:
                 pending = self._more_repeats()
         return done, None
 
-    async def _measure_one(self, server: Server, state: ServerState, cell: Cell) -> CellResult | None:
-        env = self._env
-        env.progress.cell_started(cell, len(env.recorder.points) + 1)
-        target = Target(server.base_url, env.plan.options.endpoint, env.headers)
+    async def _measure_one(self, server: Server, meter: PointMeter, cell: Cell) -> CellResult:
+        self._sweep.progress.cell_started(cell, len(self._sweep.recorder.points) + 1)
         halt = asyncio.Event()
         watching = asyncio.create_task(self._halt_when_over(server, halt))
         try:
-            result = await measure(env, self._configuration, state, cell, target, self._client, halt)
+            return await meter.measure(cell, halt)
         finally:
             watching.cancel()
-        return None if env.stop.is_set() else result
 
     async def _halt_when_over(self, server: Server, halt: asyncio.Event) -> None:
         """Ends a load as soon as the user stops the sweep or the server dies: nothing waits for time-outs."""
         while server.alive():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._env.stop.wait(), ALIVE_EVERY_S)
+                await asyncio.wait_for(self._sweep.stop.wait(), ALIVE_EVERY_S)
                 break
         halt.set()
 
-    def _keep(self, cell: Cell, result: CellResult) -> None:
-        self._env.recorder.record(
-            cell, result.point, result.requests, result.samples.metrics, result.samples.nvml, result.texts
-        )
-        self._env.progress.cell_done(cell, result.point)
-
     def _peak_mib(self) -> float | None:
         """Over all points of this launch, those from before a --resume included."""
-        own = (self._configuration.config_id, self._launch)
-        rows = (row for row in self._env.recorder.points if (row["config_id"], row["launch"]) == own)
+        own = (self._configuration.config_id, self._launch.number)
+        rows = (row for row in self._sweep.recorder.points if (row["config_id"], row["launch"]) == own)
         return max((row["vram_peak_mib"] for row in rows if row["vram_peak_mib"] is not None), default=None)
 
     def _more_repeats(self) -> list[Cell]:
         """--until-ci: another repeat of each load point whose interval is still too wide."""
-        points: list[LoadPoint] = next_repeats(
-            self._env.plan, self._env.recorder.points, self._configuration.config_id, self._launch
-        )
-        return [Cell(self._configuration.config_id, self._launch, point) for point in points]
+        config_id, number = self._configuration.config_id, self._launch.number
+        points = next_repeats(self._sweep.plan, self._sweep.recorder.points, config_id, number)
+        return [Cell(config_id, number, point) for point in points]
 
     async def _given_back(self, before: dict[str, float]) -> float | None:
-        nvml = self._env.hardware.nvml
+        nvml = self._hardware.nvml
         if nvml is None:
             return None
         report = await wait_drained(nvml.used_mib, before, VRAM_LIMIT_S)
         if report.drained:
             return None
         left = max(report.left_mib.values())
-        self._env.note(
+        self._sweep.note(
             f"{self._configuration.config_id}: {left:.0f} MiB of VRAM were not given back within "
             f"{VRAM_LIMIT_S:.0f} s after the stop; the next launch starts all the same."
         )
@@ -260,10 +266,10 @@ class LaunchRun:
 
     def _complete_launch_record(self, server: Server) -> None:
         """Adds what the launcher cannot know: what was asked for, and the card whose budget counts."""
-        card = self._env.hardware.card
+        card = self._hardware.card
         requested = dict(self._configuration.server.flags)
         server.record = replace(server.record, requested=requested, card=card.name if card else None)
-        write_launch_record(self._folder, server.record, self._env.plan.options.header_env.values())
+        write_launch_record(self._folder, server.record, self._sweep.plan.options.header_env.values())
 
     def _write_ledger(self, ledger: MemoryLedger) -> None:
         write_json(self._folder / "memory.json", ledger.to_json())
@@ -272,8 +278,33 @@ class LaunchRun:
         if failure.kind == "interrupted":
             return LaunchOutcome(done, interrupted=True)
         write_json(self._folder / "failure.json", failure.to_json())
-        self._env.progress.failed(self._configuration.config_id, failure)
+        self._sweep.progress.failed(self._configuration.config_id, failure)
         return LaunchOutcome(done, failure)
+
+
+def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str, launch: int) -> list[LoadPoint]:
+    """--until-ci: one more repeat of each load point of this launch whose 95 % interval is wider than asked for.
+
+    Empty without --until-ci, and for points that have MOST_REPEATS already or whose rate is not known.
+    """
+    target = plan.options.until_ci
+    if target is None:
+        return []
+    measured: dict[LoadPoint, list[Mapping[str, Any]]] = {}
+    for row in points:
+        cell = Cell.of_row(row)
+        if (cell.config_id, cell.launch) == (config_id, launch):
+            measured.setdefault(replace(cell.point, repeat=1), []).append(row)
+    more = []
+    for point in plan.points:
+        rows = measured.get(point, []) if point.repeat == 1 else []
+        values = [float(row["output_tokens_per_s"]) for row in rows if row.get("output_tokens_per_s") is not None]
+        if not values or len(rows) >= MOST_REPEATS:
+            continue
+        width = relative_half_width(values)
+        if width is None or width > target:
+            more.append(replace(point, repeat=max(int(row["repeat"]) for row in rows) + 1))
+    return more
 
 
 def keep_earlier_log(folder: Path) -> None:

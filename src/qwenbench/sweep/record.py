@@ -1,45 +1,114 @@
-"""run.json: the conditions of a run, so that it can be repeated and compared."""
+"""What a sweep puts on disk: run.json with its conditions, and the finished cells.
+
+A cell's files come first, then the journal's line, then points.csv anew.
+"""
 
 from __future__ import annotations
 
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from qwenbench import __version__
+from qwenbench.analysis.run import point_frame, points_csv
+from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
-from qwenbench.runfolder.files import read_json, write_json
+from qwenbench.runfolder.cells import Cell
+from qwenbench.runfolder.files import read_json, write_bytes, write_json, write_table
+from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.profiles import PROFILES
 
+
+class Recorder:
+    """The only one that writes points of a run."""
+
+    def __init__(self, paths: RunPaths, vary: Sequence[str]) -> None:
+        self._paths = paths
+        self._vary = tuple(vary)
+        self._journal = Journal(paths.journal)
+        self._entries = {entry.cell: entry for entry in self._journal.entries()}
+
+    def is_done(self, cell: Cell) -> bool:
+        """Whether the cell is finished."""
+        return cell.cell_id in self._entries
+
+    @property
+    def points(self) -> list[Mapping[str, Any]]:
+        """All finished points, oldest first."""
+        return [entry.point for entry in self._entries.values()]
+
+    def record(self, cell: Cell, result: CellResult) -> None:
+        """Makes a cell finished. When this returns it survives a power cut; before, it never was."""
+        write_table(self._paths.cell_requests(cell.cell_id), result.requests)
+        write_table(self._paths.metrics_samples(cell.config_id, cell.cell_id), result.samples.metrics)
+        write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), result.samples.nvml)
+        if result.texts:
+            write_json(self._paths.requests / f"{cell.cell_id}.texts.json", result.texts)
+        entry = Entry(cell.cell_id, cell.config_id, cell.launch, dict(result.point), time.time_ns())
+        self._journal.append(entry)
+        self._entries[cell.cell_id] = entry
+        self.write_points()
+
+    def write_points(self) -> None:
+        """Derives points.csv from the journal."""
+        write_bytes(self._paths.points, points_csv(self.points, self._vary))
+
+    def write_summary(self) -> None:
+        """Derives points_summary.csv from the points."""
+        from qwenbench.analysis.statistics import requests_under, summary_rows
+
+        if self._entries:
+            summary = summary_rows(point_frame(self.points), requests_under(self._paths.root))
+            write_bytes(self._paths.summary, summary.to_csv(index=False).encode())
+
+
 SCHEMA_VERSION = 1
+SIMULATED_NOTICE = "SIMULATED: made by qwenbench's simulator, not measured on a GPU."
 
 
-def describe(
-    plan: Plan, run_id: str, command_line: Sequence[str], hardware: Hardware, simulated: bool, masker: Masker
-) -> dict[str, Any]:
-    """What is known when the run begins."""
+@dataclass(frozen=True)
+class Site:
+    """Where a run's servers are: how they are started, and on what hardware."""
+
+    launcher: Launcher
+    hardware: Hardware
+    vllm_version: str | None = None
+    """As a server without a log tells it (bench)."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether every figure of the run is the simulator's."""
+        return self.launcher.simulated
+
+
+def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -> dict[str, Any]:
+    """What is known when the run begins, without secrets."""
+    masker = masker_of(plan.options)
     profiles = {point.profile for point in plan.points}
+    hardware = site.hardware
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
-        "simulated": simulated,
-        "notice": "SIMULATED: made by qwenbench's simulator, not measured on a GPU." if simulated else None,
+        "simulated": site.simulated,
+        "notice": SIMULATED_NOTICE if site.simulated else None,
         "command_line": [masker(word) for word in command_line],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": None,
         "versions": {
             "qwenbench": __version__,
             "python": platform.python_version(),
-            "vllm": None,
+            "vllm": site.vllm_version,
             "driver": hardware.gpus[0].driver if hardware.gpus else None,
         },
         "hardware": hardware.to_json(),
@@ -68,6 +137,11 @@ def describe(
         "timings": None,
         "notes": [],
     }
+
+
+def masker_of(options: SweepOptions) -> Masker:
+    """Masks what the environment keeps secret, the variables that the options name among it."""
+    return Masker.from_environment([*options.header_env.values(), options.bearer_env or ""])
 
 
 def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:

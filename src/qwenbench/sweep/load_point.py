@@ -1,0 +1,246 @@
+"""One load point on a server that is ready: warm up, load while watching, and the point that comes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import pyarrow as pa
+
+from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.capacity.configuration import default_batched_tokens
+from qwenbench.capacity.kv import KvLayout
+from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
+from qwenbench.load.run import LoadClient
+from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
+from qwenbench.observe.ledger import MemoryLedger
+from qwenbench.observe.metrics import MetricsScraper
+from qwenbench.observe.nvml import NvmlSampler
+from qwenbench.observe.samples import NVML_SCHEMA
+from qwenbench.runfolder.cells import Cell
+from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.progress import Live
+from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
+from qwenbench.sweep.text_checks import TextChecks
+from qwenbench.workload.planning import PlannedSessions
+from qwenbench.workload.quality import cut_in_reasoning
+
+if TYPE_CHECKING:
+    from qwenbench.sweep.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class ReadyServer:
+    """A server that is ready, and what was read and asked of it."""
+
+    configuration: Configuration
+    server_config: ServerConfig
+    """As it was launched: on its cards and port, within its budget."""
+    hardware: Hardware
+    """Its own cards."""
+    vram_before_mib: Mapping[str, float]
+    """UUID -> used memory of its cards before the launch, MiB."""
+    target: Target
+    startup_s: float | None
+    ledger: MemoryLedger
+    layout: KvLayout | None
+    traits: ServerTraits
+    own_pids: tuple[int, ...]
+    texts: TextChecks
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was watched during a point."""
+
+    metrics: pa.Table
+    nvml: pa.Table
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What a cell leaves."""
+
+    point: Mapping[str, Any]
+    """Its row of points.csv."""
+    requests: pa.Table
+    samples: Samples
+    texts: Mapping[str, str]
+    engine_dead: bool
+    """The server stopped being healthy under this load: the point is not kept."""
+
+
+class PointMeter:
+    """Measures load points on one server."""
+
+    def __init__(self, sweep: Sweep, server: ReadyServer, client: LoadClient) -> None:
+        self._sweep = sweep
+        self._server = server
+        self._client = client
+
+    async def measure(self, cell: Cell, halt: asyncio.Event) -> CellResult:
+        """Measures one load point. When `halt` was set meanwhile, what comes back is not to be kept."""
+        sweep, server, point = self._sweep, self._server, cell.point
+        salt = f"{sweep.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
+        warm_up = warm_up_load(sweep.plan, server.configuration, point, server.traits, server.target, salt + "w")
+        with sweep.timings.phase("warm_up"):
+            await self._client.run(warm_up, on_progress=_Listener(sweep, cell, "warm-up", warm_up), stop=halt)
+        load = measured_load(sweep.plan, server.configuration, point, server.traits, server.target, salt)
+        with sweep.timings.phase("self_check"):
+            client_error = None if point.concurrency is None else await sweep.client_error(point.concurrency)
+        watch = await Watch(sweep, server).start()
+        try:
+            with sweep.timings.phase("load"):
+                listener = _Listener(sweep, cell, "load", load, watch)
+                result = await self._client.run(load, on_progress=listener, stop=halt)
+        finally:
+            samples = await watch.stop()
+        if samples.problem:
+            sweep.note(samples.problem)
+        self._name_others(samples)
+        self._count_unanswered(cell, result)
+        context = self._context(cell, result, client_error)
+        row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
+        return CellResult(row, result.requests, samples, result.texts, not await self._healthy())
+
+    def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
+        """Says how many thinking answers reached their output limit before they answered: their TTFO is empty."""
+        columns = [result.requests[name].to_pylist() for name in ("reasoning_chars", "answer_chars", "finish_reason")]
+        # a request that failed has no answer to count
+        rows = zip(*columns, strict=True)
+        cut = sum(cut_in_reasoning(thought or 0, answered or 0, reason) for thought, answered, reason in rows)
+        if cut:
+            self._sweep.note(
+                f"{cell.cell_id}: {cut} of {result.requests.num_rows} answers reached their output limit while still "
+                "thinking; raise --output-tokens, or choose an instruct profile, to measure whole answers"
+            )
+
+    def _name_others(self, samples: Samples) -> None:
+        """Says once per run which other processes were on the card; a server that is not ours has unknown pids."""
+        if not self._server.own_pids:
+            return
+        seen = {name for row in samples.nvml["other_pids"].unique().to_pylist() if row for name in row.split(",")}
+        for name in sorted(seen - self._sweep.others_named):
+            self._sweep.others_named.add(name)
+            self._sweep.note(
+                f"another process is on the card: {name} (pid:name); its memory and work are in the figures"
+            )
+
+    async def _healthy(self) -> bool:
+        """Whether /health answers 200. After an engine's death it says 503 while /metrics and /v1/models still
+        answer; a server that does not answer within 15 s counts as dead."""
+        url = f"{self._server.target.base_url}/health"
+        headers, limit = dict(self._sweep.headers), aiohttp.ClientTimeout(total=15)
+        try:
+            async with self._sweep.http.get(url, headers=headers, timeout=limit) as answer:
+                # a gateway in front of the server may have no /health
+                return answer.status in (200, 404, 405)
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def _step_budget(self) -> int | None:
+        """Tokens of one step: as the log says, as asked for, else vLLM's default for this card; None: unknown."""
+        server = self._server
+        known = server.ledger.startup.max_num_batched_tokens or server.server_config.int_flag("max-num-batched-tokens")
+        total = self._server.hardware.cuda_total_gib()
+        return known or (default_batched_tokens(total) if total is not None else None)
+
+    def _context(self, cell: Cell, result: LoadResult, client_error: ClientError | None) -> PointContext:
+        plan, server, point = self._sweep.plan, self._server, cell.point
+        texts, kind = server.texts, (point.scenario, point.profile)
+        return PointContext(
+            cell=cell,
+            configuration=server.configuration,
+            load_shape=load_shape_name(plan.options),
+            seed=seed_of(plan, point),
+            simulated=self._sweep.site.simulated,
+            length_controlled=plan.options.ignore_eos,
+            ramp_s=plan.options.ramp_s,
+            schedule_start_ns=None if point.concurrency is not None else result.started_ns,
+            slo=plan.options.slo,
+            launched=server.server_config,
+            ledger=server.ledger,
+            layout=server.layout,
+            max_num_batched_tokens=self._step_budget(),
+            vram_before_mib=server.vram_before_mib,
+            startup_s=server.startup_s,
+            client_error=client_error,
+            client_invalid_reason=client_verdict(result, client_error),
+            client_saturated=result.health.cpu_share_max >= CPU_SATURATED,
+            canary_accuracy=texts.canary.accuracy if texts.canary else None,
+            natural_broken_share=texts.broken_share.get(kind),
+            natural_broken_kinds=texts.broken_kinds.get(kind, ""),
+        )
+
+
+class Watch:
+    """NVML and /metrics together, for the length of one load point."""
+
+    def __init__(self, sweep: Sweep, server: ReadyServer) -> None:
+        nvml = server.hardware.nvml
+        self.scraper = MetricsScraper(sweep.http, server.target.base_url, sweep.headers)
+        self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
+
+    async def start(self) -> Watch:
+        """Begins to watch; counters have their start values when this returns."""
+        if self.sampler is not None:
+            self.sampler.start()
+        await self.scraper.start()
+        return self
+
+    async def stop(self) -> Samples:
+        """Ends both."""
+        metrics = await self.scraper.stop()
+        if self.sampler is None:
+            return Samples(metrics, pa.Table.from_pylist([], schema=NVML_SCHEMA))
+        return Samples(metrics, self.sampler.stop(), self.sampler.error)
+
+    def vram_mib(self) -> float | None:
+        """Used memory of the fullest card now; the simulator's own figure under the simulator."""
+        if self.sampler is not None:
+            return self.sampler.latest_used_mib()
+        value = self.scraper.latest.get("vram_used_mib")
+        return None if value is None else float(value)
+
+
+class _Listener:
+    """Turns the load generator's progress into the live view's values."""
+
+    def __init__(self, sweep: Sweep, cell: Cell, phase: str, load: LoadSpec, watch: Watch | None = None) -> None:
+        self._sweep = sweep
+        self._cell = cell
+        self._phase = phase
+        sessions = load.sessions
+        counted = isinstance(sessions, PlannedSessions) and load.duration_s is None
+        self._total = sessions.request_count if isinstance(sessions, PlannedSessions) and counted else None
+        self._watch = watch
+        self._last = (time.monotonic(), 0)
+
+    def __call__(self, progress: LoadProgress) -> None:
+        now = time.monotonic()
+        seconds, tokens = now - self._last[0], progress.output_tokens - self._last[1]
+        self._last = (now, progress.output_tokens)
+        seen = self._watch.scraper.latest if self._watch is not None else {}
+        self._sweep.progress.live(
+            self._cell,
+            Live(
+                phase=self._phase,
+                done=progress.done,
+                total=self._total,
+                failed=progress.failed,
+                in_flight=progress.in_flight,
+                output_tokens_per_s=tokens / seconds if seconds > 0 else None,
+                ttft_ms=progress.ttft_ms,
+                running=seen.get("running"),
+                waiting=seen.get("waiting"),
+                kv_cache_usage=seen.get("kv_cache_usage"),
+                vram_mib=self._watch.vram_mib() if self._watch is not None else None,
+            ),
+        )

@@ -1,0 +1,264 @@
+"""A sweep: a plan that is run launch after launch, cell after cell, into a run folder that survives anything."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.engine.failures import Failure
+from qwenbench.engine.leftovers import find_leftovers, remove_leftover
+from qwenbench.errors import RunError, UsageError
+from qwenbench.load.client_error import ClientError, measure_client_error
+from qwenbench.load.run import LoadClient
+from qwenbench.masking import masked
+from qwenbench.runfolder.cells import Cell
+from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.lock import RunLock
+from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.card_lock import card_locks
+from qwenbench.sweep.hardware import budget_note
+from qwenbench.sweep.launch import Launch, LaunchRun, next_repeats
+from qwenbench.sweep.model_files import find_shape
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.plan import Plan
+from qwenbench.sweep.preflight import Preflight
+from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, masker_of
+from qwenbench.sweep.slots import Slot, cards_of, slots_for
+from qwenbench.sweep.timing import Timings
+from qwenbench.workload.canary import CanaryResult
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """How a sweep ended."""
+
+    cells: int
+    cells_done: int
+    failures: dict[str, Failure]
+    interrupted: bool
+    cells_without_answer: int = 0
+    """Load points of which every request failed."""
+
+    @property
+    def exit_status(self) -> int:
+        """0 done; 1 some cells failed; 2 nothing could run; 130 interrupted."""
+        if self.interrupted:
+            return 130
+        if self.cells_done == 0:
+            return 2
+        whole = self.cells_done >= self.cells and not self.failures and not self.cells_without_answer
+        return 0 if whole else 1
+
+
+class Sweep:
+    """One run of a plan into a folder. Owns what its launches share; `run` is called once."""
+
+    http: aiohttp.ClientSession
+    """Open while the sweep runs."""
+    recorder: Recorder
+
+    def __init__(self, plan: Plan, paths: RunPaths, site: Site, progress: Progress) -> None:
+        """Raises UsageError for an environment variable that the options name and that is not set."""
+        self.plan = plan
+        self.paths = paths
+        self.site = site
+        self.progress = progress
+        self.run_id = paths.root.name
+        self.headers: Mapping[str, str] = resolve_headers(plan.options)
+        self.nonce = uuid.uuid4().hex[:8]
+        """New in every run: salts of two runs against one server never meet."""
+        self.stop = asyncio.Event()
+        """Set by Ctrl-C or SIGTERM."""
+        self.timings = Timings()
+        self.notes: list[str] = []
+        """What was worth a line, for run.json."""
+        self.shape: ModelShape | None = _shape_of(plan)
+        """The model's shape; None when no readable config.json is at hand."""
+        self.preflight = Preflight(plan, site.launcher.name, site.hardware, self.shape)
+        self.first_canary: CanaryResult | None = None
+        """The first configuration's canary, which the others are held against."""
+        self.others_named: set[str] = set()
+        """Processes on the cards that are not ours and were told already."""
+        self._client_errors: dict[int, ClientError | None] = {}
+
+    def note(self, text: str) -> None:
+        """Tells the user, and keeps it for run.json."""
+        self.progress.note(text)
+        self.notes.append(text)
+
+    async def client_error(self, concurrency: int) -> ClientError | None:
+        """The client's own error at so many streams, measured once per run and concurrency."""
+        if concurrency not in self._client_errors:
+            self._client_errors[concurrency] = await measure_client_error(concurrency)
+        return self._client_errors[concurrency]
+
+    async def run(self, command_line: Sequence[str]) -> SweepOutcome:
+        """Runs what is not finished yet.
+
+        Raises UsageError when nothing could be started, or the folder belongs to someone else or to another plan;
+        RunError when the folder can no longer be written.
+        """
+        hardware = self.site.hardware
+        slots = slots_for(self.plan, hardware)
+        resumed = self.paths.run_json.exists()
+        if not resumed:
+            await self._check(slots)  # before the run has a folder
+        with (
+            card_locks(cards_of(slots, hardware)),
+            RunLock(self.paths.lock, takeover=self.plan.options.force),
+            self._stopping_signals(),
+        ):
+            meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
+            self.run_id = str(meta["run_id"])
+            await self._end_leftovers()
+            if resumed:
+                await self._check(slots)  # not earlier: our own leftover may have held the port
+            if hardware.note and not self.site.simulated:
+                self.progress.note(f"{hardware.note}: VRAM, power and energy columns stay empty.")
+            self.recorder = Recorder(self.paths, tuple(self.plan.options.vary))
+            async with AsyncExitStack() as stack:
+                self.http = await stack.enter_async_context(aiohttp.ClientSession())
+                return await self._run(meta, slots)
+
+    async def _run(self, meta: dict[str, Any], slots: Sequence[Slot]) -> SweepOutcome:
+        cells = self.plan.cells()
+        self.progress.plan(len(cells), sum(self.recorder.is_done(cell) for cell in cells))
+        failures = await self._run_all(slots)
+        done = sum(self.recorder.is_done(cell) for cell in cells)
+        self.recorder.write_points()
+        self.recorder.write_summary()
+        self._finish(meta)
+        unanswered = sum(not point["requests_ok"] for point in self.recorder.points)
+        return SweepOutcome(len(cells), done, failures, self.stop.is_set(), unanswered)
+
+    async def _run_all(self, slots: Sequence[Slot]) -> dict[str, Failure]:
+        """Runs the launches, one per slot of cards at a time; the cells of a launch never split."""
+        failures: dict[str, Failure] = {}
+        waiting = iter(self._pending())
+
+        async def work(slot: Slot) -> None:
+            async with LoadClient() as client:
+                for launch in waiting:
+                    if self.stop.is_set():
+                        return
+                    outcome = await LaunchRun(self, launch, slot, client).run()
+                    if outcome.failure is not None:
+                        failures[launch.configuration.config_id] = outcome.failure
+
+        budget = budget_note(self.plan.options, self.site.hardware)
+        if budget is not None:
+            self.note(budget)
+        if len(slots) > 1:
+            self.note(f"{len(slots)} configurations at a time shared this host")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for slot in slots:
+                    tasks.create_task(work(slot))
+        except ExceptionGroup as group:
+            raise self._explained(group.exceptions[0]) from group
+        return failures
+
+    def _pending(self) -> list[Launch]:
+        launches = []
+        for configuration, number in self.plan.launches():
+            cells = [Cell(configuration.config_id, number, point) for point in self.plan.points]
+            pending = tuple(cell for cell in cells if not self.recorder.is_done(cell))
+            if not pending:  # --until-ci may have been stopped between two repeats
+                more = next_repeats(self.plan, self.recorder.points, configuration.config_id, number)
+                pending = tuple(Cell(configuration.config_id, number, point) for point in more)
+            if pending:
+                launches.append(Launch(configuration, number, pending))
+        return launches
+
+    async def _check(self, slots: Sequence[Slot]) -> None:
+        """Raises UsageError for what can be known to be impossible on any of the places for servers."""
+        first = self.plan.configurations[0].server
+        for slot in slots[: len(self.plan.configurations) * self.plan.options.relaunch_repeats]:
+            await self.site.launcher.check(slot.place(first))
+
+    async def _end_leftovers(self) -> None:
+        """A qwenbench that was killed may have left its server: it is this run's, so it is ended before going on."""
+        for leftover in find_leftovers(self.paths.root):
+            self.progress.note(f"ending what an interrupted qwenbench left: {leftover}")
+            await remove_leftover(leftover)
+
+    @contextmanager
+    def _stopping_signals(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the sweep in good order; a second one ends it at once."""
+        loop = asyncio.get_running_loop()
+
+        def ask() -> None:
+            if self.stop.is_set():
+                os._exit(130)  # the servers' supervisors see that we are gone and end them
+            self.stop.set()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, ask)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _explained(self, error: Exception) -> Exception:
+        """What ended the sweep, as the user is told it: a full disk is no traceback."""
+        if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
+            return error
+        where = error.filename or self.paths.root
+        return RunError(
+            f"{where}: {error.strerror}. Finished cells are safe: make room, then --resume {self.paths.root}."
+        )
+
+    def _finish(self, meta: dict[str, Any]) -> None:
+        interrupted = self.stop.is_set()
+        masker = masker_of(self.plan.options)
+        finish(
+            self.paths,
+            meta,
+            versions={**meta["versions"], "vllm": self._vllm_version() or meta["versions"]["vllm"]},
+            timings=[*(meta.get("timings") or []), self.timings.to_json()],
+            finished=None if interrupted else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            notes=[*meta.get("notes", ()), *(masked(note, masker) for note in self.notes)],
+        )
+
+    def _vllm_version(self) -> str | None:
+        """As the first server's log says it."""
+        for file in sorted(self.paths.servers.glob("*/memory.json")):
+            version = read_json(file).get("vllm_version")
+            if version:
+                return str(version)
+        return None
+
+
+def resolve_headers(options: SweepOptions) -> dict[str, str]:
+    """Header name -> value from the environment. Raises UsageError for a variable that is not set."""
+    headers = {name: _from_environment(variable, "--header-env") for name, variable in options.header_env.items()}
+    if options.bearer_env is not None:
+        headers["Authorization"] = "Bearer " + _from_environment(options.bearer_env, "--api-key-env")
+    return headers
+
+
+def _from_environment(variable: str, option: str) -> str:
+    value = os.environ.get(variable)
+    if not value:
+        raise UsageError(f"{option}: the environment variable {variable} is not set.")
+    return value
+
+
+def _shape_of(plan: Plan) -> ModelShape | None:
+    server = plan.configurations[0].server
+    return find_shape(server.model, server.docker.cache_mount)
