@@ -1,18 +1,98 @@
-"""Relative changes between two sets of estimates, with intervals, p-values and verdicts. See docs/statistics.md."""
+"""Relative changes between two sets of estimates, with intervals, p-values and verdicts; repeats of equal draws are
+paired. See docs/statistics.md."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qwenbench.analysis.intervals import CONFIDENCE
-from qwenbench.analysis.pairing import Paired
+from qwenbench.analysis.intervals import CONFIDENCE, critical_t, two_sided_p
 from qwenbench.analysis.request_arrays import Floats
-from qwenbench.analysis.student import critical_t, two_sided_p
+from qwenbench.analysis.statistics import KEYS, RepeatTable
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric at one load point, before and after. None: not known."""
+
+    run: str
+    """The later run."""
+    config: str
+    scenario: str
+    profile: str
+    concurrency: int | None
+    rate: float | None
+    key: str
+    before: float | None
+    after: float | None
+    change: float | None
+    """after / before - 1."""
+    low: float | None
+    high: float | None
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of `compare --json`."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return {("metric" if name == "key" else name): value for name, value in row.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChange:
+    """One capacity of one configuration, before and after."""
+
+    run: str
+    config: str
+    name: str
+    before: float | None
+    after: float | None
+
+
+MAX_RATIO = 0.4
+"""Repeats are paired where differences vary by less than this share of what independent runs would give."""
+MIN_LOAD_POINTS = 4
+"""So that chance in one of them does not decide it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Standard errors of log ratios from paired repeats, load points x KEYS; NaN where not known."""
+
+    variance: Floats
+    degrees: Floats
+
+
+def pair_repeats(before: RepeatTable, after: RepeatTable, places: Sequence[tuple[int, int]]) -> Paired | None:
+    """Pairs the repeats of matching load points; None where that is not possible or does not help.
+
+    `places` are the positions of each shared load point in either table. All repeats must have the same launch,
+    repeat and seed on both sides. Whether pairing helps is judged once for the whole comparison, from the median over
+    all rows of var(difference) / (var(before) + var(after)), so that no single row chooses what suits it.
+    """
+    variance = np.full((len(places), len(KEYS)), np.nan)
+    degrees = np.full(variance.shape, np.nan)
+    ratios = []
+    for number, (i, j) in enumerate(places):
+        ours, theirs = before.repeats_of(i), after.repeats_of(j)
+        if len(ours) < 2 or ours.keys() != theirs.keys() or any(seed is None for *_, seed in ours):
+            return None
+        with np.errstate(invalid="ignore", divide="ignore"):
+            logs = np.log([[ours[key], theirs[key]] for key in ours])  # repeats x 2 x KEYS
+        logs[~np.isfinite(logs)] = np.nan
+        spread = (logs[:, 1] - logs[:, 0]).var(axis=0, ddof=1)
+        variance[number], degrees[number] = spread / len(ours), len(ours) - 1
+        apart = logs.var(axis=0, ddof=1).sum(axis=0)
+        ratios.append(spread[apart > 0] / apart[apart > 0])
+    if len(places) < MIN_LOAD_POINTS or not np.concatenate(ratios).size:
+        return None
+    return Paired(variance, degrees) if float(np.nanmedian(np.concatenate(ratios))) < MAX_RATIO else None
+
 
 CORRECTION = "Benjamini-Hochberg"
 """How verdicts are corrected for the number of rows."""

@@ -1,7 +1,8 @@
-"""Two or more runs side by side: what differs in the conditions, then every metric's change with a verdict."""
+"""Two or more runs side by side: what differs in the conditions, every metric's change with a verdict, and the gate."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,16 +10,83 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qwenbench.analysis.changes import CORRECTION, FALSE_DISCOVERIES, Changes, relative_changes, shown_by
+from qwenbench.analysis.changes import (
+    CORRECTION,
+    FALSE_DISCOVERIES,
+    CapacityChange,
+    Change,
+    Changes,
+    pair_repeats,
+    relative_changes,
+    shown_by,
+)
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.comparison_rows import Capacity, Change
 from qwenbench.analysis.conditions import Difference, differences, refusals
-from qwenbench.analysis.gate import Gate, GateRule, judge_gate
-from qwenbench.analysis.pairing import pair_repeats
+from qwenbench.analysis.limits import metric_key
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import load_label
+
+_SHARE = re.compile(r"([+-])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*%\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class GateRule:
+    """A metric may rise (limit above 0) or fall (below 0) by no more than this share."""
+
+    key: str
+    limit: float
+
+    def broken_by(self, change: Change) -> bool:
+        """Whether the interval excludes zero and the point estimate passes the limit."""
+        if change.key != self.key or change.change is None or change.low is None or change.high is None:
+            return False
+        if self.limit >= 0:
+            return change.low > 0 and change.change > self.limit
+        return change.high < 0 and change.change < self.limit
+
+    def __str__(self) -> str:
+        return f"{self.key}:{self.limit * 100:+.4g}%"
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A gate's outcome."""
+
+    rules: tuple[GateRule, ...]
+    broken: tuple[Change, ...]
+    unjudged: tuple[str, ...]
+    """Metrics of which no row has an interval: nothing can be said of them, so the gate does not pass."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is broken and every metric could be judged."""
+        return not self.broken and not self.unjudged
+
+
+def parse_gate(text: str, option: str = "--gate") -> tuple[GateRule, ...]:
+    """Reads `ttft_p99:+10%,output_tokens_per_s:-5%`. Raises UsageError."""
+    rules: list[GateRule] = []
+    for part in text.split(","):
+        name, colon, share = (word.strip() for word in part.partition(":"))
+        match = _SHARE.match(share)
+        if not colon or not match:
+            raise UsageError(f"{option} {part!r}: give METRIC:+N% or METRIC:-N%, e.g. ttft_p99:+10%.")
+        sign = -1.0 if match[1] == "-" else 1.0
+        rule = GateRule(metric_key(name, option), sign * float(match[2]) / 100)
+        if any(rule.key == other.key and (rule.limit < 0) == (other.limit < 0) for other in rules):
+            raise UsageError(f"{option} {text!r}: {name} stands twice.")
+        rules.append(rule)
+    return tuple(rules)
+
+
+def judge_gate(rules: Sequence[GateRule], changes: Sequence[Change]) -> Gate:
+    """What of the changes breaks the rules."""
+    broken = tuple(change for change in changes if any(rule.broken_by(change) for rule in rules))
+    judged = {change.key for change in changes if change.low is not None}
+    return Gate(tuple(rules), broken, tuple(dict.fromkeys(rule.key for rule in rules if rule.key not in judged)))
+
 
 VERDICTS = ("worse", "better", "no difference shown", "indicative", "missing")
 """`indicative`: one repeat on a side, so no interval. `missing`: only one of the runs knows the figure."""
@@ -38,7 +106,7 @@ class Comparison:
     forced: tuple[str, ...]
     """Why the comparison would have been refused without --force."""
     rows: tuple[Change, ...]
-    capacities: tuple[Capacity, ...]
+    capacities: tuple[CapacityChange, ...]
     unmatched: tuple[str, ...]
     """Load points that only one of the runs has."""
     gate: Gate | None = None
@@ -204,12 +272,12 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _capacities(pair: _Pair) -> list[Capacity]:
+def _capacities(pair: _Pair) -> list[CapacityChange]:
     """Capacities by configuration: the median over its points (they hardly differ between launches)."""
     before, after = _medians(pair.before.points), _medians(pair.after.points)
     names = {str(point["config_id"]): str(pair.theirs.load_points[j]["config_id"]) for point, _, j in pair.places()}
     found = [
-        Capacity(pair.after.run_id, ours, name, before.get((ours, name)), after.get((theirs, name)))
+        CapacityChange(pair.after.run_id, ours, name, before.get((ours, name)), after.get((theirs, name)))
         for ours, theirs in names.items()
         for name in CAPACITIES
     ]

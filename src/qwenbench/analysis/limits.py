@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 from qwenbench.analysis.columns import METRICS, Column
-from qwenbench.analysis.latency import LIMITS as PER_REQUEST
+from qwenbench.analysis.request_arrays import LIMITS as PER_REQUEST
 from qwenbench.errors import UsageError
 
 _VALUE = re.compile(r"(inf|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s)?\Z")

@@ -13,8 +13,14 @@ import pyarrow.compute as pc
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import bounds
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
-from qwenbench.analysis.latency import MAX_MERGED_SHARE, Gaps, empty_columns, gaps_of, latency_columns, met_limits
-from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.analysis.request_arrays import (
+    Gaps,
+    RequestArrays,
+    empty_columns,
+    gaps_of,
+    latency_columns,
+    met_limits,
+)
 from qwenbench.analysis.window import CLOSED, Window, window_of
 from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
 from qwenbench.engine.config import Configuration, ServerConfig
@@ -275,14 +281,6 @@ def _bounds(metrics: pa.Table | None, window: Window, context: PointContext) -> 
     )
     told = [f"{name} ({found.evidence[name]})" if name in found.evidence else name for name in found.all]
     return {"bound": found.first, "bound_all": "; ".join(told) or None}
-
-
-def itl_note(point: Mapping[str, Any]) -> str | None:
-    """Why a point's ITL columns are empty, for people; None when they are not, or no gap was seen."""
-    share = point.get("merged_share")
-    if share is None or not share > MAX_MERGED_SHARE:
-        return None
-    return f"ITL is empty: {share:.1%} of the gaps have no time of their own (one read held several chunks)"
 
 
 def _known(values: np.ndarray) -> bool:

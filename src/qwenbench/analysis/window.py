@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from qwenbench.analysis.request_arrays import RequestArrays
@@ -44,23 +43,6 @@ class Window:
         return (times_ns > self.start_ns) & (times_ns <= self.end_ns)
 
 
-def steady_window(
-    requests: pa.Table,
-    shape: str,
-    concurrency: int | None,
-    ramp_s: float = 0.0,
-    *,
-    schedule_start_ns: int | None = None,
-) -> Window | None:
-    """The window of a load point, by the definition in docs/metrics.md.
-
-    `requests` has REQUEST_SCHEMA; `shape` is `closed` or the name of an open loop's arrivals;
-    `schedule_start_ns` is when an open loop's schedule began (unknown: its first arrival).
-    None when no request was sent.
-    """
-    return window_of(RequestArrays.of(requests), shape, concurrency, ramp_s, schedule_start_ns)
-
-
 def window_of(
     requests: RequestArrays,
     shape: str,
@@ -68,7 +50,11 @@ def window_of(
     ramp_s: float = 0.0,
     schedule_start_ns: int | None = None,
 ) -> Window | None:
-    """The same for request columns that are at hand already."""
+    """The window of a load point, by the definition in docs/metrics.md; None when no request was sent.
+
+    `shape` is `closed` or the name of an open loop's arrivals; `schedule_start_ns` is when an open loop's schedule
+    began (unknown: its first arrival).
+    """
     if requests.count == 0:
         return None
     if shape == CLOSED:

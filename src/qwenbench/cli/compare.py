@@ -30,8 +30,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> int:
     """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
-    from qwenbench.analysis.compare import compare
-    from qwenbench.analysis.gate import parse_gate
+    from qwenbench.analysis.compare import compare, parse_gate
     from qwenbench.analysis.run import load_run
 
     if len(runs) < 2:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from qwenbench.analysis.changes import Change
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import VERDICTS, Comparison
-from qwenbench.analysis.comparison_rows import Change
 from qwenbench.report.document import SIMULATED, Block, Bullets, Fold, Heading, Inline, Paragraph, Row, Span, Table
 from qwenbench.report.names import label, number
 from qwenbench.runfolder.cells import load_label

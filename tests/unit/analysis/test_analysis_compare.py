@@ -13,11 +13,9 @@ from analysis_runs import plant, repeats, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.changes import relative_changes, shown_by
+from qwenbench.analysis.changes import Change, relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.compare import Comparison, compare
-from qwenbench.analysis.comparison_rows import Change
-from qwenbench.analysis.gate import parse_gate
+from qwenbench.analysis.compare import Comparison, compare, parse_gate
 from qwenbench.analysis.run import Run, load_run, point_frame, records
 from qwenbench.cli.main import dispatch
 from qwenbench.errors import UsageError

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,16 +13,17 @@ from point_contexts import point_context
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import (
-    bootstrap_percentile,
+    Estimate,
+    critical_t,
     interval_of_means,
     percentile_variance,
     relative_half_width,
     two_level,
+    two_sided_p,
 )
 from qwenbench.analysis.point import summarise_point
 from qwenbench.analysis.run import point_frame, read_points
 from qwenbench.analysis.statistics import summary_rows
-from qwenbench.analysis.student import critical_t, two_sided_p
 from qwenbench.runfolder.cells import Cell, LoadPoint
 
 
@@ -63,6 +65,13 @@ def test_equal_repeats_still_have_the_uncertainty_of_their_requests() -> None:
     assert two_level([5.0, 5.0], [4.0, 4.0]).se == pytest.approx(math.sqrt(4 / 2))
     # and where repeats differ more than that, the classical standard error stands
     assert two_level([0.0, 10.0], [0.01, 0.01]).se == pytest.approx(5.0)
+
+
+def bootstrap_percentile(repeats: Sequence[np.ndarray], percent: float) -> Estimate:
+    """The mean over repeats of a percentile, as `repeat_table` makes it from request records."""
+    filled = [np.sort(sample) for sample in repeats if len(sample)]
+    values = [float(np.percentile(sample, percent)) for sample in filled]
+    return two_level(values, [percentile_variance(sample, percent) for sample in filled])
 
 
 @pytest.mark.parametrize("percent", [50.0, 90.0, 99.0])

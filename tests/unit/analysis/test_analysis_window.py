@@ -8,7 +8,12 @@ from analysis_records import at_ms, request, table
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.window import Window, span_of_load, steady_window
+from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.analysis.window import Window, span_of_load, window_of
+
+
+def arrays(rows: list[dict]) -> RequestArrays:
+    return RequestArrays.of(table(rows))
 
 
 def streams(count: int, turns: int, length_ms: float = 100, stagger_ms: float = 0, pause_ms: float = 0) -> list[dict]:
@@ -21,7 +26,7 @@ def streams(count: int, turns: int, length_ms: float = 100, stagger_ms: float = 
 
 
 def test_ramp_and_drain_are_left_out() -> None:
-    window = steady_window(table(streams(4, 8, stagger_ms=10)), "closed", 4)
+    window = window_of(arrays(streams(4, 8, stagger_ms=10)), "closed", 4)
     # the fourth stream begins at 30 ms; the first one ends for good at 800 ms
     assert window == Window("steady", at_ms(30), at_ms(800))
 
@@ -36,9 +41,9 @@ def test_at_one_time_starts_come_before_ends() -> None:
 def test_level_is_the_ceiling_of_95_percent() -> None:
     # 0.95 x 20 = 19: the twentieth stream may lag
     rows = [*streams(19, 8), request(500, 600)]
-    assert steady_window(table(rows), "closed", 20) == Window("steady", at_ms(0), at_ms(800))
+    assert window_of(arrays(rows), "closed", 20) == Window("steady", at_ms(0), at_ms(800))
     # 0.95 x 10 = 9.5, so all ten are needed, and nine never make a window
-    assert steady_window(table(streams(9, 8, pause_ms=1)), "closed", 10).kind == "whole"
+    assert window_of(arrays(streams(9, 8, pause_ms=1)), "closed", 10).kind == "whole"
 
 
 def test_think_time_counts_as_in_flight() -> None:
@@ -48,42 +53,42 @@ def test_think_time_counts_as_in_flight() -> None:
         for stream, offset in enumerate((0, 500))
         for turn in range(6)
     ]
-    assert steady_window(table(rows), "closed", 2) == Window("steady", at_ms(500), at_ms(5100))
+    assert window_of(arrays(rows), "closed", 2) == Window("steady", at_ms(500), at_ms(5100))
     for number, row in enumerate(rows):
         row["session_id"] = f"other{number}"
-    assert steady_window(table(rows), "closed", 2).kind == "whole"
+    assert window_of(arrays(rows), "closed", 2).kind == "whole"
 
 
 def test_too_short_or_too_few_completions_gives_the_whole_point() -> None:
     # 2 turns per stream: only 2 x concurrency completions
-    assert steady_window(table(streams(4, 2)), "closed", 4) == Window("whole", at_ms(0), at_ms(200))
-    assert steady_window(table(streams(4, 3)), "closed", 4).kind == "steady"
+    assert window_of(arrays(streams(4, 2)), "closed", 4) == Window("whole", at_ms(0), at_ms(200))
+    assert window_of(arrays(streams(4, 3)), "closed", 4).kind == "steady"
     # failures are no completions
     rows = streams(4, 3)
     rows[0]["error"] = "timeout"
-    assert steady_window(table(rows), "closed", 4).kind == "whole"
+    assert window_of(arrays(rows), "closed", 4).kind == "whole"
     # many quick completions, but the window is shorter than three median request durations
     long = [request(0, 1000) for _ in range(12)]
-    assert steady_window(table(long), "closed", 4).kind == "whole"
+    assert window_of(arrays(long), "closed", 4).kind == "whole"
 
 
 def test_nothing_sent_has_no_window() -> None:
-    assert steady_window(table([]), "closed", 4) is None
+    assert window_of(arrays([]), "closed", 4) is None
 
 
 def test_all_failed_is_the_whole_point() -> None:
     rows = [row | {"error": "refused", "e2e_ms": None} for row in streams(2, 8)]
-    assert steady_window(table(rows), "closed", 2).kind == "whole"
+    assert window_of(arrays(rows), "closed", 2).kind == "whole"
 
 
 def test_open_loop_is_the_schedule_without_its_ramp() -> None:
     rows = [request(10 * i + 3, 10 * i + 500, scheduled_ns=at_ms(10 * i)) for i in range(100)]
-    window = steady_window(table(rows), "poisson", None, ramp_s=0.2, schedule_start_ns=at_ms(0))
+    window = window_of(arrays(rows), "poisson", None, ramp_s=0.2, schedule_start_ns=at_ms(0))
     assert window == Window("steady", at_ms(200), at_ms(990) + 1)
     started = window.holds_start(np.array([at_ms(190), at_ms(200), at_ms(990)]))
     assert started.tolist() == [False, True, True]
     # a ramp as long as the schedule leaves nothing
-    assert steady_window(table(rows), "poisson", None, ramp_s=1.0).kind == "whole"
+    assert window_of(arrays(rows), "poisson", None, ramp_s=1.0).kind == "whole"
 
 
 @given(
@@ -99,7 +104,7 @@ def test_span_agrees_with_counting_at_every_instant(spans: list[tuple[int, int]]
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8, 64])
 def test_back_to_back_streams_are_steady_throughout(concurrency: int) -> None:
-    window = steady_window(table(streams(concurrency, 4)), "closed", concurrency)
+    window = window_of(arrays(streams(concurrency, 4)), "closed", concurrency)
     assert window == Window("steady", at_ms(0), at_ms(400))
     assert math.isclose(window.duration_s, 0.4)
 
