@@ -18,7 +18,7 @@ from qwenbench.analysis.statistics import KEYS, RepeatTable
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class MetricChange:
     """One metric at one load point, before and after. None: not known."""
 
     run: str

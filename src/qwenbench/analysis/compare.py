@@ -14,8 +14,8 @@ from qwenbench.analysis.changes import (
     CORRECTION,
     FALSE_DISCOVERIES,
     CapacityChange,
-    Change,
     Changes,
+    MetricChange,
     pair_repeats,
     relative_changes,
     shown_by,
@@ -38,7 +38,7 @@ class GateRule:
     key: str
     limit: float
 
-    def broken_by(self, change: Change) -> bool:
+    def broken_by(self, change: MetricChange) -> bool:
         """Whether the interval excludes zero and the point estimate passes the limit."""
         if change.key != self.key or change.change is None or change.low is None or change.high is None:
             return False
@@ -55,7 +55,7 @@ class Gate:
     """A gate's outcome."""
 
     rules: tuple[GateRule, ...]
-    broken: tuple[Change, ...]
+    broken: tuple[MetricChange, ...]
     unjudged: tuple[str, ...]
     """Metrics of which no row has an interval: nothing can be said of them, so the gate does not pass."""
 
@@ -81,7 +81,7 @@ def parse_gate(text: str, option: str = "--gate") -> tuple[GateRule, ...]:
     return tuple(rules)
 
 
-def judge_gate(rules: Sequence[GateRule], changes: Sequence[Change]) -> Gate:
+def judge_gate(rules: Sequence[GateRule], changes: Sequence[MetricChange]) -> Gate:
     """What of the changes breaks the rules."""
     broken = tuple(change for change in changes if any(rule.broken_by(change) for rule in rules))
     judged = {change.key for change in changes if change.low is not None}
@@ -105,7 +105,7 @@ class Comparison:
     """(later run, what differs)."""
     forced: tuple[str, ...]
     """Why the comparison would have been refused without --force."""
-    rows: tuple[Change, ...]
+    rows: tuple[MetricChange, ...]
     capacities: tuple[CapacityChange, ...]
     unmatched: tuple[str, ...]
     """Load points that only one of the runs has."""
@@ -223,11 +223,11 @@ def where(point: Mapping[str, Any]) -> str:
     return f"{point['config_id']}, {point['scenario']} ({point['profile']}), {load}"
 
 
-def _rows(pairs: Sequence[_Pair]) -> list[Change]:
+def _rows(pairs: Sequence[_Pair]) -> list[MetricChange]:
     """All rows of all pairs; verdicts are corrected over all of them together."""
     changes = [pair.changes() for pair in pairs]
     standing = shown_by(np.concatenate([found.p for found in changes]))
-    rows: list[Change] = []
+    rows: list[MetricChange] = []
     for pair, found in zip(pairs, changes, strict=True):
         stands, standing = standing[: len(found.p)], standing[len(found.p) :]
         for place, (point, i, j) in enumerate(pair.places()):
@@ -239,7 +239,7 @@ def _rows(pairs: Sequence[_Pair]) -> list[Change]:
                 judged = not np.isnan(found.p[place, column])
                 known = not (np.isnan(before) or np.isnan(after))
                 rows.append(
-                    Change(
+                    MetricChange(
                         run=pair.after.run_id,
                         config=str(point["config_id"]),
                         scenario=str(point["scenario"]),
@@ -294,7 +294,7 @@ def _medians(points: pd.DataFrame) -> dict[tuple[str, str], float]:
     }
 
 
-def _notes(rows: Sequence[Change], pairs: Sequence[_Pair]) -> list[str]:
+def _notes(rows: Sequence[MetricChange], pairs: Sequence[_Pair]) -> list[str]:
     notes = [
         f"{pair.before.run_id} and {pair.after.run_id} drew the same requests (same seeds): repeats are paired."
         for pair in pairs

@@ -11,11 +11,11 @@ import pandas as pd
 
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Excluded, Question, judge, signed
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.deploy import DeployLines, deploy_lines
 from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Curve, Reading, Workload, curves_of, workloads_of
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
+from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
 from qwenbench.errors import UsageError
 
 MIN_REPEATS = 3

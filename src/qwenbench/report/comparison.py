@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from qwenbench.analysis.changes import Change
+from qwenbench.analysis.changes import MetricChange
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import VERDICTS, Comparison
 from qwenbench.report.document import SIMULATED, Block, Bullets, Fold, Heading, Inline, Paragraph, Row, Span, Table
@@ -53,7 +53,7 @@ def verdict(comparison: Comparison) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _stated(key: str, rows: Sequence[Change]) -> Iterator[str]:
+def _stated(key: str, rows: Sequence[MetricChange]) -> Iterator[str]:
     for word, shown in zip(("better", "worse"), _WORDS[key], strict=True):
         found = [row for row in rows if row.key == key and row.verdict == word and row.change is not None]
         if found:
@@ -63,7 +63,7 @@ def _stated(key: str, rows: Sequence[Change]) -> Iterator[str]:
             yield f"{shown} {_where(found)} by {by}"
 
 
-def _where(rows: Sequence[Change]) -> str:
+def _where(rows: Sequence[MetricChange]) -> str:
     streams = sorted({row.concurrency for row in rows if row.concurrency is not None})
     rates = sorted({row.rate for row in rows if row.concurrency is None and row.rate is not None})
     if not streams and not rates:
@@ -155,7 +155,7 @@ def _value(value: Any) -> Inline:
     return None if value is None else str(value)
 
 
-def chosen_rows(comparison: Comparison) -> list[Change]:
+def chosen_rows(comparison: Comparison) -> list[MetricChange]:
     """Rows with a verdict, the largest change first; where all are only indicative, those of the main metrics."""
     stated = [row for row in comparison.rows if row.verdict in _STATED]
     if not stated and not any(row.verdict == "no difference shown" for row in comparison.rows):
@@ -163,12 +163,12 @@ def chosen_rows(comparison: Comparison) -> list[Change]:
     return sorted(stated, key=_importance)
 
 
-def _importance(row: Change) -> tuple[int, float]:
+def _importance(row: MetricChange) -> tuple[int, float]:
     """How sure, then how large."""
     return (VERDICTS.index(row.verdict), -abs(row.change or 0.0))
 
 
-def changes_table(rows: Iterable[Change], several: bool = False) -> Table:
+def changes_table(rows: Iterable[MetricChange], several: bool = False) -> Table:
     """One row per metric and load point."""
     head = (
         *_run("Run", several),
@@ -186,7 +186,7 @@ def changes_table(rows: Iterable[Change], several: bool = False) -> Table:
     )
 
 
-def _row(row: Change, several: bool) -> Row:
+def _row(row: MetricChange, several: bool) -> Row:
     change = None if row.change is None else f"{row.change:+.1%}"
     interval = f"{row.low:+.1%} to {row.high:+.1%}" if row.low is not None and row.high is not None else None
     word: Inline = Span(row.verdict, "bad") if row.verdict == "worse" else row.verdict

@@ -13,7 +13,7 @@ from analysis_runs import plant, repeats, row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.changes import Change, relative_changes, shown_by
+from qwenbench.analysis.changes import MetricChange, relative_changes, shown_by
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.compare import Comparison, compare, parse_gate
 from qwenbench.analysis.run import Run, load_run, point_frame, records
@@ -24,7 +24,7 @@ from qwenbench.runfolder.cells import Cell
 TOKENS = "output_tokens_per_s"
 
 
-def change_of(comparison: Comparison, key: str, concurrency: int = 8) -> Change:
+def change_of(comparison: Comparison, key: str, concurrency: int = 8) -> MetricChange:
     return next(r for r in comparison.rows if r.key == key and r.concurrency == concurrency)
 
 
@@ -207,7 +207,7 @@ def test_gate_breaks_on_sure_changes_past_the_limit_only(tmp_path: Path) -> None
     ],
 )
 def test_gate_rule(rule: str, change: float, low: float, high: float, broken: bool) -> None:
-    row = Change("r", "c", "s", "p", 8, None, "ttft_p99", 1.0, 1.0 + change, change, low, high, "worse")
+    row = MetricChange("r", "c", "s", "p", 8, None, "ttft_p99", 1.0, 1.0 + change, change, low, high, "worse")
     assert parse_gate(rule)[0].broken_by(row) == broken
 
 

@@ -8,11 +8,11 @@ import pytest
 from analysis_runs import launch_of, plant, repeats, row
 
 from qwenbench.analysis.candidates import Question
-from qwenbench.analysis.deploy import DeployLines, deploy_lines, server_config_of
 from qwenbench.analysis.intervals import Estimate, interval_of_means
 from qwenbench.analysis.limits import parse_point_limits, parse_weights
 from qwenbench.analysis.recommend import Answer, recommend, repeats_to_part
 from qwenbench.cli.main import dispatch
+from qwenbench.engine.docker.deploy import DeployLines, deploy_lines, server_config_of
 from qwenbench.errors import UsageError
 
 TOKENS = "output_tokens_per_s"
