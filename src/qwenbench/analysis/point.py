@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import bounds
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
+from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.request_arrays import (
     Gaps,
     RequestArrays,
@@ -58,6 +59,8 @@ class PointContext:
     ramp_s: float = 0.0
     schedule_start_ns: int | None = None
     """Open loop: LoadResult.started_ns."""
+    schedule_s: float | None = None
+    """Open loop: length of the schedule in seconds where --duration sets it; else it ends with its last arrival."""
     slo: Mapping[str, float] = field(default_factory=dict)
     """Per-request limits in ms: ttft, ttfo, tpot, itl (mean), e2e."""
 
@@ -95,10 +98,13 @@ def summarise_point(
     """
     arrays = RequestArrays.of(requests)
     concurrency = context.cell.point.concurrency
-    window = window_of(arrays, context.load_shape, concurrency, context.ramp_s, context.schedule_start_ns)
+    window = window_of(
+        arrays, context.load_shape, concurrency, context.ramp_s, context.schedule_start_ns, context.schedule_s
+    )
     row: dict[str, Any] = dict.fromkeys(COLUMN_NAMES)
     row |= _identity(context)
     row |= {"requests_ok": int(arrays.ok.sum()), "requests_failed": int((~arrays.ok).sum())}
+    row |= {"error_top": failure_reasons(requests), "disagreements": disagreements(requests)}
     if window is not None and arrays.ok.any():
         started = window.holds_start(arrays.begin_ns) & arrays.ok
         row |= {"window": window.kind, "duration_s": window.duration_s}
@@ -153,7 +159,8 @@ def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict
         return {}
     started = window.holds_start(arrays.begin_ns) & arrays.ok
     inputs = _sum(arrays.input_tokens[started])
-    outputs = arrays.tokens_between(window.start_ns, window.end_ns) / seconds if _known(arrays.output_tokens) else None
+    generated = arrays.tokens_between(window.start_ns, window.end_ns)
+    outputs = generated / seconds if generated is not None else None
     input_rate = inputs / seconds if inputs is not None else None
     users = context.cell.point.concurrency if context.load_shape == CLOSED else None
     return {
@@ -260,7 +267,8 @@ def _broken_kinds(requests: pa.Table) -> str:
 def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) -> dict[str, Any]:
     reasons = []
     if row["requests_ok"] == 0:
-        reasons.append("every request failed" if row["requests_failed"] else "no request was sent")
+        why = f" ({row['error_top']})" if row["error_top"] else ""
+        reasons.append(f"every request failed{why}" if row["requests_failed"] else "no request was sent")
     if context.client_invalid_reason:
         reasons.append(context.client_invalid_reason)
     if row["broken_share"] is not None and row["broken_share"] > context.broken_limit:

@@ -77,11 +77,15 @@ class RequestArrays:
             output_tokens=_floats(requests["output_tokens"]),
         )
 
-    def tokens_between(self, start_ns: int, end_ns: int) -> float:
+    def tokens_between(self, start_ns: int, end_ns: int) -> float | None:
         """Output tokens of successful requests that were generated in (start, end].
 
-        Each request's first token counts at its TTFT; the others are spread evenly over its decode time.
+        Each request's first token counts at its TTFT; the others are spread evenly over its decode time. None: of a
+        request that was under way then nobody knows how many tokens it had.
         """
+        under_way = self.ok & (self.begin_ns < end_ns) & (self.ended_ns > start_ns)
+        if not self.ok.any() or np.isnan(self.output_tokens[under_way]).any():
+            return None
         known = self.ok & (self.output_tokens > 0)
         tokens = self.output_tokens[known]
         ended = (self.ended_ns[known] - start_ns) / 1e6  # all times in ms from the start: exact enough as floats

@@ -108,11 +108,11 @@ def mean_power_w(cards: Mapping[str, CardSamples], window: Window) -> float | No
 
 
 def energy_per_token_j(
-    cards: Mapping[str, CardSamples], window: Window, tokens_between: Callable[[int, int], float]
+    cards: Mapping[str, CardSamples], window: Window, tokens_between: Callable[[int, int], float | None]
 ) -> float | None:
     """Joules of all cards / output tokens, over the part of the window that every card's samples cover.
 
-    None under 10 s, without tokens, or when a counter is missing or went backwards.
+    None under 10 s, without tokens or where their number is unknown, or when a counter is missing or went backwards.
     """
     counters = [(card.t_ns[known], card.energy_j[known]) for card in cards.values() for known in [_known(card)]]
     if not counters or any(len(times) < 2 or (np.diff(joules) < 0).any() for times, joules in counters):
@@ -122,7 +122,7 @@ def energy_per_token_j(
     if end - start < MIN_ENERGY_S * 1e9:
         return None
     tokens = tokens_between(start, end)
-    if tokens <= 0:
+    if not tokens:
         return None
     joules_used = 0.0
     for times, joules in counters:

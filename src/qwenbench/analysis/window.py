@@ -49,6 +49,7 @@ def window_of(
     concurrency: int | None,
     ramp_s: float = 0.0,
     schedule_start_ns: int | None = None,
+    schedule_s: float | None = None,
 ) -> Window | None:
     """The window of a load point, by the definition in docs/metrics.md; None when no request was sent.
 
@@ -60,7 +61,7 @@ def window_of(
     if shape == CLOSED:
         found = _closed(requests, concurrency) if concurrency else None
     else:
-        found = _open(requests, ramp_s, schedule_start_ns)
+        found = _open(requests, ramp_s, schedule_start_ns, schedule_s)
     return found or Window("whole", int(requests.begin_ns.min()), int(requests.ended_ns.max()))
 
 
@@ -106,12 +107,19 @@ def span_of_load(starts_ns: NDArray[np.int64], ends_ns: NDArray[np.int64], neede
     return int(first), int(last)
 
 
-def _open(requests: RequestArrays, ramp_s: float, schedule_start_ns: int | None) -> Window | None:
-    """The schedule of session starts without its ramp, to just past the last arrival."""
+def _open(
+    requests: RequestArrays, ramp_s: float, schedule_start_ns: int | None, schedule_s: float | None
+) -> Window | None:
+    """The schedule of session starts without its ramp: as long as it was set, else to just past the last arrival.
+
+    None when nothing was completed in it: a rate would be 0 though answers came.
+    """
     arrivals, _ = _session_spans(requests)
     begin = schedule_start_ns if schedule_start_ns is not None else int(arrivals.min())
     start, end = begin + round(ramp_s * 1e9), int(arrivals.max()) + 1
+    if schedule_s is not None:
+        end = max(end, begin + round(schedule_s * 1e9))
     window = Window("steady", start, end)
     if end - start <= 1 or not window.holds_start(requests.begin_ns).any():
         return None
-    return window
+    return window if (window.holds_end(requests.ended_ns) & requests.ok).any() else None

@@ -11,7 +11,8 @@ from typing import Any
 import aiohttp
 
 from qwenbench.load.clock import NS_PER_MS, now_ns
-from qwenbench.load.exchange import Channel, RawExchange
+from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
+from qwenbench.load.socket_transport import END_GRACE_S, END_MARK
 from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
 
@@ -103,21 +104,36 @@ class AiohttpTransport:
 
     async def post(self, exchange: RawExchange, body: bytes) -> None:
         """Carry one exchange to its end; aiohttp's errors are the caller's to classify."""
-        unbroken = 0
         async with self._session.post(
             self._url, data=body, allow_redirects=False, trace_request_ctx=exchange
         ) as answer:
             exchange.status = answer.status
             exchange.headers = {name.lower(): value for name, value in answer.headers.items()}
-            async for data in answer.content.iter_any():
-                exchange.stamps.append(now_ns())
-                exchange.reads.append(data)
-                unbroken = 0 if b"\n\n" in data else unbroken + len(data)
-                if unbroken > MAX_EVENT_BYTES:
-                    exchange.error = "malformed"
-                    exchange.detail = f"an event is longer than {MAX_EVENT_BYTES} bytes"
-                    answer.close()
-                    return
+            await self._read(exchange, answer)
+
+    async def _read(self, exchange: RawExchange, answer: aiohttp.ClientResponse) -> None:
+        unbroken = 0
+        try:
+            async with asyncio.timeout(None) as limit:
+                async for data in answer.content.iter_any():
+                    exchange.stamps.append(now_ns())
+                    exchange.reads.append(data)
+                    unbroken = 0 if b"\n\n" in data else unbroken + len(data)
+                    problem = too_long(exchange)
+                    if unbroken > MAX_EVENT_BYTES:
+                        problem = f"an event is longer than {MAX_EVENT_BYTES} bytes"
+                    if problem is not None:
+                        exchange.give_up("malformed", problem)
+                        answer.close()
+                        return
+                    if answer.status != 200 and exchange.size() > MAX_ERROR_BYTES:
+                        answer.close()
+                        return
+                    if b"[DONE]" in data and limit.when() is None and END_MARK.search(data):
+                        # HTTP's own end may take a moment more; a connection that stays open is closed
+                        limit.reschedule(asyncio.get_running_loop().time() + END_GRACE_S)
+        except TimeoutError:
+            answer.close()
 
     async def close(self) -> None:
         """Close all connections."""

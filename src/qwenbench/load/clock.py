@@ -83,6 +83,11 @@ class TimedCalls:
         heapq.heappush(self._queue, (due_ns, next(self._order), call))
         self._arm()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a call is due some time."""
+        return bool(self._queue)
+
     def clear(self) -> None:
         """Forget all calls."""
         self._queue.clear()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from qwenbench.load.http1 import ChunkWalk, MalformedResponse, ResponseHead, parse_head
+from qwenbench.server_words import visible
 
 
 @dataclass(slots=True)
@@ -35,6 +37,27 @@ class RawExchange:
     error: str | None = None
     """One of records.ERRORS when the transport failed; the body may still tell more."""
     detail: str | None = None
+    _counted: int = 0
+    _size: int = 0
+
+    def size(self) -> int:
+        """Bytes read so far; cheap when asked often."""
+        self._size += sum(map(len, self.reads[self._counted :]))
+        self._counted = len(self.reads)
+        return self._size
+
+    def give_up(self, error: str, detail: str) -> None:
+        """End as a failure whose answer is of no further use: only its beginning is kept."""
+        self.error, self.detail = error, detail
+        del self.reads[_READS_KEPT:]
+        del self.stamps[_READS_KEPT:]
+
+
+def too_long(exchange: RawExchange) -> str | None:
+    """Why an answer is longer than any real one, None while it is not."""
+    if exchange.size() <= MAX_ANSWER_BYTES:
+        return None
+    return f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB"
 
 
 class Channel(Protocol):
@@ -73,6 +96,11 @@ class Transport(Protocol):
         ...
 
 
+MAX_ANSWER_BYTES = 48 * 1024 * 1024
+"""More than 150,000 tokens with an event each."""
+MAX_ERROR_BYTES = 256 * 1024
+"""An answer with an error status is read up to here."""
+_READS_KEPT = 8
 Offsets = npt.NDArray[np.int64]
 
 
@@ -89,17 +117,53 @@ class Body:
     """Per piece: raw offset minus body offset."""
     _read_ends: Offsets
     """Raw offsets at which the reads end."""
+    _piece_raw_ends: Offsets | None = None
+    """Raw offsets at which the pieces end, where bytes within a piece have no place of their own (compression)."""
 
     def reads_of(self, ends: Offsets) -> Offsets:
         """For body offsets just after some bytes: the index of the read that brought the last of them."""
         if len(ends) == 0:
             return ends
         pieces = np.searchsorted(self._piece_ends, ends, side="left")
+        if self._piece_raw_ends is not None:
+            return np.searchsorted(self._read_ends, self._piece_raw_ends[pieces], side="left").astype(np.int64)
         return np.searchsorted(self._read_ends, ends + self._shifts[pieces], side="left").astype(np.int64)
 
 
 def cut_body(exchange: RawExchange) -> Body:
-    """Unframe what was read. Never raises: a body that breaks HTTP's rules is cut as far as it goes."""
+    """Unframe (and unpack) what was read. Never raises: a body that breaks HTTP's rules is cut as far as it goes."""
+    body = _unframed(exchange)
+    coding = exchange.headers.get("content-encoding", "").strip().lower()
+    return body if coding in ("", "identity") or not body.data else _unpacked(body, coding)
+
+
+def _unpacked(body: Body, coding: str) -> Body:
+    """A body that the server compressed although nobody asked for it: times are those of the compressed pieces."""
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        return replace(
+            body, data=b"", broken=f"the answer is compressed ({visible(coding)[:40]}), which was not asked for"
+        )
+    cuts = body._piece_ends
+    if len(cuts) == 1:  # no chunks: what each read brought is a piece
+        cuts = np.unique(np.clip(body._read_ends - body._shifts[0], 0, len(body.data)))
+    raw_ends = cuts + body._shifts[np.searchsorted(body._piece_ends, cuts, side="left")]
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # tells gzip and zlib apart by itself
+    parts: list[bytes] = []
+    left = MAX_ANSWER_BYTES
+    broken = body.broken
+    try:
+        for start, end in zip([0, *cuts.tolist()], cuts.tolist(), strict=False):
+            parts.append(unpack.decompress(body.data[start:end], left))
+            left -= len(parts[-1])
+            if left <= 0:
+                raise zlib.error("it unpacks to more than any real answer")
+    except zlib.error as problem:
+        broken = f"the compressed answer cannot be unpacked: {problem}"
+    ends = np.cumsum(np.array([len(part) for part in parts], np.int64))
+    return Body(b"".join(parts), body.complete, broken, ends, np.zeros(len(ends), np.int64), body._read_ends, raw_ends)
+
+
+def _unframed(exchange: RawExchange) -> Body:
     reads = exchange.reads
     raw = b"".join(reads)
     read_ends = np.cumsum(np.fromiter(map(len, reads), np.int64, len(reads)))

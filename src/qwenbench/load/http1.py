@@ -48,7 +48,7 @@ def request_head(host: str, path: str, headers: Mapping[str, str]) -> bytes:
 
     Raises ValueError when a header would break out of its line.
     """
-    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json"]
+    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", "Content-Type: application/json", "Accept-Encoding: identity"]
     for name, value in headers.items():
         if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name) or re.search(r"[\r\n\0]", value):
             # the value may be a secret, so it is not shown

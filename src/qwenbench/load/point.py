@@ -14,14 +14,19 @@ from functools import partial
 
 from qwenbench.load.client_process import SentEntry, SentLog
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
-from qwenbench.load.exchange import Channel, RawExchange, Transport
+from qwenbench.load.exchange import Channel, RawExchange, Transport, too_long
 from qwenbench.load.records import Digest, Sending, digest, lost_row
 from qwenbench.load.source import ReadySession, SessionSource, encode
 from qwenbench.load.spec import LoadProgress
 
-_DEADLINE_LOOK_S = 0.05
+_LOOK_EVERY_S = 0.05
+_IDLE_LOOKS = 100
+"""Looks in a row (5 s) that find nothing under way and nothing due: the point would never end."""
+MAX_BYTES_HELD = 160 * 1024 * 1024
+"""Bytes of all answers under way in one process."""
 _FIRST_PAUSE_NS = 50 * NS_PER_MS
 _LONGEST_PAUSE_NS = NS_PER_S
+_LONGEST_RETRY_AFTER_S = 10
 _SPARE_CHANNELS = 2
 _DECODE_AFTER_S = 0.003
 
@@ -87,14 +92,14 @@ class PointRunner:
         self._undecoded: deque[tuple[Sending, RawExchange]] = deque()
         self._decoding = False
         self._finished: asyncio.Future[None] = self._loop.create_future()
+        self._idle_looks = 0
         self._sent = self._failed = self._tokens = 0
 
     async def run(self, start_ns: int) -> None:
         """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded."""
         self._start_ns = start_ns
         self._calls.at(start_ns, self._begin)
-        watch = self._loop.call_later(_DEADLINE_LOOK_S, self._look_at_deadlines)
-        self._watch = watch
+        self._watch = self._loop.call_later(_LOOK_EVERY_S, self._look)
         try:
             await self._finished
         finally:
@@ -244,14 +249,49 @@ class PointRunner:
         """Pause of a stream after a failure, so that a server in trouble is not hammered."""
         longest = min(_FIRST_PAUSE_NS << min(failures - 1, 10), _LONGEST_PAUSE_NS)
         asked = exchange.headers.get("retry-after", "")
-        return max(longest, min(int(asked), 10) * NS_PER_S) if asked.isdecimal() else longest
+        # a value of very many digits is no number of seconds, and int() refuses it
+        seconds = int(asked) if len(asked) <= 9 and asked.isascii() and asked.isdigit() else 0
+        return max(longest, min(seconds, _LONGEST_RETRY_AFTER_S) * NS_PER_S)
 
-    def _look_at_deadlines(self) -> None:
+    def _look(self) -> None:
+        """Now and then: end what is late or too long, and make sure that the point cannot stand still for ever."""
+        self._watch = self._loop.call_later(_LOOK_EVERY_S, self._look)
         now = now_ns()
-        late = [stream for stream in self._streams if stream.busy and now > stream.deadline_ns]
-        for stream in late:
-            stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
-        self._watch = self._loop.call_later(_DEADLINE_LOOK_S, self._look_at_deadlines)
+        held: list[tuple[int, _Stream]] = []
+        for stream in list(self._streams):
+            exchange = stream.exchange
+            if not stream.busy:
+                continue
+            if now > stream.deadline_ns:
+                stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
+            elif exchange is not None:
+                held.append((exchange.size(), stream))
+        self._bound(held)
+        idle = not held and not self._undecoded and not self._calls.pending and not self._opening
+        self._idle_looks = self._idle_looks + 1 if idle and not self._finished.done() else 0
+        if self._idle_looks >= _IDLE_LOOKS:
+            self.fail(RuntimeError("the load stands still: nothing is under way and nothing is due"))
+
+    def _bound(self, held: list[tuple[int, _Stream]]) -> None:
+        """End answers that are too long, one by one or together."""
+        total = sum(size for size, _ in held)
+        for size, stream in sorted(held, key=lambda one: -one[0]):
+            exchange = stream.exchange
+            if exchange is None:
+                continue
+            problem = too_long(exchange)
+            if problem is None and total > MAX_BYTES_HELD:
+                problem = f"the answers under way hold more than {MAX_BYTES_HELD >> 20} MiB together"
+            if problem is None:
+                return
+            total -= size
+            exchange.give_up("malformed", problem)
+            stream.channel.abort("malformed", problem)
+
+    def fail(self, problem: BaseException) -> None:
+        """End the point because of a defect: `run` raises the problem instead of waiting for ever."""
+        if not self._finished.done():
+            self._finished.set_exception(problem)
 
     # decoding, one answer per turn of the event loop
 

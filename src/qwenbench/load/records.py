@@ -53,6 +53,7 @@ REQUEST_SCHEMA = pa.schema(
         ("reasoning_chars", pa.int32()),
         ("answer_chars", pa.int32()),
         ("finish_reason", pa.string()),
+        ("disagreement", pa.string()),  # which two of text, chunks, usage and times cannot be true together
         # outcome
         ("status", pa.int16()),  # HTTP status, null when none came
         ("error", pa.string()),  # null = success; else one of ERRORS
@@ -72,7 +73,6 @@ ERRORS = {
     "stream_error": "an error event inside a stream that began with HTTP 200",
     "timeout": "the request's time-out passed",
     "malformed": "the bytes were no valid HTTP or SSE",
-    "no_usage": "the stream ended without usage",
     "empty": "the stream ended without any generated token",
     "tls": "the TLS handshake or certificate check failed",
     "cancelled": "stopped by the user",
@@ -82,6 +82,8 @@ ERRORS = {
 
 
 MAX_DETAIL = 300
+MAX_TOKEN_CHARS = 512
+"""Characters of one token: runs of blanks and signs are the longest, some 128 to 256 in large vocabularies."""
 _PROMPT_EXCERPT = 24
 """Characters of a prompt that, found in a server's error message, make the message be cut there."""
 
@@ -137,6 +139,7 @@ def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ())
     row["answer_chars"] = sum(map(len, facts.answer)) + facts.tool_chars
     row["finish_reason"] = facts.finish_reason
     _fill_usage(row, facts.usage)
+    row["disagreement"] = _settle(row, facts)
     return Digest(row, "".join(facts.answer), "".join(facts.reasoning))
 
 
@@ -190,41 +193,89 @@ def _fill_times(row: RequestRow, times: TokenTimes, origin_ns: int) -> None:
 def _fill_usage(row: RequestRow, usage: dict[str, Any] | None) -> None:
     if usage is None:
         return
-    row["input_tokens"] = _count(usage, "prompt_tokens")
-    row["output_tokens"] = _count(usage, "completion_tokens")
+    row["input_tokens"] = _count(usage, "prompt_tokens", "input_tokens")
+    row["output_tokens"] = _count(usage, "completion_tokens", "output_tokens")
     row["cached_tokens"] = _count(usage.get("prompt_tokens_details"), "cached_tokens")
     row["reasoning_tokens"] = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
     if row["reasoning_tokens"] is None:
         row["reasoning_tokens"] = _count(usage, "reasoning_tokens")
 
 
-def _count(holder: Any, key: str) -> int | None:
-    value = holder.get(key) if isinstance(holder, dict) else None
-    plain = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-    return value if plain else None
+def _count(holder: Any, *keys: str) -> int | None:
+    """The first of these keys' value that can be a number of tokens."""
+    for key in keys:
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+            return value
+    return None
+
+
+def _settle(row: RequestRow, facts: StreamFacts) -> str | None:
+    """Which two of text, chunks, usage and times cannot be true together; what they would make wrong becomes unknown.
+
+    The rule: each chunk with text brought at least one token; a token is at most MAX_TOKEN_CHARS characters; tokens
+    that came one after another did not come at one instant; a count of tokens does not fall; nothing comes before it
+    was asked for.
+    """
+    tokens, chunks = row["output_tokens"], row["chunks"]
+    if row["decode_ms"] == 0.0 and (chunks > 1 or (tokens or 0) > 1):
+        # all came in one read, as from a gateway that holds answers back: nothing is known of the time between
+        row["decode_ms"] = None
+    problem = None
+    if row["ttft_ms"] is not None and row["ttft_ms"] < 0:
+        problem = f"times: the first token came {-row['ttft_ms']:.1f} ms before the request was sent"
+        row.update(ttft_ms=None, ttfo_ms=None, e2e_ms=None)
+    if tokens is None or not chunks:
+        return problem
+    characters = row["reasoning_chars"] + row["answer_chars"]
+    if facts.most_tokens > tokens:
+        problem = f"usage and usage: it fell from {facts.most_tokens} to {tokens} tokens"
+    elif tokens < chunks:
+        problem = f"usage and chunks: usage says {tokens} tokens, but {chunks} chunks carried text"
+    elif characters > MAX_TOKEN_CHARS * tokens:
+        problem = f"usage and text: usage says {tokens} tokens, but the text has {characters} characters"
+    else:
+        return problem
+    row["output_tokens"] = row["reasoning_tokens"] = None
+    if tokens == 0:
+        row["input_tokens"] = row["input_tokens"] or None  # zeros all along: nothing was counted
+    return problem
 
 
 def _outcome(exchange: RawExchange, body: Body, facts: StreamFacts) -> tuple[str | None, str | None]:
-    """Error class and detail; (None, None) for a success."""
-    if exchange.error in ("cancelled", "timeout", "tls", "refused", "client"):
+    """Error class and detail; (None, None) for a success.
+
+    A stream with tokens is over at its end mark: what becomes of the connection afterwards is no failure of it.
+    """
+    if exchange.error in ("cancelled", "tls", "refused", "client"):
+        return exchange.error, exchange.detail
+    whole = facts.done and bool(facts.token_ends) and exchange.status == 200
+    if exchange.error == "timeout" and not whole:
         return exchange.error, exchange.detail
     if exchange.status is not None and exchange.status != 200:
         return "http_status", _status_detail(exchange, body)
     if facts.error == "stream_error":
         return facts.error, facts.detail
-    if exchange.error is not None:
+    if exchange.error is not None and not whole:
         return exchange.error, exchange.detail
-    if body.broken is not None:
+    if body.broken is not None and not whole:
         return "malformed", body.broken
     if facts.error is not None:
         return facts.error, facts.detail
-    if not body.complete:
+    if not body.complete and not whole:
         return "reset", "the answer ended before HTTP's own end of it"
     if not facts.token_ends:
-        return "empty", f"no generated token; finish_reason {facts.finish_reason or 'not given'}"
-    if _count(facts.usage, "completion_tokens") is None:
-        return "no_usage", "the stream ended without usage; does the server know stream_options.include_usage?"
+        return "empty", _empty_detail(facts)
     return None, None
+
+
+def _empty_detail(facts: StreamFacts) -> str:
+    told = f"no generated token; finish_reason {facts.finish_reason or 'not given'}"
+    if facts.most_tokens:
+        told += f", though usage counts {facts.most_tokens} tokens"
+    if facts.passed_over:
+        told += f"; {facts.passed_over} events were no chunk of an answer"
+    return told
 
 
 def _status_detail(exchange: RawExchange, body: Body) -> str:

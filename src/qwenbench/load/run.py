@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,9 @@ from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResu
 
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""
+_LOG_ROOM_BYTES = 4 * 1024 * 1024
+_OVERDUE_S = 20.0
+"""A request that is under way for so long beyond its time-out shows that its client process does not work."""
 _START_DELAY_NS = 30 * NS_PER_MS
 _PROGRESS_S = 1.0
 _PREPARE_TIMEOUT_S = 120.0
@@ -69,7 +73,7 @@ class LoadClient:
     def __init__(self) -> None:
         self._processes: list[ClientProcess] = []
         # in memory where there is such a place: a write to a busy disk can hold a client process up for a second
-        memory = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+        memory = "/dev/shm" if _has_room("/dev/shm") else None
         self._folder = tempfile.TemporaryDirectory(prefix="qwenbench-client-", dir=memory)
         self._points = 0
 
@@ -171,7 +175,17 @@ class LoadClient:
         texts = {key: text for run in runs for key, text in run.texts.items()}
         health = _health([run.health for run in runs], clock.step_ms, table)
         ended_ns = max((run.ended_ns for run in runs), default=started_ns)
-        return LoadResult(table, started_ns, ended_ns, health, texts)
+        lost = next((run.lost for run in runs if run.lost is not None), None)
+        return LoadResult(table, started_ns, ended_ns, health, texts, lost)
+
+
+def _has_room(folder: str) -> bool:
+    """Whether a folder can take the logs of what was sent, of some 100,000 requests."""
+    try:
+        room = os.statvfs(folder)
+    except (OSError, AttributeError):
+        return False
+    return os.access(folder, os.W_OK | os.X_OK) and room.f_bavail * room.f_frsize >= _LOG_ROOM_BYTES
 
 
 class _ProcessRun:
@@ -185,7 +199,9 @@ class _ProcessRun:
         self.health: ProcessHealth | None = None
         self.ended_ns = 0
         self.progress = LoadProgress(0, 0, 0, 0, 0)
+        self.lost: str | None = None
         self._spec = spec
+        self._moved = time.monotonic()
         self._going = False
         self._stop_wanted = False
 
@@ -202,17 +218,23 @@ class _ProcessRun:
         assert isinstance(answer, Prepared)
 
     async def go(self, start_ns: int) -> None:
-        """Run to the end. A process that dies leaves rows with error `client` for all that it had sent."""
+        """Run to the end. A process that dies or fails leaves rows with error `client` for all that it had sent."""
+        self._moved = time.monotonic()
         self._going = True
         try:
             self.process.send(Go(start_ns))
             if self._stop_wanted:
                 self.process.send(Stop())
             while not isinstance(message := await self.process.receive(), Finished):
+                if isinstance(message, Failed):
+                    raise ProcessLost(message.reason)
                 if isinstance(message, LoadProgress):
+                    self._watch(message)
                     self.progress = message
         except ProcessLost as problem:
-            self.table = self._lost(str(problem), start_ns)
+            self.process.kill()
+            self.lost = str(problem)
+            self.table = self._lost(self.lost, start_ns)
             self.ended_ns = now_ns()
         else:
             self.table = pa.ipc.open_stream(message.table).read_all()
@@ -225,6 +247,16 @@ class _ProcessRun:
         rows = self.table.num_rows
         self.progress = LoadProgress(rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft))
         self._going = False
+
+    def _watch(self, news: LoadProgress) -> None:
+        """Raises ProcessLost when requests are under way for longer than any may be."""
+        now = time.monotonic()
+        if news.in_flight == 0 or news.done != self.progress.done:
+            self._moved = now
+        if now - self._moved > self._spec.timeout_s + _OVERDUE_S:
+            raise ProcessLost(
+                f"no request of it ended within the time-out of {self._spec.timeout_s:g} s, nor was given up"
+            )
 
     def stop(self) -> None:
         """Ask the process to end early, or as soon as it has begun."""

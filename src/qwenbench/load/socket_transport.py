@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import struct
 import sys
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenbench.load.clock import NS_PER_MS, now_ns
-from qwenbench.load.exchange import Channel, RawExchange
+from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
 from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
 from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
@@ -25,7 +26,13 @@ from qwenbench.load.sse import MAX_EVENT_BYTES
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-generic/socket.h
 CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 _READ_BYTES = 65536
-_LARGE_READ = 16384
+_LARGE_READ = 4096
+END_MARK = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
+END_GRACE_S = 0.01
+"""Time between the end mark and HTTP's own end before the connection is given up."""
+_OPEN_ENDS_KNOWN = 3
+_OPEN_ENDS_CHECKED = 32
+"""Once a server is known to leave connections open, one of so many is waited for again."""
 _OPEN_TIMEOUT_S = 10.0
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _timespec = struct.Struct("qq").unpack
@@ -46,6 +53,8 @@ class Wiring:
     rest_s: float = 0.0
     """Sleep after a round of reads, so that the next round finds several sockets ready; 0: none."""
     resting: bool = False
+    open_ends: int = 0
+    """Streams in a row that left their connection open after the end mark."""
 
     def rest(self) -> None:
         """Sleep (the whole process: nothing is lost by it but wake-ups, since the kernel stamps what comes)."""
@@ -60,6 +69,7 @@ class SocketChannel:
         "_connecting",
         "_done",
         "_exchange",
+        "_grace",
         "_left",
         "_loop",
         "_request",
@@ -78,6 +88,7 @@ class SocketChannel:
         self._exchange: RawExchange | None = None
         self._done: Done | None = None
         self._unsent: memoryview | None = None
+        self._grace: asyncio.TimerHandle | None = None
         self._left = -1
         """Bytes of a content-length body that are still to come; -1 for other bodies."""
         self._unbroken = 0
@@ -260,8 +271,10 @@ class SocketChannel:
             self._left -= len(data)
             if self._left <= 0:
                 self._finish(exchange, clean=self._left == 0)
+        if b"[DONE]" in data and self._exchange is exchange:
+            self._on_end_mark(exchange, data)
         if len(data) > _LARGE_READ and self._exchange is exchange:
-            self._on_large_read(data)
+            self._on_large_read(exchange, data)
 
     def _on_head(self, exchange: RawExchange) -> None:
         raw = b"".join(exchange.reads)
@@ -309,10 +322,39 @@ class SocketChannel:
         if walk.done:
             self._finish(exchange, clean=not walk.left_over)
 
-    def _on_large_read(self, data: bytes) -> None:
+    def _on_end_mark(self, exchange: RawExchange, data: bytes) -> None:
+        """`data: [DONE]` ends a stream: HTTP's own end may take a moment more, which keeps the connection usable.
+
+        A server that leaves its connections open instead costs that moment a few times, then none.
+        """
+        if self._grace is not None or exchange.status != 200 or END_MARK.search(data) is None:
+            return
+        open_ends = self._wiring.open_ends
+        if open_ends >= _OPEN_ENDS_KNOWN and open_ends % _OPEN_ENDS_CHECKED:
+            self._wiring.open_ends += 1
+            self._finish(exchange, clean=False)
+        else:
+            self._grace = self._loop.call_later(END_GRACE_S, self._after_end_mark, exchange)
+
+    def _after_end_mark(self, exchange: RawExchange) -> None:
+        self._grace = None
+        if self._exchange is exchange:
+            self._wiring.open_ends += 1
+            self._finish(exchange, clean=False)
+
+    def _on_large_read(self, exchange: RawExchange, data: bytes) -> None:
         self._unbroken = 0 if b"\n\n" in data else self._unbroken + len(data)
         if self._unbroken > MAX_EVENT_BYTES + _READ_BYTES:
-            self._fail("malformed", f"an event is longer than {MAX_EVENT_BYTES} bytes")
+            self._give_up(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        elif exchange.status not in (None, 200) and exchange.size() > MAX_ERROR_BYTES:
+            self._finish(exchange, clean=False)  # enough of an error page
+        elif (problem := too_long(exchange)) is not None:
+            self._give_up(problem)
+
+    def _give_up(self, problem: str) -> None:
+        assert self._exchange is not None
+        self._exchange.give_up("malformed", problem)
+        self._fail("malformed", problem)
 
     def _on_end(self, why: str) -> None:
         exchange = self._exchange
@@ -346,6 +388,8 @@ class SocketChannel:
         self._hand_back(exchange)
 
     def _finish(self, exchange: RawExchange, *, clean: bool) -> None:
+        if clean:
+            self._wiring.open_ends = 0
         keep = clean and exchange.head is not None and exchange.head.keep_alive and self._unsent is None
         if not keep:
             self._drop()  # the next request connects again, which its connect_ms tells
@@ -355,6 +399,9 @@ class SocketChannel:
         exchange.ended_ns = exchange.stamps[-1] if exchange.error is None else now_ns()
         done, self._done, self._exchange = self._done, None, None
         self._request = b""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
         assert done is not None
         done(exchange)
 

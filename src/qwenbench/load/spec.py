@@ -91,6 +91,8 @@ class LoadResult:
     health: ClientHealth
     texts: Mapping[str, str] = field(default_factory=dict)
     """request_id -> answer, only with save_text."""
+    client_lost: str | None = None
+    """Why a client process was lost during the point (its requests have error `client`); None: none was."""
 
 
 @dataclass(frozen=True, slots=True)

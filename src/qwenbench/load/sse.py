@@ -1,4 +1,8 @@
-"""Decoding a finished stream: SSE events to tokens, times, usage and outcome (design, "Definitions").
+"""Decoding a finished stream: SSE events to tokens, times, usage and outcome (docs/metrics.md).
+
+Reading is lenient where the standard is (WHATWG HTML, "Server-sent events"): comments, empty data, unknown fields and
+events that are no chunk are passed over and counted. It is strict where a figure would be wrong: what looks like a
+chunk and cannot be read ends the stream as `malformed`.
 
 Nearly all events of a stream differ in one string only (the token's text). Such events are recognised by the
 bytes around that string, which an earlier event of the same stream showed when it was parsed as JSON, so that
@@ -22,9 +26,14 @@ from qwenbench.server_words import error_message
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
 
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
-_TEXT_KEYS = ("content", "reasoning", "reasoning_content", "text")
-_REASONING_KEYS = ("reasoning", "reasoning_content")
+_TEXT_KEYS = ("content", "reasoning", "reasoning_content", "thinking", "text", "refusal")
+_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LONGEST_REMARK = 400
+"""Bytes of event data that is no JSON and still may be a keep-alive rather than a broken chunk."""
 
 
 @dataclass(slots=True)
@@ -41,6 +50,11 @@ class StreamFacts:
     answer: list[str] = field(default_factory=list)
     tool_chars: int = 0
     usage: dict[str, Any] | None = None
+    """The last one, but for one that counts nothing after one that counted."""
+    most_tokens: int = 0
+    """The largest completion_tokens of any usage."""
+    passed_over: int = 0
+    """Events that were no chunk: keep-alives, remarks, metadata."""
     finish_reason: str | None = None
     done: bool = False
     """[DONE] was seen."""
@@ -66,15 +80,18 @@ class _Broken(Exception):
 def decode_stream(body: Body) -> StreamFacts:
     """Read every event of a response body. Problems are told in `error` and `detail`, nothing is raised."""
     facts = StreamFacts()
-    if body.data.lstrip()[:1] in (b"{", b"["):
+    start = len(_BYTE_ORDER_MARK) if body.data.startswith(_BYTE_ORDER_MARK) else 0
+    if body.data[start : start + 256].lstrip()[:1] in (b"{", b"["):
         _read_plain_json(body.data, facts)
         return facts
     try:
         if b"\r" in body.data:
-            for data, end in _any_events(body.data, body.complete):
-                _read_event(facts, data, end)
+            for lines, end in _any_events(body.data, start, body.complete):
+                _read_lines(facts, lines, end)
         else:
-            _read_fast(facts, body.data, body.complete)
+            _read_fast(facts, body.data, start, body.complete)
+        if not facts.token_ends and body.data.strip() and not _FIELD.search(body.data):
+            raise _Broken("the body is neither a stream of events nor valid JSON")
     except _Broken as problem:
         facts.error, facts.detail = "malformed", str(problem)
     return facts
@@ -110,10 +127,9 @@ class _Shape:
     key: str
 
 
-def _read_fast(facts: StreamFacts, data: bytes, complete: bool) -> None:
-    """Read events whose lines end in LF."""
+def _read_fast(facts: StreamFacts, data: bytes, at: int, complete: bool) -> None:
+    """Read events whose lines end in LF, from `at` on."""
     shape: _Shape | None = None
-    at = 0
     while not facts.done and facts.error is None:
         if shape is not None:
             at = _take_run(facts, data, at, shape)
@@ -195,27 +211,60 @@ def _read_block(facts: StreamFacts, block: bytes, end: int) -> str | None:
         raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
     if block.startswith(b"data: ") and b"\n" not in block:
         return _read_event(facts, block[6:], end)
-    data = _field_data(block.split(b"\n"))
-    return None if data is None else _read_event(facts, data, end)
+    return _read_lines(facts, block.split(b"\n"), end)
 
 
-def _field_data(lines: list[bytes]) -> bytes | None:
-    """The `data` of an event's lines (WHATWG "event stream": comments and other fields are skipped)."""
+def _read_lines(facts: StreamFacts, lines: list[bytes], end: int) -> str | None:
+    """Read one event of lines; see `_read_block` for what is returned."""
+    if facts.done or facts.error is not None:
+        return None
     parts = []
+    kind = b""
     for line in lines:
         name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
         if name == b"data":
-            parts.append(value.removeprefix(b" "))
-        elif name not in (b"", b"event", b"id", b"retry"):
-            raise _Broken("a line of the stream is no SSE field")
-    return b"\n".join(parts) if parts else None
+            parts.append(value)
+        elif name == b"event":
+            kind = value
+        elif name == b"error":  # llama.cpp's server before it sent errors as data
+            facts.error, facts.detail = "stream_error", _words(value)
+            return None
+        elif b'"choices"' in line or b'"error"' in line:
+            _read_bare(facts, line)
+            return None
+    data = b"\n".join(parts)
+    if not data:
+        return None
+    if kind == b"error":
+        facts.error, facts.detail = "stream_error", _words(data)
+        return None
+    return _read_event(facts, data, end)
 
 
-def _any_events(data: bytes, complete: bool) -> Iterator[tuple[bytes, int]]:
-    """Events with CR, LF or CRLF line ends, as (data, offset after the event)."""
+def _read_bare(facts: StreamFacts, line: bytes) -> None:
+    """A line that has JSON in it and is no field of an event: an error is taken as one, a chunk is broken framing."""
+    try:
+        document = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict) or not _take_error(facts, document):
+        raise _Broken("a line of the stream holds a chunk but is no SSE field")
+
+
+def _words(data: bytes) -> str:
+    """The server's words in the data of an error event."""
+    try:
+        document = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        document = None
+    return error_message(document) if isinstance(document, dict) else data.decode("utf-8", "replace")
+
+
+def _any_events(data: bytes, at: int, complete: bool) -> Iterator[tuple[list[bytes], int]]:
+    """Events with CR, LF or CRLF line ends from `at` on, as (lines, offset after the event)."""
     lines: list[bytes] = []
-    at = 0
-    for match in re.finditer(rb"\r\n|\n|\r", data):
+    for match in _LINE_END.finditer(data, at):
         line = data[at : match.start()]
         at = match.end()
         if len(line) > MAX_EVENT_BYTES:
@@ -223,15 +272,11 @@ def _any_events(data: bytes, complete: bool) -> Iterator[tuple[bytes, int]]:
         if line:
             lines.append(line)
             continue
-        payload = _field_data(lines)
+        yield lines, at
         lines = []
-        if payload is not None:
-            yield payload, at
     rest = data[at:]
     if complete and (rest or lines):
-        payload = _field_data([*lines, rest] if rest else lines)
-        if payload is not None:
-            yield payload, len(data)
+        yield [*lines, rest] if rest else lines, len(data)
     elif len(rest) > MAX_EVENT_BYTES:
         raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
 
@@ -246,19 +291,23 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
     try:
         event = orjson.loads(data)
     except orjson.JSONDecodeError:
-        raise _Broken(f"the event after token {len(facts.token_ends)} is not valid JSON or UTF-8") from None
+        _read_remark(facts, data)
+        return None
     if not isinstance(event, dict):
-        raise _Broken("an event is no JSON object")
+        facts.passed_over += 1  # `data: "ping"`, `data: null`
+        return None
     if _take_error(facts, event):
         return None
     usage = event.get("usage")
     if isinstance(usage, dict):
-        facts.usage = usage
+        _take_usage(facts, usage)
     choices = event.get("choices")
-    if choices is None and usage is None:
-        raise _Broken("an event has neither choices nor usage")
-    if not isinstance(choices, list):
+    if choices is None:
+        if usage is None:
+            facts.passed_over += 1  # `{"type": "ping"}`, metadata of a gateway
         return None
+    if not isinstance(choices, list):
+        raise _Broken("the choices of a chunk are no list")
     key: str | None = None
     token = answered = False
     for choice in choices:
@@ -273,7 +322,36 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
         facts.token_ends.append(end)
         facts.mark_end = end
     plain = len(choices) == 1 and usage is None and key is not None
-    return key if plain and choices[0].get("finish_reason") is None else None
+    return key if plain and not choices[0].get("finish_reason") else None
+
+
+def _read_remark(facts: StreamFacts, data: bytes) -> None:
+    """Data that is no JSON: the end mark with blanks, a comment sent as data, or a broken chunk."""
+    text = data.strip()
+    if text == b"[DONE]":
+        facts.done = True
+        return
+    # words carry no token that could be lost; a brace or a quote may be the rest of a chunk
+    wordy = len(text) <= _LONGEST_REMARK and not any(sign in text for sign in (b"{", b"}", b'"'))
+    if not (wordy and _is_printable(text)) and not text.startswith(b":"):
+        raise _Broken(f"the event after token {len(facts.token_ends)} is not valid JSON or UTF-8")
+    facts.passed_over += bool(text)
+
+
+def _is_printable(text: bytes) -> bool:
+    try:
+        return text.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
+
+
+def _take_usage(facts: StreamFacts, usage: dict[str, Any]) -> None:
+    """Keep the latest usage; one of zeros after one that counted is no news but a habit of some servers."""
+    tokens = usage.get("completion_tokens", usage.get("output_tokens"))
+    counted = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else 0
+    if counted > 0 or facts.most_tokens == 0:
+        facts.usage = usage
+    facts.most_tokens = max(facts.most_tokens, counted)
 
 
 def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[str | None, bool, bool]:
@@ -284,31 +362,68 @@ def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[
     if not isinstance(delta, dict):
         raise _Broken("a delta is no JSON object")
     keys = []
-    answered = False
+    answered = thought = False
     for key in _TEXT_KEYS:
         text = delta.get(key)
-        if not isinstance(text, str) or not text:
+        if not text:
             continue
-        if key == "reasoning_content" and "reasoning" in keys:
-            continue  # both names of one text: newer servers send it twice
-        keys.append(key)
-        if key in _REASONING_KEYS:
-            facts.reasoning.append(text)
-        else:
-            facts.answer.append(text)
-            answered = True
-    tools = delta.get("tool_calls")
+        if key in _REASONING_KEYS and thought:
+            continue  # two names of one text: newer servers send it twice
+        if isinstance(text, str):
+            keys.append(key)
+            thought |= _add_text(facts, text, reasoning=key in _REASONING_KEYS)
+            answered |= key not in _REASONING_KEYS
+        elif isinstance(text, list):
+            for part, reasoning in _parts(text, key in _REASONING_KEYS):
+                thought |= _add_text(facts, part, reasoning=reasoning)
+                answered |= not reasoning
+    if not thought and isinstance(delta.get("reasoning_details"), list):
+        for part, _ in _parts(delta["reasoning_details"], True):
+            thought |= _add_text(facts, part, reasoning=True)
+    tools = delta.get("tool_calls") or ([{"function": delta["function_call"]}] if delta.get("function_call") else None)
     if isinstance(tools, list) and tools:
         facts.tool_chars += sum(_tool_chars(tool) for tool in tools)
         answered = True
     ids = choice.get("token_ids")
-    carried = bool(keys) or answered or (isinstance(ids, list) and bool(ids))
+    carried = thought or answered or (isinstance(ids, list) and bool(ids))
     finish = choice.get("finish_reason")
-    if isinstance(finish, str):
+    if isinstance(finish, str) and finish:
         facts.finish_reason = finish
         facts.mark_end = end
-    only = keys[0] if len(keys) == 1 and not tools and not ids else None
+    whole = thought + answered == 1 and not tools and not ids
+    only = keys[0] if len(keys) == 1 and whole else None
     return only, carried, answered
+
+
+def _add_text(facts: StreamFacts, text: str, *, reasoning: bool) -> bool:
+    """Keep a piece of text; returns whether it was reasoning."""
+    (facts.reasoning if reasoning else facts.answer).append(text)
+    return reasoning
+
+
+def _parts(parts: list[Any], reasoning: bool) -> Iterator[tuple[str, bool]]:
+    """The texts of content that is a list of parts, each with whether it is reasoning.
+
+    Seen: `{"type": "text", "text": "..."}`, `{"type": "thinking", "thinking": [{"type": "text", "text": "..."}]}`,
+    `{"type": "reasoning", "reasoning": "..."}`, and plain strings.
+    """
+    for part in parts:
+        if isinstance(part, str):
+            if part:
+                yield part, reasoning
+            continue
+        if not isinstance(part, dict):
+            raise _Broken("a part of a chunk's content is neither text nor an object")
+        kind = str(part.get("type") or "")
+        inner = reasoning or "think" in kind or "reason" in kind
+        for key in ("text", "thinking", "reasoning", "content", "summary"):
+            value = part.get(key)
+            if isinstance(value, str) and value:
+                yield value, inner or key in ("thinking", "reasoning")
+                break
+            if isinstance(value, list):
+                yield from _parts(value, inner or key in ("thinking", "reasoning"))
+                break
 
 
 def _tool_chars(tool: Any) -> int:
@@ -320,8 +435,10 @@ def _tool_chars(tool: Any) -> int:
 
 def _take_error(facts: StreamFacts, event: dict[str, Any]) -> bool:
     error = event.get("error")
-    if error is None and event.get("object") != "error":
-        return False
+    if not error and event.get("object") != "error" and event.get("type") != "error":
+        told = "detail" in event or ("message" in event and event.keys() & {"code", "type"})
+        if not told or event.keys() & {"choices", "usage"}:
+            return False
     facts.error, facts.detail = "stream_error", error_message(event)
     return True
 

@@ -15,7 +15,10 @@ import os
 import platform
 import sys
 import time
+import traceback
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -78,6 +81,9 @@ class Worker:
                 finished = await self._point(message)
             except UsageError as problem:
                 self._say(Failed(str(problem), usage=True))
+            except Exception as problem:  # a defect of ours ends the point with a message, never in silence
+                traceback.print_exc()
+                self._say(Failed(f"a defect of the client: {type(problem).__name__}: {problem}"))
             else:
                 if finished is None:
                     return
@@ -93,7 +99,8 @@ class Worker:
         transport = await make_transport(task.target)
         if isinstance(transport, SocketTransport) and not task.open_loop and task.streams >= _MANY_STREAMS:
             transport.rest_between_reads()
-        calls = TimedCalls(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        calls = TimedCalls(loop)
         log = SentLog(Path(task.sent_log))
         try:
             source = SessionSource(task.share, task.streams + _SESSIONS_AHEAD)
@@ -101,6 +108,7 @@ class Worker:
             share = task.share
             numbers = range(share.process, 2**31 - 1, share.processes)
             point = PointRunner(share.process, source, transport, channels, numbers, _rules(task), calls, log)
+            loop.set_exception_handler(partial(_end_point, point))
             gc.collect()
             gc.freeze()
             gc.disable()
@@ -108,8 +116,9 @@ class Worker:
             go = await self._inbox.get()
             if not isinstance(go, Go):
                 return None
-            seen = await self._run(point, transport.stamp_source, calls, go.start_ns)
+            seen = await self._run(point, transport.stamp_source, go.start_ns)
         finally:
+            loop.set_exception_handler(None)
             gc.enable()
             gc.unfreeze()
             calls.close()
@@ -121,9 +130,10 @@ class Worker:
         texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
-    async def _run(self, point: PointRunner, stamp_source: str, calls: TimedCalls, start_ns: int) -> ProcessHealth:
+    async def _run(self, point: PointRunner, stamp_source: str, start_ns: int) -> ProcessHealth:
         """Let the streams go, and stop them early when anything comes in (stop, or the parent's end)."""
-        health = HealthWatch(calls)
+        health_calls = TimedCalls(asyncio.get_running_loop())
+        health = HealthWatch(health_calls)
         running = asyncio.ensure_future(point.run(start_ns))
         listening = asyncio.ensure_future(self._inbox.get())
         ticking = asyncio.ensure_future(self._tick(point))
@@ -136,6 +146,7 @@ class Worker:
             return health.stop(stamp_source)
         finally:
             ticking.cancel()
+            health_calls.close()
             if not listening.cancel() and listening.result() is None:
                 self._inbox.put_nowait(None)
 
@@ -156,6 +167,11 @@ class Worker:
         while True:
             await asyncio.sleep(_PROGRESS_S)
             self._say(point.progress())
+
+
+def _end_point(point: PointRunner, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's handler of exceptions in callbacks: whatever throws ends the point, not its progress."""
+    point.fail(context.get("exception") or RuntimeError(str(context.get("message"))))
 
 
 def _rules(task: Prepare) -> PointRules:

@@ -75,7 +75,7 @@ def test_failures_are_counted_and_never_measured() -> None:
 
 def test_all_failed_is_invalid() -> None:
     row = point([r | {"error": "refused", "e2e_ms": None} for r in back_to_back(4)])
-    assert (row["valid"], row["invalid_reason"]) == (False, "every request failed")
+    assert (row["valid"], row["invalid_reason"]) == (False, "every request failed (refused x 4)")
     assert row["requests_per_s"] is None
     assert point([])["invalid_reason"] == "no request was sent"
 

@@ -99,7 +99,7 @@ def test_a_token_cut_by_two_reads_arrived_with_the_second() -> None:
 
 
 def test_open_loop_counts_from_the_schedule() -> None:
-    one = events([(5, delta(content="a")), (9, usage()), (9, DONE)])
+    one = events([(5, delta(content="a")), (9, usage(1)), (9, DONE)])
     row = digest(sending(scheduled_ns=SENT - 7_000_000), one).row
     assert (row["waited_ms"], row["ttft_ms"], row["e2e_ms"], row["decode_ms"]) == (7, 12, 12, 0)
 
@@ -167,14 +167,14 @@ def test_error_event_after_200_is_no_success() -> None:
         ([(1, ROLE), (2, usage(0)), (2, DONE)], "empty"),
         ([(1, ROLE), (2, delta(finish="stop", content="")), (2, usage(1)), (2, DONE)], "empty"),
         ([], "empty"),
-        ([(1, delta(content="a")), (2, DONE)], "no_usage"),
-        ([(1, delta(content="a")), (2, b'data: {"choices": [], "usage": {}}\n\n'), (2, DONE)], "no_usage"),
         ([(1, b"data: {broken\n\n")], "malformed"),
         ([(1, b'data: {"x": "\xff\xfe"}\n\n')], "malformed"),
         ([(1, delta(content="a")), (2, delta(content="b").replace(b'"b"', b'"\xff"'))], "malformed"),
         ([(1, delta(content="a")), (2, delta(content="b").replace(b'"b"', b'"\\q"'))], "malformed"),
-        ([(1, b"data: [1]\n\n")], "malformed"),
-        ([(1, b"data: {}\n\n")], "malformed"),
+        ([(1, b"data: [1]\n\n")], "empty"),
+        ([(1, b"data: {}\n\n")], "empty"),
+        ([(1, b'data: {"choices": {}}\n\n')], "malformed"),
+        ([(1, b'dta: {"choices": []}\n\n')], "malformed"),
         ([(1, b"<html>hello</html>\n\n")], "malformed"),
         ([(1, b'{"choices": []}')], "malformed"),
         ([(1, b'{"error": "no"}')], "stream_error"),
