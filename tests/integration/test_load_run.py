@@ -152,7 +152,7 @@ async def test_answers_are_judged_when_asked_for(client: LoadClient) -> None:
 
 
 async def test_a_killed_client_process_loses_no_record() -> None:
-    async with LoadClient() as own, truth_server(Timing(10, 200)) as server:
+    async with LoadClient() as own, truth_server(Timing(10, 150)) as server:
         await own.start(2)
         victim = own._processes[0].pid
 
@@ -160,7 +160,8 @@ async def test_a_killed_client_process_loses_no_record() -> None:
             if told.in_flight == 4:
                 os.kill(victim, signal.SIGKILL)
 
-        plans = [session(index, tokens=10) for index in range(4)]
+        # long enough for several reports of progress (one a second), whatever else the machine does
+        plans = [session(index, tokens=25) for index in range(4)]
         spec = LoadSpec(Target(server.base_url), ClosedLoop(4), plans, processes=2)
         result = await own.run(spec, on_progress=kill)
         errors = {row["request_id"]: row["error"] for row in result.requests.to_pylist()}
