@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
+from urllib.parse import quote
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
-from qwenbench.masking import Masker, is_secret_name, refuse_secret_arguments
+from qwenbench.masking import Masker, is_secret_name, refuse_secret_arguments, secret_names_in, visible
 
 # put together here so that no scanner takes the file itself for a leak
 HF_TOKEN = "hf_" + "aB3" * 8
@@ -116,3 +120,81 @@ def test_a_known_value_never_comes_through(secret: str, before: str, after: str)
     masked = Masker([secret])(f"{before}{secret}{after}")
     if "*" not in secret:  # a secret made of the mask's own characters can stand in what replaces it
         assert secret not in masked
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "OPENAI_KEY PGPASS GIT_PAT SERVICE_AUTH apiKey aws_secret_access_key hf-overrides.token X-Secret cookie "
+        "dbPassword"
+    ).split(),
+)
+def test_a_secret_is_known_by_its_last_word(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "eos_token time_to_first_token cache_key key sort-key MY_SETTING author bypass compass keyboard tokens".split(),
+)
+def test_words_that_only_look_alike_are_no_secrets(name: str) -> None:
+    assert not is_secret_name(name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ['--hf-overrides={"token":"v"}'],
+        ["--hf-overrides", '{"a": [{"b": {"apiKey": "v"}}]}'],
+        ["--hf-overrides.token=v"],
+        ['--model-loader-extra-config={"aws_secret_access_key":"v"}'],
+        ["--api-ke=v"],
+        ["--hf_tok", "v"],
+        ["--download-url=https://host/x?api_key=v"],
+    ],
+)
+def test_a_secret_inside_an_argument_is_refused(arguments: list[str]) -> None:
+    with pytest.raises(UsageError, match="carries a secret"):
+        refuse_secret_arguments(arguments, "--vllm-arg")
+
+
+def test_flags_that_begin_like_secret_ones_pass_where_they_are_flags_themselves() -> None:
+    refuse_secret_arguments(["--ssl-keyfile=/etc/key.pem", "--hf-overrides", '{"eos_token": "x"}', "-tp", "2"], "x")
+
+
+SECRET = st.text(
+    alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF, blacklist_categories=("Cc",)), min_size=8, max_size=30
+).filter(lambda text: "*" not in text)
+
+
+@given(SECRET)
+def test_a_known_value_is_masked_in_every_usual_spelling(secret: str) -> None:
+    mask = Masker([secret])
+    encoded = base64.b64encode(secret.encode()).decode()
+    for spelled in (json.dumps({"x": secret}), repr(secret), quote(secret, safe=""), encoded, f"x-key: {secret}\r\n"):
+        shown = mask(f"before {spelled} after")
+        assert secret not in shown
+        assert encoded not in shown
+        assert quote(secret, safe="") not in shown
+
+
+@given(
+    st.recursive(
+        st.sampled_from(["token", "API_KEY", "dbPassword"]).map(lambda name: {name: "planted-value"}),
+        lambda inner: st.one_of(st.lists(inner, min_size=1, max_size=3), inner.map(lambda v: {"plain": v})),
+        max_leaves=5,
+    )
+)
+def test_a_secret_is_found_at_any_depth(value: object) -> None:
+    assert list(secret_names_in(value))
+    assert "planted-value" not in Masker()(json.dumps({"body": value}))
+    assert "planted-value" not in Masker()(json.dumps({"text": json.dumps(value)}))
+
+
+def test_values_in_a_query_are_masked_under_a_secrets_name_only() -> None:
+    text = "GET http://h/v1?api_key=abc&limit=5&token=x%20y HTTP/1.1"
+    assert Masker()(text) == "GET http://h/v1?api_key=***&limit=5&token=*** HTTP/1.1"
+
+
+def test_control_characters_are_seen_and_not_obeyed() -> None:
+    assert visible("a\x1b[31mred\x07") == r"a\x1b[31mred\x07"

@@ -70,7 +70,10 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """One line without secrets, in which a server's control characters are seen and not obeyed."""
+    from qwenbench.masking import Masker, visible
+
+    return visible(Masker.from_environment()(" ".join(text.split())))
 
 
 def dispatch(arguments: list[str]) -> int:

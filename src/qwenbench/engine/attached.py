@@ -64,6 +64,11 @@ class AttachedLauncher:
             raise UsageError(f"--url {url!r}: give the server's address, e.g. http://127.0.0.1:8000")
         if parts.username or parts.password:
             raise UsageError("--url: leave the user name and password out and use --api-key-env or --header-env.")
+        if parts.query or parts.fragment:
+            raise UsageError(
+                "--url: leave out what follows ? or #: paths are added to the address, and a key there would show in "
+                "logs and in the run folder. Send a key with --api-key-env or --header-env."
+            )
         self.url = url.rstrip("/").removesuffix("/v1")
         self.simulated = False
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qwenbench.masking import remembered_variables
 from qwenbench.processes import descendants, process_start_time
 
 _SUPERVISOR_MARGIN_S = 5.0
@@ -55,7 +56,7 @@ class SupervisedProcess:
         start = process_start_time(owner)
         if start is not None:
             options += ["--owner-start", str(start)]
-        for name in secret_names:
+        for name in {*secret_names, *remembered_variables()}:
             options += ["--secret", name]
         supervisor = await asyncio.create_subprocess_exec(
             sys.executable,

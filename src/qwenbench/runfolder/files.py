@@ -10,17 +10,22 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from qwenbench.masking import Masker, masked
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes `path`'s place when the block ends well; on an error nothing changes."""
+def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
+    """A file that takes `path`'s place when the block ends well; on an error nothing changes.
+
+    `mode`: its permissions, less the umask (0o600: for the owner's eyes only).
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -40,15 +45,16 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a whole file durably."""
-    with replacing(path) as file:
+    with replacing(path, mode) as file:
         file.write(data)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes one JSON object, indented, durably."""
-    write_bytes(path, orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:
+    """Writes one JSON object, indented, durably, and without secrets: every JSON file of a run comes through here."""
+    clean = masked(value, Masker.from_environment())
+    write_bytes(path, orjson.dumps(clean, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n", mode)
 
 
 def read_json(path: Path) -> dict[str, Any]:

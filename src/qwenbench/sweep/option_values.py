@@ -151,18 +151,18 @@ def json_object(text: str, option: str) -> dict[str, Any]:
     """Reads a JSON object that is added to each request; refuses secrets in it."""
     import orjson
 
-    from qwenbench.masking import is_secret_name, refuse_secret_arguments
+    from qwenbench.masking import refuse_secret_arguments, secret_names_in
 
-    refuse_secret_arguments([text], option)
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{option}: no valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise UsageError(f'{option}: a JSON object is needed, e.g. {{"seed": 1}}.')
-    secret = next((name for name in value if is_secret_name(name)), None)
+    secret = next(secret_names_in(value), None)
     if secret:
         raise UsageError(f"{option}: {secret} carries a secret; send it as a header with --header-env.")
+    refuse_secret_arguments([text], option)
     return value
 
 

@@ -54,7 +54,7 @@ class Recorder:
         write_table(self._paths.metrics_samples(cell.config_id, cell.cell_id), result.samples.metrics)
         write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), result.samples.nvml)
         if result.texts:
-            write_json(self._paths.requests / f"{cell.cell_id}.texts.json", result.texts)
+            write_json(self._paths.requests / f"{cell.cell_id}.texts.json", result.texts, mode=0o600)
         entry = Entry(cell.cell_id, cell.config_id, cell.launch, dict(result.point), time.time_ns())
         self._journal.append(entry)
         self._entries[cell.cell_id] = entry

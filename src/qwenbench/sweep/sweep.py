@@ -21,7 +21,7 @@ from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
-from qwenbench.masking import masked
+from qwenbench.masking import masked, remember_variables
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.lock import RunLock
@@ -245,7 +245,11 @@ class Sweep:
 
 
 def resolve_headers(options: SweepOptions) -> dict[str, str]:
-    """Header name -> value from the environment. Raises UsageError for a variable that is not set."""
+    """Header name -> value from the environment; the variables count as secrets from now on.
+
+    Raises UsageError for a variable that is not set.
+    """
+    remember_variables([*options.header_env.values(), options.bearer_env or ""])
     headers = {name: _from_environment(variable, "--header-env") for name, variable in options.header_env.items()}
     if options.bearer_env is not None:
         headers["Authorization"] = "Bearer " + _from_environment(options.bearer_env, "--api-key-env")
