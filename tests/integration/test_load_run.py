@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import pytest
 import pytest_asyncio
 from load_faulty_server import Call, faulty_server, good
 
+from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.analysis.window import window_of
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import measure_client_error
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.load.run import LoadClient, run_load
-from qwenbench.load.spec import ClosedLoop, LoadProgress, LoadSpec, OpenLoop, Target
+from qwenbench.load.spec import ClosedLoop, Enough, LoadProgress, LoadSpec, OpenLoop, Target
 from qwenbench.load.truth.process import truth_server
 from qwenbench.load.truth.timing import Timing
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
@@ -116,6 +119,54 @@ async def test_duration_ends_a_lazy_endless_list(client: LoadClient) -> None:
     assert result.requests["error"].null_count == result.requests.num_rows == len(served)
     assert max(result.requests["sent_ns"].to_pylist()) <= result.started_ns + 0.3e9 + 0.2e9
     assert len(served) >= 3
+
+
+class LazyTalks(LazySessions):
+    """Conversations of one, two or three turns, with a pause between their turns."""
+
+    def __getitem__(self, index: int) -> SessionPlan:  # type: ignore[override]
+        return session(index, turns=1 + index % 3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_streams_are_refilled_until_there_is_enough_and_then_drain(client: LoadClient, processes: int) -> None:
+    enough = Enough(completions=30, median_requests=4)
+    async with truth_server(Timing(20, 5)) as server:
+        spec = LoadSpec(Target(server.base_url), ClosedLoop(6), LazyTalks(), enough=enough, processes=processes)
+        result = await client.run(spec)
+        served = await server.take_served()
+    rows = result.requests.to_pylist()
+    assert result.requests["error"].null_count == len(rows) == len(served)
+    assert len(rows) >= 30
+    window = window_of(RequestArrays.of(result.requests), "closed", 6)
+    assert window is not None and window.kind == "steady"
+    assert sum(row["sent_ns"] < window.end_ns for row in rows) >= len(rows) - 6, "the drain sends nothing new"
+    talks = {row["session_id"] for row in rows}
+    cut = [talk for talk in talks if sum(row["session_id"] == talk for row in rows) < 1 + int(talk[1:]) % 3]
+    assert len(cut) <= 6, "only what was under way at the end is cut"
+
+
+async def test_a_point_that_never_has_enough_ends_with_its_sessions(client: LoadClient) -> None:
+    async def fail(call: Call) -> None:
+        await call.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
+
+    async with faulty_server(fail) as server:
+        target = Target(f"http://127.0.0.1:{server.port}")
+        spec = LoadSpec(target, ClosedLoop(4), [session(i) for i in range(8)], enough=Enough(4, 1))
+        result = await client.run(spec)
+    assert result.requests.num_rows == 8
+    assert result.requests["error"].null_count == 0
+
+
+async def test_thinking_streams_send_nothing_after_the_wind_down(client: LoadClient) -> None:
+    def talk(index: int) -> SessionPlan:
+        plan = session(index, turns=2)
+        return replace(plan, turns=(plan.turns[0], replace(plan.turns[1], think_s=3600.0)))
+
+    async with truth_server(Timing(10, 2)) as server:
+        spec = LoadSpec(Target(server.base_url), ClosedLoop(3), [talk(i) for i in range(3)], enough=Enough(3, 0))
+        result = await asyncio.wait_for(client.run(spec), 30)  # and not an hour
+    assert result.requests.num_rows == 3
 
 
 async def test_stop_records_what_was_in_flight_as_cancelled(client: LoadClient) -> None:

@@ -117,9 +117,11 @@ def test_the_summary_has_a_row_per_load_point(whole: tuple[Path, Ended]) -> None
     with (folder / "points_summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4
-    for row in rows:
-        assert row["output_tokens_per_s_n"] == "1"
-        assert float(row["output_tokens_per_s"]) > 0
+    counted = {(row["config_id"], row["concurrency"]): row["valid"] == "True" for row in points(folder)}
+    for row in rows:  # a busy machine may have made a point invalid: then it is not counted
+        valid = counted[row["config_id"], row["concurrency"]]
+        assert row["output_tokens_per_s_n"] == str(int(valid))
+        assert not valid or float(row["output_tokens_per_s"]) > 0
         assert row["output_tokens_per_s_low"] == row["output_tokens_per_s_high"] == ""  # one repeat has no interval
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from qwenbench.load.clock import ProcessHealth
 from qwenbench.load.source import Share
-from qwenbench.load.spec import LoadProgress, Target
+from qwenbench.load.spec import Enough, LoadProgress, Target
 
 _LENGTH = struct.Struct("<Q")
 
@@ -31,6 +31,8 @@ class Prepare:
     """Connections to open in this process. Closed loop: its streams."""
     timeout_s: float
     duration_s: float | None
+    enough: Enough | None
+    """This process's part of it."""
     cpu: int | None
     save_text: bool
     judge_text: bool
@@ -56,6 +58,11 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class WindDown:
+    """Send nothing new, finish what is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """A point's result: an Arrow IPC stream, and answers by request id where they were asked for."""
 
@@ -73,7 +80,7 @@ class Failed:
     usage: bool = False
 
 
-Message = Prepare | Prepared | Go | Stop | Finished | Failed | LoadProgress
+Message = Prepare | Prepared | Go | Stop | WindDown | Finished | Failed | LoadProgress
 
 
 def frame(message: Message) -> bytes:

@@ -11,13 +11,14 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 
 from qwenbench.load.client_process import SentEntry, SentLog
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
 from qwenbench.load.exchange import Channel, RawExchange, Transport, too_long
 from qwenbench.load.records import Digest, Sending, digest, lost_row
 from qwenbench.load.source import ReadySession, SessionSource, encode
-from qwenbench.load.spec import LoadProgress
+from qwenbench.load.spec import Enough, LoadProgress
 
 _LOOK_EVERY_S = 0.05
 _IDLE_LOOKS = 100
@@ -38,6 +39,7 @@ class PointRules:
     open_loop: bool
     timeout_s: float
     duration_s: float | None
+    enough: Enough | None
     keep_texts: bool
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -54,6 +56,8 @@ class _Stream:
     busy: bool = False
     deadline_ns: int = 0
     failures: int = 0
+    over: bool = False
+    """It was waiting when the point wound down, and sends nothing more."""
 
 
 class PointRunner:
@@ -88,6 +92,11 @@ class PointRunner:
         """Streams with a session (open loop), or that have not run out of sessions (closed loop)."""
         self._arrivals_left = rules.open_loop
         self._stopping = False
+        self._winding_down = False
+        self._e2e_ms: list[float] = []
+        """Of the requests that were answered; kept only while LoadSpec.enough is waited for."""
+        self._enough = False
+        self._on_enough: Callable[[], None] = lambda: None
         self._start_ns = 0
         self._undecoded: deque[tuple[Sending, RawExchange]] = deque()
         self._decoding = False
@@ -95,9 +104,13 @@ class PointRunner:
         self._idle_looks = 0
         self._sent = self._failed = self._tokens = 0
 
-    async def run(self, start_ns: int) -> None:
-        """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded."""
+    async def run(self, start_ns: int, on_enough: Callable[[], None]) -> None:
+        """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded.
+
+        `on_enough` is called once, when the rule `enough` is met; the load goes on until `wind_down`.
+        """
         self._start_ns = start_ns
+        self._on_enough = on_enough
         self._calls.at(start_ns, self._begin)
         self._watch = self._loop.call_later(_LOOK_EVERY_S, self._look)
         try:
@@ -120,13 +133,24 @@ class PointRunner:
                 stream.channel.abort("cancelled", "stopped by the user")
         self._maybe_finish()
 
+    def wind_down(self) -> None:
+        """Send nothing new; what is in flight is finished."""
+        self._winding_down = True
+        for stream in self._streams:
+            if stream.session is not None and not stream.busy:  # thinks, or pauses after a failure
+                stream.session, stream.over = None, True
+                self._active -= 1
+        self._maybe_finish()
+
     def progress(self) -> LoadProgress:
         """Counts so far; tokens in flight are estimated from the reads."""
         busy = [stream.exchange for stream in self._streams if stream.busy]
         in_flight = sum(len(exchange.stamps) for exchange in busy if exchange is not None)
         done = self._sent - len(busy)
         tokens = self._tokens + in_flight
-        return LoadProgress(self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count)
+        return LoadProgress(
+            self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count, self._enough
+        )
 
     # sending
 
@@ -180,7 +204,7 @@ class PointRunner:
             self._idle.insert(0, stream)
 
     def _next_session(self, stream: _Stream, free_ns: int) -> None:
-        if self._stopping:
+        if self._stopping or stream.over:
             return
         stream.session = None
         if self._rules.open_loop:
@@ -188,7 +212,7 @@ class PointRunner:
             self._idle.append(stream)
             self._maybe_finish()
             return
-        session = None if self._too_late(free_ns) else self._source.take()
+        session = None if self._winding_down or self._too_late(free_ns) else self._source.take()
         if session is None:
             self._active -= 1
             self._maybe_finish()
@@ -225,7 +249,7 @@ class PointRunner:
         pause_ns = self._pause_ns(stream.failures, exchange) if bad else 0
         free_ns = exchange.ended_ns + pause_ns
         turns = sending.session.turns
-        last = stream.at + 1 >= len(turns)
+        last = self._winding_down or stream.at + 1 >= len(turns)
         if sending.session.feed_back and not last:
             answer = self._decode(sending, exchange)
             last = answer is None  # without an answer the talk cannot go on
@@ -325,9 +349,20 @@ class PointRunner:
         if one.row["ttft_ms"] is not None:
             self._ttft_sum_ms += one.row["ttft_ms"]
             self._ttft_count += 1
+        if self._rules.enough is not None and not self._enough and not failed:
+            self._count_towards(self._rules.enough, one.row["e2e_ms"], exchange.ended_ns)
         kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)
         return None if failed else one.answer
+
+    def _count_towards(self, enough: Enough, e2e_ms: float, ended_ns: int) -> None:
+        self._e2e_ms.append(e2e_ms)
+        if len(self._e2e_ms) < enough.completions:
+            return
+        elapsed_ms = (ended_ns - self._start_ns) / NS_PER_MS
+        if elapsed_ms >= enough.median_requests * median(self._e2e_ms):
+            self._enough = True
+            self._on_enough()
 
     def _maybe_finish(self) -> None:
         more = self._active > 0 or self._arrivals_left or self._decoding or self._undecoded

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -24,13 +27,23 @@ from qwenbench.load.client_process import (
     Prepared,
     ProcessLost,
     Stop,
+    WindDown,
     read_sent_log,
 )
 from qwenbench.load.clock import NS_PER_MS, ClockWatch, ProcessHealth, now_ns
 from qwenbench.load.http1 import request_head
 from qwenbench.load.records import REQUEST_SCHEMA, Sending, lost_row, to_table
 from qwenbench.load.source import Share, shares
-from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadProgress, LoadResult, LoadSpec, OpenLoop, address_of
+from qwenbench.load.spec import (
+    ClientHealth,
+    ClosedLoop,
+    Enough,
+    LoadProgress,
+    LoadResult,
+    LoadSpec,
+    OpenLoop,
+    address_of,
+)
 
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""
@@ -142,6 +155,7 @@ class LoadClient:
             own,
             spec.timeout_s,
             spec.duration_s,
+            _part_of(spec.enough, own, streams),
             cpu,
             spec.save_text,
             spec.judge_text,
@@ -164,7 +178,7 @@ class LoadClient:
         if on_progress is not None:
             side_tasks.append(asyncio.ensure_future(_tell(runs, on_progress)))
         try:
-            await asyncio.gather(*(run.go(started_ns) for run in runs))
+            await asyncio.gather(*(run.go(started_ns, partial(_wind_down_when_all_have_enough, runs)) for run in runs))
         finally:
             for task in side_tasks:
                 task.cancel()
@@ -202,6 +216,7 @@ class _ProcessRun:
         self.lost: str | None = None
         self._spec = spec
         self._moved = time.monotonic()
+        self.has_enough = False
         self._going = False
         self._stop_wanted = False
 
@@ -217,8 +232,11 @@ class _ProcessRun:
             raise UsageError(answer.reason) if answer.usage else RunError(answer.reason)
         assert isinstance(answer, Prepared)
 
-    async def go(self, start_ns: int) -> None:
-        """Run to the end. A process that dies or fails leaves rows with error `client` for all that it had sent."""
+    async def go(self, start_ns: int, on_enough: Callable[[], None]) -> None:
+        """Run to the end. A process that dies or fails leaves rows with error `client` for all that it had sent.
+
+        `on_enough` is called when the process has its part of LoadSpec.enough, or is lost.
+        """
         self._moved = time.monotonic()
         self._going = True
         try:
@@ -231,8 +249,13 @@ class _ProcessRun:
                 if isinstance(message, LoadProgress):
                     self._watch(message)
                     self.progress = message
+                    if message.enough and not self.has_enough:
+                        self.has_enough = True
+                        on_enough()
         except ProcessLost as problem:
             self.process.kill()
+            self.has_enough = True
+            on_enough()
             self.lost = str(problem)
             self.table = self._lost(self.lost, start_ns)
             self.ended_ns = now_ns()
@@ -257,6 +280,12 @@ class _ProcessRun:
             raise ProcessLost(
                 f"no request of it ended within the time-out of {self._spec.timeout_s:g} s, nor was given up"
             )
+
+    def wind_down(self) -> None:
+        """Ask the process to send nothing new."""
+        if self._going:
+            with contextlib.suppress(ProcessLost):
+                self.process.send(WindDown())
 
     def stop(self) -> None:
         """Ask the process to end early, or as soon as it has begun."""
@@ -303,6 +332,18 @@ def streams_to_open(spec: LoadSpec) -> int:
         return max(1, min(spec.shape.concurrency, len(spec.sessions)))
     rate = spec.shape.rate or 32.0
     return max(1, min(len(spec.sessions), max(8, min(256, round(2 * rate)))))
+
+
+def _part_of(enough: Enough | None, own: int, streams: int) -> Enough | None:
+    """What a process with `own` of the point's streams has to see."""
+    return None if enough is None else replace(enough, completions=math.ceil(enough.completions * own / streams))
+
+
+def _wind_down_when_all_have_enough(runs: list[_ProcessRun]) -> None:
+    """All together: a process that ended alone would leave the point less than full."""
+    if all(run.has_enough for run in runs):
+        for run in runs:
+            run.wind_down()
 
 
 async def _stop_when(stop: asyncio.Event, runs: list[_ProcessRun]) -> None:

@@ -44,10 +44,20 @@ class OpenLoop:
 
 
 @dataclass(frozen=True, slots=True)
+class Enough:
+    """When a closed loop has been full for long enough: both are reached. Then nothing new is sent."""
+
+    completions: int
+    """Requests that were answered."""
+    median_requests: float
+    """The time so far, in medians of their E2E."""
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSpec:
     """One load point, or its warm-up.
 
-    `sessions` may be lazy (any picklable Sequence) and longer than what `duration_s` lets be sent.
+    `sessions` may be lazy (any picklable Sequence) and longer than what `duration_s` or `enough` lets be sent.
     """
 
     target: Target
@@ -57,6 +67,9 @@ class LoadSpec:
     """Longest time for one request, from its (scheduled) start to its last byte."""
     duration_s: float | None = None
     """No new session starts after this many seconds; those under way are finished."""
+    enough: Enough | None = None
+    """Closed loop: streams are given sessions until this is so (None: until there are no more), then what is in
+    flight is finished."""
     processes: int | None = None
     cpus: tuple[int, ...] = ()
     save_text: bool = False
@@ -107,6 +120,8 @@ class LoadProgress:
     ttft_sum_ms: float = 0.0
     """Over the requests decoded so far that got a token."""
     ttft_count: int = 0
+    enough: bool = False
+    """This part of the point has what LoadSpec.enough asks for."""
 
     @property
     def ttft_ms(self) -> float | None:

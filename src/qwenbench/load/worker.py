@@ -32,6 +32,7 @@ from qwenbench.load.client_process import (
     Prepared,
     SentLog,
     Stop,
+    WindDown,
     read_message,
     write_message,
 )
@@ -131,15 +132,19 @@ class Worker:
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
     async def _run(self, point: PointRunner, stamp_source: str, start_ns: int) -> ProcessHealth:
-        """Let the streams go, and stop them early when anything comes in (stop, or the parent's end)."""
+        """Let the streams go; wind down when told to, stop when anything else comes in (stop, or the parent's end)."""
         health_calls = TimedCalls(asyncio.get_running_loop())
         health = HealthWatch(health_calls)
-        running = asyncio.ensure_future(point.run(start_ns))
+        running = asyncio.ensure_future(point.run(start_ns, on_enough=lambda: self._say(point.progress())))
         listening = asyncio.ensure_future(self._inbox.get())
         ticking = asyncio.ensure_future(self._tick(point))
         health.start(start_ns)
         try:
             await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() and isinstance(listening.result(), WindDown):
+                point.wind_down()
+                listening = asyncio.ensure_future(self._inbox.get())
+                await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 point.stop()
             await running
@@ -179,7 +184,7 @@ def _rules(task: Prepare) -> PointRules:
     # of "Bearer abc" the second word alone is secret too
     secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
     keep = task.save_text or task.judge_text
-    return PointRules(task.open_loop, task.timeout_s, task.duration_s, keep, secrets)
+    return PointRules(task.open_loop, task.timeout_s, task.duration_s, task.enough, keep, secrets)
 
 
 def _ipc(table: pa.Table) -> bytes:

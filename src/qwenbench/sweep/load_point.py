@@ -210,6 +210,15 @@ class Watch:
         return None if value is None else float(value)
 
 
+def _expected_requests(load: LoadSpec) -> int | None:
+    """About how many requests a load will have; None where the clock ends it."""
+    if load.enough is not None:
+        return load.enough.completions
+    if load.duration_s is None and isinstance(load.sessions, PlannedSessions):
+        return load.sessions.request_count
+    return None
+
+
 class _Listener:
     """Turns the load generator's progress into the live view's values."""
 
@@ -217,9 +226,7 @@ class _Listener:
         self._sweep = sweep
         self._cell = cell
         self._phase = phase
-        sessions = load.sessions
-        counted = isinstance(sessions, PlannedSessions) and load.duration_s is None
-        self._total = sessions.request_count if isinstance(sessions, PlannedSessions) and counted else None
+        self._total = _expected_requests(load)
         self._watch = watch
         self._last = (time.monotonic(), 0)
 

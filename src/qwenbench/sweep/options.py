@@ -187,7 +187,15 @@ class SweepOptions(BaseModel):
         default=0.0, ge=0
     )
     trace: Annotated[str | None, Flag("Open loop: replay a JSONL trace with timestamps", LOAD, "FILE")] = None
-    requests: Annotated[str | None, Flag("Requests per load point", LOAD, "N|Nx", default="4x, at least 16")] = None
+    requests: Annotated[
+        str | None,
+        Flag(
+            "Send so many requests per load point, then let it drain",
+            LOAD,
+            "N|Nx",
+            default="streams stay full until a steady window holds 4x, at least 16",
+        ),
+    ] = None
     duration_s: Annotated[float | None, Flag("Load point by time instead", LOAD, "S")] = Field(default=None, gt=0)
     timeout_s: Annotated[float, Flag("Longest time for one request", LOAD, "S")] = Field(default=600.0, gt=0)
     slo: Annotated[
@@ -220,6 +228,11 @@ class SweepOptions(BaseModel):
     seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)
     canary: Annotated[bool, Flag("Ask 32 questions with known answers first", REPEATS)] = False
     force: Annotated[bool, _server("Start configurations that cannot work; take over another host's lock")] = False
+
+    @property
+    def until_steady(self) -> bool:
+        """Whether a closed loop's points are refilled until they were steady, instead of sending so many requests."""
+        return self.requests is None and self.duration_s is None and not self.rate and self.trace is None
 
     @field_validator("requests")
     @classmethod

@@ -83,7 +83,8 @@ class Plan:
                     "endpoint", "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card",
                     "vllm_command",
                 },
-            ),
+            )
+            | {"until_steady": self.options.until_steady},
         }  # fmt: skip
         return {name: hashlib.sha256(orjson.dumps(part)).hexdigest()[:16] for name, part in parts.items()}
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from qwenbench.analysis.window import MIN_COMPLETIONS_PER_STREAM, MIN_MEDIAN_E2E
 from qwenbench.engine.config import Configuration
-from qwenbench.load.spec import ClosedLoop, LoadSpec, OpenLoop, Target
+from qwenbench.load.spec import ClosedLoop, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
@@ -18,6 +19,13 @@ from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMod
 
 WARM_UP_OUTPUT = 32
 """Longest answer of a warm-up request in tokens: long enough for every stream to decode together."""
+STEADY_COMPLETIONS = MIN_COMPLETIONS_PER_STREAM
+"""Answers per stream that a steady window must hold at least."""
+STEADY_MEDIANS = 1.2 * MIN_MEDIAN_E2E
+"""Length of a point that ends when it was steady, in median E2E: a fifth more than its window needs, because the
+answers that are still under way may be the longer ones."""
+CEILING = 4
+"""A point that does not become steady (all requests fail, few are long) ends after so many times the requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +81,14 @@ def measured_load(
     scenario, seed = loaded.file.scenario, seed_of(plan, point)
     common = request_options(plan, point, traits, salt, configuration)
     shape: ClosedLoop | OpenLoop
+    enough = None
     if point.concurrency is not None:
-        # with --duration the list is only an upper limit: it is lazy, so a long one costs little
+        # until it was steady, or with --duration, the list is only an upper limit: it is lazy, so it costs little
         count = scenario.request_count(point.concurrency)
-        if options.duration_s is not None:
+        if options.until_steady:
+            enough = Enough(max(count, STEADY_COMPLETIONS * point.concurrency), STEADY_MEDIANS)
+            count = CEILING * enough.completions
+        elif options.duration_s is not None:
             count = max(count, most_requests(options.duration_s, point.concurrency))
         sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count, streams=point.concurrency)
         shape = ClosedLoop(point.concurrency)
@@ -90,6 +102,7 @@ def measured_load(
         sessions=sessions,
         timeout_s=options.timeout_s,
         duration_s=options.duration_s,
+        enough=enough,
         processes=options.client_processes,
         cpus=options.client_cpus,
         save_text=options.save_text,
