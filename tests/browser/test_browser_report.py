@@ -32,7 +32,7 @@ def test_every_figure_is_drawn_without_a_word_or_a_request(report: Open) -> None
 def test_axes_carry_their_units(report: Open) -> None:
     page = report()
     titles = page.js("return [...document.querySelectorAll('.infolayer text')].map(e => e.textContent)")
-    for unit in ("(GiB)", "tok/s", "(ms)", "Client streams", "Seconds"):
+    for unit in ("GiB", "tok/s", ", ms", "Client streams", "Seconds"):
         assert any(unit in title for title in titles), unit
 
 
@@ -40,7 +40,7 @@ def test_simulated_is_written_across_every_figure(report: Open) -> None:
     page = report()
     for figure in FIGURES:
         texts = page.js("return document.getElementById(arguments[0]).layout.annotations.map(a => a.text)", figure)
-        assert "SIMULATED" in texts, figure
+        assert "<b>SIMULATED</b>" in texts, figure
     measured = report(simulated=False)
     assert "SIMULATED" not in measured.js("return document.body.innerText")
 
@@ -82,7 +82,7 @@ def test_the_metric_menus_and_the_time_line_redraw(report: Open) -> None:
     )
     page.js(change, "#m-latency", "tpot_p90")
     page.settle()
-    assert page.js("return document.getElementById('f-latency').layout.yaxis.title.text") == "TPOT p90 (ms)"
+    assert page.js("return document.getElementById('f-latency').layout.yaxis.title.text") == "TPOT p90, ms"
     before = page.js("return document.getElementById('f-timeline').data[0].y")
     page.js(change, "#pick", "0")
     page.settle()
@@ -143,6 +143,37 @@ def test_the_line_to_deploy_comes_first_and_can_be_copied(report: Open) -> None:
     page.wait("document.querySelector('[data-copy]').textContent === 'Copied'", "the copy button said nothing")
     page.js("document.querySelectorAll('[data-tab]')[1].click()")
     assert page.js("return document.getElementById('line-0').hidden") is True
+
+
+def test_the_answer_is_seen_whole_on_a_telephone(report: Open) -> None:
+    page = report(width=390, mobile=True)
+    settings = page.js("return [...document.querySelectorAll('.settings code')].map(e => e.textContent)")
+    assert "--max-cudagraph-capture-size 64" in settings and "--max-num-seqs 64" in settings
+    right = page.js(
+        "return Math.max(...[...document.querySelectorAll('.settings code')].map(e => e.getBoundingClientRect().right))"
+    )
+    assert right <= 390
+    # nothing of the docker line is cut off: neither to the right nor below
+    hidden = "const p = document.getElementById('text-0'); return [p.scrollWidth - p.clientWidth, "
+    assert page.js(f"{hidden} p.scrollHeight - p.clientHeight]") == [0, 0]
+    page.shoot("390")
+
+
+def test_the_filters_take_one_line_once_the_page_is_scrolled(report: Open) -> None:
+    page = report(captures=tuple(range(8, 136, 8)), width=768)
+    before = page.js("return document.getElementById('filters').offsetHeight")
+    page.js("window.scrollTo(0, 2500)")
+    page.wait("document.getElementById('filters').classList.contains('stuck')", "the filters stayed large")
+    assert page.js("return document.getElementById('filters').offsetHeight") <= 48 < before
+
+
+def test_the_trade_off_is_there_before_any_script_and_its_rows_are_filtered(report: Open) -> None:
+    page = report()
+    lanes = "document.querySelectorAll('#tradeoff .wide g[data-config]')"
+    assert page.js(f"return {lanes}.length") == 3
+    page.press('input[data-filter="config"][value="cap32-seq32"]')
+    assert page.js(f"return [...{lanes}].filter(g => getComputedStyle(g).display !== 'none').length") == 2
+    assert page.js("return document.querySelector('#tradeoff .narrow').checkVisibility()") is False
 
 
 @pytest.mark.parametrize("failed", [(), (16, 32, 64)], ids=["points", "failures only"])

@@ -76,6 +76,7 @@ def page_answer(run: Run, answer: Answer | str) -> Iterator[Block]:
         return
     yield from _headline(answer)
     if answer.config_id is not None:
+        yield from _settings(run.launches.get(answer.config_id, {}))
         yield from _lines(answer, run.launches.get(answer.config_id, {}))
         yield _tiles(answer)
         yield from _reasons(answer)
@@ -129,6 +130,19 @@ def _headline(answer: Answer) -> Iterator[Block]:
     sure: Inline = "" if answer.decided else (" ", Span("not decided yet", "badge"))
     words = (Span(("Deploy ", answer.config_id)), f": {goal}{users}", f", for {asked}" if asked else "", ".", sure)
     yield Paragraph(words, "answer")
+
+
+_ANSWER_FLAGS = ("max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utilization")
+
+
+def _settings(launch: Mapping[str, Any]) -> Iterator[Block]:
+    """The flags that are the answer, before the long line that holds them."""
+    server = launch.get("server")
+    flags = launch.get("requested") or (server.get("flags") if isinstance(server, Mapping) else None)
+    shown = [f"--{name} {flags[name]}" for name in _ANSWER_FLAGS if isinstance(flags, Mapping) and flags.get(name)]
+    if shown:
+        words: list[Inline] = [part for flag in shown for part in (Span(flag, "code"), " ")]
+        yield Paragraph(words, "settings")
 
 
 def _lines(answer: Answer, launch: Mapping[str, Any], first: str = "bash") -> Iterator[Block]:

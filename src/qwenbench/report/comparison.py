@@ -87,8 +87,10 @@ def _undecided(comparison: Comparison) -> str:
 
 def comparison_blocks(comparison: Comparison, everything: bool = False) -> Iterator[Block]:
     """The comparison for a terminal and for Markdown."""
+    if comparison.simulated:
+        yield Paragraph(SIMULATED, "warning")
     yield Heading(f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}", 3)
-    yield from comparison_head(comparison)
+    yield from _findings(comparison)
     rows = list(comparison.rows) if everything else chosen_rows(comparison)
     if rows:
         yield changes_table(rows, several=len(comparison.runs) > 2)
@@ -111,6 +113,10 @@ def comparison_head(comparison: Comparison) -> Iterator[Block]:
     """Verdict, gate, and what differs in the conditions and in what the configurations hold."""
     if comparison.simulated:
         yield Paragraph(SIMULATED, "warning")
+    yield from _findings(comparison)
+
+
+def _findings(comparison: Comparison) -> Iterator[Block]:
     yield Paragraph(Span(verdict(comparison)), "answer")
     for reason in comparison.forced:
         yield Paragraph(("FORCED: ", reason), "warning")

@@ -101,7 +101,7 @@ class Paragraph:
     """Running text."""
 
     text: Inline
-    style: Literal["", "answer", "lead", "quiet", "warning"] = ""
+    style: Literal["", "answer", "settings", "lead", "quiet", "warning"] = ""
 
 
 @dataclass(frozen=True, slots=True)

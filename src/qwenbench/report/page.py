@@ -23,7 +23,7 @@ from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
 from qwenbench.report.document import Block, Paragraph
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
-from qwenbench.report.names import label
+from qwenbench.report.names import titled
 from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter
 from qwenbench.report.subject import Subject, subject_of
@@ -31,8 +31,9 @@ from qwenbench.report.svg import css_variables
 from qwenbench.report.tradeoff import tradeoff_of
 from qwenbench.report.tradeoff_drawing import picture
 
-_SCRIPTS = ("format.js", "style.js", "figures.js", "page.js")
-"""In the order in which they build on each other; page.js starts it all."""
+_SCRIPTS = ("format.js", "style.js", "theme.js", "figures.js", "page.js")
+_COMPARISON_SCRIPTS = ("format.js", "style.js", "theme.js", "comparison.js")
+"""In the order in which they build on each other; the last one starts it all."""
 
 
 def build_report(run: Run, question: Question | None = None) -> str:
@@ -84,7 +85,10 @@ def _tradeoff(data: PageData, answer: Answer | str, subject: Subject) -> Iterato
 
 def build_comparison_page(comparison: Comparison) -> str:
     """A comparison as a page of its own: the verdict, the curves of all runs, and the changes."""
-    script, library = "\n".join(asset(name) for name in ("format.js", "style.js", "comparison.js")), plotly_js()
+    script, library = (
+        "\n".join(asset(name) for name in ("format.js", "style.js", "theme.js", "comparison.js")),
+        plotly_js(),
+    )
     write = HtmlWriter().write
     return fill(
         asset("comparison.html"),
@@ -95,6 +99,7 @@ def build_comparison_page(comparison: Comparison) -> str:
             "heading": text(" against ".join(comparison.runs)),
             "head": write(comparison_head(comparison)),
             "rows": write(comparison_page(comparison)),
+            "version": text(__version__),
             "data": embedded(_curves(comparison)),
             "library": library,
             "script": script,
@@ -122,7 +127,7 @@ def _curves(comparison: Comparison) -> Mapping[str, Any]:
     return {
         "simulated": comparison.simulated,
         "runs": list(comparison.runs),
-        "metrics": {key: {"label": label(key), "unit": column.unit} for key, column in METRICS.items()},
+        "metrics": {key: titled(key) for key in METRICS},
         "points": points,
     }
 

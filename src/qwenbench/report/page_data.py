@@ -15,7 +15,7 @@ import pandas as pd
 from qwenbench.analysis.columns import METRICS, Column
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.analysis.run import LOAD_POINT, Run, records
-from qwenbench.report.names import label
+from qwenbench.report.names import label, titled
 from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
 from qwenbench.report.subject import subject_of
 from qwenbench.report.timeline import TimelineView, timelines
@@ -29,6 +29,8 @@ class Metric:
     key: str
     """As in limits and `recommend`: ttft_p50."""
     label: str
+    title: str
+    """The label with its unit, for menus and axes."""
     unit: str
     better: str
     """`higher`, `lower` or empty."""
@@ -192,7 +194,7 @@ def launch_flags(launch: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _metric(key: str, column: Column) -> Metric:
-    return Metric(key, label(key), column.unit, column.better, column.definition)
+    return Metric(key, label(key), titled(key), column.unit, column.better, column.definition)
 
 
 def _cards(flags: Mapping[str, str]) -> int:

@@ -1,7 +1,7 @@
 "use strict";
 // From the document and what is selected to Plotly traces and layouts. Pure: nothing here touches the page.
 
-// What every figure shares: fonts, colours, the watermark, no buttons that a still report does not need.
+// What every figure shares: fonts, colours, the mark of simulated runs, no buttons that a still report does not need.
 function baseLayout(env, height) {
   const { theme } = env;
   const layout = {
@@ -12,14 +12,8 @@ function baseLayout(env, height) {
     hovermode: "closest", showlegend: false, annotations: [], shapes: [],
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false, font: { color: theme.ink } },
   };
-  if (env.doc.simulated) layout.annotations.push(watermark(env, 0.5, 0.5, env.width, height));
+  if (env.doc.simulated) layout.annotations.push(Style.simulated(env.theme));
   return layout;
-}
-
-// Says SIMULATED across a figure, or across each panel of one: a panel that is cut out still says it.
-function watermark(env, x, y, widthPx, heightPx) {
-  return { text: "SIMULATED", xref: "paper", yref: "paper", x, y, xanchor: "center", yanchor: "middle", showarrow: false, textangle: -14, opacity: 0.1,
-    font: { size: Math.max(20, Math.min(92, widthPx / 8, heightPx / 3)), color: env.theme.ink }, name: "watermark" };
 }
 
 function axis(env, title, more) {
@@ -38,18 +32,16 @@ function panels(env, layout, names, xTitle, yTitle, xMore, yMore, panelHeight = 
   layout.legend.y = 1 + 30 / (layout.height - layout.margin.t - layout.margin.b);
   const gapX = 0.1, gapY = 74 / (rows * panelHeight);
   const wide = (1 - gapX * (columns - 1)) / columns, tall = (1 - gapY * (rows - 1)) / rows;
-  const widthPx = wide * (env.width - layout.margin.l - layout.margin.r), heightPx = tall * (layout.height - layout.margin.t - layout.margin.b);
-  layout.annotations = [];
+  layout.annotations = env.doc.simulated ? [{ ...Style.simulated(env.theme), yshift: 5 + legendRoom }] : [];
   return names.map((name, index) => {
     const column = index % columns, row = Math.floor(index / columns), suffix = index ? String(index + 1) : "";
     const left = column * (wide + gapX), top = 1 - row * (tall + gapY);
     const lastInColumn = index + columns >= names.length;
     layout["xaxis" + suffix] = axis(env, lastInColumn ? xTitle : "", { domain: [left, left + wide], anchor: "y" + suffix, ...xMore });
     layout["yaxis" + suffix] = axis(env, column === 0 ? yTitle : "", { domain: [Math.max(0, top - tall), top], anchor: "x" + suffix, rangemode: "tozero", ...yMore });
-    if (env.doc.simulated) layout.annotations.push(watermark(env, left + wide / 2, top - tall / 2, widthPx, heightPx));
     layout.annotations.push({ text: `<b>${Format.short(name, 48)}</b>`, xref: "paper", yref: "paper", x: left, y: top, xanchor: "left",
       yanchor: "bottom", yshift: 4, showarrow: false, font: { color: env.theme.ink, size: 13 } });
-    return { name, x: "x" + suffix, y: "y" + suffix, widthPx, heightPx };
+    return { name, x: "x" + suffix, y: "y" + suffix };
   });
 }
 
@@ -90,8 +82,7 @@ const Figures = {
     const { doc, points, workloads } = env, metric = doc.metrics.find((each) => each.key === env.metric), data = [];
     const layout = baseLayout(env, 300);
     layout.showlegend = env.legend;
-    const title = `${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`;
-    const cells = panels(env, layout, workloads, doc.level_label, title, levelAxis(doc, points), env.log ? { type: "log", rangemode: "normal" } : {});
+    const cells = panels(env, layout, workloads, doc.level_label, metric.title, levelAxis(doc, points), env.log ? { type: "log", rangemode: "normal" } : {});
     const legends = new Set();
     for (const cell of cells) {
       for (const config of env.configs) {
@@ -196,7 +187,8 @@ const Figures = {
   // KV cache: what was predicted before the launch against what the server's log said.
   prediction(env) {
     const { theme } = env, configs = env.configs.filter((config) => config.prediction.kv_cache_gib != null);
-    const layout = Figures.rows(env, configs, "KV cache (GiB)"), names = configs.map((config) => config.id);
+    const layout = Figures.rows(env, configs, "KV cache, GiB"), names = configs.map((config) => config.id);
+    layout.xaxis.rangemode = "tozero";
     const predicted = configs.map((config) => config.prediction.kv_cache_gib);
     const side = (key, sign) => configs.map((config, index) => (config.prediction[key] == null ? 0 : sign * (config.prediction[key] - predicted[index])));
     const seen = env.doc.simulated ? "the simulator's log" : "measured: the server's log";

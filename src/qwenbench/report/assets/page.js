@@ -124,7 +124,7 @@
     for (const menu of all("select[data-for]")) {
       const plot = document.getElementById(menu.dataset.for), latency = plot.id === "f-latency";
       const metrics = doc.metrics.filter((metric) => (metric.unit === "ms") === latency && present.has(metric.key));
-      menu.replaceChildren(...metrics.map((metric) => new Option(`${metric.label}${metric.unit ? ` (${metric.unit})` : ""}`, metric.key)));
+      menu.replaceChildren(...metrics.map((metric) => new Option(metric.title, metric.key)));
       if (metrics.some((metric) => metric.key === plot.dataset.metric)) menu.value = plot.dataset.metric;
       else if (metrics.length) plot.dataset.metric = menu.value;
       menu.addEventListener("change", () => { plot.dataset.metric = menu.value; redraw([plot]); });
@@ -132,23 +132,8 @@
   }
   document.getElementById("latency-log").addEventListener("change", () => redraw([document.getElementById("f-latency")]));
 
-  // Light and dark.
-  const themeButton = document.getElementById("theme");
-  function setTheme(name) {
-    document.documentElement.dataset.theme = name;
-    themeButton.textContent = name === "dark" ? "Light" : "Dark";
-    themeButton.setAttribute("aria-pressed", String(name === "dark"));
-    swatches();
-  }
-  themeButton.addEventListener("click", () => {
-    setTheme(Style.dark() ? "light" : "dark");
-    try { localStorage.setItem("qwenbench-theme", document.documentElement.dataset.theme); } catch { /* a file may have no storage */ }
-    redraw();
-  });
-  function storedTheme() {
-    try { return localStorage.getItem("qwenbench-theme"); } catch { return null; }
-  }
-  setTheme(storedTheme() || (window.matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light"));
+  Theme.start(() => { swatches(); redraw(); });
+  swatches();
 
   // Definitions on hover, focus and touch.
   const tip = document.getElementById("tip");
@@ -197,10 +182,11 @@
   window.addEventListener("beforeprint", () => {
     themeBeforePrint = document.documentElement.dataset.theme;
     printing = true;
-    setTheme("light");
+    Theme.set("light");
+    swatches();
     for (const plot of plots) draw(plot);
   });
-  window.addEventListener("afterprint", () => { printing = false; setTheme(themeBeforePrint); redraw(); });
+  window.addEventListener("afterprint", () => { printing = false; Theme.set(themeBeforePrint); swatches(); redraw(); });
 
   let width = window.innerWidth, timer = 0;
   window.addEventListener("resize", () => {
@@ -209,6 +195,10 @@
     window.clearTimeout(timer);
     timer = window.setTimeout(() => redraw(), 120);
   });
+
+  // Once the page is scrolled, the filters take one line.
+  const filters = document.getElementById("filters");
+  new IntersectionObserver(([entry]) => { filters.classList.toggle("stuck", !entry.isIntersecting); }).observe(document.getElementById("above"));
 
   metricMenus();
   listTimelines();

@@ -18,12 +18,17 @@ const Style = {
       symbol: Style.symbols[(index + Math.floor(index / 8)) % Style.symbols.length],
     };
   },
+  // The mark of a figure that was not measured: at the upper right corner, beside the data and never on it.
+  simulated(theme, x = 1, y = 1) {
+    return { text: "<b>SIMULATED</b>", xref: "paper", yref: "paper", x, y, xanchor: "right", yanchor: "bottom", yshift: 5, showarrow: false,
+      font: { size: 11.5, color: theme.warn }, bgcolor: theme.warnWash, borderpad: 3, name: "simulated" };
+  },
   css(name) {
     return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   },
   theme() {
     return { ink: Style.css("--ink"), soft: Style.css("--soft"), faint: Style.css("--faint"), grid: Style.css("--grid"),
-      rule: Style.css("--rule"), paper: Style.css("--paper"), accent: Style.css("--accent"), warn: Style.css("--warn"),
+      rule: Style.css("--rule"), paper: Style.css("--paper"), accent: Style.css("--accent"), warn: Style.css("--warn"), warnWash: Style.css("--warn-wash"),
       parts: Style.parts[Style.dark() ? "dark" : "light"] };
   },
 };
