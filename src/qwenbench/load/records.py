@@ -85,7 +85,7 @@ MAX_DETAIL = 300
 MAX_TOKEN_CHARS = 512
 """Characters of one token: runs of blanks and signs are the longest, some 128 to 256 in large vocabularies."""
 _PROMPT_EXCERPT = 24
-"""Characters of a prompt that, found in a server's error message, make the message be cut there."""
+"""As many characters of a prompt in a row, found in a server's error message, make the message be cut there."""
 
 RequestRow = dict[str, Any]
 
@@ -295,12 +295,20 @@ def _clean(detail: str, payload: Mapping[str, Any], secrets: Iterable[str]) -> s
         if len(secret) >= 4:
             detail = detail.replace(secret, "***")
     for text in _prompt_texts(payload):
-        start = text.strip()[:_PROMPT_EXCERPT]
-        at = detail.find(start) if len(start) >= 8 else -1
-        if at >= 0:
+        at = _repeats(detail, text)
+        if at is not None:
             detail = detail[:at] + "[prompt text left out]"
     printable = "".join(character if character.isprintable() else " " for character in detail)
     return " ".join(printable.split())[:MAX_DETAIL]
+
+
+def _repeats(detail: str, prompt: str) -> int | None:
+    """Where a server's words begin to repeat any part of a prompt, upper or lower case; None when they do not."""
+    said, sent = detail[: 2 * MAX_DETAIL].lower(), prompt.strip().lower()
+    length = min(_PROMPT_EXCERPT, len(sent))
+    if length < 8:
+        return None
+    return next((at for at in range(len(said) - length + 1) if said[at : at + length] in sent), None)
 
 
 def _prompt_texts(payload: Mapping[str, Any]) -> Iterable[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from qwenbench import __version__
@@ -50,12 +51,13 @@ class Recorder:
 
     def record(self, cell: Cell, result: CellResult) -> None:
         """Makes a cell finished. When this returns it survives a power cut; before, it never was."""
-        write_table(self._paths.cell_requests(cell.cell_id), result.requests)
+        mask = Masker.from_environment()  # a server may repeat a header of ours in what it says
+        write_table(self._paths.cell_requests(cell.cell_id), _without_secrets(result.requests, mask))
         write_table(self._paths.metrics_samples(cell.config_id, cell.cell_id), result.samples.metrics)
         write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), result.samples.nvml)
         if result.texts:
             write_json(self._paths.requests / f"{cell.cell_id}.texts.json", result.texts, mode=0o600)
-        entry = Entry(cell.cell_id, cell.config_id, cell.launch, dict(result.point), time.time_ns())
+        entry = Entry(cell.cell_id, cell.config_id, cell.launch, masked(result.point, mask), time.time_ns())
         self._journal.append(entry)
         self._entries[cell.cell_id] = entry
         self.write_points()
@@ -71,6 +73,15 @@ class Recorder:
         if self._entries:
             summary = summary_rows(point_frame(self.points), requests_under(self._paths.root))
             write_bytes(self._paths.summary, summary.to_csv(index=False).encode())
+
+
+def _without_secrets(requests: pa.Table, mask: Masker) -> pa.Table:
+    """The server's own words (error_detail) masked; nothing else of a record is text from outside."""
+    if "error_detail" not in requests.column_names or requests["error_detail"].null_count == len(requests):
+        return requests
+    details = [None if text is None else mask(text) for text in requests["error_detail"].to_pylist()]
+    index = requests.column_names.index("error_detail")
+    return requests.set_column(index, requests.schema.field(index), pa.array(details, pa.string()))
 
 
 SCHEMA_VERSION = 1

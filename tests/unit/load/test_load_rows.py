@@ -242,3 +242,13 @@ def test_ended_streams_keep_little_memory() -> None:
     assert one.row["itl_ms"].nbytes <= 4 * 400
     assert one.row["itl_ms"].base is None or one.row["itl_ms"].base.nbytes <= 8 * 400
     assert isinstance(one.row["itl_ms"], np.ndarray)
+
+
+@pytest.mark.parametrize("said", ["tail: LONG STORY ABOUT a cat and a dog", "x" * 200 + "a long story about a cat and"])
+def test_any_part_of_a_prompt_that_a_server_repeats_is_left_out(said: str) -> None:
+    body = b'{"error": "%s"}' % said.encode()
+    raw = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+    prompt = {"messages": [{"role": "user", "content": "tell me a long story about a cat and a dog"}]}
+    detail = digest(sending(**prompt), exchange([(3, raw)]), secrets=[]).row["error_detail"]
+    assert detail.endswith("[prompt text left out]")
+    assert "story" not in detail.lower()
