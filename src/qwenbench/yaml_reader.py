@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import KIB, read_input_text
 
 M = TypeVar("M", bound=BaseModel)
+MOST_BYTES = 256 * KIB
+"""The largest YAML file: ten times the longest campaign that anybody would write."""
+MOST_NODES = 20_000
+"""With every alias written out."""
+
+
+def read_yaml_text(path: Path, what: str) -> str:
+    """The text of a YAML file that a user named. Raises UsageError as `read_input_text` does."""
+    return read_input_text(path, what, MOST_BYTES)
+
+
+def _refuse_explosion(root: yaml.Node | None, where: str) -> None:
+    """Raises UsageError when aliases make the document refer to itself, or mean 10^9 nodes in ten lines."""
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if isinstance(node, yaml.ScalarNode):
+            return 1
+        line = node.start_mark.line + 1
+        if id(node) in open_nodes:
+            raise UsageError(f"{where}, line {line}: an alias refers to what it stands in.")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            children = node.value if isinstance(node, yaml.SequenceNode) else [n for pair in node.value for n in pair]
+            sizes[id(node)] = 1 + sum(map(size, children))
+            open_nodes.discard(id(node))
+            if sizes[id(node)] > MOST_NODES:
+                raise UsageError(f"{where}, line {line}: means more than {MOST_NODES} values, aliases written out.")
+        return sizes[id(node)]
+
+    if root is not None:
+        size(root)
 
 
 def _key_given_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
@@ -45,11 +80,15 @@ def parse_yaml_model(model: type[M], text: str, where: str) -> M:
     """Reads a YAML document into a pydantic model. Raises UsageError with file, line and field."""
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_explosion(node, where)
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise UsageError(f"{where}{line}: no valid YAML: {getattr(error, 'problem', None) or error}.") from error
+    except (ValueError, RecursionError, OverflowError) as error:  # a date of day 99, a number of 5,000 digits, depth
+        reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise UsageError(f"{where}: no valid YAML: {reason}.") from error
     twice = _key_given_twice(node)
     if twice is not None:
         raise UsageError(f"{where}, line {twice.start_mark.line + 1}: {twice.value!r} stands twice.")

@@ -12,7 +12,7 @@ from qwenbench.engine.config import DockerOptions, FlagValue, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.masking import is_secret_name, refuse_secret_arguments
 from qwenbench.workload.scenario import scenario_folder
-from qwenbench.yaml_reader import parse_yaml_model
+from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
 
 
 class DockerPart(BaseModel):
@@ -106,10 +106,7 @@ def load_deployment(name_or_path: str) -> DeploymentFile:
             raise UsageError(
                 f"--deployment {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path."
             )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"deployment {path}: cannot be read: {error}.") from error
+    text = read_yaml_text(path, "deployment")
     deployment = parse_yaml_model(DeploymentFile, text, f"deployment {path}")
     refuse_secret_arguments(deployment.server().vllm_args(), f"deployment {path}")
     return deployment

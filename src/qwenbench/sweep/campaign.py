@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.names import check_name
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.yaml_reader import parse_yaml_model
+from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
 
 
 class NamedSweep(BaseModel):
@@ -34,10 +34,7 @@ class Campaign(BaseModel):
 
 def load_campaign(path: Path) -> dict[str, dict[str, Any]]:
     """Sweep name -> the option fields that the file sets. Raises UsageError with file, line and field."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--campaign {path}: cannot be read: {error}.") from error
+    text = read_yaml_text(path, "--campaign")
     campaign = parse_yaml_model(Campaign, text, f"--campaign {path}")
     sweeps: dict[str, dict[str, Any]] = {}
     for sweep in campaign.sweeps:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, read_input
 
 Shape = Literal["poisson", "gamma", "constant"]
 
@@ -52,10 +53,7 @@ def load_trace(path: Path) -> list[TraceRow]:
     Rows with input_length / output_length are Mooncake's form, whose timestamps are milliseconds. Times count from the
     first row's. Raises UsageError with the line: no JSON, no timestamp, times that go backwards.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise UsageError(f"--trace {path}: cannot be read: {error.strerror}.") from error
+    lines = read_input(path, "--trace", GIB).split(b"\n")
     rows: list[TraceRow] = []
     numbers: list[int] = []
     for number, line in enumerate(lines, start=1):

@@ -15,6 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwenbench.errors import RunError, UsageError
+from qwenbench.input_files import MIB, read_input
 from qwenbench.workload.scenario import scenario_folder
 
 MAX_TOKENS = 48
@@ -55,10 +56,7 @@ class CanaryResult:
 def canary_questions(path: Path | None = None) -> tuple[CanaryQuestion, ...]:
     """The questions. Raises UsageError with file and line for a broken row."""
     path = path or scenario_folder() / "canary.jsonl"
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UsageError(f"canary questions {path}: cannot be read: {error.strerror}.") from error
+    lines = read_input(path, "canary questions", MIB).splitlines()
     questions = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():

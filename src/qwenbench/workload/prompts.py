@@ -11,6 +11,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, read_input
 
 
 class PromptTurn(BaseModel):
@@ -85,10 +86,7 @@ def _rows(path: Path, data: bytes) -> Iterator[Prompt]:
 
 def load_prompt_set(path: Path) -> PromptSet:
     """Reads a prompt set. Raises UsageError with file, line and field for the first broken row."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UsageError(f"prompt set {path}: cannot be read: {error.strerror}.") from error
+    data = read_input(path, "prompt set", GIB)
     prompts = tuple(_rows(path, data))
     if not prompts:
         raise UsageError(f"prompt set {path}: holds no prompt.")

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from qwenbench.errors import UsageError
 from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.profiles import PROFILES
-from qwenbench.yaml_reader import parse_yaml_model
+from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
 
 M = TypeVar("M", bound=BaseModel)
 _REQUESTS = re.compile(r"\d+(?:\.\d+)?x?\Z")
@@ -106,10 +106,7 @@ def load_scenario(name_or_path: str) -> ScenarioFile:
             close = difflib.get_close_matches(name_or_path, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise UsageError(f"--scenario {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"scenario {path}: cannot be read: {error}.") from error
+    text = read_yaml_text(path, "scenario")
     scenario = parse_yaml_model(Scenario, text, f"scenario {path}")
     return ScenarioFile(scenario, path, text, hashlib.sha256(text.encode()).hexdigest())
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import orjson
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, check_input
 
 MAX_ROW_BYTES = 16 * 1024 * 1024
 """A row above this is no prompt: 16 MiB are about four million tokens."""
@@ -62,6 +63,7 @@ def read_rows(source: Path) -> Iterator[DatasetRow]:
     Raises UsageError with file and row: bytes that are no UTF-8, no valid JSON, a row that is no object or too long.
     """
     for path in dataset_files(source):
+        check_input(path, "data set", 1024 * GIB)  # read row by row: any size will do, a pipe or a device will not
         try:
             if path.name.endswith(".parquet"):
                 yield from _parquet_rows(path)

@@ -1,0 +1,73 @@
+"""Files that a user names: regular ones only, and of a size that such a file can have."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from qwenbench.errors import UsageError
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+_KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a pipe"),
+    (stat.S_ISCHR, "is a device"),
+    (stat.S_ISBLK, "is a device"),
+    (stat.S_ISSOCK, "is a socket"),
+)
+
+
+def check_input(path: Path, what: str, most_bytes: int) -> int:
+    """The size of a regular file in bytes, without reading it.
+
+    `what` opens the message (`--trace`, `scenario`). Raises UsageError: not there, no regular file (a pipe would be
+    waited for, a device would never end), or larger than `most_bytes`.
+    """
+    try:
+        return _checked(path.stat(), path, what, most_bytes)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+
+
+def read_input(path: Path, what: str, most_bytes: int) -> bytes:
+    """The whole of a regular file. Raises UsageError as `check_input` does; never reads more than `most_bytes`."""
+    try:
+        # without O_NONBLOCK opening a pipe waits for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            _checked(os.fstat(file.fileno()), path, what, most_bytes)
+            data = file.read(most_bytes + 1)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    if len(data) > most_bytes:  # it grew, or its size was not told (files of /proc)
+        raise _too_large(path, what, most_bytes)
+    return data
+
+
+def read_input_text(path: Path, what: str, most_bytes: int) -> str:
+    """The same as text. Raises UsageError also for bytes that are no UTF-8."""
+    data = read_input(path, what, most_bytes)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{what} {path}, line {line}: is not UTF-8 (byte 0x{data[error.start]:02x}).") from error
+
+
+def _checked(status: os.stat_result, path: Path, what: str, most_bytes: int) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), "is no regular file")
+        raise UsageError(f"{what} {path}: {kind}. Give a regular file.")
+    if status.st_size > most_bytes:
+        raise _too_large(path, what, most_bytes)
+    return status.st_size
+
+
+def _too_large(path: Path, what: str, most_bytes: int) -> UsageError:
+    unit, name = next((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")) if most_bytes >= u)
+    return UsageError(f"{what} {path}: is larger than {most_bytes // unit} {name}, more than such a file can need.")
+
+
+def _unreadable(path: Path, what: str, error: OSError | ValueError) -> UsageError:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UsageError(f"{what} {path}: cannot be read: {reason}.")
