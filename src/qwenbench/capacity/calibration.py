@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwenbench.capacity.activations import Load, activations_gib, activations_range_gib, non_torch
 from qwenbench.capacity.graphs import graphs_gib, graphs_scale
+from qwenbench.capacity.known_models import SEED_MODEL, SEED_SHAPE
 from qwenbench.capacity.kv import (
     KvLayout,
     blocks_from_printed_tokens,
@@ -12,14 +14,22 @@ from qwenbench.capacity.kv import (
     gib_for_blocks,
     kv_layout,
 )
-from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, ModelShape
+from qwenbench.capacity.model_shape import LayerWidths, ModelShape
+from qwenbench.capacity.settings import Settings, default_batched_tokens, default_max_num_seqs, settings_of_log
+from qwenbench.capacity.settings import default_utilization as version_default_utilization
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
+
+UNSEEN_GRAPHS_ERROR = 2.0
+"""Share by which the graphs' estimate may be larger where no server of this kind was seen: 0.78 GiB instead of 0.35
+in a published log of an L40S, 1.94 instead of 0.89 in one of a GB10."""
+UNKNOWN_REST_GIB = (2.0, 5.6)
+"""Least and most of everything beside weights, graphs and KV cache that a server of the seed's model took."""
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The budget's parts apart from the KV cache, in GiB, as one server showed them."""
+    """The budget's parts on one card apart from the KV cache, in GiB, as one server showed them."""
 
     weights_gib: float
     other_gib: float
@@ -30,10 +40,25 @@ class Calibration:
     """The estimate for the graphs that the server captured."""
     graphs_scale: float
     basis: str
-    weights_known: bool = True
-    """False: the weights were counted from config.json, not printed by a server."""
+    load: Load
+    """What the server's profiling run held: another load changes the activations."""
+    weights_error: float = 0.0
+    """Share by which the weights may be off; 0 where a server printed them."""
     graphs_error: float = 0.0
     """Share by which the graphs' estimate may be larger where no server of this kind was seen."""
+    text_only: bool = False
+    drafter: bool = False
+    """Whether the weights hold the drafter's."""
+
+
+def load_of(settings: Settings, cuda_total_gib: float) -> Load:
+    """What the profiling run of these settings holds, vLLM's defaults for this card filled in."""
+    return Load(
+        batched_tokens=settings.batched_tokens or default_batched_tokens(cuda_total_gib),
+        max_num_seqs=settings.max_num_seqs or default_max_num_seqs(cuda_total_gib),
+        text_only=settings.text_only,
+        tensor_parallel=settings.tensor_parallel,
+    )
 
 
 def calibrate(
@@ -47,24 +72,27 @@ def calibrate(
 ) -> Calibration:
     """Takes a server's start-up log apart.
 
-    `cuda_total_gib` is the total of the card that the probe ran on; `utilization` is needed where the log does
-    not repeat it. Raises UsageError naming what the log lacks.
+    `cuda_total_gib` is the total of the card that the probe ran on; `utilization` is needed where the log neither
+    repeats it nor tells its version, whose default then holds. Raises UsageError naming what the log lacks.
     """
-    share = utilization if utilization is not None else probe.requested.get("gpu_memory_utilization")
+    settings = settings_of_log(probe)
+    share = utilization if utilization is not None else settings.utilization
+    default = ""
+    if share is None and probe.vllm_version and settings.kv_cache_bytes is None:
+        share, default = version_default_utilization(probe.vllm_version), ", its default"
     if share is None:
         raise UsageError(f"{where} does not say its --gpu-memory-utilization: it cannot calibrate a plan")
     low, high = _kv_range_gib(probe, layout, shape, where)
-    capture = probe.capture_effective or probe.requested.get("max_cudagraph_capture_size")
-    seqs = probe.requested.get("max_num_seqs")
+    rows = settings.rows_per_sequence
     scale, graphs = 1.0, 0.0
-    if capture:
+    if settings.capture:
         if probe.graphs_estimated_gib is not None:
-            scale = graphs_scale(probe.graphs_estimated_gib, int(capture), seqs)
-        graphs = graphs_gib(int(capture), seqs, scale)
+            scale = graphs_scale(probe.graphs_estimated_gib, settings.capture, settings.max_num_seqs, rows)
+        graphs = graphs_gib(settings.capture, settings.max_num_seqs, scale, rows)
     counted = 0.0 if probe.graphs_estimate_applied is False else graphs
-    weights = probe.weights_gib if probe.weights_gib is not None else shape.weights_gib
+    weights, error = probe.weights_gib, 0.0
     if weights is None:
-        raise UsageError(f"{where} does not say the weights' size, and it cannot be counted from config.json")
+        weights, error = weights_on_card(shape, settings)
     rest = float(share) * cuda_total_gib - weights - counted
     return Calibration(
         weights_gib=weights,
@@ -74,8 +102,25 @@ def calibrate(
         graphs_gib=graphs,
         graphs_scale=scale,
         basis=f"calibrated on {where} (vLLM {probe.vllm_version or 'of unknown version'}, "
-        f"utilisation {float(share):g} of {cuda_total_gib:.2f} GiB, KV cache {(low + high) / 2:.2f} GiB)",
+        f"utilisation {float(share):g}{default} of {cuda_total_gib:.2f} GiB, KV cache {(low + high) / 2:.2f} GiB)",
+        load=load_of(settings, cuda_total_gib),
+        weights_error=error,
+        text_only=settings.text_only,
+        drafter=settings.drafter is not None,
     )
+
+
+def weights_on_card(shape: ModelShape, settings: Settings) -> tuple[float, float]:
+    """(GiB on one card, share by which that may be off). Tensor parallelism splits every layer, pipelines split the
+    layers. Raises UsageError where the size is not known."""
+    if shape.weights is None:
+        why = shape.weights_unknown or "its config.json does not tell enough"
+        raise UsageError(f"{shape.name}: the weights' size is not known: {why}; or give a start-up log with --probe")
+    whole = shape.weights.total_gib(
+        text_only=settings.text_only,
+        drafter=settings.drafter is not None and settings.drafter.method == "mtp",
+    )
+    return whole / settings.tensor_parallel / settings.pipeline_parallel, shape.weights.error
 
 
 def _kv_range_gib(probe: StartupLog, layout: KvLayout, shape: ModelShape, where: str) -> tuple[float, float]:
@@ -125,6 +170,7 @@ CARD_PROBES: dict[tuple[str, str], tuple[StartupLog, float, str]] = {
             },
             weights_gib=10.57, kv_cache_gib=17.29, graphs_estimated_gib=0.11, graphs_estimate_applied=True,
             kv_cache_tokens_logged=562_036, max_concurrency_logged=2.14, max_concurrency_tokens=262_144,
+            max_num_batched_tokens=2048,
         ),
         139.80,
         "a recorded H200 with 2,048 batched tokens",
@@ -133,46 +179,74 @@ CARD_PROBES: dict[tuple[str, str], tuple[StartupLog, float, str]] = {
 """Servers of the seed's model that were seen: (card, platform) -> (log, CUDA total in GiB, words)."""
 
 
-PUBLIC_REST_GIB = 2.03
-"""0.9 x 44.40 - 17.66 weights - 20.27 KV cache: a published log of vLLM 0.19.0, Qwen3.5-9B in BF16, on an L40S."""
-UNSEEN_GRAPHS_ERROR = 2.0
-"""That log's estimate for 51 + 35 graphs was 0.78 GiB, 2.9 times what the recorded servers' constants give."""
-
-
-def built_in_calibration(shape: ModelShape, card: str | None, platform: str, version: str) -> Calibration:
+def built_in_calibration(
+    shape: ModelShape, settings: Settings, card: str | None, platform: str, version: str, cuda_total_gib: float
+) -> Calibration:
     """The calibration where no probe was given.
 
-    For the seed's model on a card that was seen, with the version that was seen, that card's; otherwise the
-    range of all that were seen, which is wide. Raises UsageError when the weights' size is not known.
+    For the seed's model on a card that was seen, with the version that was seen, that card's. Otherwise the weights
+    are counted, activations come from the model's widths and memory outside PyTorch from what servers of this version
+    were seen to take. Raises UsageError when the weights' size is not known.
     """
-    seed = shape.name == SEED_MODEL
-    weights = SEED_SHAPE.weights_gib if seed else shape.weights_gib
-    if weights is None:
-        raise UsageError(
-            f"{shape.name}: the weights' size cannot be counted from its config.json: give a start-up log with --probe"
-        )
-    seen = {
-        key: calibrate(log, SEED_SHAPE, kv_layout(SEED_SHAPE), cuda_total_gib=total, where=words)
-        for key, (log, total, words) in CARD_PROBES.items()
-    }
-    own = seen.get((card or "", platform))
-    if seed and own is not None and _same_release(CARD_PROBES[(card or "", platform)][0].vllm_version, version):
-        return own
-    lowest = min(PUBLIC_REST_GIB, *(entry.other_low_gib for entry in seen.values()))
-    highest = max(entry.other_high_gib for entry in seen.values())
-    middle = own.other_gib if seed and own is not None else (lowest + highest) / 2
+    weights, error = weights_on_card(shape, settings)
+    seen = CARD_PROBES.get((card or "", platform)) if _is_seed(shape) else None
+    if seen is not None and _same_release(seen[0].vllm_version, version):
+        log, total, words = seen
+        return calibrate(log, SEED_SHAPE, kv_layout(SEED_SHAPE), cuda_total_gib=total, where=words)
+    load = load_of(settings, cuda_total_gib)
+    middle, low, high, words = _rest_of(shape.widths, load, version)
+    rows = settings.rows_per_sequence
     return Calibration(
         weights_gib=weights,
         other_gib=middle,
-        other_low_gib=lowest,
-        other_high_gib=highest,
-        graphs_gib=graphs_gib(64, 64),
-        graphs_scale=1.0,
-        basis=f"no probe: activations, context and libraries taken as {lowest:.1f} to {highest:.1f} GiB, the range of "
-        f"the {len(seen) + 1} servers known of this architecture; give a start-up log with --probe to narrow it",
-        weights_known=seed,
-        graphs_error=UNSEEN_GRAPHS_ERROR,
+        other_low_gib=low,
+        other_high_gib=high,
+        graphs_gib=graphs_gib(64, 64, rows_per_sequence=rows),
+        graphs_scale=_graphs_scale_of(shape),
+        basis=f"no probe: {words}; give a start-up log with --probe to narrow it",
+        load=load,
+        weights_error=error,
+        graphs_error=0.0 if _is_seed(shape) and _release(version) >= (0, 20) else UNSEEN_GRAPHS_ERROR,
+        text_only=settings.text_only,
+        drafter=settings.drafter is not None,
     )
+
+
+def _is_seed(shape: ModelShape) -> bool:
+    return shape.name.rstrip("/").split("/")[-1].lower() == SEED_MODEL.split("/")[-1].lower()
+
+
+def _rest_of(widths: LayerWidths | None, load: Load, version: str) -> tuple[float, float, float, str]:
+    """Middle, least and most of what a server takes beside weights, graphs and KV cache, with its ground."""
+    outside = non_torch(_release(version), load.tensor_parallel)
+    if widths is None:
+        low, high = UNKNOWN_REST_GIB
+        return (low + high) / 2, low, high, f"everything else taken as {low:g} to {high:g} GiB, as servers were seen"
+    middle = activations_gib(widths, load)
+    least, most = activations_range_gib(widths, load)
+    words = (
+        f"peak activations counted as {middle:.2f} GiB ({least:.2f} to {most:.2f}) and memory outside PyTorch taken as "
+        f"{outside.gib:.2f} GiB ({outside.low_gib:.2f} to {outside.high_gib:.2f}: {outside.source})"
+    )
+    return outside.gib + middle, outside.low_gib + least, outside.high_gib + most, words
+
+
+def _graphs_scale_of(shape: ModelShape) -> float:
+    """Graphs of a model with more and wider layers than the seed's are larger in proportion, as far as known."""
+    widths, seed = shape.widths, SEED_SHAPE.widths
+    if widths is None or seed is None:
+        return 1.0
+    layers = sum(part.count for part in (*shape.attention, *shape.states))
+    seed_layers = sum(part.count for part in (*SEED_SHAPE.attention, *SEED_SHAPE.states))
+    return (layers * widths.hidden) / (seed_layers * seed.hidden)
+
+
+def _release(version: str) -> tuple[int, int]:
+    parts = version.lstrip("v").split(".")
+    try:
+        return int(parts[0]), int(parts[1])
+    except (ValueError, IndexError):
+        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2") from None
 
 
 def _same_release(seen: str | None, asked: str) -> bool:

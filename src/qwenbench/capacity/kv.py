@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qwenbench.capacity.drafters import Drafter, with_drafter
 from qwenbench.capacity.model_shape import DTYPE_BYTES, ModelShape
+from qwenbench.engine.startup_patterns import tokens_formula
 from qwenbench.errors import UsageError
 
 GIB = 1 << 30
@@ -26,12 +28,15 @@ class KvGroup:
     block_tokens: int
     window: int | None = None
     state_blocks: int = 0
-    """State groups: blocks that a request holds whatever its length."""
+    """State groups: the most blocks that a request holds, whatever its length; vLLM's own bound."""
+    state_blocks_held: int = 0
+    """State groups: blocks that a running request holds but at the moment when it passes a block's end. With prefix
+    caching (mode `align`) one fewer than the bound."""
 
-    def blocks_of(self, tokens: int, in_flight_tokens: int) -> int:
-        """Blocks of this group that a request of so many tokens holds."""
+    def blocks_of(self, tokens: int, in_flight_tokens: int, *, held: bool = False) -> int:
+        """Blocks of this group that a request of so many tokens holds: vLLM's bound, or those held while it runs."""
         if self.kind == "state":
-            return self.state_blocks
+            return self.state_blocks_held if held else self.state_blocks
         blocks = -(-tokens // self.block_tokens)
         if self.window is None:
             return blocks
@@ -52,6 +57,8 @@ class KvLayout:
     groups: tuple[KvGroup, ...]
     in_flight_tokens: int = 2048
     """Tokens scheduled at a time (max-num-batched-tokens): sliding-window groups hold them on top."""
+    lookahead_tokens: int = 0
+    """Drafted tokens whose keys are written ahead of the request's own."""
 
     @property
     def bytes_per_block(self) -> int:
@@ -64,8 +71,18 @@ class KvLayout:
         return sum(group.state_blocks for group in self.groups if group.kind == "state")
 
     def blocks_per_request(self, tokens: int) -> int:
-        """Blocks that one request of this many tokens (prompt and output) holds."""
+        """The most blocks that one request of this many tokens (prompt and output) takes: what vLLM's start-up check
+        and its printed concurrency count with."""
         return sum(group.blocks_of(tokens, self.in_flight_tokens) for group in self.groups)
+
+    def blocks_held(self, tokens: int) -> int:
+        """Blocks that a running request of this many tokens holds, its drafted tokens included.
+
+        On a real server with prefix caching 15 requests of one attention block ran at once in 63 blocks (60 used):
+        1 + 3 states each, where vLLM's bound is 1 + 6.
+        """
+        ahead = tokens + self.lookahead_tokens
+        return sum(group.blocks_of(ahead, self.in_flight_tokens, held=True) for group in self.groups)
 
 
 def kv_layout(
@@ -74,10 +91,12 @@ def kv_layout(
     *,
     state_dtype: str | None = None,
     mamba_cache_mode: str = "none",
-    speculative_tokens: int = 0,
+    drafter: Drafter | None = None,
+    drafter_shape: ModelShape | None = None,
     base_block_tokens: int = 16,
     block_tokens: int | None = None,
     tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
     max_num_batched_tokens: int = 2048,
     padding_ratio: float = 1.5,
 ) -> KvLayout:
@@ -86,9 +105,13 @@ def kv_layout(
     `base_block_tokens` is the platform's block size (16 on NVIDIA cards, 128 on the CPU): hybrids raise it
     in its steps until one attention page holds a state. `block_tokens` is the attention block size where the
     log tells it, which then wins. `state_dtype` overrides the config's (`--mamba-ssm-cache-dtype`).
+    `drafter` adds its layers (`drafter_shape`, from its own config.json) and states. Under tensor parallelism heads and
+    states are split, under pipeline parallelism layers: the layout is one card's, of the stage with most layers.
     `padding_ratio`: where the layer kinds' counts differ by less, groups take the larger count and are padded
     (1.5 in 0.32). Raises UsageError for a model without a cache and for dtypes that are not known.
     """
+    shape = with_drafter(shape, drafter, drafter_shape)
+    speculative_tokens = drafter.tokens if drafter is not None else 0
     cache_dtype = shape.dtype if kv_dtype == "auto" else kv_dtype
     element = _dtype_bytes(cache_dtype, "--kv-cache-dtype")
     if not shape.attention and not shape.states:
@@ -115,10 +138,13 @@ def kv_layout(
             )
         kind = "full" if layers.window is None else "window"
         groups += [KvGroup(kind, page // size, layers.window)] * -(-layers.count // per_group)
-    held = _state_blocks(mamba_cache_mode, speculative_tokens)
+    bound, held = _state_blocks(mamba_cache_mode, speculative_tokens), 1 + speculative_tokens
     for states in shape.states:
-        groups += [KvGroup("state", block, state_blocks=held)] * -(-states.count // per_group)
-    return KvLayout(block, page, per_group, tuple(groups), max_num_batched_tokens)
+        group = KvGroup("state", block, state_blocks=bound, state_blocks_held=held)
+        groups += [group] * -(-states.count // per_group)
+    stage = -(-per_group // max(1, pipeline_parallel))
+    ahead = drafter.lookahead_tokens if drafter is not None else 0
+    return KvLayout(block, page, stage, tuple(groups), max_num_batched_tokens, ahead)
 
 
 def blocks_for_gib(gib: float, layout: KvLayout) -> int:
@@ -164,20 +190,20 @@ def kv_cache_tokens(blocks: int, layout: KvLayout, max_model_len: int | None) ->
 
 
 def requests_that_fit(blocks: int, layout: KvLayout, tokens_per_request: int) -> int:
-    """Requests of this length (prompt and output, in tokens) that the cache holds at a time."""
+    """Requests of this length (prompt and output, in tokens) that run at a time without a preemption."""
     if tokens_per_request <= 0:
         raise UsageError(f"a request of {tokens_per_request} tokens holds no cache: give its full length")
-    return max(0, blocks - NULL_BLOCKS) // layout.blocks_per_request(tokens_per_request)
+    return max(0, blocks - NULL_BLOCKS) // layout.blocks_held(tokens_per_request)
 
 
 def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: int) -> int:
     """The number behind `KV cache size: N tokens` in a version's log.
 
-    Up to 0.19: blocks // groups x the smallest block size. From 0.20 on: int(blocks / blocks of one request of
+    Up to 0.20.0: blocks // groups x the smallest block size. Later: int(blocks / blocks of one request of
     max_model_len x max_model_len). Null block included in both.
     """
-    minor = release_minor(version)
-    if minor <= 19:
+    release_minor(version)  # says what is no version
+    if tokens_formula(version) == "blocks_per_group":
         return blocks // len(layout.groups) * min(group.block_tokens for group in layout.groups)
     return int(blocks / layout.blocks_per_request(max_model_len) * max_model_len)
 

@@ -1,4 +1,4 @@
-"""What a Hugging Face config.json says about a model's KV cache: which layers keep what."""
+"""What a Hugging Face config.json says about a model: which layers keep what in the KV cache, and how wide they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.capacity.weights import count_weights_gib
+from qwenbench.capacity.modules import text_part
+from qwenbench.capacity.weights import Weights, WeightsUnknown, count_weights
 from qwenbench.errors import UsageError
 
 DTYPE_BYTES = {
@@ -50,6 +51,26 @@ class StateLayers:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerWidths:
+    """Widths, in elements, of what a layer holds for each token while it computes: what decides peak activations."""
+
+    hidden: int
+    vocab: int
+    mlp: int
+    """Intermediate width of the MLP; of a mixture of experts those that one token takes."""
+    attention: int
+    """Queries of all heads."""
+    keys: int = 0
+    """Gated delta net: all key heads. 0 without such layers."""
+    values: int = 0
+    """Gated delta net: all value heads."""
+    state: int = 0
+    """Gated delta net: elements of one layer's recurrent state."""
+    vision_hidden: int = 0
+    """Width of the vision encoder; 0 without one."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelShape:
     """A model as far as memory planning needs it."""
 
@@ -61,8 +82,13 @@ class ModelShape:
     """dtype of recurrent states named by the config; None leaves it to vLLM's platform default."""
     max_position: int | None
     """The model's own context limit, tokens."""
-    weights_gib: float | None = None
-    """Weights in GiB: measured (the built-in model) or counted from config.json; None where neither can be."""
+    weights: Weights | None = None
+    """Measured (the built-in model), from the files' headers, or counted from config.json; None where none can be."""
+    weights_unknown: str = ""
+    """Why the weights are not known."""
+    widths: LayerWidths | None = None
+    mtp_layers: int = 0
+    """Layers of the built-in drafter (MTP)."""
 
     @property
     def hybrid(self) -> bool:
@@ -74,10 +100,15 @@ class ModelShape:
         """Reads a parsed config.json. Raises UsageError naming the field that is missing or unusable."""
         if not isinstance(config, Mapping):
             raise UsageError(f"{name}: config.json holds no JSON object")
-        text = config.get("text_config")
-        body: Mapping[str, Any] = text if isinstance(text, Mapping) else config
+        body = text_part(config)
         kinds = _layer_kinds(body, name)
         dtype = str(body.get("dtype") or body.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
+        weights, unknown = None, ""
+        try:
+            weights = count_weights(config)
+        except WeightsUnknown as error:
+            unknown = str(error)
+        mtp = _optional_int(body, "mtp_num_hidden_layers") or _optional_int(body, "num_nextn_predict_layers")
         return cls(
             name=name,
             attention=_attention_layers(body, kinds, name),
@@ -85,8 +116,39 @@ class ModelShape:
             dtype=dtype.removeprefix("torch."),
             state_dtype=body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype"),
             max_position=_optional_int(body, "max_position_embeddings"),
-            weights_gib=count_weights_gib(config),
+            weights=weights,
+            weights_unknown=unknown,
+            widths=_widths(body, config),
+            mtp_layers=mtp or 0,
         )
+
+
+def _widths(body: Mapping[str, Any], config: Mapping[str, Any]) -> LayerWidths | None:
+    hidden, vocab = _optional_int(body, "hidden_size"), _optional_int(body, "vocab_size")
+    if hidden is None or vocab is None:
+        return None
+    heads = _optional_int(body, "num_attention_heads") or 0
+    head_dim = _optional_int(body, "head_dim") or (hidden // heads if heads else 0)
+    wide_dim = max(head_dim, _optional_int(body, "global_head_dim") or 0)
+    mlp = _optional_int(body, "intermediate_size") or 0
+    each = _optional_int(body, "num_experts_per_tok") or _optional_int(body, "experts_per_token")
+    if each:
+        width = _optional_int(body, "moe_intermediate_size") or mlp
+        mlp = each * width + (_optional_int(body, "shared_expert_intermediate_size") or 0)
+    value_dim = _optional_int(body, "linear_value_head_dim") or 0
+    key_dim = _optional_int(body, "linear_key_head_dim") or 0
+    values = value_dim * (_optional_int(body, "linear_num_value_heads") or 0)
+    vision = config.get("vision_config")
+    return LayerWidths(
+        hidden=hidden,
+        vocab=vocab,
+        mlp=mlp,
+        attention=heads * wide_dim * (2 if body.get("attn_output_gate") else 1),
+        keys=key_dim * (_optional_int(body, "linear_num_key_heads") or 0),
+        values=values,
+        state=values * key_dim,
+        vision_hidden=(_optional_int(vision, "hidden_size") or 0) if isinstance(vision, Mapping) else 0,
+    )
 
 
 def _int(body: Mapping[str, Any], field: str, name: str) -> int:
@@ -117,6 +179,9 @@ def _layer_kinds(body: Mapping[str, Any], name: str) -> Counter[str]:
     if isinstance(listed, list):
         if len(listed) != count:
             raise UsageError(f"{name}: config.json lists {len(listed)} layer types for {count} layers")
+        if set(listed) == {"linear_attention"} and _optional_int(body, "full_attention_interval"):
+            listed = None  # Qwen3.8's checkpoints: the interval is what its code goes by
+    if isinstance(listed, list):
         unknown = sorted({str(kind) for kind in listed if kind not in _KIND_NAMES})
         if unknown:
             raise UsageError(f"{name}: config.json has layers of an unknown type: {', '.join(unknown)}")
@@ -182,22 +247,3 @@ def _state_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -> tu
         channels = heads * head_dim + 2 * groups * state
         layers.append(StateLayers(kinds["mamba"], channels * rows, heads * head_dim * state, max(1, rows)))
     return tuple(layers)
-
-
-SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"
-
-SEED_SHAPE = ModelShape(
-    name=SEED_MODEL,
-    attention=(AttentionLayers(count=8, kv_heads=4, head_dim=256),),
-    states=(StateLayers(count=24, conv_elements=8192 * 3, recurrent_elements=32 * 128 * 128, conv_width=3),),
-    dtype="bfloat16",
-    state_dtype="float32",
-    max_position=262_144,
-    weights_gib=10.57,
-)
-"""The seed's model. Its weights are what vLLM 0.20.2 printed with the same shapes on an H200."""
-
-
-def known_shape(model: str) -> ModelShape | None:
-    """The built-in shape of a model name, None when there is none (then a config.json is needed)."""
-    return SEED_SHAPE if model.rstrip("/").split("/")[-1].lower() == "qwen3.5-9b-nvfp4" else None

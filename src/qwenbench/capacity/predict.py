@@ -1,4 +1,4 @@
-"""What a configuration will hold, predicted before any launch.
+"""What a configuration will hold on each card, predicted before any launch.
 
 KV cache = utilisation x CUDA's total - weights - graphs (where vLLM's profiler counts them) - the rest, where the
 rest (activations, CUDA context, libraries) is what a probe showed. docs/memory.md says how far that holds.
@@ -9,36 +9,41 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from qwenbench.capacity.activations import LANGUAGE_ERROR, Load, activations_gib, language_gib
 from qwenbench.capacity.calibration import Calibration
-from qwenbench.capacity.graphs import graphs_gib
-from qwenbench.capacity.kv import KvLayout, blocks_for_gib, kv_cache_tokens, printed_tokens, requests_that_fit
+from qwenbench.capacity.graphs import capture_gain, graphs_gib, sequences_captured
+from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_cache_tokens, printed_tokens, requests_that_fit
 from qwenbench.capacity.model_shape import ModelShape
-from qwenbench.capacity.weights import UNCERTAINTY
 from qwenbench.errors import UsageError
 
 ROUNDING_GIB = 0.005
 """vLLM prints GiB with two decimals."""
 OTHER_MACHINE_GIB = 0.25
 """What context and libraries may differ by between two machines (0.19 GiB between the seed's two)."""
-GRAPHS_SHARE = 0.5
-"""Share of a change of the graphs' estimate that an extrapolation may be off by."""
+GRAPHS_SHARE = 0.25
+"""Share of a change of the graphs' estimate that an extrapolation may be off by (0.01 of 0.43 GiB was seen)."""
 MORE_SEQS_GIB = 0.02
 """Activations that more sequences may add (none was seen from 64 to 256)."""
-SEEN_BATCHED_TOKENS = 2048
-"""--max-num-batched-tokens of the servers that the built-in calibration comes from."""
 UNSEEN_TOKENS_GIB = 0.15 / 2048
-"""What each batched token more or less than the probe's may change in activations: one MLP layer of the seed's model
-(2 x 12,288 + 3 x 4,096 elements of 2 bytes)."""
-STARTUP_RESERVE_GIB = {"linux": 0.35, "wsl": 1.31}
-"""Memory of a card that is taken before vLLM asks how much is free: CUDA context, under WSL the desktop's share."""
+"""What each batched token more or less than the probe's may change where the model's widths are not known."""
+VISION_WEIGHTS_ERROR = 0.02
+STARTUP_RESERVE_GIB = 0.35
+"""Memory of a card on Linux that is taken before vLLM asks how much is free: the CUDA context."""
+WSL_RESERVE_SHARE = 0.055
+"""Share of a card under WSL that is taken before: 1.31 of 24 GiB (owners find 0.944 to be the ceiling)."""
 LOAD_MIB_PER_SEQUENCE = 28.0
 """VRAM beyond the budget under load, per running sequence, while decode stays inside the graphs: the largest that
 was recorded (67 and 331 MiB at 16 and 32 streams, 427 to 1,774 MiB at 64)."""
+TEXT_ONLY_MIB = 1632
+"""VRAM at ready by which a text-only server was above the one with its vision part, at the same budget (vLLM 0.26.0,
+H200, recorded once): the budget does not hold there."""
+OUTSIDE_GRAPHS_SEQUENCES = 64
+"""Sequences that eager servers were seen to run without exceeding their budget by much."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlanTarget:
-    """The configuration that is asked about."""
+class Target:
+    """The configuration that is asked about, vLLM's defaults filled in."""
 
     cuda_total_gib: float
     utilization: float
@@ -53,16 +58,27 @@ class PlanTarget:
     request_tokens: int | None = None
     """Prompt and output of one request, for requests_that_fit."""
     estimate_graphs: bool = True
-    """VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS, the default from 0.20 on and set in the seed's deployments."""
     same_machine: bool = True
     """Whether the calibration comes from the same card and platform."""
-    unseen_batched_tokens: int = 0
-    """By how many --max-num-batched-tokens differ from the calibration's."""
+    batched_tokens: int = 2048
+    rows_per_sequence: int = 1
+    """Rows of a decode step for each sequence: 1 + drafted tokens."""
+    text_only: bool = False
+    mtp: bool = False
+    """Whether the model's own drafter is loaded."""
+    tensor_parallel: int = 1
+    kv_cache_bytes: int | None = None
+    """--kv-cache-memory-bytes: then the budget does not decide."""
+
+    @property
+    def load(self) -> Load:
+        """What the profiling run holds."""
+        return Load(self.batched_tokens, self.max_num_seqs, self.text_only, self.tensor_parallel)
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Exactly plan's keys. Sizes in GiB; None is not known or does not exist."""
+    """Exactly plan's keys. Sizes in GiB on one card; None is not known or does not exist."""
 
     weights_gib: float | None
     graphs_gib: float | None
@@ -82,54 +98,55 @@ class Prediction:
         return asdict(self)
 
 
-def predict(target: PlanTarget, shape: ModelShape, layout: KvLayout, calibration: Calibration) -> Prediction:
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """The budget's parts on one card, GiB."""
+
+    budget: float
+    weights: float
+    graphs: float
+    counted: float
+    """Of the graphs, what is taken off the cache."""
+    rest: float
+    kv: float
+    low: float
+    high: float
+
+    @property
+    def arithmetic(self) -> str:
+        """The sum in words."""
+        return (
+            f"{self.budget:.2f} GiB budget - {self.weights:.2f} weights - {self.counted:.2f} graphs - "
+            f"{self.rest:.2f} rest = {self.kv:.2f} GiB"
+        )
+
+
+def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Calibration) -> Prediction:
     """Predicts the memory of a configuration. Raises UsageError for a target that makes no sense."""
     _check(target)
-    budget = target.utilization * target.cuda_total_gib
-    graphs = graphs_gib(target.capture, target.max_num_seqs, calibration.graphs_scale)
-    counted = graphs if target.estimate_graphs else 0.0
-    spread = _spread(target, calibration, graphs if target.estimate_graphs else calibration.graphs_gib)
-    fixed = budget - calibration.weights_gib - counted
-    kv = fixed - calibration.other_gib
-    low = fixed - calibration.other_high_gib - spread
-    high = fixed - calibration.other_low_gib + spread
-    arithmetic = (
-        f"{target.utilization:g} x {target.cuda_total_gib:.2f} = {budget:.2f} GiB budget - "
-        f"{calibration.weights_gib:.2f} weights - {counted:.2f} graphs - {calibration.other_gib:.2f} rest "
-        f"= {kv:.2f} GiB"
-    )
-    if high <= 0:
+    parts = _parts(target, shape, calibration)
+    arithmetic = f"{target.utilization:g} x {target.cuda_total_gib:.2f} = {parts.arithmetic}"
+    if target.kv_cache_bytes is not None:
+        arithmetic = f"--kv-cache-memory-bytes {target.kv_cache_bytes} = {parts.kv:.2f} GiB whatever the utilisation"
+    weights, graphs = round(parts.weights, 2), round(parts.graphs, 3)
+    if parts.high <= 0:
         basis = f"nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
-        return Prediction(
-            round(calibration.weights_gib, 2),
-            round(graphs, 3),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            "startup",
-            basis,
-        )
-    if kv <= 0:
+        return Prediction(weights, graphs, None, None, None, None, None, None, None, "startup", basis)
+    if parts.kv <= 0:
         basis = f"most likely nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
-        return Prediction(
-            round(calibration.weights_gib, 2), round(graphs, 3), None, 0.0, round(high, 3), None, None, None, None,
-            "startup", basis,
-        )  # fmt: skip
-    blocks = blocks_for_gib(kv, layout)
+        high = round(parts.high, 3)
+        return Prediction(weights, graphs, None, 0.0, high, None, None, None, None, "startup", basis)
+    blocks = blocks_for_gib(parts.kv, layout)
     length = target.max_model_len or shape.max_position
     tokens = kv_cache_tokens(blocks, layout, length)
-    risk, reason = _risk(target, budget, kv, low, layout, shape)
+    risk, reason = _risk(target, parts, layout)
     fit = requests_that_fit(blocks, layout, target.request_tokens) if target.request_tokens else None
     return Prediction(
-        weights_gib=round(calibration.weights_gib, 2),
-        graphs_gib=round(graphs, 3),
-        kv_cache_gib=round(kv, 3),
-        kv_cache_gib_low=round(max(0.0, low), 3),
-        kv_cache_gib_high=round(high, 3),
+        weights_gib=weights,
+        graphs_gib=graphs,
+        kv_cache_gib=round(parts.kv, 3),
+        kv_cache_gib_low=round(max(0.0, parts.low), 3),
+        kv_cache_gib_high=round(parts.high, 3),
         kv_cache_blocks=blocks,
         kv_cache_tokens=tokens,
         kv_cache_tokens_printed=printed_tokens(target.version, blocks, layout, tokens) if tokens else None,
@@ -139,7 +156,28 @@ def predict(target: PlanTarget, shape: ModelShape, layout: KvLayout, calibration
     )
 
 
-def _check(target: PlanTarget) -> None:
+def capture_price_gib(target: Target, smaller: int, calibration: Calibration) -> float:
+    """KV memory that this capture costs against a smaller one, GiB."""
+    scale, rows = calibration.graphs_scale, target.rows_per_sequence
+    larger = graphs_gib(target.capture, target.max_num_seqs, scale, rows)
+    return larger - graphs_gib(smaller, target.max_num_seqs, scale, rows)
+
+
+def capture_gain_words(target: Target, prompt_tokens: int, smaller: int, calibration: Calibration) -> str | None:
+    """What this capture gives prompts that fit under it against its price in KV; None where none was measured."""
+    gain = capture_gain(prompt_tokens, target.capture)
+    if gain is None or smaller >= min(prompt_tokens, target.capture):
+        return None
+    least, most = gain.saved
+    price = capture_price_gib(target, smaller, calibration)
+    return (
+        f"prompts of {prompt_tokens:,} tokens fit under capture {target.capture:,}: TTFT at one stream -{least:.0%} to "
+        f"-{most:.0%} ({gain.ttft_ms[0]:g}-{gain.ttft_ms[1]:g} -> {gain.ttft_captured_ms[0]:g}-"
+        f"{gain.ttft_captured_ms[1]:g} ms) for {price:.2f} GiB of KV cache against capture {smaller:,} ({gain.source})"
+    )
+
+
+def _check(target: Target) -> None:
     if not 0 < target.utilization <= 1:
         raise UsageError(f"--gpu-memory-utilization {target.utilization:g} is no share of a card: give 0 < U <= 1")
     if target.cuda_total_gib <= 0:
@@ -148,48 +186,92 @@ def _check(target: PlanTarget) -> None:
         raise UsageError("--max-num-seqs must be at least 1 and --capture at least 0")
 
 
-def _spread(target: PlanTarget, calibration: Calibration, graphs: float) -> float:
-    """Half the interval that comes on top of the calibration's own, GiB."""
-    spread = ROUNDING_GIB + GRAPHS_SHARE * abs(graphs - calibration.graphs_gib) + MORE_SEQS_GIB
-    spread += UNSEEN_TOKENS_GIB * target.unseen_batched_tokens
+def _parts(target: Target, shape: ModelShape, calibration: Calibration) -> _Parts:
+    budget = target.utilization * target.cuda_total_gib
+    weights, weights_spread = _weights(target, shape, calibration)
+    graphs = graphs_gib(target.capture, target.max_num_seqs, calibration.graphs_scale, target.rows_per_sequence)
+    counted = graphs if target.estimate_graphs else 0.0
+    change, activations_spread = _activations_change(target, shape, calibration)
+    rest = calibration.other_gib + change
+    if target.kv_cache_bytes is not None:
+        kv = target.kv_cache_bytes / GIB
+        return _Parts(budget, weights, graphs, counted, rest, kv, kv, kv)
+    spread = ROUNDING_GIB + MORE_SEQS_GIB + weights_spread + activations_spread
+    spread += GRAPHS_SHARE * abs(counted - calibration.graphs_gib) if counted else 0.0
     if not target.same_machine:
         spread += OTHER_MACHINE_GIB
-    spread += calibration.graphs_error * graphs
-    if not calibration.weights_known:
-        spread += UNCERTAINTY * calibration.weights_gib
-    return spread
+    fixed = budget - weights - counted - change
+    more_graphs = calibration.graphs_error * counted
+    low = fixed - calibration.other_high_gib - spread - more_graphs
+    high = fixed - calibration.other_low_gib + spread + counted * min(1.0, calibration.graphs_error) / 2
+    return _Parts(budget, weights, graphs, counted, rest, fixed - calibration.other_gib, low, high)
 
 
-def _elsewhere(target: PlanTarget) -> str:
+def _weights(target: Target, shape: ModelShape, calibration: Calibration) -> tuple[float, float]:
+    """Weights on one card, GiB, and half the interval around them: the calibration's, with the vision part and the
+    drafter as the target has them."""
+    weights, spread = calibration.weights_gib, calibration.weights_error * calibration.weights_gib
+    if shape.weights is None:
+        return weights, spread
+    if target.text_only != calibration.text_only:
+        part = shape.weights.vision_gib / target.tensor_parallel
+        weights += -part if target.text_only else part
+        spread += VISION_WEIGHTS_ERROR * part
+    if target.mtp != calibration.drafter:
+        part = shape.weights.drafter_gib / target.tensor_parallel
+        weights += part if target.mtp else -part
+        spread += 0.1 * part
+    ratio = calibration.load.tensor_parallel / target.tensor_parallel
+    return weights * ratio, spread * ratio
+
+
+def _activations_change(target: Target, shape: ModelShape, calibration: Calibration) -> tuple[float, float]:
+    """By how much the target's peak activations differ from the calibration's, GiB, and half the interval of that."""
+    seen, asked = calibration.load, target.load
+    if seen == asked:
+        return 0.0, 0.0
+    if shape.widths is None:
+        return 0.0, UNSEEN_TOKENS_GIB * abs(asked.batched_tokens - seen.batched_tokens)
+    before, after = activations_gib(shape.widths, seen), activations_gib(shape.widths, asked)
+    most = (1 + LANGUAGE_ERROR) * language_gib(shape.widths, asked)
+    spread = max(0.0, most - after) if most > before or after != before else 0.0
+    return after - before, spread
+
+
+def _elsewhere(target: Target) -> str:
     if target.same_machine:
-        tokens = target.unseen_batched_tokens
-        return f"{tokens:,} batched tokens more or less than calibrated widen the interval" if tokens else ""
+        return ""
     return f"another machine than the probe's: +-{OTHER_MACHINE_GIB:g} GiB for its CUDA context, libraries and kernels"
 
 
-def _risk(
-    target: PlanTarget, budget: float, kv: float, low: float, layout: KvLayout, shape: ModelShape
-) -> tuple[str, str]:
+def _risk(target: Target, parts: _Parts, layout: KvLayout) -> tuple[str, str]:
     """The risk and its arithmetic in words."""
-    free = target.cuda_total_gib - STARTUP_RESERVE_GIB[target.platform]
-    if budget > free:
+    wsl = target.platform == "wsl"
+    free = target.cuda_total_gib - (WSL_RESERVE_SHARE * target.cuda_total_gib if wsl else STARTUP_RESERVE_GIB)
+    held = parts.weights + parts.graphs + parts.rest + parts.kv if target.kv_cache_bytes is not None else parts.budget
+    if held > free:
+        what = "runs out of memory with" if target.kv_cache_bytes is not None else "refuses a budget of"
         return "startup", (
-            f"risk: vLLM refuses a budget of {budget:.2f} GiB where about {free:.2f} of "
-            f"{target.cuda_total_gib:.2f} GiB are free"
+            f"risk: vLLM {what} {held:.2f} GiB where about {free:.2f} of {target.cuda_total_gib:.2f} GiB are free"
         )
     least = layout.blocks_per_request(target.max_model_len or 1) + 1
-    if blocks_for_gib(max(0.0, low), layout) < least:
-        return "startup", f"risk: at the low end {low:.2f} GiB hold fewer than the {least} blocks of one request"
-    if target.max_num_seqs > target.capture:
+    if blocks_for_gib(max(0.0, parts.low), layout) < least:
+        return "startup", f"risk: at the low end {parts.low:.2f} GiB hold fewer than the {least} blocks of one request"
+    captured = sequences_captured(target.capture, target.rows_per_sequence)
+    inside = captured if target.capture else OUTSIDE_GRAPHS_SEQUENCES
+    if target.max_num_seqs > inside:
+        drafted = f" ({captured} sequences of {target.rows_per_sequence} rows)" if target.rows_per_sequence > 1 else ""
         return "load", (
-            f"risk: batches above the captured {target.capture} (up to {target.max_num_seqs}) run outside the graphs; "
-            "a recorded server then held 1.8 GiB (128 streams) to 19.5 GiB (256 streams) more than its budget"
+            f"risk: batches above the captured {target.capture}{drafted}, up to {target.max_num_seqs}, run outside the "
+            "graphs: a recorded server then held 1.8 GiB (128 streams) to 19.5 GiB (256 streams) more than its budget"
         )
     total_mib = target.nvml_mib or target.cuda_total_gib * 1024
-    needed = budget * 1024 + LOAD_MIB_PER_SEQUENCE * target.max_num_seqs
+    text_only = TEXT_ONLY_MIB if target.text_only else 0
+    needed = held * 1024 + LOAD_MIB_PER_SEQUENCE * target.max_num_seqs + text_only
+    more = f" + {text_only} MiB that a text-only server was seen to hold beyond its budget" if text_only else ""
+    sum_words = f"budget {held * 1024:.0f} MiB + {LOAD_MIB_PER_SEQUENCE:g} MiB x {target.max_num_seqs} sequences{more}"
     if needed > total_mib:
-        return "load", (
-            f"risk: budget {budget * 1024:.0f} MiB + {LOAD_MIB_PER_SEQUENCE:g} MiB x {target.max_num_seqs} sequences = "
-            f"{needed:.0f} MiB of {total_mib:.0f} MiB"
-        )
+        return "load", f"risk: {sum_words} = {needed:.0f} MiB of {total_mib:.0f} MiB"
+    if text_only:
+        return "none", f"text-only: {sum_words} = {needed:.0f} MiB of {total_mib:.0f} MiB (vLLM 0.26.0, recorded once)"
     return "none", ""

@@ -1,110 +1,265 @@
-"""The size of a model's weights, counted from config.json: good to a few per cent, without a download."""
+"""The size of a model's weights: counted from config.json to a few per cent, or from the headers of its files, exactly.
+
+Neither needs the weights themselves. A quantisation that is not known here is said (`WeightsUnknown`), not guessed.
+"""
 
 from __future__ import annotations
 
+import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from qwenbench.capacity.modules import Module, modules_of
+
 GIB = 1 << 30
-UNCERTAINTY = 0.05
-"""Share by which the count may be off: padding, scales, repacked copies, heads that config.json does not tell.
+COUNT_ERROR = 0.05
+"""Share by which a count from config.json may be off: padding, repacked copies, heads that it does not tell.
 For the seed's model the count is 1.4 % below what vLLM printed."""
+FILES_ERROR = 0.02
+"""Share by which loaded weights may differ from their files: padded and repacked quantised layers."""
 
-_BITS = {"fp8": 8, "fbgemm_fp8": 8, "awq": 4, "gptq": 4, "auto-round": 4, "mxfp4": 4, "bitsandbytes": 4}
+FLOAT_BITS = {"bfloat16": 16, "float16": 16, "half": 16, "float32": 32, "float": 32}
+_TENSOR_BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1, "F4": 0.5,
+}  # fmt: skip
+_VISION = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mm_projector|embed_(?:vision|audio))\.")
+_DRAFTER = re.compile(r"(?:^|\.)(?:mtp\w*|nextn\w*|eagle\w*)\.")
 
 
-def count_weights_gib(config: Mapping[str, Any]) -> float | None:
-    """Weights in GiB of all layers on one card; None where config.json does not say enough."""
-    text = config.get("text_config")
-    body: Mapping[str, Any] = text if isinstance(text, Mapping) else config
-    quantization = config.get("quantization_config") or body.get("quantization_config") or {}
-    cost = _Cost(quantization)
+class WeightsUnknown(ValueError):
+    """The size of the weights cannot be counted; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Weights of a whole model in GiB, before they are split over cards."""
+
+    text_gib: float
+    """The language model, embeddings and head included."""
+    vision_gib: float = 0.0
+    """Vision and audio parts, which --language-model-only leaves out."""
+    drafter_gib: float = 0.0
+    """The built-in drafter (MTP), which is loaded with --speculative-config only."""
+    error: float = 0.0
+    """Share by which the total may be off."""
+    source: str = ""
+
+    def total_gib(self, *, text_only: bool = False, drafter: bool = False) -> float:
+        """What a server loads, GiB."""
+        return self.text_gib + (0.0 if text_only else self.vision_gib) + (self.drafter_gib if drafter else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """How a quantised linear layer is stored."""
+
+    bits: float
+    group: int | None = None
+    """Weights that share a scale; None: one scale a row or tensor, which counts for nothing."""
+    scale_bytes: float = 2.0
+    zero_points: bool = False
+
+    @property
+    def bytes_per_weight(self) -> float:
+        scales = (self.scale_bytes + (self.bits / 8 if self.zero_points else 0.0)) / self.group if self.group else 0.0
+        return self.bits / 8 + scales
+
+
+_NVFP4 = _Format(4, 16, 1.0)
+_FP8 = _Format(8)
+_MXFP4 = _Format(4, 32, 1.0)
+_ALGORITHMS = {
+    "NVFP4": _NVFP4, "W4A16_NVFP4": _NVFP4, "NVFP4_AWQ": _NVFP4, "W4A8_NVFP4_FP8": _NVFP4, "FP8": _FP8,
+    "FP8_PB_WO": _FP8, "FP8_PER_CHANNEL_PER_TOKEN": _FP8, "MXFP8": _Format(8, 32, 1.0), "MXFP4": _MXFP4,
+    "W4A16_AWQ": _Format(4, 128), "W4A8_AWQ": _Format(4, 128), "INT8_SQ": _Format(8), "W8A16": _Format(8),
+}  # fmt: skip
+"""NVIDIA ModelOpt's names (quant_algo)."""
+
+
+def count_weights(config: Mapping[str, Any]) -> Weights:
+    """Counts the parameters that config.json implies, each at its stored width.
+
+    Raises WeightsUnknown for layers or quantisations that are not known here.
+    """
+    scheme = _scheme(config)
     try:
-        total = _embeddings(body, config, cost) + _layers(body, cost) + _vision(config, cost)
-    except (KeyError, TypeError, ValueError):
-        return None
-    return total / GIB
+        sizes = {"text": 0.0, "vision": 0.0, "drafter": 0.0}
+        for module in modules_of(config):
+            sizes[module.part] += module.parameters * scheme.bytes_per_weight(module)
+    except (KeyError, TypeError, ZeroDivisionError) as error:
+        raise WeightsUnknown(f"config.json lacks {error} to count the weights") from None
+    except ValueError as error:
+        raise WeightsUnknown(str(error)) from None
+    return Weights(
+        sizes["text"] / GIB,
+        sizes["vision"] / GIB,
+        sizes["drafter"] / GIB,
+        COUNT_ERROR,
+        f"counted from config.json ({scheme.name})",
+    )
 
 
-class _Cost:
-    """Bytes per parameter of a module, by the checkpoint's quantisation."""
+def weights_from_headers(headers: Iterable[Mapping[str, Any]], source: str) -> Weights:
+    """The sum of all tensors in the headers of a model's safetensors files.
 
-    def __init__(self, quantization: Mapping[str, Any]) -> None:
-        self._ignored: Sequence[str] = [
-            str(name) for name in quantization.get("ignore") or quantization.get("modules_to_not_convert") or ()
-        ]
-        self._linear = self._quantized_bytes(quantization)
-
-    @staticmethod
-    def _quantized_bytes(quantization: Mapping[str, Any]) -> float:
-        if not quantization:
-            return 2.0
-        groups = quantization.get("config_groups") or {}
-        weights = next((group.get("weights") or {} for group in groups.values()), {})
-        bits = weights.get("num_bits") or quantization.get("bits") or _BITS.get(quantization.get("quant_method", ""))
-        if bits is None:
-            return 2.0
-        size = weights.get("group_size") or quantization.get("group_size")
-        scale_bytes = 1 if "nvfp4" in str(quantization.get("format", "")) else 2
-        return float(bits) / 8 + (scale_bytes / size if size and size > 0 else 0.0)
-
-    def linear(self, module: str) -> float:
-        """Bytes per parameter of a linear layer with this name."""
-        for pattern in self._ignored:
-            plain = pattern.removeprefix("re:")
-            if re.fullmatch(plain, module) if pattern.startswith("re:") else plain in module:
-                return 2.0
-        return self._linear
+    A header is the JSON object at a file's beginning: tensor name -> {dtype, shape, ...} and `__metadata__`.
+    Raises WeightsUnknown for a dtype whose width is not known and when there is no tensor.
+    """
+    sizes = {"text": 0.0, "vision": 0.0, "drafter": 0.0}
+    for header in headers:
+        for name, tensor in header.items():
+            if name == "__metadata__":
+                continue
+            try:
+                width = _TENSOR_BYTES[tensor["dtype"]]
+                size = width * prod(tensor["shape"])
+            except (KeyError, TypeError):
+                raise WeightsUnknown(f"{source}: the tensor {name} has a dtype or shape that is not known") from None
+            sizes["drafter" if _DRAFTER.search(name) else "vision" if _VISION.search(name) else "text"] += size
+    if not any(sizes.values()):
+        raise WeightsUnknown(f"{source}: no tensor in it")
+    return Weights(sizes["text"] / GIB, sizes["vision"] / GIB, sizes["drafter"] / GIB, FILES_ERROR, source)
 
 
-def _embeddings(body: Mapping[str, Any], config: Mapping[str, Any], cost: _Cost) -> float:
-    table = float(body["vocab_size"] * body["hidden_size"])
-    tied = body.get("tie_word_embeddings", config.get("tie_word_embeddings", False))
-    return table * 2.0 + (0.0 if tied else table * cost.linear("lm_head"))
+class _Scheme:
+    """Which format each module is stored in."""
+
+    def __init__(self, name: str, plain_bytes: float, groups: list[tuple[list[str], _Format]], ignored: list[str]):
+        self.name = name
+        self._plain = plain_bytes
+        self._groups = groups
+        self._ignored = ignored
+
+    def bytes_per_weight(self, module: Module) -> float:
+        """Bytes that one parameter of this module takes."""
+        if not module.linear or not self._groups or any(_matches(text, module.name) for text in self._ignored):
+            return self._plain
+        by_name = next((form for targets, form in self._groups if any(_matches(t, module.name) for t in targets)), None)
+        if by_name is not None:
+            return by_name.bytes_per_weight
+        if module.name in ("lm_head",) or module.part != "text":
+            return self._plain  # left alone unless a target names it
+        every = next((form for targets, form in self._groups if "Linear" in targets), None)
+        return every.bytes_per_weight if every is not None else self._plain
 
 
-def _layers(body: Mapping[str, Any], cost: _Cost) -> float:
-    hidden = body["hidden_size"]
-    count = body["num_hidden_layers"]
-    kinds = body.get("layer_types") or ["full_attention"] * count
-    delta = sum(kind == "linear_attention" for kind in kinds)
-    if any(kind not in ("full_attention", "sliding_attention", "linear_attention") for kind in kinds):
-        raise ValueError("layers whose parameters are not counted here")
-    total = (count - delta) * _attention_parameters(body) * cost.linear("model.layers.0.self_attn.q_proj")
-    if delta:
-        total += delta * _delta_parameters(body) * cost.linear("model.layers.0.linear_attn.in_proj_qkv")
-    dense = 3.0 * hidden * body["intermediate_size"] if body.get("intermediate_size") else 0.0
-    experts = body.get("num_experts") or body.get("num_local_experts") or body.get("n_routed_experts")
-    if experts:
-        width = body.get("moe_intermediate_size") or body["intermediate_size"]
-        shared = body.get("shared_expert_intermediate_size") or 0
-        dense = 3.0 * hidden * (experts * width + shared)
-    return float(total + count * dense * cost.linear("model.layers.0.mlp.down_proj"))
+def _matches(pattern: str, name: str) -> bool:
+    """Whether an entry of a target or ignore list means this module.
+
+    Entries are regular expressions (`re:`), globs, full names or parts of one; models with a vision part put
+    `language_model` into the names of the others.
+    """
+    variants = (name, "model.language_model." + name.removeprefix("model."), "language_model." + name)
+    if pattern.startswith("re:"):
+        return any(re.match(pattern[3:], variant) for variant in variants)
+    if any(mark in pattern for mark in "*?["):
+        return any(fnmatch.fnmatchcase(variant, glob) for variant in variants for glob in (pattern, pattern + ".*"))
+    if pattern == "Linear":
+        return False
+    return any(variant == pattern or f".{pattern}." in f".{variant}." for variant in variants)
 
 
-def _attention_parameters(body: Mapping[str, Any]) -> float:
-    hidden, heads = body["hidden_size"], body["num_attention_heads"]
-    head_dim = body.get("head_dim") or hidden // heads
-    kv_heads = body.get("num_key_value_heads") or heads
-    query = heads * (2 if body.get("attn_output_gate") else 1)
-    return float(hidden * head_dim * (query + heads + 2 * kv_heads))
+def _scheme(config: Mapping[str, Any]) -> _Scheme:
+    body = config.get("text_config")
+    text: Mapping[str, Any] = body if isinstance(body, Mapping) else config
+    dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
+    plain = FLOAT_BITS.get(dtype.removeprefix("torch."), 16) / 8
+    quantization = config.get("quantization_config") or text.get("quantization_config")
+    if not quantization:
+        return _Scheme(dtype.removeprefix("torch."), plain, [], [])
+    if not isinstance(quantization, Mapping):
+        raise WeightsUnknown("quantization_config of config.json is no object")
+    method = str(quantization.get("quant_method") or "").lower()
+    ignored = [
+        str(name)
+        for key in ("ignore", "modules_to_not_convert", "exclude_modules", "ignored_layers")
+        for name in quantization.get(key) or ()
+    ]
+    read = _READERS.get(method)
+    if read is None:
+        raise WeightsUnknown(f"the quantisation {method or '(unnamed)'!r} of config.json is not known here")
+    name, groups = read(quantization)
+    return _Scheme(name, plain, groups, ignored)
 
 
-def _delta_parameters(body: Mapping[str, Any]) -> float:
-    hidden = body["hidden_size"]
-    keys = body["linear_num_key_heads"] * body["linear_key_head_dim"]
-    values = body["linear_num_value_heads"] * body["linear_value_head_dim"]
-    return float(hidden * (2 * keys + 3 * values + 2 * body["linear_num_value_heads"]))
+_Groups = list[tuple[list[str], _Format]]
 
 
-def _vision(config: Mapping[str, Any], cost: _Cost) -> float:
-    vision = config.get("vision_config")
-    if not isinstance(vision, Mapping):
-        return 0.0
-    hidden = vision["hidden_size"]
-    layers = vision.get("depth") or vision["num_hidden_layers"]
-    blocks = layers * (4.0 * hidden * hidden + 2.0 * hidden * vision["intermediate_size"])
-    merged = hidden * vision.get("spatial_merge_size", 1) ** 2
-    merger = merged * (merged + vision.get("out_hidden_size", hidden))
-    return float(blocks + merger) * cost.linear("model.visual.blocks.0.mlp.linear_fc1")
+def _compressed_tensors(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
+    groups: _Groups = []
+    names = []
+    for group in (quantization.get("config_groups") or {}).values():
+        weights = group.get("weights") or {}
+        bits = weights.get("num_bits")
+        if not isinstance(bits, int):
+            raise WeightsUnknown("a group of compressed-tensors names no num_bits for its weights")
+        size = weights.get("group_size")
+        size = size if isinstance(size, int) and size > 0 else None
+        form = str(group.get("format") or quantization.get("format") or "")
+        four_bit_float = bits == 4 and weights.get("type") == "float"
+        nvfp4 = "nvfp4" in form or (four_bit_float and size == 16)
+        mxfp4 = "mxfp4" in form or (four_bit_float and size == 32)
+        stored = _NVFP4 if nvfp4 else _MXFP4 if mxfp4 else _Format(bits, size, 2.0, weights.get("symmetric") is False)
+        groups.append(([str(target) for target in group.get("targets") or ["Linear"]], stored))
+        names.append("NVFP4" if nvfp4 else "MXFP4" if mxfp4 else f"{bits} bit")
+    if not groups:
+        raise WeightsUnknown("compressed-tensors without config_groups")
+    return "compressed-tensors " + " + ".join(dict.fromkeys(names)), groups
+
+
+def _modelopt(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
+    layers = quantization.get("quantized_layers")
+    if isinstance(layers, Mapping) and layers:
+        groups: _Groups = []
+        for name, layer in layers.items():
+            groups.append(([str(name)], _algorithm(layer.get("quant_algo") if isinstance(layer, Mapping) else layer)))
+        return "ModelOpt mixed precision", groups
+    if quantization.get("config_groups"):
+        name, groups = _compressed_tensors(quantization)
+        return name.replace("compressed-tensors", "ModelOpt"), groups
+    algorithm = str(quantization.get("quant_algo") or "").upper()
+    return f"ModelOpt {algorithm}", [(["Linear"], _algorithm(algorithm))]
+
+
+def _algorithm(name: object) -> _Format:
+    form = _ALGORITHMS.get(str(name or "").upper())
+    if form is None:
+        raise WeightsUnknown(f"ModelOpt's quant_algo {name!r} is not known here")
+    return form
+
+
+def _grouped(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
+    method = str(quantization["quant_method"])
+    bits = quantization.get("bits") or quantization.get("w_bit")
+    if not isinstance(bits, int):
+        raise WeightsUnknown(f"quantization_config of {method} names no bits")
+    size = quantization.get("group_size") or quantization.get("q_group_size")
+    zero_points = bool(quantization.get("zero_point")) or quantization.get("sym") is False
+    form = _Format(bits, size if isinstance(size, int) and size > 0 else None, 2.0, zero_points)
+    return f"{method} {bits} bit", [(["Linear"], form)]
+
+
+def _bitsandbytes(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
+    eight = bool(quantization.get("load_in_8bit"))
+    return f"bitsandbytes {8 if eight else 4} bit", [(["Linear"], _FP8 if eight else _Format(4, 64, 1.0))]
+
+
+_READERS = {
+    "compressed-tensors": _compressed_tensors,
+    "modelopt": _modelopt,
+    "modelopt_fp4": _modelopt,
+    "modelopt_mixed": _modelopt,
+    "fp8": lambda _: ("FP8", [(["Linear"], _FP8)]),
+    "fbgemm_fp8": lambda _: ("FP8", [(["Linear"], _FP8)]),
+    "awq": _grouped,
+    "gptq": _grouped,
+    "auto-round": _grouped,
+    "auto_round": _grouped,
+    "intel/auto-round": _grouped,
+    "mxfp4": lambda _: ("MXFP4 experts", [(["re:.*experts.*"], _MXFP4)]),
+    "bitsandbytes": _bitsandbytes,
+}

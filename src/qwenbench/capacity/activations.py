@@ -1,0 +1,122 @@
+"""What a server takes beside weights, graphs and KV cache: peak activations and memory outside PyTorch.
+
+vLLM runs one step of max-num-batched-tokens, one picture of the largest size (unless text-only) and the sampler at
+max-num-seqs, and takes off the budget what the largest of them needed (gpu_worker.determine_available_memory).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qwenbench.capacity.model_shape import LayerWidths
+
+GIB = 1 << 30
+ELEMENT_BYTES = 2
+CHUNK_TOKENS = 64
+"""Tokens of one chunk of the gated delta net's prefill kernels, each of which keeps a state (FLA_CHUNK_SIZE)."""
+VISION_GIB = 1.92
+VISION_HIDDEN = 1152
+"""Peak of a vision encoder of this width at its largest picture (16,384 tokens): printed by vLLM 0.26 in six recorded
+logs of the seed's model, whatever the batched tokens; a published 27B on 0.27 came to 1.84."""
+SAMPLER_COPIES = 2.0
+"""Copies of the logits in float32 that the sampler's profiling run holds. A published Llama 3.1 8B on an H100 with
+1,024 sequences printed 1.2 GiB, which is 2.4 copies; a small Qwen with 256 sequences 1.6."""
+LANGUAGE_ERROR = 0.5
+"""Share by which the count for a step's tokens may be off: 0.27 counted for 0.27 printed (9B, 2,048 tokens), but 1.54
+for 0.85 in a published log of a 27B on another kernel."""
+VISION_ERROR = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the profiling run is asked to hold."""
+
+    batched_tokens: int
+    max_num_seqs: int
+    text_only: bool = False
+    tensor_parallel: int = 1
+
+
+def bytes_per_token(widths: LayerWidths, tensor_parallel: int = 1) -> float:
+    """Bytes that each batched token takes while the widest layer computes.
+
+    MLP: gate and up, their product, and four vectors of the residual stream. Gated delta net: the projections
+    (2 keys + 2 values), the convolution's output, q, k and v laid out, q and k repeated to all value heads, w and u,
+    the new values, the output, one state for each chunk of 64 tokens, two vectors of the residual stream.
+    Counted from vLLM's layers (qwen3_next, fla/ops).
+    """
+    hidden = widths.hidden
+    mlp = 3 * widths.mlp / tensor_parallel + 4 * hidden
+    delta = 0.0
+    if widths.values:
+        conv = 2 * widths.keys + widths.values
+        inner = conv + widths.values + 2 * conv + 2 * widths.values + 2 * widths.values + 2 * widths.values
+        delta = (inner + widths.state / CHUNK_TOKENS) / tensor_parallel + 2 * hidden
+    attention = (widths.attention + widths.hidden) / tensor_parallel + 4 * hidden
+    return ELEMENT_BYTES * max(mlp, delta, attention)
+
+
+def language_gib(widths: LayerWidths, load: Load) -> float:
+    """Activations of one step of all batched tokens, GiB on one card."""
+    return load.batched_tokens * bytes_per_token(widths, load.tensor_parallel) / GIB
+
+
+def sampler_gib(widths: LayerWidths, load: Load) -> float:
+    """Logits of all sequences in float32, GiB."""
+    return SAMPLER_COPIES * 4 * widths.vocab * load.max_num_seqs / GIB
+
+
+def vision_gib(widths: LayerWidths, load: Load) -> float:
+    """The vision encoder at its largest picture, GiB; 0 for text-only servers."""
+    return 0.0 if load.text_only else VISION_GIB * widths.vision_hidden / VISION_HIDDEN
+
+
+def activations_gib(widths: LayerWidths, load: Load) -> float:
+    """Peak activations of the profiling run, GiB on one card: the largest of its parts."""
+    return max(language_gib(widths, load), sampler_gib(widths, load), vision_gib(widths, load))
+
+
+def activations_range_gib(widths: LayerWidths, load: Load) -> tuple[float, float]:
+    """Least and most that the peak activations may be, GiB on one card."""
+    vision, rest = vision_gib(widths, load), max(language_gib(widths, load), sampler_gib(widths, load))
+    low = max(vision * (1 - VISION_ERROR), rest * (1 - LANGUAGE_ERROR))
+    return low, max(vision * (1 + VISION_ERROR), rest * (1 + LANGUAGE_ERROR))
+
+
+@dataclass(frozen=True, slots=True)
+class NonTorch:
+    """Memory outside PyTorch that one server's profiling run came to, GiB: context, libraries, compiled kernels."""
+
+    since: tuple[int, int]
+    """Release from which it holds."""
+    gib: float
+    low_gib: float
+    high_gib: float
+    source: str
+
+
+NON_TORCH = (
+    NonTorch((0, 0), 1.8, 1.0, 2.2, "a public report on 0.17"),
+    NonTorch(
+        (0, 18), 3.6, 3.3, 3.9,
+        "0.18: the model card's two RTX 5090 figures less 1.92 activations; a public report says 3.8 (the prefill "
+        "kernels of that version)",
+    ),
+    NonTorch(
+        (0, 19), 0.24, 0.1, 0.6,
+        "0.19 (L40S, published) 0.1, 0.20.2 (H200, H100) 0.23, 0.26.0 (H200, H100) 0.24, 0.27.1 (WSL, published) 0.40, "
+        "0.28 (RTX 3090 and A100, published) 0.56, 0.33 (H100, published) 0.26",
+    ),
+)  # fmt: skip
+"""By release, oldest first."""
+TENSOR_PARALLEL_GIB = (0.1, 0.5, 2.3)
+"""What communication between cards adds on each: least, middle, most (published: 2.7 in all on three cards)."""
+
+
+def non_torch(release: tuple[int, int], tensor_parallel: int = 1) -> NonTorch:
+    """What is known of a release's memory outside PyTorch on one card, GiB."""
+    known = [entry for entry in NON_TORCH if entry.since <= release][-1]
+    if tensor_parallel == 1:
+        return known
+    least, middle, most = TENSOR_PARALLEL_GIB
+    return NonTorch(known.since, known.gib + middle, known.low_gib + least, known.high_gib + most, known.source)

@@ -1,0 +1,152 @@
+"""The modules that a config.json implies, with their numbers of parameters: dense, MoE, MLA, gated delta net, vision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Module:
+    """A layer's weights."""
+
+    name: str
+    """As checkpoints name it (`model.layers.0.mlp.down_proj`), without `language_model`."""
+    parameters: float
+    linear: bool = True
+    """Whether a quantisation of linear layers may hold it; embeddings, routers, convolutions and norms are not."""
+    part: str = "text"
+    """`text`, `vision` or `drafter`."""
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a config.json."""
+    text = config.get("text_config")
+    return text if isinstance(text, Mapping) else config
+
+
+def modules_of(config: Mapping[str, Any]) -> Iterator[Module]:
+    """All modules of a model. Raises KeyError or ValueError for what is missing or not known."""
+    body = text_part(config)
+    hidden = body["hidden_size"]
+    table = float(body["vocab_size"] * hidden)
+    yield Module("model.embed_tokens", table, linear=False)
+    if not body.get("tie_word_embeddings", config.get("tie_word_embeddings", False)):
+        yield Module("lm_head", table)
+    kinds = _kinds(body)
+    for index, kind in enumerate(kinds):
+        prefix = f"model.layers.{index}"
+        if kind == "linear_attention":
+            yield from _delta_net(body, prefix)
+        else:
+            yield from _attention(body, prefix, kind)
+        yield from _mlp(body, prefix, index)
+        yield Module(f"{prefix}.input_layernorm", 2.0 * hidden, linear=False)
+    yield from _drafter(body)
+    yield from _vision(config)
+
+
+def _kinds(body: Mapping[str, Any]) -> list[str]:
+    count = body["num_hidden_layers"]
+    listed = body.get("layer_types")
+    every_is_linear = isinstance(listed, list) and set(listed) == {"linear_attention"}
+    if isinstance(listed, list) and len(listed) == count and not (every_is_linear and "full_attention_interval" in body):
+        kinds = [str(kind) for kind in listed]
+    elif body.get("full_attention_interval") and "linear_num_value_heads" in body:
+        every = body["full_attention_interval"]
+        kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(count)]
+    else:
+        kinds = ["full_attention"] * count
+    unknown = {kind for kind in kinds if kind not in ("full_attention", "sliding_attention", "linear_attention")}
+    if unknown or body.get("hybrid_override_pattern") or body.get("layers_block_type"):
+        names = ", ".join(sorted(unknown)) or "of a hybrid pattern"
+        raise ValueError(f"the parameters of its layers ({names}) are not counted here")
+    return kinds
+
+
+def _attention(body: Mapping[str, Any], prefix: str, kind: str) -> Iterator[Module]:
+    hidden, heads = body["hidden_size"], body["num_attention_heads"]
+    name = f"{prefix}.self_attn"
+    if body.get("kv_lora_rank"):
+        rank, rope = body["kv_lora_rank"], body.get("qk_rope_head_dim") or 0
+        nope, value = body["qk_nope_head_dim"], body["v_head_dim"]
+        query = body.get("q_lora_rank")
+        if query:
+            yield Module(f"{name}.q_a_proj", float(hidden * query))
+        yield Module(f"{name}.q_b_proj", float((query or hidden) * heads * (nope + rope)))
+        yield Module(f"{name}.kv_a_proj_with_mqa", float(hidden * (rank + rope)))
+        yield Module(f"{name}.kv_b_proj", float(rank * heads * (nope + value)))
+        yield Module(f"{name}.o_proj", float(heads * value * hidden))
+        return
+    wide = kind == "full_attention" and body.get("global_head_dim")
+    head_dim = body["global_head_dim"] if wide else body.get("head_dim") or hidden // heads
+    kv_heads = (wide and body.get("num_global_key_value_heads")) or body.get("num_key_value_heads") or heads
+    yield Module(f"{name}.q_proj", float(hidden * head_dim * heads * (2 if body.get("attn_output_gate") else 1)))
+    yield Module(f"{name}.k_proj", float(hidden * head_dim * kv_heads))
+    if not (wide and body.get("attention_k_eq_v")):
+        yield Module(f"{name}.v_proj", float(hidden * head_dim * kv_heads))
+    yield Module(f"{name}.o_proj", float(heads * head_dim * hidden))
+
+
+def _delta_net(body: Mapping[str, Any], prefix: str) -> Iterator[Module]:
+    hidden, heads = body["hidden_size"], body["linear_num_value_heads"]
+    keys = body["linear_num_key_heads"] * body["linear_key_head_dim"]
+    values = heads * body["linear_value_head_dim"]
+    name = f"{prefix}.linear_attn"
+    yield Module(f"{name}.in_proj_qkv", float(hidden * (2 * keys + values)))
+    yield Module(f"{name}.in_proj_z", float(hidden * values))
+    yield Module(f"{name}.in_proj_a", float(hidden * heads))
+    yield Module(f"{name}.in_proj_b", float(hidden * heads))
+    yield Module(f"{name}.out_proj", float(values * hidden))
+    yield Module(f"{name}.conv1d", float((2 * keys + values) * body["linear_conv_kernel_dim"]), linear=False)
+
+
+def _mlp(body: Mapping[str, Any], prefix: str, index: int) -> Iterator[Module]:
+    hidden = body["hidden_size"]
+    experts = body.get("num_experts") or body.get("num_local_experts") or body.get("n_routed_experts")
+    dense_first = body.get("first_k_dense_replace") or 0
+    if not experts or index < dense_first or index in (body.get("mlp_only_layers") or ()):
+        yield from _gated(f"{prefix}.mlp", hidden, body["intermediate_size"])
+        return
+    width = body.get("moe_intermediate_size") or body["intermediate_size"]
+    for part in _gated(f"{prefix}.mlp.experts.0", hidden, width):
+        yield Module(part.name, part.parameters * experts)
+    yield Module(f"{prefix}.mlp.gate", float(hidden * experts), linear=False)
+    shared = body.get("shared_expert_intermediate_size") or (body.get("n_shared_experts") or 0) * width
+    if shared:
+        yield from _gated(f"{prefix}.mlp.shared_expert", hidden, shared)
+    if body.get("enable_moe_block"):  # Gemma 4: a dense block beside the experts
+        yield from _gated(f"{prefix}.mlp.dense", hidden, body["intermediate_size"])
+
+
+def _gated(name: str, hidden: int, width: int) -> Iterator[Module]:
+    for part in ("gate_proj", "up_proj", "down_proj"):
+        yield Module(f"{name}.{part}", float(hidden * width))
+
+
+def _drafter(body: Mapping[str, Any]) -> Iterator[Module]:
+    """The built-in MTP layers: full attention and the model's own MLP, plus the projection that joins two inputs."""
+    layers = body.get("mtp_num_hidden_layers") or body.get("num_nextn_predict_layers") or 0
+    for index in range(layers):
+        prefix = f"mtp.layers.{index}"
+        modules = [
+            *_attention(body, prefix, "full_attention"),
+            *_mlp(body, prefix, body["num_hidden_layers"] + index),
+            Module("mtp.fc", 2.0 * body["hidden_size"] ** 2, linear=False),
+        ]
+        for module in modules:
+            yield Module(module.name, module.parameters, module.linear, "drafter")
+
+
+def _vision(config: Mapping[str, Any]) -> Iterator[Module]:
+    vision = config.get("vision_config")
+    if not isinstance(vision, Mapping):
+        return
+    hidden = vision["hidden_size"]
+    layers = vision.get("depth") or vision["num_hidden_layers"]
+    block = 4.0 * hidden * hidden + 2.0 * hidden * vision["intermediate_size"]
+    yield Module("model.visual.blocks", layers * block, part="vision")
+    merged = hidden * vision.get("spatial_merge_size", 1) ** 2
+    merger = float(merged * (merged + vision.get("out_hidden_size", hidden)))
+    yield Module("model.visual.merger", merger, part="vision")
