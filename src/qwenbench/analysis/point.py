@@ -222,7 +222,7 @@ def _memory(arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
     total = context.ledger.kv_cache_blocks
     if total is None or context.layout is None or len(tokens) == 0:
         return {}
-    blocks = context.layout.blocks_per_request(int(np.ceil(np.percentile(tokens, 95))))
+    blocks = context.layout.blocks_held(int(np.ceil(np.percentile(tokens, 95))))
     return {"requests_that_fit": (total - NULL_BLOCKS) // blocks if blocks > 0 else None}
 
 

@@ -90,9 +90,9 @@ def calibrate(
             scale = graphs_scale(probe.graphs_estimated_gib, settings.capture, settings.max_num_seqs, rows)
         graphs = graphs_gib(settings.capture, settings.max_num_seqs, scale, rows)
     counted = 0.0 if probe.graphs_estimate_applied is False else graphs
-    weights, error = probe.weights_gib, 0.0
-    if weights is None:
-        weights, error = weights_on_card(shape, settings)
+    weights = probe.weights_gib
+    if weights is None:  # what the count is off by stands in the rest, with the other sign
+        weights, _ = weights_on_card(shape, settings)
     rest = float(share) * cuda_total_gib - weights - counted
     return Calibration(
         weights_gib=weights,
@@ -104,7 +104,6 @@ def calibrate(
         basis=f"calibrated on {where} (vLLM {probe.vllm_version or 'of unknown version'}, "
         f"utilisation {float(share):g}{default} of {cuda_total_gib:.2f} GiB, KV cache {(low + high) / 2:.2f} GiB)",
         load=load_of(settings, cuda_total_gib),
-        weights_error=error,
         text_only=settings.text_only,
         drafter=settings.drafter is not None,
     )
@@ -236,9 +235,7 @@ def _graphs_scale_of(shape: ModelShape) -> float:
     widths, seed = shape.widths, SEED_SHAPE.widths
     if widths is None or seed is None:
         return 1.0
-    layers = sum(part.count for part in (*shape.attention, *shape.states))
-    seed_layers = sum(part.count for part in (*SEED_SHAPE.attention, *SEED_SHAPE.states))
-    return (layers * widths.hidden) / (seed_layers * seed.hidden)
+    return (shape.layers * widths.hidden) / (SEED_SHAPE.layers * seed.hidden)
 
 
 def _release(version: str) -> tuple[int, int]:

@@ -178,7 +178,9 @@ def _fitting(dtypes: list[str | None], block: int | None, shape: ModelShape) -> 
     """Of several state dtypes those whose state fits the block that a server was seen to use."""
     if block is None or len(dtypes) == 1:
         return dtypes
-    made = {dtype: kv_layout(shape, state_dtype=dtype, base_block_tokens=CPU_BLOCK_TOKENS).block_tokens for dtype in dtypes}
+    made = {
+        dtype: kv_layout(shape, state_dtype=dtype, base_block_tokens=CPU_BLOCK_TOKENS).block_tokens for dtype in dtypes
+    }
     return [dtype for dtype in dtypes if made[dtype] == block] or dtypes[-1:]
 
 

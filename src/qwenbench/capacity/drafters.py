@@ -52,7 +52,7 @@ def parse_drafter(value: str | Mapping[str, Any] | None) -> Drafter | None:
 
     Raises UsageError for what is no such object and for a method that is not known.
     """
-    if value is None or value == "" or value == {}:
+    if value is None or value in ("", {}):
         return None
     if isinstance(value, str):
         try:
@@ -104,9 +104,7 @@ def with_drafter(shape: ModelShape, drafter: Drafter | None, own: ModelShape | N
     return replace(shape, attention=_joined(shape.attention, (replace(full, count=count),)))
 
 
-def _joined(
-    main: tuple[AttentionLayers, ...], drafter: tuple[AttentionLayers, ...]
-) -> tuple[AttentionLayers, ...]:
+def _joined(main: tuple[AttentionLayers, ...], drafter: tuple[AttentionLayers, ...]) -> tuple[AttentionLayers, ...]:
     """Layers of one kind stand in one group, whichever model they belong to."""
     joined = list(main)
     for added in drafter:

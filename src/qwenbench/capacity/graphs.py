@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-SHARED_GIB = 0.056
-PER_TOKEN_GIB = 0.00022
+SHARED_GIB = 0.06
+PER_TOKEN_GIB = 0.00025
 """Each token of the largest graph: its activations, kept in the graphs' pool."""
-PIECEWISE_GIB = 0.00302
-FULL_GIB = 0.001
+PIECEWISE_GIB = 0.0027
+FULL_GIB = 0.0007
 
 
 def capture_sizes(largest: int, rows_per_sequence: int = 1) -> tuple[int, ...]:
@@ -50,9 +50,7 @@ def graphs_gib(capture: int, max_num_seqs: int | None, scale: float = 1.0, rows_
     return scale * (SHARED_GIB + PER_TOKEN_GIB * largest + further)
 
 
-def graphs_scale(
-    estimated_gib: float, capture: int, max_num_seqs: int | None, rows_per_sequence: int = 1
-) -> float:
+def graphs_scale(estimated_gib: float, capture: int, max_num_seqs: int | None, rows_per_sequence: int = 1) -> float:
     """The scale that makes `graphs_gib` give a probe's estimate.
 
     An estimate is printed with two decimals: where the model meets it within them, the scale is 1.

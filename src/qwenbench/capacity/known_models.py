@@ -1,4 +1,4 @@
-"""The models that owners run, built in: their config.json's figures as far as memory needs them, each with its source."""
+"""The models that owners run, built in: what memory needs of their config.json, each with its source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from qwenbench.capacity.weights import Weights
 
 SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"
 SEED_WEIGHTS = Weights(
-    9.71, 0.86, 0.13, 0.005, "printed by vLLM 0.20.2 and 0.26.0 (10.57 GiB, 9.71 without the vision part, 10.70 with MTP)"
+    9.71,
+    0.86,
+    0.13,
+    0.005,
+    "printed by vLLM 0.20.2 and 0.26.0 (10.57 GiB, 9.71 without the vision part, 10.70 with MTP)",
 )
 
 
@@ -125,12 +129,11 @@ def known_shape(model: str) -> ModelShape | None:
     if found is None:
         return None
     shape = ModelShape.from_hf_config(found.config, model)
-    if model.rstrip("/").split("/")[-1].lower() == SEED_MODEL.split("/")[-1].lower():
+    if model.rstrip("/").split("/")[-1].lower() == SEED_MODEL.rsplit("/", maxsplit=1)[-1].lower():
         return replace(shape, weights=SEED_WEIGHTS)
     if quantised and "bf16" not in model.lower():
-        why = (
-            f"the shape of {found.names[0]} is built in, but not how {model} is quantised: give its folder or config.json"
-        )
+        base_model = found.names[0]
+        why = f"{base_model}'s shape is built in, but not how {model} is quantised: give its folder or config.json"
         return replace(shape, weights=None, weights_unknown=why)
     return shape
 

@@ -29,20 +29,20 @@ class KvGroup:
     window: int | None = None
     state_blocks: int = 0
     """State groups: the most blocks that a request holds, whatever its length; vLLM's own bound."""
-    state_blocks_held: int = 0
+    state_blocks_held: int | None = None
     """State groups: blocks that a running request holds but at the moment when it passes a block's end. With prefix
-    caching (mode `align`) one fewer than the bound."""
+    caching (mode `align`) one fewer than the bound; None: as many."""
 
     def blocks_of(self, tokens: int, in_flight_tokens: int, *, held: bool = False) -> int:
         """Blocks of this group that a request of so many tokens holds: vLLM's bound, or those held while it runs."""
         if self.kind == "state":
-            return self.state_blocks_held if held else self.state_blocks
+            return self.state_blocks_held if held and self.state_blocks_held is not None else self.state_blocks
         blocks = -(-tokens // self.block_tokens)
         if self.window is None:
             return blocks
         # vLLM's admission rule: the window, what is in flight, and one block for the unaligned start.
-        held = min(self.window - 1 + in_flight_tokens, tokens)
-        return min(blocks, -(-held // self.block_tokens) + 1)
+        kept = min(self.window - 1 + in_flight_tokens, tokens)
+        return min(blocks, -(-kept // self.block_tokens) + 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,6 +91,16 @@ class ModelShape:
     """Layers of the built-in drafter (MTP)."""
 
     @property
+    def weights_gib(self) -> float | None:
+        """Weights of the whole model, vision part included and drafter left out, GiB; None: not known."""
+        return None if self.weights is None else self.weights.total_gib()
+
+    @property
+    def layers(self) -> int:
+        """Layers that keep something in the cache."""
+        return sum(part.count for part in self.attention) + sum(part.count for part in self.states)
+
+    @property
     def hybrid(self) -> bool:
         """Whether attention layers and state layers share the cache."""
         return bool(self.states)

@@ -1,4 +1,4 @@
-"""The modules that a config.json implies, with their numbers of parameters: dense, MoE, MLA, gated delta net, vision."""
+"""The modules that a config.json implies, with their numbers of parameters."""
 
 from __future__ import annotations
 
@@ -51,7 +51,11 @@ def _kinds(body: Mapping[str, Any]) -> list[str]:
     count = body["num_hidden_layers"]
     listed = body.get("layer_types")
     every_is_linear = isinstance(listed, list) and set(listed) == {"linear_attention"}
-    if isinstance(listed, list) and len(listed) == count and not (every_is_linear and "full_attention_interval" in body):
+    if (
+        isinstance(listed, list)
+        and len(listed) == count
+        and not (every_is_linear and "full_attention_interval" in body)
+    ):
         kinds = [str(kind) for kind in listed]
     elif body.get("full_attention_interval") and "linear_num_value_heads" in body:
         every = body["full_attention_interval"]

@@ -1,4 +1,4 @@
-"""vLLM's settings as far as memory depends on them: read from flags in vLLM's own spellings, or from what a log repeats.
+"""vLLM's settings as far as memory depends on them, read from flags in vLLM's own spellings or from what a log repeats.
 
 The same value comes from `plan`'s options, a sweep's configuration and a probe's log, so that all feed one model.
 """
@@ -92,7 +92,7 @@ class Settings:
 
 
 def settings_of_config(config: ServerConfig) -> Settings:
-    """The settings of a configuration, its extra arguments included. Raises UsageError naming a flag that is unusable."""
+    """The settings of a configuration, extra arguments included. Raises UsageError naming a flag that is unusable."""
     return settings_of_flags(flags_of(config), config.env)
 
 
@@ -121,17 +121,13 @@ def settings_of_flags(flags: Mapping[str, str | None], env: Mapping[str, str] | 
         dtype=_dtype(flags.get("dtype")),
         state_dtype=_dtype(flags.get("mamba-ssm-cache-dtype")),
         block_size=_int(flags, "block-size"),
-        prefix_caching=False
-        if "no-enable-prefix-caching" in flags
-        else True
-        if "enable-prefix-caching" in flags
-        else None,
+        prefix_caching=_switch(flags, "enable-prefix-caching"),
         mamba_cache_mode=flags.get("mamba-cache-mode"),
         drafter=_drafter(flags),
         text_only="language-model-only" in flags or _text_only(_json(flags, "limit-mm-per-prompt")),
         tensor_parallel=_int(flags, "tensor-parallel-size") or 1,
         pipeline_parallel=_int(flags, "pipeline-parallel-size") or 1,
-        kv_cache_bytes=parse_bytes(flags["kv-cache-memory-bytes"]) if flags.get("kv-cache-memory-bytes") else None,
+        kv_cache_bytes=parse_bytes(flags.get("kv-cache-memory-bytes") or ""),
         blocks_override=_int(flags, "num-gpu-blocks-override"),
         estimate_graphs=estimate.strip().lower() not in ("0", "false"),
     )
@@ -243,6 +239,10 @@ def _json(flags: Mapping[str, str | None], name: str) -> dict[str, Any]:
             return {}  # also a level: -O2
         raise UsageError(f"--{name} {text}: no JSON ({error.msg} at column {error.colno})") from None
     return value if isinstance(value, dict) else {}
+
+
+def _switch(flags: Mapping[str, str | None], name: str) -> bool | None:
+    return False if f"no-{name}" in flags else True if name in flags else None
 
 
 def _drafter(flags: Mapping[str, str | None]) -> Drafter | None:

@@ -26,7 +26,9 @@ _TENSOR_BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "BF16": 2, "F16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1, "F4": 0.5,
 }  # fmt: skip
-_VISION = re.compile(r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mm_projector|embed_(?:vision|audio))\.")
+_VISION = re.compile(
+    r"(?:^|\.)(?:visual|vision_\w+|audio_\w+|multi_modal_projector|mm_projector|embed_(?:vision|audio))\."
+)
 _DRAFTER = re.compile(r"(?:^|\.)(?:mtp\w*|nextn\w*|eagle\w*)\.")
 
 

@@ -135,7 +135,8 @@ def _samples(path: Path) -> list[tuple[float, float]]:
 
 def _layout(path: Path | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
     from qwenbench.capacity.configuration import layout_of_server
-    from qwenbench.capacity.model_shape import ModelShape, known_shape
+    from qwenbench.capacity.known_models import known_shape
+    from qwenbench.capacity.model_shape import ModelShape
 
     if path is not None:
         shape = ModelShape.from_hf_config(read_json(path, "--model-config"), str(path))

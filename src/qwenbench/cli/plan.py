@@ -101,7 +101,8 @@ def _text(value: float | None) -> str | None:
 
 
 def _shape(model: str, path: Path | None) -> ModelShape:
-    from qwenbench.capacity.model_shape import ModelShape, known_shape
+    from qwenbench.capacity.known_models import known_shape
+    from qwenbench.capacity.model_shape import ModelShape
     from qwenbench.cli.ledger import read_json
 
     if path is not None:

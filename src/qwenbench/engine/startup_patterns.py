@@ -175,7 +175,8 @@ def tokens_formula(version: str | None) -> str | None:
     found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?(rc|\.?dev|a|b)?", version or "")
     if found is None:
         return None
-    number = tuple(int(part or 0) for part in found.groups()[:3])
+    # 0.20 without a patch number stands for its later releases
+    number = (int(found[1]), int(found[2]), int(found[3]) if found[3] else 99 if found[2] == "20" else 0)
     if number < (0, 18, 0) and ("dev" in (version or "")):
         return None  # 0.1.dev1+g12ab: built without tags
     if number <= (0, 20, 0) or (number == (0, 20, 1) and found.group(4)):

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.cards import Card
-from qwenbench.capacity.graphs import graph_count, graphs_gib
+from qwenbench.capacity.drafters import Drafter, parse_drafter
+from qwenbench.capacity.graphs import graph_counts, graphs_gib
+from qwenbench.capacity.known_models import known_shape
 from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_layout
-from qwenbench.capacity.model_shape import ModelShape, known_shape
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.errors import UsageError
 from qwenbench.simulator.options import ServeOptions
-
-DRAFTERS_IN_THE_MODEL = ("mtp", "qwen3_next_mtp", "qwen3_5_mtp", "deepseek_mtp")
-"""Methods that add an attention layer of the model's own kind to the cache (recorded: 902 blocks of 544 tokens)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +118,7 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
     requested = options.gpu_memory_utilization * card.cuda_gib()
     capture = max(options.capture_sizes, default=0)
     estimated = graphs_gib(capture, options.max_num_seqs)
-    actual = figures["graphs_actual_gib_each"] * graph_count(capture, options.max_num_seqs)
+    actual = figures["graphs_actual_gib_each"] * sum(graph_counts(capture, options.max_num_seqs))
     counted = estimated if options.count_graphs else 0.0
     kv_gib = requested - shape.weights_gib - figures["activations_gib"] - counted
     if options.kv_cache_memory_bytes is not None:
@@ -156,16 +155,20 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
 
 
 def _layout(options: ServeOptions, shape: ModelShape) -> KvLayout:
-    if options.speculative_method in DRAFTERS_IN_THE_MODEL and shape.attention:
-        first, *others = shape.attention
-        shape = replace(shape, attention=(replace(first, count=first.count + 1), *others))
     return kv_layout(
         shape,
         options.kv_cache_dtype,
         mamba_cache_mode="align" if options.enable_prefix_caching else "none",
-        speculative_tokens=options.speculative_tokens,
+        drafter=_drafter(options),
         max_num_batched_tokens=options.max_num_batched_tokens,
     )
+
+
+def _drafter(options: ServeOptions) -> Drafter | None:
+    if not options.speculative_tokens:
+        return None
+    method = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}
+    return parse_drafter(method)
 
 
 def interpolate(table: list[list[float]], at: float) -> float:

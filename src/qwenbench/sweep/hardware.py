@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card, utilization_for_card
-from qwenbench.capacity.configuration import default_batched_tokens
+from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.cards import VISIBLE, chosen_cards, visible_cards
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError

@@ -13,8 +13,8 @@ import aiohttp
 import pyarrow as pa
 
 from qwenbench.analysis.point import PointContext, summarise_point
-from qwenbench.capacity.configuration import default_batched_tokens
 from qwenbench.capacity.kv import KvLayout
+from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.run import LoadClient

@@ -9,8 +9,9 @@ from pathlib import Path
 import orjson
 
 from qwenbench.capacity.configuration import layout_of_server
+from qwenbench.capacity.known_models import known_shape
 from qwenbench.capacity.kv import KvLayout
-from qwenbench.capacity.model_shape import ModelShape, known_shape
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 

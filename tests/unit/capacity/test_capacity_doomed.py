@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 
 from qwenbench.capacity.configuration import plan_config
-from qwenbench.capacity.doomed import cannot_start, parse_bytes
+from qwenbench.capacity.doomed import cannot_start as settings_cannot_start
+from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_cache_tokens, kv_layout, printed_tokens
-from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.predict import Prediction
+from qwenbench.capacity.settings import parse_bytes, settings_of_config
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 CASES = json.loads((DATA / "cpu-doomed" / "cases.json").read_text())
+
+
+def cannot_start(config: ServerConfig, **facts) -> str | None:
+    return settings_cannot_start(settings_of_config(config), **facts)
 
 
 def shape(model: str) -> ModelShape:

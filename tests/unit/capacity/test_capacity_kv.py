@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenbench.capacity.drafters import Drafter
+from qwenbench.capacity.known_models import SEED_SHAPE, known_shape
 from qwenbench.capacity.kv import (
     KvGroup,
     KvLayout,
@@ -21,7 +23,7 @@ from qwenbench.capacity.kv import (
     printed_tokens,
     requests_that_fit,
 )
-from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape, known_shape
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.errors import UsageError
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
@@ -38,9 +40,9 @@ def test_the_seeds_layout_from_its_config_json():
     assert SEED.bytes_per_block == 17_301_504
     assert SEED.state_blocks == 3
     assert kv_layout(SEED_SHAPE, mamba_cache_mode="align").state_blocks == 6
-    assert kv_layout(SEED_SHAPE, speculative_tokens=2).state_blocks == 9
+    assert kv_layout(SEED_SHAPE, drafter=Drafter("ngram", 2)).state_blocks == 9
     assert known_shape("ig1/Qwen3.5-9B-NVFP4") == SEED_SHAPE
-    assert known_shape("meta-llama/Llama-3.1-8B") is None
+    assert known_shape("meta-llama/Llama-2-7b") is None
 
 
 def test_fp8_doubles_the_block_as_the_recorded_log_says():
@@ -154,7 +156,7 @@ layouts = st.builds(
         block,
         page,
         layers,
-        (KvGroup("full", block),) * fulls + (KvGroup("state", block, state_blocks=1),) * states,
+        (KvGroup("full", block),) * fulls + (KvGroup("state", block, state_blocks=1, state_blocks_held=1),) * states,
     ),
     st.sampled_from([16, 128, 528, 640]),
     st.integers(1024, 1 << 22),

@@ -14,10 +14,11 @@ from qwenbench.capacity.calibration import CARD_PROBES, calibrate
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.graphs import capture_sizes, graphs_gib
+from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
-from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
-from qwenbench.capacity.predict import PlanTarget, predict
-from qwenbench.capacity.weights import count_weights_gib
+from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.predict import Target, predict
+from qwenbench.capacity.weights import WeightsUnknown, count_weights
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
@@ -47,7 +48,7 @@ def prediction_of(target: str, probe: str):
     capture, seqs, estimated, _, _ = RUNS[target]
     calibration = calibrate(recorded(probe), SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
     return predict(
-        PlanTarget(H200_TOTAL, 0.21546, capture, seqs, "0.20.2", nvml_mib=143_771, estimate_graphs=estimated,
+        Target(H200_TOTAL, 0.21546, capture, seqs, "0.20.2", nvml_mib=143_771, estimate_graphs=estimated,
                    request_tokens=650),
         SEED_SHAPE,
         LAYOUT,
@@ -131,21 +132,36 @@ def test_without_a_probe_the_interval_spans_what_was_seen():
     assert own.kv_cache_gib_high - own.kv_cache_gib_low < 0.2
     other = plan_config(
         config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95"),
-        SEED_SHAPE, version="0.20.2", card=find_card("rtx-4090"),
+        SEED_SHAPE, version="0.17.1", card=find_card("rtx-4090"),
     ).prediction  # fmt: skip
-    assert other.kv_cache_gib_high - other.kv_cache_gib_low > 3
+    assert other.kv_cache_gib_high - other.kv_cache_gib_low > 1.5
     assert "--probe" in other.basis
 
 
+def test_the_versions_own_evidence_makes_the_middle():
+    """Three recorded servers of 0.20.2 with this budget (29.8 GiB) held 16.98 to 17.01 GiB, none of 0.18's 13.6."""
+    plan = plan_config(
+        config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95"),
+        SEED_SHAPE, version="0.20.2", card=find_card("rtx-5090"),
+    ).prediction  # fmt: skip
+    assert abs(plan.kv_cache_gib / 16.98 - 1) < 0.01
+    assert plan.kv_cache_gib_low <= 16.98 <= plan.kv_cache_gib_high
+    assert plan.kv_cache_gib_high - plan.kv_cache_gib_low < 1.5
+
+
 def test_weights_counted_from_config_json():
-    counted = count_weights_gib(json.loads((DATA / "qwen3.5-9b-nvfp4.config.json").read_text()))
-    assert abs(counted / 10.57 - 1) < 0.05
+    counted = count_weights(json.loads((DATA / "qwen3.5-9b-nvfp4.config.json").read_text()))
+    assert abs(counted.total_gib() / 10.57 - 1) < 0.05
+    assert abs(counted.total_gib(text_only=True) / 9.71 - 1) < 0.05
     # The tiny models' checkpoints are 0.08 GiB in the recorded logs.
     for name in ("tiny-qwen3", "tiny-qwen35"):
-        assert round(count_weights_gib(json.loads((DATA / f"{name}.config.json").read_text())), 2) == 0.08
-    assert count_weights_gib({"num_hidden_layers": 2}) is None
-    assert count_weights_gib({"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
-                              "layer_types": ["mamba"]}) is None  # fmt: skip
+        tiny = count_weights(json.loads((DATA / f"{name}.config.json").read_text()))
+        assert round(tiny.total_gib(), 2) == 0.08
+    with pytest.raises(WeightsUnknown, match="hidden_size"):
+        count_weights({"num_hidden_layers": 2})
+    with pytest.raises(WeightsUnknown, match="mamba"):
+        count_weights({"vocab_size": 10, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+                       "layer_types": ["mamba"]})  # fmt: skip
 
 
 def test_a_card_smaller_than_the_weights_gives_no_figures():
@@ -158,10 +174,10 @@ def test_a_card_smaller_than_the_weights_gives_no_figures():
 
 
 def test_an_interval_around_nothing_has_no_middle():
-    """16 GB: 13.9 GiB of budget, and between 2.1 and 5.6 GiB of it for what no probe has shown yet."""
+    """12.5 GiB of budget, and on 0.17 between 2.7 and 4.3 GiB of it for what no probe has shown yet."""
     plan = plan_config(
-        config(gpu_memory_utilization="0.9", max_cudagraph_capture_size="32", max_num_seqs="32", max_model_len="auto"),
-        SEED_SHAPE, version="0.20.2", card=find_card("rtx-5080"),
+        config(gpu_memory_utilization="0.91", max_cudagraph_capture_size="32", max_num_seqs="32", max_model_len="auto"),
+        SEED_SHAPE, version="0.17.1", card=find_card("rtx-5080"),
     )  # fmt: skip
     assert (plan.prediction.kv_cache_gib, plan.prediction.kv_cache_gib_low) == (None, 0.0)
     assert plan.prediction.kv_cache_gib_high > 0
@@ -236,7 +252,7 @@ def test_more_capture_never_gives_more_kv_and_more_memory_never_less(capture, mo
     calibration = calibrate(CARD_PROBES["h200", "linux"][0], SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
 
     def kv(size: int, share: float) -> float:
-        target = PlanTarget(H200_TOTAL, share, size, 64, "0.20.2")
+        target = Target(H200_TOTAL, share, size, 64, "0.20.2")
         return predict(target, SEED_SHAPE, LAYOUT, calibration).kv_cache_gib
 
     assert kv(capture + more, 0.9) <= kv(capture, 0.9)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
-from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
+from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.observe.ledger import build_ledger
 from qwenbench.observe.vram import VramPhases, vram_phases
