@@ -72,9 +72,9 @@ def test_stopped_in_mid_cell_then_resumed(tmp_path: Path, number: signal.Signals
     assert not list((folder / "servers").rglob("failure.json"))
     assert len(list((folder / "requests").iterdir())) == len(before)
 
-    refused = qwenbench("sweep", "--resume", str(folder), "--concurrency", "4,2")
+    refused = qwenbench("sweep", "--resume", str(folder), "--requests", "7")
     assert refused.status == 2
-    assert "plan has changed (load points)" in refused.err
+    assert "plan has changed (load options: requests)" in refused.err
     assert journal(folder) == before
 
     resumed = qwenbench("sweep", "--resume", str(folder))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,17 +40,19 @@ def command(
 
     Writes the same run folder as `sweep`, with one configuration.
     """
-    from qwenbench.cli.sweep_run import new_folder, resumed_folder, run_asyncio, run_plan
+    from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
     from qwenbench.engine.attached import AttachedLauncher
+    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_bench_plan
-    from qwenbench.sweep.record import Site, stored_options
+    from qwenbench.sweep.record import Site
 
     fields = given
     if resume is not None:
-        folder = resumed_folder(resume, out)
-        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **fields}
+        folder = find_run(resume, "--resume", Path(out))
+        fields = extended_fields(folder, fields)
     else:
         folder = new_folder(out, run_id)
     options = checked_options({**fields, "launcher": "url"})

@@ -36,20 +36,21 @@ def run_one(
 ) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
     from qwenbench.engine.launchers import make_launcher
+    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.sweep.extension import extended_fields, known_configurations
     from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_plan
-    from qwenbench.sweep.record import Site, stored_options
+    from qwenbench.sweep.record import Site
 
     folder = None
     if resume is not None:
-        folder = resumed_folder(resume, out)
-        # without what was left at its default then: given and default values are told apart again
-        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **fields}
+        folder = find_run(resume, "--resume", Path(out))
+        fields = extended_fields(folder, fields)
     options = checked_options(fields)
     if options.launcher == "url":
         raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
-    plan = make_plan(options)
+    plan = make_plan(options, known_configurations(folder) if folder else {})
     hardware = find_hardware(options)
     card = hardware.card.name if hardware.card and options.launcher == "sim" else None
     launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
@@ -105,14 +106,6 @@ def new_folder(out: str, run_id: str | None) -> Path:
     while folder.exists():
         folder, number = base.with_name(f"{base.name}-{number}"), number + 1
     return folder
-
-
-def resumed_folder(resume: str, out: str) -> Path:
-    """The folder of a run that was begun. Raises UsageError when there is none."""
-    for folder in (Path(resume), Path(out) / resume):
-        if (folder / "run.json").exists():
-            return folder
-    raise UsageError(f"--resume {resume}: no run there (no run.json in {resume} or {Path(out) / resume}).")
 
 
 def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_report: bool) -> int:

@@ -77,6 +77,16 @@ def one_of(*choices: str, otherwise: str = "") -> Reader:
     return read
 
 
+def profile_names(text: str, option: str) -> tuple[str, ...]:
+    """Reads --profile: names, of which `all` stands for the four of Qwen3.5."""
+    from qwenbench.workload.profiles import PROFILES
+
+    names: list[str] = []
+    for name in parse_list(text, option, str, any_word):
+        names += PROFILES if name == "all" else [name]
+    return tuple(dict.fromkeys(names))
+
+
 def match_or_list(text: str, option: str) -> str | tuple[int, ...]:
     """Reads --max-num-seqs: `match`, or numbers."""
     return text if text == "match" else parse_list(text, option, int, positive)

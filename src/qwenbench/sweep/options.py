@@ -27,6 +27,7 @@ from qwenbench.sweep.option_values import (
     one_of,
     parse_vary,
     positive,
+    profile_names,
     read_header_env,
     request_limits,
     share,
@@ -145,8 +146,15 @@ class SweepOptions(BaseModel):
         Flag("none: no prompt finds another's prefix cached; natural: as it comes", SCENARIOS),
     ] = "none"
     profile: Annotated[
-        str | None, Flag("Sampling profile, or `all` for each in turn", SCENARIOS, default="the scenario's")
-    ] = None
+        tuple[str, ...],
+        Flag(
+            "Sampling profiles, each in turn; `all`, or `none` (no sampling fields)",
+            SCENARIOS,
+            "NAME,..",
+            profile_names,
+            default="the scenario's",
+        ),
+    ] = ()
     endpoint: Annotated[Literal["chat", "completions"], Flag("Which API is asked", SCENARIOS)] = "chat"
     extra_body: Annotated[
         dict[str, Any], Flag("JSON object added to each request's body", SCENARIOS, "JSON", json_object)
@@ -240,6 +248,12 @@ class SweepOptions(BaseModel):
         if value is not None and (not _REQUESTS.match(value) or float(value.rstrip("x")) <= 0):
             raise ValueError("give N or Nx, e.g. 200 or 4x")
         return value
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _profile(cls, value: Any) -> Any:
+        """One name, or none at all: as run.json and campaign files held it before lists were taken."""
+        return () if value is None else profile_names(value, "--profile") if isinstance(value, str) else value
 
     @field_serializer("slo", when_used="json")
     def _slo(self, limits: dict[str, float]) -> dict[str, float | str]:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,9 +23,15 @@ from qwenbench.sweep.options import SweepOptions
 from qwenbench.workload.arrivals import TraceRow, load_trace
 from qwenbench.workload.lengths import parse_lengths
 from qwenbench.workload.planning import with_overrides
-from qwenbench.workload.profiles import PROFILES, find_profile
+from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.prompts import Prompt, load_prompt_set
 from qwenbench.workload.scenario import ScenarioFile, load_scenario, synthetic_scenario
+
+MEANING = {
+    "seed", "requests", "duration_s", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse", "endpoint",
+    "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card", "vllm_command",
+}  # fmt: skip
+"""Options that decide what a point means: with another value a run cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -65,39 +72,42 @@ class Plan:
             for point in self.points
         ]
 
-    def fingerprint(self) -> dict[str, str]:
-        """Part of the plan -> hash. A resumed run must agree in every part."""
-        parts: dict[str, Any] = {
-            "configurations": [
-                [c.config_id, c.server.model, c.server.vllm_args(), c.server.docker.image, dict(c.server.env)]
-                for c in self.configurations
-            ],
-            "trace": [[row.start_s, row.input_tokens, row.output_tokens] for row in self.trace],
-            "load points": [point.point_id for point in self.points],
+    def fingerprint(self) -> dict[str, dict[str, str]]:
+        """Part of the plan -> name -> hash of what it means. A resumed run must agree in every name that it has."""
+        fixed = self.options.model_dump(mode="json", include=MEANING) | {"until_steady": self.options.until_steady}
+        trace = [[row.start_s, row.input_tokens, row.output_tokens] for row in self.trace]
+        parts: dict[str, dict[str, Any]] = {
+            "load options": fixed,
             "scenarios": {name: scenario.file.sha256 for name, scenario in self.scenarios.items()},
             "prompt sets": {name: scenario.prompts_sha256 for name, scenario in self.scenarios.items()},
-            "load options": self.options.model_dump(
-                mode="json",
-                include={
-                    "seed", "requests", "duration_s", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse",
-                    "endpoint", "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card",
-                    "vllm_command",
-                },
-            )
-            | {"until_steady": self.options.until_steady},
-        }  # fmt: skip
-        return {name: hashlib.sha256(orjson.dumps(part)).hexdigest()[:16] for name, part in parts.items()}
+            "trace": {"rows": trace},
+        }
+        hashed = {part: {name: _hash(value) for name, value in names.items()} for part, names in parts.items()}
+        hashed["load points"] = {point.point_id: "" for point in self.points}
+        hashed["configurations"] = {c.config_id: configuration_hash(c.server) for c in self.configurations}
+        return hashed
+
+
+def configuration_hash(server: ServerConfig) -> str:
+    """What decides whether two configurations are one, whatever their names."""
+    return _hash([server.model, server.vllm_args(), server.docker.image, dict(server.env)])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(orjson.dumps(value)).hexdigest()[:16]
 
 
 def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def configurations(options: SweepOptions, base: ServerConfig) -> tuple[Configuration, ...]:
+def configurations(
+    options: SweepOptions, base: ServerConfig, known: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Configuration, ...]:
     """The server configurations: capture x max-num-seqs x utilisation x every --vary flag.
 
-    `base` is the deployment with the command line's model, image and port. Raises UsageError when two of them
-    come out the same, or when one would need a name that is too long.
+    `known` holds the names that a resumed run gave them, by `configuration_hash`. `base` is the deployment with the
+    command line's model, image and port. Raises UsageError when two of them come out the same.
     """
     captures: Sequence[int | None] = options.capture or (base.capture,)
     utilizations: Sequence[float | None] = options.gpu_memory_utilization or (base.gpu_memory_utilization,)
@@ -108,6 +118,7 @@ def configurations(options: SweepOptions, base: ServerConfig) -> tuple[Configura
                 for values in itertools.product(*options.vary.values()):
                     varied = dict(zip(options.vary, values, strict=True))
                     built.append(_configuration(base, capture, seqs, utilization, varied, len(utilizations) > 1))
+    built = [replace(c, config_id=known.get(configuration_hash(c.server), c.config_id)) for c in built]
     names = [configuration.config_id for configuration in built]
     if len(set(names)) != len(names):
         raise UsageError(f"two configurations have the same name: {', '.join(names)}. Give each value once.")
@@ -169,9 +180,7 @@ def load_points(options: SweepOptions, scenarios: Mapping[str, LoadedScenario]) 
 
 
 def _profiles(options: SweepOptions, scenario: LoadedScenario) -> tuple[str, ...]:
-    if options.profile == "all":
-        return tuple(PROFILES)
-    return (options.profile or scenario.file.scenario.profile,)
+    return options.profile or (scenario.file.scenario.profile,)
 
 
 OWN_OPTIONS = {
@@ -243,8 +252,8 @@ def _scenario(name: str, options: SweepOptions) -> LoadedScenario:
 
 def load_scenarios(options: SweepOptions) -> dict[str, LoadedScenario]:
     """The scenarios by name, in the order given. Raises UsageError for what cannot be used."""
-    if options.profile not in (None, "all"):
-        find_profile(str(options.profile))
+    for profile in options.profile:
+        find_profile(profile)
     loaded: dict[str, LoadedScenario] = {}
     for name in options.scenario:
         scenario = _scenario(name, options)
@@ -255,9 +264,9 @@ def load_scenarios(options: SweepOptions) -> dict[str, LoadedScenario]:
     return loaded
 
 
-def make_plan(options: SweepOptions) -> Plan:
-    """The whole plan of a sweep. Raises UsageError; touches nothing."""
-    return _plan(options, configurations(options, base_server(options)))
+def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType({})) -> Plan:
+    """The whole plan of a sweep; `known`: see `configurations`. Raises UsageError; touches nothing."""
+    return _plan(options, configurations(options, base_server(options), known))
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:

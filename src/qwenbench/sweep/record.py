@@ -9,11 +9,9 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import ValidationError
 
 from qwenbench import __version__
 from qwenbench.analysis.run import point_frame, points_csv
@@ -24,11 +22,12 @@ from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import read_json, write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.extension import changed_parts
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
-from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.profiles import find_profile
 
 
 class Recorder:
@@ -134,7 +133,7 @@ def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -
             }
             for name, loaded in plan.scenarios.items()
         },
-        "profiles": {name: PROFILES[name].request_fields() for name in sorted(profiles)},
+        "profiles": {name: find_profile(name).request_fields() for name in sorted(profiles)},
         "configurations": {
             c.config_id: {
                 "flags": masked(c.server.flags, masker),
@@ -156,9 +155,9 @@ def masker_of(options: SweepOptions) -> Masker:
 
 
 def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes run.json for a new run, or checks a resumed one against it.
+    """Writes run.json for a new run, or checks a resumed one against it and adds what its plan has more.
 
-    Raises UsageError when the plan of a resumed run differs, with the parts that do.
+    Raises UsageError when the plan of a resumed run gives what was measured another meaning, with the parts that do.
     """
     if not paths.run_json.exists():
         write_json(paths.run_json, description)
@@ -171,28 +170,28 @@ def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
         )
     if known["simulated"] != description["simulated"]:
         raise UsageError(f"--resume {paths.root}: simulated and measured points do not go into one run.")
-    changed = [part for part, value in description["plan"].items() if known["plan"].get(part) != value]
+    changed = changed_parts(known["plan"], description["plan"])
     if changed:
         raise UsageError(
-            f"--resume {paths.root}: the plan has changed ({', '.join(changed)}). Resume with the options that the run "
-            "was begun with (or none: they are kept in run.json), or start a new run."
+            f"--resume {paths.root}: the plan has changed ({'; '.join(changed)}). A run can be given more repeats, "
+            "loads, scenarios, profiles and configurations, but what was measured keeps its meaning: leave the other "
+            "options out (they are kept in run.json), or start a new run."
         )
+    if known["plan"] != description["plan"] or known["options"] != description["options"]:
+        _extend(known, description)
+        write_json(paths.run_json, known)
     return known
 
 
-def stored_options(run: Path) -> SweepOptions:
-    """The options that a run was begun with. Raises UsageError when there is no run."""
-    paths = RunPaths(run)
-    if not paths.run_json.exists():
-        raise UsageError(f"--resume {run}: no run there (run.json is missing).")
-    try:
-        return SweepOptions.model_validate(read_json(paths.run_json)["options"])
-    except (ValidationError, KeyError) as error:
-        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("options",), "msg": "missing"}
-        where = ".".join(map(str, problem["loc"]))
-        raise UsageError(
-            f"--resume {run}: the options kept in run.json cannot be read ({where}: {problem['msg']})."
-        ) from None
+def _extend(known: dict[str, Any], description: Mapping[str, Any]) -> None:
+    """Puts what the new plan adds into run.json, with the command that added it."""
+    for name in ("options", "plan"):
+        known[name] = description[name]
+    for name in ("scenarios", "profiles", "configurations"):
+        known[name] = {**description[name], **known[name]}
+    known["order"] = list(dict.fromkeys((*known["order"], *description["order"])))
+    added = {"command_line": description["command_line"], "started": description["started"]}
+    known["extended"] = [*known.get("extended", ()), added]
 
 
 def finish(paths: RunPaths, meta: dict[str, Any], **values: Any) -> None:

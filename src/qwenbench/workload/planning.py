@@ -14,7 +14,7 @@ import numpy as np
 
 from qwenbench.workload.arrivals import TraceRow
 from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths, plain_words, stretched
-from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.profiles import REQUEST_PROFILES
 from qwenbench.workload.prompts import Prompt, PromptTurn
 from qwenbench.workload.scenario import Scenario
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
@@ -185,7 +185,7 @@ class PlannedSessions(Sequence[SessionPlan]):
     def _payload(self, messages: list[dict[str, str]], drawn: int, session_id: str) -> dict[str, Any]:
         options = self._options
         body: dict[str, Any] = {"model": options.model}
-        profile = PROFILES[options.profile]
+        profile = REQUEST_PROFILES[options.profile]
         if options.endpoint == "chat":
             body["messages"] = messages
             body.update(profile.request_fields())
@@ -237,6 +237,6 @@ def natural_pass(
     `options` are the measured ones; their salt should be another. Synthetic prompts (no prompt set) ask for nothing
     in particular, so nothing can be said about their answers: no session is planned for them.
     """
-    limit = THINKING_LIMIT_TOKENS if PROFILES[options.profile].enable_thinking else LIMIT_TOKENS
+    limit = THINKING_LIMIT_TOKENS if REQUEST_PROFILES[options.profile].enable_thinking else LIMIT_TOKENS
     natural = replace(options, force_length=False, natural_limit=limit)
     return PlannedSessions(scenario, prompts, natural, seed, requests if prompts else 0)

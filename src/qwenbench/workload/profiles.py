@@ -62,8 +62,29 @@ PROFILES: Mapping[str, SamplingProfile] = {
 }
 
 
-def find_profile(name: str) -> SamplingProfile:
+@dataclass(frozen=True, slots=True)
+class NoProfile:
+    """`none`: no sampling field is sent, so the server's defaults hold. What a profile costs is held against it."""
+
+    name: str = "none"
+    enable_thinking: bool = False
+
+    def sampling(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def request_fields(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+REQUEST_PROFILES: Mapping[str, SamplingProfile | NoProfile] = {**PROFILES, "none": NoProfile()}
+"""What the requests of a load point may carry."""
+
+
+def find_profile(name: str) -> SamplingProfile | NoProfile:
     """The profile of this name. Raises UsageError that lists them."""
-    if name not in PROFILES:
-        raise UsageError(f"--profile {name!r}: unknown. Profiles: {', '.join(PROFILES)}, or `all` for each in turn.")
-    return PROFILES[name]
+    if name not in REQUEST_PROFILES:
+        known = ", ".join(REQUEST_PROFILES)
+        raise UsageError(f"--profile {name!r}: unknown. Profiles: {known}, or `all` for the four in turn.")
+    return REQUEST_PROFILES[name]

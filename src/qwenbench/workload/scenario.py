@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qwenbench.errors import UsageError
 from qwenbench.workload.lengths import Lengths
-from qwenbench.workload.profiles import PROFILES
+from qwenbench.workload.profiles import REQUEST_PROFILES
 from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -50,8 +50,8 @@ class Scenario(BaseModel):
     @field_validator("profile")
     @classmethod
     def _known_profile(cls, value: str) -> str:
-        if value not in PROFILES:
-            raise ValueError(f"unknown profile; one of {', '.join(PROFILES)}")
+        if value not in REQUEST_PROFILES:
+            raise ValueError(f"unknown profile; one of {', '.join(REQUEST_PROFILES)}")
         return value
 
     def request_count(self, concurrency: int) -> int:

@@ -15,6 +15,7 @@ from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import check_name
+from qwenbench.sweep.option_values import profile_names
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan, configurations, load_points, load_scenarios
 from qwenbench.workload.arrivals import TraceRow
@@ -112,7 +113,7 @@ def test_the_order_is_shuffled_by_the_seed_and_can_be_listed() -> None:
 
 
 def test_all_profiles_are_a_dimension() -> None:
-    points = plan(profile="all", concurrency=(1,)).points
+    points = plan(profile=profile_names("all", "--profile"), concurrency=(1,)).points
     assert len(points) == 2 * 4
     assert {point.profile for point in plan(concurrency=(1,)).points} == {"instruct-reasoning", "instruct-general"}
 

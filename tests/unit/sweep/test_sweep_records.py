@@ -20,11 +20,12 @@ from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.extension import extended_fields, known_configurations, stored_options
 from qwenbench.sweep.hardware import find_hardware
 from qwenbench.sweep.load_point import CellResult, Samples
-from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.options import SweepOptions, checked_options
 from qwenbench.sweep.plan import make_plan
-from qwenbench.sweep.record import Recorder, Site, begin, describe, points_csv, stored_options
+from qwenbench.sweep.record import Recorder, Site, begin, describe, points_csv
 
 CELL = Cell("cap16-seq16", 1, LoadPoint("math", "instruct-reasoning", 8, None, 1))
 
@@ -97,9 +98,14 @@ def test_points_are_derived_anew_from_the_journal(tmp_path: Path) -> None:
     assert rows(paths.points.read_bytes())[0]["config_id"] == "cap16-seq16"
 
 
+SITE = Site(
+    make_launcher("sim", vllm_command="vllm serve", card="RTX 5090"), find_hardware(SweepOptions(launcher="sim"))
+)
+
+
 def described(simulated: bool = True, **options: Any) -> dict[str, Any]:
     launcher = "sim" if simulated else "process"
-    made = SweepOptions(launcher="sim", scenario=("math",), concurrency=(1,), **options)
+    made = SweepOptions(**{"launcher": "sim", "scenario": ("math",), "concurrency": (1,)} | options)
     site = Site(make_launcher(launcher, vllm_command="vllm serve", card="RTX 5090"), find_hardware(made))
     words = ["qwenbench", "sweep", "--out", "very-secret-value"]
     return describe(make_plan(made), "run", site, words)
@@ -132,8 +138,9 @@ def test_the_same_plan_goes_on_and_keeps_what_was_written(tmp_path: Path) -> Non
     ("change", "told"),
     [
         ({"capture": (32,)}, "configurations"),
-        ({"capture": (16,), "seed": 5}, "load options"),
-        ({"capture": (16,), "repeats": 2}, "load points"),
+        ({"capture": (16,), "seed": 5}, "load options: seed"),
+        ({"capture": (16,), "requests": "8"}, "load options: requests, until_steady"),
+        ({"capture": (16,), "profile": "none"}, "load points: math.instruct-reasoning.c1.1"),
     ],
 )
 def test_another_plan_is_refused_with_the_part_that_changed(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -143,6 +150,39 @@ def test_another_plan_is_refused_with_the_part_that_changed(tmp_path: Path, chan
     with pytest.raises(UsageError, match=rf"the plan has changed \([^)]*{told}"):
         begin(paths, described(**change))
     assert paths.run_json.read_bytes() == before
+
+
+def test_a_run_grows_by_repeats_loads_scenarios_profiles_and_configurations(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    begin(paths, described(capture=(16,), gpu_memory_utilization=(0.95,)))
+    given = {
+        "capture": (32,),
+        "gpu_memory_utilization": (0.9,),
+        "repeats": 2,
+        "concurrency": (8, 1),
+        "scenario": ("code",),
+        "profile": ("instruct-reasoning", "none"),
+    }
+    options = checked_options(extended_fields(tmp_path, given))
+    assert (options.capture, options.concurrency, options.scenario) == ((16, 32), (1, 8), ("math", "code"))
+    larger = make_plan(options, known_configurations(tmp_path))
+    assert larger.configurations[0].config_id == "cap16-seq16", "what was measured keeps its name"
+    assert {c.config_id for c in larger.configurations[1:]} == {
+        "cap16-seq16-util0.9", "cap32-seq32-util0.95", "cap32-seq32-util0.9",
+    }  # fmt: skip
+    grown = begin(paths, describe(larger, "run", SITE, ["qwenbench", "sweep", "--resume", "run"]))
+    assert grown["order"][0] == "math.instruct-reasoning.c1.1" and len(grown["order"]) == 2 * 2 * 2 * 2
+    assert set(grown["scenarios"]) == {"math", "code"} and set(grown["profiles"]) == {"instruct-reasoning", "none"}
+    assert grown["extended"][0]["command_line"][-2:] == ["--resume", "run"]
+    assert read_json(paths.run_json) == grown
+    again = make_plan(stored_options(tmp_path), known_configurations(tmp_path))
+    assert begin(paths, describe(again, "run", SITE, [])) == grown, "going on needs no option"
+
+
+def test_repeats_never_become_fewer_and_a_flag_gets_further_values(tmp_path: Path) -> None:
+    begin(RunPaths(tmp_path), described(repeats=3, vary={"block-size": ("16",)}))
+    fields = extended_fields(tmp_path, {"repeats": 1, "vary": {"block-size": ("32", "16")}})
+    assert (fields["repeats"], fields["vary"]) == (3, {"block-size": ("16", "32")})
 
 
 def test_simulated_and_measured_points_never_mix(tmp_path: Path) -> None:

@@ -230,3 +230,8 @@ def test_no_stream_is_left_idle_by_long_conversations() -> None:
         assert len(planned) >= min(streams, requests)
     whole = PlannedSessions(scenario, prompts, RequestOptions(model="m"), 3, 2000, streams=8)
     assert max(len(session.turns) for session in whole) == 8
+
+
+def test_profile_none_sends_no_sampling_field() -> None:
+    body = payloads(sessions(options=RequestOptions(model="m", profile="none")))[0]
+    assert not {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "chat_template_kwargs"} & body.keys()

@@ -1,0 +1,79 @@
+"""A run that goes on: what --resume may add to it. More of the same, never another meaning of what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qwenbench.errors import UsageError
+from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.options import SweepOptions
+
+ADDED_TO = ("capture", "max_num_seqs", "gpu_memory_utilization", "scenario", "profile", "concurrency", "rate")
+"""Options whose values --resume adds to those of the run."""
+NEVER_FEWER = ("repeats", "relaunch_repeats")
+
+
+def stored_options(run: Path) -> SweepOptions:
+    """The options that a run was begun or last gone on with. Raises UsageError when there is no run."""
+    paths = RunPaths(run)
+    if not paths.run_json.exists():
+        raise UsageError(f"--resume {run}: no run there (run.json is missing).")
+    try:
+        return SweepOptions.model_validate(read_json(paths.run_json)["options"])
+    except (ValidationError, KeyError) as error:
+        problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("options",), "msg": "missing"}
+        where = ".".join(map(str, problem["loc"]))
+        raise UsageError(
+            f"--resume {run}: the options kept in run.json cannot be read ({where}: {problem['msg']})."
+        ) from None
+
+
+def extended_fields(run: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of SweepOptions with which a run goes on: its own, and what was given now added to them.
+
+    Lists grow, repeats never become fewer; any other option replaces the run's, and `changed_parts` says whether that
+    would change what was measured. Raises UsageError when there is no run.
+    """
+    stored = stored_options(run)
+    # without what was left at its default then: given and default values are told apart again
+    fields = stored.model_dump(exclude_defaults=True)
+    for name, value in given.items():
+        before = getattr(stored, name)
+        if name in ADDED_TO and isinstance(before, tuple) and isinstance(value, tuple):
+            fields[name] = tuple(dict.fromkeys((*before, *value)))
+        elif name in NEVER_FEWER:
+            fields[name] = max(before, value)
+        elif name == "vary":
+            flags = dict.fromkeys((*before, *value))
+            fields[name] = {flag: tuple(dict.fromkeys((*before.get(flag, ()), *value.get(flag, ())))) for flag in flags}
+        else:
+            fields[name] = value
+    return fields
+
+
+def known_configurations(run: Path) -> dict[str, str]:
+    """Hash of a configuration -> the name that the run gave it: in a larger plan it would get another."""
+    kept = read_json(RunPaths(run).run_json).get("plan", {}).get("configurations")
+    return {value: name for name, value in kept.items()} if isinstance(kept, dict) else {}
+
+
+def changed_parts(known: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
+    """What a run measured and the plan lacks or means otherwise, in words; empty when the plan only adds.
+
+    Both are `Plan.fingerprint()`: part -> name -> hash.
+    """
+    changed = []
+    for part, mine in known.items():
+        others = plan.get(part, {})
+        if not isinstance(mine, Mapping):
+            changed.append(f"{part}: kept in an older form")
+            continue
+        names = [name for name, value in mine.items() if others.get(name) != value]
+        if names:
+            changed.append(f"{part}: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}")
+    return changed
