@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders; the first is what the others are held against.")],
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs, by folder or name; the first is what the others are held against.")
+    ],
     gate: Annotated[
         str | None,
         typer.Option(help="Exit 1 where a change is sure and past its limit: ttft_p99:+10%,output_tokens_per_s:-5%"),
@@ -32,13 +34,14 @@ def command(
     """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
     from qwenbench.analysis.compare import compare, parse_gate
     from qwenbench.analysis.run import load_run
+    from qwenbench.runfolder.lookup import find_run
 
     if len(runs) < 2:
-        raise UsageError("give two run folders or more: the first is what the others are held against.")
+        raise UsageError("give two runs or more: the first is what the others are held against.")
     if as_json and markdown:
         raise UsageError("--json and --markdown: give one of them.")
     rules = parse_gate(gate) if gate is not None else ()
-    comparison = compare([load_run(run) for run in runs], rules, force=force)
+    comparison = compare([load_run(find_run(run)) for run in runs], rules, force=force)
     if html is not None:
         _write_page(comparison, html)
     _print(comparison, as_json=as_json, markdown=markdown, everything=everything)

@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+from qwenbench.errors import UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Shell(StrEnum):
@@ -16,6 +18,14 @@ class Shell(StrEnum):
     bash = "bash"
     powershell = "powershell"
     compose = "compose"
+
+
+@app.callback(invoke_without_command=True)
+def deployments(context: typer.Context) -> None:
+    """The deployments that come with qwenbench, as lines to paste: `list`, `show NAME`."""
+    if context.invoked_subcommand is None:
+        list_deployments(as_json=False)
+        print("\nqwenbench deployment show NAME [--shell bash|powershell|compose] prints one as a line to paste.")
 
 
 @app.command("list")
@@ -39,17 +49,21 @@ def list_deployments(
 
 @app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(help="A deployment's name, or the path of its YAML file.")],
+    name: Annotated[
+        str | None, typer.Argument(help="A deployment's name, or the path of its YAML file.", show_default=False)
+    ] = None,
     shell: Annotated[
         Shell | None, typer.Option(help="Default: powershell for deployments under WSL, otherwise bash.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all three as one JSON object.")] = False,
 ) -> None:
     """Print a deployment as a docker line or a compose file."""
-    from qwenbench.engine.deployments import load_deployment
+    from qwenbench.engine.deployments import deployment_names, load_deployment
     from qwenbench.engine.docker.line import compose, docker_bash, docker_powershell
 
-    deployment = load_deployment(name)
+    if name is None:
+        raise UsageError(f"show which? Give one of {', '.join(deployment_names())}, or the path of a YAML file.")
+    deployment = load_deployment(name, "name")
     config = deployment.server()
     if as_json:
         import orjson

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from qwenbench.cli.runs import RunArgument, chosen_run
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -15,9 +16,13 @@ if TYPE_CHECKING:
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
-    format: Annotated[str, typer.Option(help="csv, parquet, json (points and ledgers); png, svg (figures); markdown.")],
-    out: Annotated[Path, typer.Option(help="The folder to write into; made when it is not there.")],
+    run: RunArgument = None,
+    format: Annotated[
+        str, typer.Option(help="csv, parquet, json (points and ledgers); png, svg (figures); markdown.")
+    ] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into, made when it is not there; RUN/export when left out.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the files.")] = False,
 ) -> None:
     """A run's points, ledgers, figures or a Markdown summary as files."""
@@ -26,7 +31,8 @@ def command(
 
     if format not in FORMATS:
         raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")
-    files, missing = export_run(load_run(run), cast("Format", format), out)
+    folder = chosen_run(run, "export")
+    files, missing = export_run(load_run(folder), cast("Format", format), out or folder / "export")
     if missing is not None:
         print(f"qwenbench export: {missing}", file=sys.stderr)
     if json:

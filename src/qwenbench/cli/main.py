@@ -19,6 +19,7 @@ COMMANDS: dict[str, str] = {
     "recommend": "Which line to deploy for so many users and these limits.",
     "compare": "Two runs side by side; --gate for CI.",
     "export": "A run's points, ledgers, figures or a Markdown summary as files.",
+    "card": "One picture of a run to post, and results.json of the same.",
     "ledger": "Read a vLLM start-up log that is already there.",
     "prompts": "List, show and import prompt sets.",
     "deployment": "Show a deployment as a docker line or a compose file.",

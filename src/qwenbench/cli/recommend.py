@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from qwenbench.cli.runs import RunArgument, chosen_run
 from qwenbench.errors import RunError, UsageError
 
 _OBJECTIVES = ("tokens", "latency", "context", "energy")
@@ -15,7 +15,7 @@ _SHELLS = ("bash", "powershell", "compose")
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    run: RunArgument = None,
     users: Annotated[
         int | None,
         typer.Option(help="Concurrent users; without it each configuration counts at its best concurrency.", min=1),
@@ -48,7 +48,7 @@ def command(
         weights=parse_weights(scenario) if scenario is not None else None,
         objective=objective,
     )
-    answer = recommend(load_run(run), question)
+    answer = recommend(load_run(chosen_run(run, "recommend")), question)
     if as_json:
         import orjson
 

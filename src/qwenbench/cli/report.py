@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from qwenbench.cli.runs import RunArgument, chosen_run
 from qwenbench.errors import UsageError
 
 
 def command(
-    run: Annotated[Path, typer.Argument(help="The run's folder.", show_default=False)],
+    run: RunArgument = None,
     out: Annotated[Path | None, typer.Option(help="The file to write; RUN/report.html when left out.")] = None,
     users: Annotated[int | None, typer.Option(min=1, help="Concurrent users that the page's answer is for.")] = None,
     slo: Annotated[str | None, typer.Option(help="Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")] = None,
@@ -24,8 +25,9 @@ def command(
     from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import RunPaths
 
-    loaded = load_run(run)
-    target = out or RunPaths(run).report
+    folder = chosen_run(run, "report")
+    loaded = load_run(folder)
+    target = out or RunPaths(folder).report
     page = build_report(loaded, question_of(loaded, users, slo)).encode()
     try:
         write_bytes(target, page)

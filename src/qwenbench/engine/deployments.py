@@ -90,8 +90,8 @@ def deployment_names() -> list[str]:
     return sorted(path.stem for path in deployment_folder().glob("*.yaml"))
 
 
-def load_deployment(name_or_path: str) -> DeploymentFile:
-    """A deployment by its name or by the path of its file.
+def load_deployment(name_or_path: str, what: str = "--deployment") -> DeploymentFile:
+    """A deployment by its name or by the path of its file; `what` is what a message calls it.
 
     Raises UsageError: unknown name (with the near miss), unreadable file, malformed YAML (file, line, field),
     a secret among the arguments.
@@ -103,9 +103,7 @@ def load_deployment(name_or_path: str) -> DeploymentFile:
             known = deployment_names()
             close = difflib.get_close_matches(name_or_path, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(
-                f"--deployment {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path."
-            )
+            raise UsageError(f"{what} {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path.")
     text = read_yaml_text(path, "deployment")
     deployment = parse_yaml_model(DeploymentFile, text, f"deployment {path}")
     refuse_secret_arguments(deployment.server().vllm_args(), f"deployment {path}")

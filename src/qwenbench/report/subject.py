@@ -40,13 +40,13 @@ class Subject:
 
     @property
     def where(self) -> str:
-        """The card, in words: `RTX 5090`, `H200 kept to an RTX 5090's memory`."""
+        """The card, in words: `an RTX 5090`, `an H200 kept to an RTX 5090's memory`."""
         if self.simulated:
             return f"a simulated {card_words(self.card)}" if self.card else "a simulated card"
         real = (self.gpu or "").removeprefix("NVIDIA ").removeprefix("GeForce ")
         if self.budget_on_larger:
-            return f"{real} kept to an {card_words(self.card)}'s memory"
-        return real or card_words(self.card)
+            return f"{_with_article(real)} kept to {_with_article(card_words(self.card))}'s memory"
+        return _with_article(real or card_words(self.card)) if real or self.card else "a card that is not named"
 
     @property
     def title(self) -> str:
@@ -57,8 +57,13 @@ class Subject:
 def card_words(card: str | None) -> str:
     """`rtx-5090` -> `RTX 5090`; other names as they are."""
     if card is None:
-        return "a card that the run does not name"
+        return "card"
     return card.upper().replace("-", " ") if card == card.lower() else card.removeprefix("NVIDIA ")
+
+
+def _with_article(name: str) -> str:
+    """`an RTX 5090`, `a GB200`: letters are spelled."""
+    return f"{'an' if name[:1] in 'AEFHILMNORSX8' else 'a'} {name}"
 
 
 def subject_of(run: Run) -> Subject:

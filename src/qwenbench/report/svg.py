@@ -147,11 +147,11 @@ class Drawing:
         """Closes a group; `hint` shows where the pointer rests on it."""
         self._parts.append(f"{f'<title>{html.escape(hint)}</title>' if hint else ''}</g>")
 
-    def simulated(self, x: float, y: float) -> None:
+    def simulated(self, x: float, y: float, size: float = 11.5) -> None:
         """The mark of a figure that was not measured, its right end at x."""
-        width = text_width("SIMULATED", 11.5, bold=True) + 14
-        self.rect(x - width, y - 13, width, 18, colour="warn-wash", radius=3)
-        self.text(x - width / 2, y, "SIMULATED", colour="warn", size=11.5, bold=True, anchor="middle")
+        width = text_width("SIMULATED", size, bold=True) + 1.2 * size
+        self.rect(x - width, y - 1.15 * size, width, 1.6 * size, colour="warn-wash", radius=3)
+        self.text(x - width / 2, y, "SIMULATED", colour="warn", size=size, bold=True, anchor="middle")
 
     def svg(self, *, background: bool = False) -> str:
         """The whole drawing. On a page it scales with its column; with a background it is a file of its own."""

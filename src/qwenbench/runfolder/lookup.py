@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from qwenbench.errors import UsageError
@@ -16,11 +17,23 @@ def find_run(named: str | Path | None, what: str = "RUN", runs: Path = RUNS) -> 
     Raises UsageError, which begins with `what`, when there is none.
     """
     if named is None or str(named) == "":
-        found = sorted(runs.glob("*/run.json"), key=lambda file: file.stat().st_mtime_ns)
-        if not found:
+        newest = max(_folders(runs), key=_written, default=None)
+        if newest is None:
             raise UsageError(f"{what}: no run in {runs} yet. Name a run's folder, or begin one with qwenbench sweep.")
-        return found[-1].parent
+        return newest
     for folder in (Path(named), runs / named):
         if (folder / "run.json").exists():
             return folder
-    raise UsageError(f"{what} {named}: no run there (no run.json in {named} or {runs / named}).")
+    close = difflib.get_close_matches(Path(named).name, [folder.name for folder in _folders(runs)], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"{what} {named}: no run there (no run.json in {named} or {runs / named}).{hint}")
+
+
+def _folders(runs: Path) -> list[Path]:
+    return [file.parent for file in runs.glob("*/run.json")]
+
+
+def _written(folder: Path) -> int:
+    """When the run last gained a cell, ns; run.json's time before the first."""
+    journal = folder / "journal.jsonl"
+    return (journal if journal.exists() else folder / "run.json").stat().st_mtime_ns

@@ -84,4 +84,4 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(
     assert dispatch(["report", str(run.path), "--out", str(tmp_path / "r.html"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["path"] == str(tmp_path / "r.html")
     assert dispatch(["report", str(tmp_path)]) == 2
-    assert "no run here" in capsys.readouterr().err
+    assert "no run there" in capsys.readouterr().err

@@ -31,3 +31,10 @@ def test_no_run_is_one_line_that_says_where_was_looked(tmp_path: Path) -> None:
         find_run(None, "--resume", tmp_path)
     with pytest.raises(UsageError, match=r"RUN nowhere: no run there \(no run\.json in nowhere or "):
         find_run("nowhere", runs=tmp_path)
+
+
+def test_a_run_that_is_not_there_is_told_with_the_near_miss(tmp_path: Path) -> None:
+    (tmp_path / "20261126-142501").mkdir()
+    (tmp_path / "20261126-142501" / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match="Did you mean '20261126-142501'"):
+        find_run("20261126-142502", runs=tmp_path)
