@@ -68,7 +68,34 @@ def refusals(before: Run, after: Run) -> list[str]:
         theirs = _scenarios(after).get(name)
         if theirs is not None and ours != theirs:
             reasons.append(f"scenario {name} is not the same text or prompts (different hashes)")
+    for name, ours in _effective(before).items():
+        theirs = _effective(after).get(name, {})
+        reasons += [
+            f"{_shape_words(ours[part])} in {before.run_id} and {_shape_words(theirs[part])} in {after.run_id} are "
+            f"scenario {name}'s {part.replace('_', ' ')}"
+            for part in _WORK
+            if part in ours and part in theirs and ours[part] != theirs[part]
+        ]
     return reasons
+
+
+_WORK = ("input_tokens", "output_tokens", "think_time_s", "replay")
+"""Parts of a scenario as it was run, options of the command line included, that decide how much work it is."""
+
+
+def _effective(run: Run) -> dict[str, Mapping[str, Any]]:
+    scenarios = run.meta.get("scenarios")
+    entries = scenarios.items() if isinstance(scenarios, Mapping) else ()
+    found = {str(name): entry.get("effective") for name, entry in entries if isinstance(entry, Mapping)}
+    return {name: effective for name, effective in found.items() if isinstance(effective, Mapping)}
+
+
+def _shape_words(value: Any) -> str:
+    """A length for people: `64-192`, `median 220 (32-768)`; other values as they are."""
+    if not isinstance(value, Mapping):
+        return "the prompts' own" if value is None else str(value)
+    span = f"{value.get('min')}-{value.get('max')}"
+    return span if value.get("median") is None else f"median {value['median']} ({span})"
 
 
 _LENGTH_WORDS = {True: "forced", False: "natural"}

@@ -128,7 +128,7 @@ def test_no_load_point_in_common_is_refused(tmp_path: Path) -> None:
         compare(runs)
 
 
-@pytest.mark.parametrize("what", ["simulated", "lengths", "hashes"])
+@pytest.mark.parametrize("what", ["simulated", "lengths", "hashes", "output tokens"])
 def test_refuses_what_is_no_comparison_unless_forced(tmp_path: Path, what: str) -> None:
     rows = [row("cap16", 8, output_tokens_per_s=1)]
     before = plant(tmp_path / "before", rows)
@@ -136,9 +136,22 @@ def test_refuses_what_is_no_comparison_unless_forced(tmp_path: Path, what: str) 
         after = plant(tmp_path / "after", rows, simulated=True)
     elif what == "lengths":
         after = plant(tmp_path / "after", [rows[0] | {"length_controlled": False}])
+    elif what == "output tokens":
+        before, after = (
+            plant(tmp_path / name, rows, scenarios={"math": {"effective": {"output_tokens": length}}})
+            for name, length in (
+                ("before", {"min": 64, "max": 192, "median": None}),
+                ("after", {"min": 32, "max": 768, "median": 220}),
+            )
+        )
     else:
         after = plant(tmp_path / "after", rows, scenarios={"math": {"sha256": "9" * 64, "prompts_sha256": "2" * 64}})
-    words = {"simulated": "SIMULATED", "lengths": "forced in before and natural", "hashes": "scenario math"}[what]
+    words = {
+        "simulated": "SIMULATED",
+        "lengths": "forced in before and natural",
+        "hashes": "scenario math",
+        "output tokens": "64-192 in before and median 220",
+    }[what]
     with pytest.raises(UsageError, match=words):
         compare((before, after))
     forced = compare((before, after), force=True)
