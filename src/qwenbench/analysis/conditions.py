@@ -68,13 +68,13 @@ def refusals(before: Run, after: Run) -> list[str]:
         theirs = _scenarios(after).get(name)
         if theirs is not None and ours != theirs:
             reasons.append(f"scenario {name} is not the same text or prompts (different hashes)")
-    for name, ours in _effective(before).items():
-        theirs = _effective(after).get(name, {})
+    for name, mine in _effective(before).items():
+        yours = _effective(after).get(name, {})
         reasons += [
-            f"{_shape_words(ours[part])} in {before.run_id} and {_shape_words(theirs[part])} in {after.run_id} are "
+            f"{_shape_words(mine[part])} in {before.run_id} and {_shape_words(yours[part])} in {after.run_id} are "
             f"scenario {name}'s {part.replace('_', ' ')}"
             for part in _WORK
-            if part in ours and part in theirs and ours[part] != theirs[part]
+            if part in mine and part in yours and mine[part] != yours[part]
         ]
     return reasons
 
