@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from qwenbench.sweep.options import SweepOptions
 
 RUN = "Run folder"
+VALUES_LEFT_OUT = {"--resume": ""}
+"""--resume alone means the newest run."""
 
 
 @takes_options("bench")
@@ -30,7 +32,12 @@ def command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Finish this run", rich_help_panel=RUN, metavar="RUN", show_default=False),
+        typer.Option(
+            help="Go on with this run, or add to it (folder or name; the newest when left out)",
+            rich_help_panel=RUN,
+            metavar="[RUN]",
+            show_default=False,
+        ),
     ] = None,
     no_report: Annotated[
         bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from qwenbench import __version__
 from qwenbench.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    import typer
 
 COMMANDS: dict[str, str] = {
     "sweep": "Sweep vLLM configurations x load points: the main job.",
@@ -29,6 +33,8 @@ COMMANDS: dict[str, str] = {
 }
 """Command -> the line that --help shows for it. Its module is qwenbench.cli.NAME."""
 
+HELP = {"help_option_names": ["-h", "--help"]}
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -42,7 +48,8 @@ def _top_help() -> str:
         "Commands:",
         *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
         "",
-        "`qwenbench COMMAND --help` shows a command's options; `qwenbench --version` the version.",
+        "`qwenbench COMMAND --help` (or -h) shows a command's options; `qwenbench --version` the version.",
+        "`qwenbench --install-completion` teaches your shell to complete commands and options.",
         "Start here: qwenbench sweep --launcher sim --capture 16,32,64   (no GPU needed, SIMULATED)",
     ]
     return "\n".join(lines)
@@ -57,17 +64,52 @@ def _near_miss(word: str) -> str:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Runs one command with typer and returns its exit status."""
+    module = importlib.import_module(f"qwenbench.cli.{name}")
+    arguments = _with_left_out_values(arguments, getattr(module, "VALUES_LEFT_OUT", {}))
+    result = _app_of(name, module)(args=arguments, prog_name=f"qwenbench {name}", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _app_of(name: str, module: ModuleType) -> typer.Typer:
+    """A command's module as a typer app: its own `app` where it has subcommands, else one made of its `command`."""
     import typer
 
-    module = importlib.import_module(f"qwenbench.cli.{name}")
     app: typer.Typer | None = getattr(module, "app", None)
-    if app is None:
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        command: Callable[..., Any] = module.command
-        context = getattr(module, "CONTEXT_SETTINGS", None)
-        app.command(name=name, context_settings=context)(command)
-    result = app(args=arguments, prog_name=f"qwenbench {name}", standalone_mode=False)
-    return result if isinstance(result, int) else 0
+    if app is not None:
+        app.info.context_settings = HELP
+        return app
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    settings = {**HELP, **getattr(module, "CONTEXT_SETTINGS", {})}
+    command: Callable[..., Any] = module.command
+    app.command(name=name, context_settings=settings)(command)
+    return app
+
+
+def _with_left_out_values(arguments: list[str], defaults: Mapping[str, str]) -> list[str]:
+    """Options that may stand without a value (`--resume` alone) get their default one."""
+    given: list[str] = []
+    for position, argument in enumerate(arguments):
+        follows = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        given.append(
+            f"{argument}={defaults[argument]}" if argument in defaults and follows.startswith("-") else argument
+        )
+    return given
+
+
+def _complete(arguments: list[str]) -> int:
+    """Shell completion, by typer: `--install-completion`, `--show-completion`, and what the shell asks then."""
+    import typer
+
+    app = typer.Typer(name="qwenbench", no_args_is_help=True, pretty_exceptions_enable=False)
+    for name, told in COMMANDS.items():
+        module = importlib.import_module(f"qwenbench.cli.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name, help=told)
+        else:
+            settings = getattr(module, "CONTEXT_SETTINGS", None)
+            app.command(name=name, help=told, context_settings=settings)(module.command)
+    app(args=arguments, prog_name="qwenbench", standalone_mode=False)
+    return 0
 
 
 def _one_line(text: str) -> str:
@@ -79,6 +121,8 @@ def _one_line(text: str) -> str:
 
 def dispatch(arguments: list[str]) -> int:
     """Runs `qwenbench` with these arguments; returns the exit status and prints errors as one line on stderr."""
+    if "_QWENBENCH_COMPLETE" in os.environ or arguments[:1] in (["--install-completion"], ["--show-completion"]):
+        return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_top_help())
         return 0

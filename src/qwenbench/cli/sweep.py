@@ -10,6 +10,8 @@ from qwenbench.cli.option_parameters import takes_options
 from qwenbench.errors import UsageError
 
 RUN = "Run folder"
+VALUES_LEFT_OUT = {"--resume": ""}
+"""--resume alone means the newest run."""
 
 
 @takes_options("sweep")
@@ -25,7 +27,12 @@ def command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option(help="Finish this run", rich_help_panel=RUN, metavar="RUN", show_default=False),
+        typer.Option(
+            help="Go on with this run, or add to it (folder or name; the newest when left out)",
+            rich_help_panel=RUN,
+            metavar="[RUN]",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, launch lines and time, start nothing", rich_help_panel=RUN)

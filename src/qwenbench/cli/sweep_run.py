@@ -171,6 +171,8 @@ def show_plan(plan: Plan, site: Site) -> None:
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
           + (" (SIMULATED)" if site.simulated else ""))  # fmt: skip
+    for told in plan.notes:
+        print(told)
     for configuration in plan.configurations:
         server = budgeted(configuration.server, plan.options, site.hardware)
         print(f"\n{configuration.config_id}\n  {shlex.join(site.launcher.shown_line(server))}")

@@ -37,6 +37,17 @@ def find_shape(model: str, cache_mount: str | None = None) -> ModelShape | None:
     return known_shape(model)
 
 
+def model_type(model: str, cache_mount: str | None = None) -> str | None:
+    """What the model's config.json says that it is (`qwen3_5`), or None when none is at hand."""
+    for path in _config_files(model, cache_mount):
+        try:
+            found = orjson.loads(path.read_bytes()).get("model_type")
+        except (OSError, orjson.JSONDecodeError, AttributeError):
+            continue
+        return str(found) if found else None
+    return None
+
+
 def served_layout(shape: ModelShape | None, startup: StartupLog, labels: Mapping[str, str]) -> KvLayout | None:
     """The block layout of a server that is up, with what its log and its cache_config labels say; None: unknown."""
     if shape is None:

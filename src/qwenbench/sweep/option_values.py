@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -18,7 +19,13 @@ Reader = Callable[[Any, str], Any]
 PER_REQUEST_METRICS = ("ttft", "ttfo", "tpot", "itl", "e2e")
 """Metrics of a request that --slo may limit."""
 
+ENV = "env."
+"""Begins the name of an environment variable among --vary's."""
+SET, UNSET = "set", "unset"
+"""Values of --vary: a flag without a value, and a flag or variable that is left out."""
+
 _FLAG = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+_VARIABLE = re.compile(r"env\.[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 def parse_list(text: str, option: str, kind: Callable[[str], T], check: Callable[[T], str | None]) -> tuple[T, ...]:
@@ -93,13 +100,18 @@ def match_or_list(text: str, option: str) -> str | tuple[int, ...]:
 
 
 def parse_vary(items: Sequence[str], option: str = "--vary") -> dict[str, tuple[str, ...]]:
-    """Reads `--vary FLAG=V1,V2`. Raises UsageError that names the option given."""
+    """Reads `--vary FLAG=V1,V2` and `--vary env.NAME=V1,V2`; values may be JSON. Raises UsageError with the option."""
     varied: dict[str, tuple[str, ...]] = {}
     for item in items:
         name, equals, values = item.partition("=")
-        name = name.strip().lstrip("-").replace("_", "-")
-        if not equals or not _FLAG.match(name):
-            raise UsageError(f"{option} {item!r}: give FLAG=V1,V2, e.g. max-num-batched-tokens=2048,8192.")
+        name = name.strip().lstrip("-")
+        pattern = _VARIABLE if name.startswith(ENV) else _FLAG
+        if pattern is _FLAG:
+            name = name.replace("_", "-")
+        if not equals or not pattern.match(name):
+            raise UsageError(
+                f"{option} {item!r}: give FLAG=V1,V2, e.g. max-num-batched-tokens=2048,8192, or env.NAME=V1,V2."
+            )
         own = {
             "max-cudagraph-capture-size": "--capture",
             "max-num-seqs": "--max-num-seqs",
@@ -109,11 +121,38 @@ def parse_vary(items: Sequence[str], option: str = "--vary") -> dict[str, tuple[
             raise UsageError(f"{option} {item!r}: use {own[name]} for that flag.")
         if name in varied:
             raise UsageError(f"{option} {item!r}: {name} stands twice.")
-        words = tuple(word.strip() for word in values.split(","))
+        words = split_values(values, f"{option} {item!r}")
         if not all(words) or len(set(words)) != len(words):
             raise UsageError(f"{option} {item!r}: an empty or repeated value.")
-        varied[name] = words
+        varied[name] = tuple(words)
     return varied
+
+
+def split_values(text: str, where: str) -> list[str]:
+    """Values between commas; one that begins with { or [ is JSON, whose commas are its own.
+
+    Raises UsageError, which begins with `where`, for JSON that is none.
+    """
+    words: list[str] = []
+    at = 0
+    while True:
+        begin = at + len(text[at:]) - len(text[at:].lstrip())
+        if text[begin : begin + 1] in ("{", "["):
+            try:
+                _, end = json.JSONDecoder().raw_decode(text, begin)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{where}: no valid JSON from {text[begin : begin + 20]!r} on: {error.msg}.") from None
+            rest = text[end:].lstrip()
+            if rest and not rest.startswith(","):
+                raise UsageError(f"{where}: {rest[:20]!r} follows a JSON value; put a comma between values.")
+        else:
+            comma = text.find(",", begin)
+            end = len(text) if comma < 0 else comma
+        words.append(text[begin:end].strip())
+        comma = text.find(",", end)
+        if comma < 0:
+            return words
+        at = comma + 1
 
 
 def parse_limits(text: str, option: str) -> dict[str, float]:

@@ -88,7 +88,12 @@ class SweepOptions(BaseModel):
     ] = None
     vary: Annotated[
         dict[str, tuple[str, ...]],
-        _server("Any other vLLM flag as a dimension (repeatable)", "FLAG=V1,V2", parse_vary, repeatable=True),
+        _server(
+            "Any other vLLM flag, or env.NAME, as a dimension; `set` and `unset` are values, JSON too (repeatable)",
+            "FLAG=V1,V2",
+            parse_vary,
+            repeatable=True,
+        ),
     ] = Field(default_factory=dict)
     launcher: Annotated[
         Literal["docker", "process", "sim", "url"],

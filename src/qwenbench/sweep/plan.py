@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +13,9 @@ import numpy as np
 import orjson
 
 from qwenbench.engine.config import Configuration, ServerConfig
-from qwenbench.engine.deployments import find_deployment
 from qwenbench.errors import UsageError
-from qwenbench.masking import refuse_secret_arguments
 from qwenbench.runfolder.cells import Cell, LoadPoint
-from qwenbench.runfolder.names import unique_slug
+from qwenbench.sweep.configurations import base_server, configuration_hash, configurations, parser_note
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.workload.arrivals import TraceRow, load_trace
 from qwenbench.workload.lengths import parse_lengths
@@ -53,6 +50,8 @@ class Plan:
     """In the order in which they are run, the same in each launch."""
     scenarios: Mapping[str, LoadedScenario]
     trace: tuple[TraceRow, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was made."""
 
     def configuration(self, config_id: str) -> Configuration:
         """The configuration of that id."""
@@ -88,73 +87,8 @@ class Plan:
         return hashed
 
 
-def configuration_hash(server: ServerConfig) -> str:
-    """What decides whether two configurations are one, whatever their names."""
-    return _hash([server.model, server.vllm_args(), server.docker.image, dict(server.env)])
-
-
 def _hash(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value)).hexdigest()[:16]
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"
-
-
-def configurations(
-    options: SweepOptions, base: ServerConfig, known: Mapping[str, str] = MappingProxyType({})
-) -> tuple[Configuration, ...]:
-    """The server configurations: capture x max-num-seqs x utilisation x every --vary flag.
-
-    `known` holds the names that a resumed run gave them, by `configuration_hash`. `base` is the deployment with the
-    command line's model, image and port. Raises UsageError when two of them come out the same.
-    """
-    captures: Sequence[int | None] = options.capture or (base.capture,)
-    utilizations: Sequence[float | None] = options.gpu_memory_utilization or (base.gpu_memory_utilization,)
-    built: list[Configuration] = []
-    for capture in captures:
-        for seqs in _max_num_seqs(options, capture, base):
-            for utilization in utilizations:
-                for values in itertools.product(*options.vary.values()):
-                    varied = dict(zip(options.vary, values, strict=True))
-                    built.append(_configuration(base, capture, seqs, utilization, varied, len(utilizations) > 1))
-    built = [replace(c, config_id=known.get(configuration_hash(c.server), c.config_id)) for c in built]
-    names = [configuration.config_id for configuration in built]
-    if len(set(names)) != len(names):
-        raise UsageError(f"two configurations have the same name: {', '.join(names)}. Give each value once.")
-    return tuple(built)
-
-
-def _max_num_seqs(options: SweepOptions, capture: int | None, base: ServerConfig) -> Sequence[int | None]:
-    if options.max_num_seqs != "match":
-        return options.max_num_seqs
-    # without --capture nothing is swept here, so the deployment's own value holds
-    return (capture if options.capture else base.max_num_seqs,)
-
-
-def _configuration(
-    base: ServerConfig,
-    capture: int | None,
-    seqs: int | None,
-    utilization: float | None,
-    varied: Mapping[str, str],
-    name_utilization: bool,
-) -> Configuration:
-    server = base
-    if capture is not None:
-        server = server.with_flag("max-cudagraph-capture-size", str(capture))
-    if seqs is not None:
-        server = server.with_flag("max-num-seqs", str(seqs))
-    if utilization is not None:
-        server = server.with_flag("gpu-memory-utilization", _number(utilization))
-    for name, value in varied.items():
-        server = server.with_flag(name, value)
-    parts = [f"cap{capture if capture is not None else 'default'}", f"seq{seqs if seqs is not None else 'default'}"]
-    if name_utilization and utilization is not None:
-        parts.append(f"util{_number(utilization)}")
-    parts += [f"{name}-{value}" for name, value in varied.items()]
-    name = unique_slug("-".join(parts))
-    return Configuration(name, server, varied, utilization)
 
 
 def load_points(options: SweepOptions, scenarios: Mapping[str, LoadedScenario]) -> tuple[LoadPoint, ...]:
@@ -181,51 +115,6 @@ def load_points(options: SweepOptions, scenarios: Mapping[str, LoadedScenario]) 
 
 def _profiles(options: SweepOptions, scenario: LoadedScenario) -> tuple[str, ...]:
     return options.profile or (scenario.file.scenario.profile,)
-
-
-OWN_OPTIONS = {
-    "--max-cudagraph-capture-size": "--capture",
-    "--max-num-seqs": "--max-num-seqs",
-    "--gpu-memory-utilization": "--gpu-memory-utilization",
-    "--served-model-name": "--served-model-name",
-    "--port": "--port",
-}
-"""Flag of vLLM -> the sweep's own option for it. As a --vllm-arg it would win without anyone knowing."""
-
-
-def base_server(options: SweepOptions) -> ServerConfig:
-    """The deployment with the command line's model, image, port and extra arguments.
-
-    Raises UsageError: unknown deployment, a secret given as an argument.
-    """
-    refuse_secret_arguments(options.vllm_arg, "--vllm-arg")
-    for argument in options.vllm_arg:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in OWN_OPTIONS:
-            raise UsageError(f"--vllm-arg {argument}: use {OWN_OPTIONS[flag]}, so that points say what was run.")
-    refuse_secret_arguments(
-        [f"--{flag}={value}" for flag, values in options.vary.items() for value in values], "--vary"
-    )
-    base = find_deployment(options.deployment)
-    docker = base.docker
-    if options.image is not None:
-        docker = replace(docker, image=options.image)
-    if options.cache_dir is not None:
-        docker = replace(docker, cache_mount=f"{options.cache_dir}:/root/.cache")
-    return replace(
-        base,
-        model=options.model or base.model,
-        served_model_name=options.served_model_name or _served_name(options, base),
-        port=options.port or base.port,
-        extra_args=(*base.extra_args, *options.vllm_arg),
-        docker=docker,
-    )
-
-
-def _served_name(options: SweepOptions, base: ServerConfig) -> str:
-    if options.model is None or options.model == base.model:
-        return base.served_model_name
-    return options.model.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _scenario(name: str, options: SweepOptions) -> LoadedScenario:
@@ -266,7 +155,9 @@ def load_scenarios(options: SweepOptions) -> dict[str, LoadedScenario]:
 
 def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType({})) -> Plan:
     """The whole plan of a sweep; `known`: see `configurations`. Raises UsageError; touches nothing."""
-    return _plan(options, configurations(options, base_server(options), known))
+    note = parser_note(options)
+    plan = _plan(options, configurations(options, base_server(options), known))
+    return plan if note is None else replace(plan, notes=(note,))
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:

@@ -159,6 +159,8 @@ class Sweep:
                     if outcome.failure is not None:
                         failures[launch.configuration.config_id] = outcome.failure
 
+        for told in self.plan.notes:
+            self.note(told)
         budget = budget_note(self.plan.options, self.site.hardware)
         if budget is not None:
             self.note(budget)

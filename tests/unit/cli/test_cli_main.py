@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,35 @@ def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFi
     assert main.dispatch([name, "--help"]) == 0
     # `simulate` hands everything to the simulator, which has vLLM's flags
     assert f"qwenbench {name}" in capsys.readouterr().out.replace("qwenbench.simulator", "qwenbench simulate")
+
+
+@pytest.mark.parametrize("name", [*main.COMMANDS])
+def test_every_command_takes_h(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.dispatch([name, "-h"]) == 0
+    assert "usage" in capsys.readouterr().out.lower()
+
+
+def test_a_shell_can_complete_commands_and_options(tmp_path: Path) -> None:
+    def completed(words: str, at: int) -> list[str]:
+        env = {**os.environ, "_QWENBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(at)}
+        done = subprocess.run([sys.executable, "-m", "qwenbench"], env=env, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert completed("qwenbench sw", 1) == ["sweep"]
+    assert "--capture" in completed("qwenbench sweep --cap", 2)
+    env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    line = [sys.executable, "-m", "qwenbench", "--install-completion", "bash"]
+    assert subprocess.run(line, env=env, capture_output=True, check=False).returncode == 0
+    assert list(tmp_path.rglob("qwenbench.sh"))
+
+
+def test_resume_alone_means_the_newest_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["--resume"], ["--resume", "--dry-run"]):
+        assert main.dispatch(["sweep", *words]) == 2
+        assert "--resume: no run in results yet" in capsys.readouterr().err
 
 
 def test_the_top_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

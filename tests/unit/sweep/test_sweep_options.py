@@ -19,6 +19,7 @@ from qwenbench.sweep.option_values import (
     parse_vary,
     positive,
     read_header_env,
+    split_values,
     writable_folder,
 )
 from qwenbench.sweep.options import SweepOptions, checked_options, flags_of
@@ -72,6 +73,32 @@ def test_vary_keeps_flags_and_values_in_order(given_flags: dict[str, list[str]])
 def test_a_vary_that_cannot_be_used_is_refused(item: str) -> None:
     with pytest.raises(UsageError, match=f"--vary '{item}'"):
         parse_vary([item])
+
+
+def test_values_of_a_flag_may_be_json() -> None:
+    drafter = '{"method": "mtp", "num_speculative_tokens": 3, "x": [1, 2], "y": "a,{b"}'
+    varied = parse_vary([f"speculative-config=unset,{drafter} , {{}}", "hf-overrides=[1,2],[3]"])
+    assert varied == {"speculative-config": ("unset", drafter, "{}"), "hf-overrides": ("[1,2]", "[3]")}
+
+
+@pytest.mark.parametrize("values", ['{"a": 1', "{a: 1}", '{"a": 1} {"b": 2}', '{"a": 1},,{}', '{"a": 1},{"a": 1}'])
+def test_broken_json_of_a_flag_is_told_with_the_option(values: str) -> None:
+    with pytest.raises(UsageError, match="--vary 'speculative-config="):
+        parse_vary([f"speculative-config={values}"])
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5), max_size=3), min_size=1))
+def test_any_json_comes_back_whole(values: list[dict[str, object]]) -> None:
+    written = [json.dumps(value) for value in values]
+    assert split_values(",".join(written), "") == written
+    assert split_values(" , ".join([*written, "last"]), "") == [*written, "last"]
+
+
+def test_environment_variables_vary_like_flags() -> None:
+    assert parse_vary(["env.VLLM_USE_X=0,1"]) == {"env.VLLM_USE_X": ("0", "1")}
+    for item in ("env.=1", "env.1A=1", "env.A-B=1", "ENV.A=1"):
+        with pytest.raises(UsageError, match="--vary"):
+            parse_vary([item])
 
 
 def test_a_flag_varies_once() -> None:

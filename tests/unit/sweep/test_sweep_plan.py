@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,10 @@ from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import check_name
+from qwenbench.sweep.configurations import configurations
 from qwenbench.sweep.option_values import profile_names
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import Plan, configurations, load_points, load_scenarios
+from qwenbench.sweep.plan import Plan, load_points, load_scenarios, make_plan
 from qwenbench.workload.arrivals import TraceRow
 
 BASE = ServerConfig(flags={"max-model-len": "auto", "gpu-memory-utilization": "0.9", "max-num-seqs": "7"})
@@ -190,3 +192,33 @@ def test_what_does_not_change_the_work_does_not_change_the_fingerprint() -> None
 def test_scenarios_are_told_apart_by_the_names_inside_the_files() -> None:
     with pytest.raises(UsageError, match="'math' stands twice"):
         plan(scenario=("math", "math"))
+
+
+def test_set_unset_and_variables_are_values_of_a_dimension() -> None:
+    base = replace(BASE, env={"VLLM_USE_X": "1"}, flags={**BASE.flags, "enforce-eager": None})
+    options = SweepOptions(vary={"enforce-eager": ("unset", "set"), "env.VLLM_USE_X": ("0", "unset")})
+    built = configurations(options, base)
+    assert [("enforce-eager" in c.server.flags, c.server.env.get("VLLM_USE_X")) for c in built] == [
+        (False, "0"), (False, None), (True, "0"), (True, None),
+    ]  # fmt: skip
+    assert len({c.config_id for c in built}) == 4
+    assert built[2].server.vllm_args().count("--enforce-eager") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "kept"), [(None, True), ("Qwen/Qwen3-8B", True), ("meta-llama/Llama-3.1-8B-Instruct", False)]
+)
+def test_parsers_of_one_family_are_not_given_to_another(model: str | None, kept: bool) -> None:
+    made = make_plan(SweepOptions(model=model, scenario=("math",)))
+    flags = made.configurations[0].server.flags
+    names = {"reasoning-parser", "tool-call-parser", "enable-auto-tool-choice"}
+    assert names & set(flags) == (names if kept else set())
+    assert bool(made.notes) != kept
+    if made.notes:
+        assert "--reasoning-parser qwen3" in made.notes[0] and "--vllm-arg" in made.notes[0]
+
+
+def test_a_models_config_tells_its_family(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3_5"}')
+    made = make_plan(SweepOptions(model=str(tmp_path), scenario=("math",)))
+    assert made.notes == ()
