@@ -1,7 +1,7 @@
 """A root file system out of this machine's own Python: `make_rootfs.py FOLDER [--server] [--wheels FOLDER]`.
 
 No registry can be reached where the tests run, so base images are made here: this Python's standard library and
-pip, the C libraries that it needs, and a handful of programs. --server adds qwenbench itself, to stand in for
+pip, the C libraries that it needs, and a handful of programs. --server adds qwenbench's simulator, to stand in for
 vLLM's image; --wheels adds wheels to install from.
 """
 
@@ -76,6 +76,21 @@ def copy_python(root: Path) -> Path:
     return site
 
 
+def copy_dependencies(root: Path, site: Path) -> None:
+    """Copies what the simulator imports from this environment's packages, and the libraries of those."""
+    imports = "import sys, qwenbench.simulator.__main__, qwenbench.simulator.server; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True).stdout.split()
+    installed = Path(sysconfig.get_path("purelib"))
+    for name in sorted({module.partition(".")[0] for module in loaded} - {"qwenbench"}):
+        for found in (installed / name, *installed.glob(f"{name}.py"), *installed.glob(f"{name}.*.so")):
+            if found.is_dir():
+                shutil.copytree(found, site / name, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+                copy_libraries(root, list(found.rglob("*.so")))
+            elif found.is_file():
+                shutil.copy2(found, site / found.name)
+                copy_libraries(root, [found])
+
+
 def main() -> None:
     """Makes the folder."""
     parser = argparse.ArgumentParser()
@@ -97,6 +112,7 @@ def main() -> None:
     if given.server:
         source = Path(__file__).parents[2] / "src" / "qwenbench"
         shutil.copytree(source, site / "qwenbench")
+        copy_dependencies(root, site)
     if given.wheels:
         shutil.copytree(given.wheels, root / "wheels")
 

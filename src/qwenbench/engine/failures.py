@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
-from qwenbench.engine.failure_cases import (
-    CAPTURED,
-    CAPTURING,
-    DOCKER_CASES,
-    DYING,
-    OOM_ADVICE,
-    OUT_OF_MEMORY,
-    READY,
-    STOPPING,
-    VLLM_CASES,
-    Case,
-)
+from qwenbench.engine import failure_rules as rules
+from qwenbench.engine.log_lines import Line, Process, is_access_log, taken_apart
 from qwenbench.engine.log_sink import LogReader
 from qwenbench.masking import Masker
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_ACCESS = re.compile(r'"(?:GET|POST|HEAD) \S+ HTTP/')
 _POST = re.compile(r'"POST /v1/\S+ HTTP/[\d.]+" 200')
-_PREFIX = re.compile(r"^(?:\([^)]*\)\s*)*(?:(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\s+[\d-]+ [\d:]+ \[[^\]]*\]\s?)?")
 _EXCEPTION = re.compile(
-    r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt)\b(?:: .*)?$|^(?:\S+: )?error: .+"
-    r"|^(?:Value|Assertion) error, .+",  # pydantic: the reason stands in the line after `1 validation error for ...`
+    r"^(?:[\w.]+\.)?\w*(?:Error|Exception|Interrupt|OutOfResources)\b(?:\([^)]*\))?(?:: .*)?$"
+    r"|^(?:[A-Za-z_]\w*\.)+[A-Z]\w*(?:\([^)]*\))?: .+|^(?:\S+: )*error: .+"
+    r"|^(?:Value|Assertion) error, .+|^Assertion failed, .+",  # pydantic: after `1 validation error for ...`
     re.IGNORECASE,
 )
-_SECONDHAND = re.compile(
-    r"EngineDeadError|See (?:root cause|stack trace|the stack trace)|Engine core initialization failed"
+_NOISE = re.compile(
+    r"nanobind:|leaked |resource_tracker|destroy_process_group|^\s*[\^~]+\s*$|^\s*$|^usage: "
+    r"|exited with code|^\s*sys\.exit\(main\(\)\)"
 )
-_NOISE = re.compile(r"nanobind:|leaked |resource_tracker|destroy_process_group|^\s*\^+\s*$|^\s*$")
 _DOCKER = re.compile(
     r"docker: |Error response from daemon: |Cannot connect to the Docker daemon|error during connect: "
     r"|(?:Got )?permission denied while trying to connect to the|failed to connect to the docker API"
 )
+_TOLD_ELSEWHERE = ("unknown", "engine_died", "engine_died_silently")
+_SAMPLER = re.compile(r"warming up sampler|_dummy_sampler_run")
+_CAPTURING = re.compile(r"\bcapture_model\b|\bcapture_end\b|torch\.cuda\.graph\(")
 _LONGEST = 600
 _LAST_LINES = 5
 _KILLED = (-9, 137)
+_CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
+
+Phase = Literal["start", "weights", "profiling", "graph_capture", "sampler_warm_up", "load", "stop"]
+_MARKS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
+    ("weights", re.compile(r"Starting to load model|Loading model from scratch|Loading safetensors checkpoint shards")),
+    ("profiling", re.compile(r"Model loading took|Loading model weights took")),
+    ("graph_capture", re.compile(r"Capturing CUDA graphs?|Profiling CUDA graph memory")),
+    ("sampler_warm_up", re.compile(r"Graph capturing finished")),
+    ("load", re.compile(r"Application startup complete")),
+)
+"""The line with which each phase of a start begins, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Failure:
     """What to do about it; empty when the text is unknown: it is shown, not guessed at."""
     exit_code: int | None = None
     phase: str = "start"
-    """`start`, `load` or `stop`."""
+    """Where it stood: `start`, `weights`, `profiling`, `graph_capture`, `sampler_warm_up`, `load` or `stop`."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that failure.json holds."""
@@ -88,33 +92,184 @@ class DeathWatch:
     def died(self) -> bool:
         """Whether a fatal error of the engine was printed, other than in the course of an ordinary stop."""
         for line in self._reader.new_lines():
-            if STOPPING.search(line):
-                self._stopping = True
-            elif not self._stopping and DYING.search(line):
+            if not self._stopping and rules.DYING.search(line):
                 self._died = True
+            elif rules.STOPPING.search(line):
+                self._stopping = True
         return self._died
 
 
-def explain(text: str, exit_code: int | None, *, oom_killed: bool = False, phase: str = "start") -> Failure:
+def explain(
+    text: str, exit_code: int | None, *, oom_killed: bool = False, phase: str = "start", log_path: Path | None = None
+) -> Failure:
     """Why a server failed.
 
     `text` is its whole output (or the message of the docker command line), `exit_code` negative for a signal
     or 128 + signal as containers say it, `oom_killed` what the host or Docker says. What the docker command line
-    said comes before what vLLM said. Secrets are masked in the evidence.
+    said comes before what vLLM said. A failure in a `start` is placed by how far the log shows it to have come.
+    Secrets are masked in the evidence; where no rule knows the text, the advice names `log_path`.
     """
-    lines = _meaningful(text)
-    kind, evidence, advice = _explain(lines, exit_code, oom_killed)
-    mask = Masker.from_environment()
-    return Failure(kind, mask(evidence)[:_LONGEST], advice, exit_code, phase)
+    log = _Log(text)
+    kind, evidence, advice = _explain(log, exit_code, oom_killed)
+    if kind in _TOLD_ELSEWHERE and log_path is not None:
+        ended = "" if exit_code is None else f"It ended with exit status {exit_code}. "
+        advice = f"{advice} {ended}The whole log: {log_path}".strip()
+    reached = log.phase if phase == "start" else phase
+    return Failure(kind, Masker.from_environment()(evidence)[:_LONGEST], advice, exit_code, reached)
 
 
-def _explain(lines: list[str], exit_code: int | None, oom_killed: bool) -> tuple[str, str, str]:
-    if any(_DOCKER.match(line) for line in lines) and (case := _first(DOCKER_CASES, lines)):
+class _Log:
+    """A log as its failure is looked for: lines taken apart, and what is no evidence left out."""
+
+    def __init__(self, text: str) -> None:
+        lines = [taken_apart(line) for line in re.split(r"[\r\n]+", text)]
+        lines = lines[: _stop_of(lines)]
+        self.phase = _phase_of(lines)
+        self.answered = sum(1 for line in lines if _POST.search(line.text))
+        """Requests that were answered."""
+        self.lines = [line for line in lines if line.text.strip() and not _NOISE.search(line.text)]
+        at_work = {line.process: number for number, line in enumerate(self.lines) if _is_progress(line)}
+        frames = _frames_of(self.lines)
+        self.frames = [self.lines[number].text for number in frames]
+        self.evident = [
+            (number, line.text)
+            for number, line in enumerate(self.lines)
+            if number not in frames and _may_be_evidence(line)
+        ]
+        """What could say why it failed, with its place."""
+        self.final = [
+            (number, text) for number, text in self.evident if number > at_work.get(self.lines[number].process, -1)
+        ]
+        """Of it the errors after which their process went no further: they were not handled."""
+
+    def known(self) -> tuple[str, str, str] | None:
+        """The first cause that a rule knows: of the final errors; of earlier ones when no final one tells a cause."""
+        told = any(_is_cause(text) for _, text in self.final)
+        for found in (self.final,) if told else (self.final, self.evident):
+            case = (
+                _first(rules.RULES, found) or self._out_of_memory(found) or _first(rules.CONSEQUENCES, found)
+                or _first(rules.DOCKER_RULES, found)
+            )  # fmt: skip
+            if case is not None:
+                return case
+        return None
+
+    def _out_of_memory(self, found: Sequence[tuple[int, str]]) -> tuple[str, str, str] | None:
+        at = next((place for place, (_, text) in enumerate(found) if rules.OUT_OF_MEMORY.search(text)), None)
+        if at is None:
+            return None
+        text = found[at][1]
+        kind = self._memory_kind([line for _, line in found[at:]])
+        advice = rules.OOM_ADVICE[kind]
+        if "CUDA driver error" in text or "AcceleratorError" in text or any("WSL" in line.text for line in self.lines):
+            advice += rules.OOM_WSL
+        if others := rules.OTHERS_MEMORY.search(text):
+            advice += f" Another process on the card holds {others['size']}."
+        return kind, text.strip(), advice
+
+    def _memory_kind(self, said: Sequence[str]) -> str:
+        """By what it was about: as its own words and the traceback say, else as far as the log had come."""
+        if any(_SAMPLER.search(text) for text in (*said, *self.frames)):
+            return "oom_sampler_warm_up"
+        if self.phase == "load":
+            # the status line of a stream is printed when it begins: one of them may be the request that failed
+            return "oom_load" if self.answered > 1 else "oom_first_request"
+        if self.phase == "sampler_warm_up":
+            return "oom_warm_up"
+        if self.phase == "graph_capture" or any(_CAPTURING.search(text) for text in self.frames):
+            return "oom_graph_capture"
+        return "oom_profiling" if self.phase == "profiling" else "oom_start"
+
+    @property
+    def died(self) -> str | None:
+        """vLLM's words for the death of its engine; None when it did not report any."""
+        return next((line.text.strip() for line in self.lines if rules.DYING.search(line.text)), None)
+
+    def innermost_error(self) -> str | None:
+        """The exception that the others pass on: the first after the engine reported its death, else the first that
+        was not handled, else the last that was printed; None when there is none that is told first hand."""
+        dying = next((number for number, line in enumerate(self.lines) if rules.DYING.search(line.text)), None)
+        exceptions = [(number, text.strip()) for number, text in self.evident if _is_cause(text)]
+        if dying is not None:
+            after = next((text for number, text in exceptions if number > dying), None)
+            if after is not None:
+                return after
+        unhandled = next((text.strip() for _, text in self.final if _is_cause(text)), None)
+        if unhandled is not None or exceptions:
+            return unhandled or exceptions[-1][1]
+        reports = [text.strip() for _, text in self.final if _EXCEPTION.match(text.strip())]
+        return reports[0] if reports and self.died is None else None
+
+    def last_words(self) -> str:
+        """The last lines that could say something, for a failure without an exception."""
+        return "\n".join(text.strip() for _, text in self.evident[-_LAST_LINES:])
+
+
+def _stop_of(lines: Sequence[Line]) -> int:
+    """Where an ordinary stop began; the end when there was none, or nothing before it."""
+    return next((at for at, line in enumerate(lines) if rules.STOPPING.search(line.text)), 0) or len(lines)
+
+
+def _phase_of(lines: Sequence[Line]) -> Phase:
+    reached: Phase = "start"
+    order = [phase for phase, _ in _MARKS]
+    for line in lines:
+        for phase, mark in _MARKS:
+            if (reached == "start" or order.index(phase) > order.index(reached)) and mark.search(line.text):
+                reached = phase
+    return reached
+
+
+def _is_progress(line: Line) -> bool:
+    """Whether a process was still at work: it went on after what it had printed before."""
+    if line.level != "INFO" or is_access_log(line.text):
+        return False
+    return not rules.STOPPING.search(line.text) and "throughput:" not in line.text
+
+
+def _may_be_evidence(line: Line) -> bool:
+    """An INFO line, a warning, a request's or a route's line never says why something failed."""
+    return (
+        line.level not in ("INFO", "DEBUG", "WARNING")
+        and not is_access_log(line.text)
+        and " NCCL INFO " not in line.text
+    )
+
+
+def _frames_of(lines: Sequence[Line]) -> set[int]:
+    """Which lines are a traceback's frames: files and the code in them, which name errors that did not happen."""
+    found: set[int] = set()
+    inside: set[Process] = set()
+    for number, line in enumerate(lines):
+        if line.text.startswith("Traceback (most recent"):
+            inside.add(line.process)
+        elif line.text.lstrip().startswith('File "') and line.text.startswith(" "):
+            inside.add(line.process)
+            found.add(number)
+        elif line.process in inside:
+            if line.text.startswith("    "):
+                found.add(number)
+            else:
+                inside.discard(line.process)
+    return found
+
+
+def _is_cause(text: str) -> bool:
+    return _EXCEPTION.match(text.strip()) is not None and rules.SECONDHAND.search(text) is None
+
+
+def _first(table: Sequence[rules.Rule], found: Sequence[tuple[int, str]]) -> tuple[str, str, str] | None:
+    for rule in table:
+        for _, text in found:
+            if rule.pattern.search(text):
+                return rule.kind, text.strip(), rule.advice
+    return None
+
+
+def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, str, str]:
+    if any(_DOCKER.match(text) for _, text in log.evident) and (case := _first(rules.DOCKER_RULES, log.evident)):
         return case
-    before_stop = _before_stop(lines)
-    if memory := _out_of_memory(before_stop):
-        return memory
-    if case := _first((*VLLM_CASES, *DOCKER_CASES), before_stop):
+    if case := log.known():
         return case
     if oom_killed:
         return (
@@ -123,18 +278,38 @@ def _explain(lines: list[str], exit_code: int | None, oom_killed: bool) -> tuple
             "The host ran out of main memory: give the server more (Docker Desktop and WSL limit it), "
             "or end what else needs it.",
         )
-    if any(DYING.search(line) for line in before_stop):
-        return "engine_died", _root_cause(before_stop), ""
+    cause = log.innermost_error()
+    if log.died is not None and cause is not None:
+        return "engine_died", cause, ""
+    if log.died is not None:
+        if any(_CORE_KILLED.search(line.text) for line in log.lines):
+            return "killed", log.died, rules.KILLED_ADVICE
+        return "engine_died_silently", log.died, rules.SILENT_ADVICE
     if exit_code in _KILLED:
-        return "killed", _with_last_line("killed by signal 9", before_stop), ""
-    if not lines:
-        code = "unknown" if exit_code is None else exit_code
-        return (
-            "silent_exit",
-            f"it ended without a word (exit code {code})",
-            "Run the launch line by hand to see more; launch.json holds it.",
-        )
-    return "unknown", _root_cause(before_stop), ""
+        return "killed", _with_last_line("killed by signal 9", log), rules.KILLED_ADVICE
+    if cause is not None:
+        return "unknown", cause, ""
+    if exit_code is not None and (name := _signal_name(exit_code)) is not None:
+        return "crashed", _with_last_line(f"ended by {name}", log), rules.SILENT_ADVICE
+    if log.evident:
+        return "unknown", log.last_words(), ""
+    code = "unknown" if exit_code is None else exit_code
+    return (
+        "silent_exit",
+        _with_last_line(f"it ended without an error (exit code {code})", log),
+        "Run the launch line by hand to see more; launch.json holds it.",
+    )
+
+
+def _signal_name(exit_code: int) -> str | None:
+    """SIGSEGV and the like, from a negative or shell-style exit code; None when it was no crash."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    crashes = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
+    return next((crash.name for crash in crashes if crash.value == number), None)
+
+
+def _with_last_line(said: str, log: _Log) -> str:
+    return f"{said}; its last line: {log.lines[-1].text.strip()}" if log.lines else said
 
 
 def port_taken(message: str) -> Failure:
@@ -144,85 +319,13 @@ def port_taken(message: str) -> Failure:
 
 def never_healthy(timeout_s: float, seen: str, log_tail: Sequence[str]) -> Failure:
     """A server that still runs but was not ready in time; shows where it stood."""
-    last = next((line for line in reversed(_meaningful("\n".join(log_tail)))), "")
-    evidence = f"not ready after {timeout_s:g} s ({seen})" + (f"; its last line: {_stripped(last)}" if last else "")
+    log = _Log("\n".join(log_tail))
+    evidence = _with_last_line(f"not ready after {timeout_s:g} s ({seen})", log)
     advice = "See server.log for what it was doing; a first start downloads and compiles: raise --startup-timeout."
-    return Failure("never_healthy", Masker.from_environment()(evidence)[:_LONGEST], advice)
+    return Failure("never_healthy", Masker.from_environment()(evidence)[:_LONGEST], advice, phase=log.phase)
 
 
 def wrong_model(wanted: str, served: Sequence[str]) -> Failure:
     """A server that got ready but serves something else."""
     evidence = f"it serves {', '.join(served)}, not {wanted}"
     return Failure("wrong_model", evidence, "Set --served-model-name to what the command serves.")
-
-
-def _meaningful(text: str) -> list[str]:
-    lines = re.split(r"[\r\n]+", _ANSI.sub("", text))
-    return [line.rstrip() for line in lines if _stripped(line) and not _NOISE.search(line) and not _is_access(line)]
-
-
-def _is_access(line: str) -> bool:
-    # requests that were answered tell apart an engine that never served from one that had
-    return _ACCESS.search(line) is not None and _POST.search(line) is None
-
-
-def _before_stop(lines: list[str]) -> list[str]:
-    """What was printed before an ordinary stop began; everything when there was none, or a death before it."""
-    for at, line in enumerate(lines):
-        if STOPPING.search(line):
-            return lines[:at] or lines
-    return lines
-
-
-def _first(cases: Sequence[Case], lines: list[str]) -> tuple[str, str, str] | None:
-    text = "\n".join(lines)
-    for case in cases:
-        found = case.pattern.search(text)
-        if found:
-            return case.kind, _line_around(text, found.start()), case.advice
-    return None
-
-
-def _line_around(text: str, at: int) -> str:
-    start = text.rfind("\n", 0, at) + 1
-    end = text.find("\n", at)
-    return _stripped(text[start : end if end >= 0 else None])
-
-
-def _out_of_memory(lines: list[str]) -> tuple[str, str, str] | None:
-    at = next((i for i, line in enumerate(lines) if OUT_OF_MEMORY.search(line) and " INFO " not in line), None)
-    if at is None:
-        return None
-    before = lines[:at]
-    if any(READY.search(line) for line in before):
-        answered = sum(1 for line in before if _POST.search(line))
-        # the status line of a stream is printed when it begins: one of them may be the request that failed
-        kind = "oom_load" if answered > 1 else "oom_first_request"
-    elif any(CAPTURING.search(line) for line in before) and not any(CAPTURED.search(line) for line in before):
-        kind = "oom_graph_capture"
-    else:
-        kind = "oom_start"
-    return kind, _stripped(lines[at]), OOM_ADVICE[kind]
-
-
-def _root_cause(lines: list[str]) -> str:
-    """The last exception that is not merely a report of another one; else the last lines."""
-    stripped = [_stripped(line) for line in lines]
-    causes = [line for line in stripped if _EXCEPTION.match(line) and not _SECONDHAND.search(line)]
-    dying = next((i for i, line in enumerate(stripped) if DYING.search(line)), None)
-    if dying is not None:
-        # the first exception told after the first fatal line is the cause, later ones pass it on
-        after = [line for line in stripped[dying:] if _EXCEPTION.match(line) and not _SECONDHAND.search(line)]
-        if after:
-            return after[0]
-    if causes:
-        return causes[-1]
-    return "\n".join(line for line in stripped[-_LAST_LINES:] if line)
-
-
-def _with_last_line(said: str, lines: list[str]) -> str:
-    return f"{said}; its last line: {_stripped(lines[-1])}" if lines else said
-
-
-def _stripped(line: str) -> str:
-    return _PREFIX.sub("", line, count=1).strip()

@@ -59,3 +59,46 @@ def process_of(line: str) -> Process:
     level = _MESSAGE.search(line)
     names = list(_PROCESS.finditer(line[: level.start()] if level else line))
     return Process(**names[-1].groupdict()) if names else Process()
+
+
+_WRAPPER = re.compile(
+    r"(?:[A-Za-z][\w.-]*\s*\|\s"  # docker compose
+    r"|\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:?\d\d)?\s(?:std(?:out|err) [FP] )?"  # docker logs -t, the kubelet's files
+    r"|[A-Z][a-z]{2}\s+\d+ \d\d:\d\d:\d\d \S+ [^\s:\[]+(?:\[\d+\])?: "  # journald, syslog
+    r"|\[(?:pod|container)/[^\]]*\] |\[\d{4}-\d\d-\d\d[ T][\d:.,]+\]\s?|\[/\S*\]:?\s"  # kubectl --prefix, supervisors
+    r"|\[(?:rank|RANK)\s?\d+\]:(?:[IWE]\d{4} [\d:.]+ \d+ \S+\]\s?)?\s?"  # torch
+    r"|\(?[A-Za-z][\w-]*(?: [A-Z]+\d+)*(?: rank=\d+)?,? pid=\d+(?:, ?ip=[\w.:]+)?\)\s?)"  # vLLM's and Ray's processes
+)
+_LEVEL = re.compile(
+    r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL)"
+    r"(?::?\s+(?:\d{4}-)?\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)? (?:\[[^\]]*\]|\S+\])\s?|:\s+)"
+)
+
+
+class Line(NamedTuple):
+    """A line of a log, taken apart."""
+
+    process: Process
+    level: str
+    """DEBUG to CRITICAL; empty where the line has none (tracebacks, other programs)."""
+    text: str
+    """The message, with its indentation."""
+
+
+def taken_apart(line: str) -> Line:
+    """The line without what loggers and wrappers put before its message."""
+    line = plain(line).rstrip("\r\n")
+    process = process_of(line)
+    at = 0
+    while found := _WRAPPER.match(line, at):
+        at = found.end()
+    level = _LEVEL.match(line, at)
+    if level is None:
+        return Line(process, "", line[at:].rstrip())
+    at = level.end()
+    while found := _WRAPPER.match(line, at):  # a worker's own record, repeated by the process that reads it
+        at = found.end()
+    inner = _LEVEL.match(line, at)
+    if inner is not None:
+        return Line(process, inner["level"], line[inner.end() :].rstrip())
+    return Line(process, level["level"], line[at:].rstrip())
