@@ -37,9 +37,8 @@ _LAST_LINES = 5
 _KILLED = (-9, 137)
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
 
-Phase = Literal["start", "weights", "profiling", "graph_capture", "sampler_warm_up", "load", "stop"]
+Phase = Literal["start", "profiling", "graph_capture", "sampler_warm_up", "load", "stop"]
 _MARKS: tuple[tuple[Phase, re.Pattern[str]], ...] = (
-    ("weights", re.compile(r"Starting to load model|Loading model from scratch|Loading safetensors checkpoint shards")),
     ("profiling", re.compile(r"Model loading took|Loading model weights took")),
     ("graph_capture", re.compile(r"Capturing CUDA graphs?|Profiling CUDA graph memory")),
     ("sampler_warm_up", re.compile(r"Graph capturing finished")),
@@ -60,7 +59,7 @@ class Failure:
     """What to do about it; empty when the text is unknown: it is shown, not guessed at."""
     exit_code: int | None = None
     phase: str = "start"
-    """Where it stood: `start`, `weights`, `profiling`, `graph_capture`, `sampler_warm_up`, `load` or `stop`."""
+    """Where it stood: `start` (up to the weights), `profiling`, `graph_capture`, `sampler_warm_up`, `load` or `stop`."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that failure.json holds."""

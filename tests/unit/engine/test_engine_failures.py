@@ -191,7 +191,7 @@ def test_of_a_validation_error_the_reason_is_shown() -> None:
 
 PHASES = {
     "vllm-uuid-in-visible-devices": "start",
-    "flashinfer-no-nvcc": "weights",
+    "flashinfer-no-nvcc": "start",
     "vllm-negative-kv": "profiling",
     "vllm-oom-capture": "graph_capture",
     "vllm-oom-after-capture": "sampler_warm_up",
