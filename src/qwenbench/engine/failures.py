@@ -59,7 +59,7 @@ class Failure:
     """What to do about it; empty when the text is unknown: it is shown, not guessed at."""
     exit_code: int | None = None
     phase: str = "start"
-    """How far it had come: `start` (to the weights), `profiling`, `graph_capture`, `sampler_warm_up`, `load`, `stop`."""
+    """How far it came: `start` (to the weights), `profiling`, `graph_capture`, `sampler_warm_up`, `load`, `stop`."""
 
     def to_json(self) -> dict[str, Any]:
         """The object that failure.json holds."""
