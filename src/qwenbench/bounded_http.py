@@ -63,8 +63,12 @@ async def ask(
     body: Mapping[str, Any] | None = None,
     timeout_s: float,
     max_bytes: int = MAX_REPLY_BYTES,
+    until: bytes | None = None,
 ) -> Reply:
-    """GET a URL, or POST `body` as JSON to it. Raises NoReplyError within `timeout_s` (s) and `max_bytes`."""
+    """GET a URL, or POST `body` as JSON to it. Raises NoReplyError within `timeout_s` (s) and `max_bytes`.
+
+    `until`: bytes after which nothing more is waited for, such as a stream's end mark.
+    """
     parts: list[bytes] = []
     size = 0
     async with _answer(session, url, headers, body, timeout_s) as answer:
@@ -74,6 +78,9 @@ async def ask(
                 answer.close()
                 raise NoReplyError("too_long", f"an answer of more than {max_bytes:,} bytes")
             parts.append(part)
+            if until is not None and until in b"".join(parts[-2:]):
+                answer.close()
+                break
         return Reply(answer.status, b"".join(parts))
 
 

@@ -168,9 +168,12 @@ def test_requests_and_the_servers_own_counters_agree(whole: tuple[Path, Ended], 
 
 
 def test_nothing_is_won_from_a_warm_prefix_cache(natural: Path, long_prompts: str, tmp_path: Path) -> None:
-    """The prompts repeat in the warm-up, in the load point and in its repeat; only --prefix-reuse natural gains."""
+    """The prompts repeat in the warm-up, in the load point and in its repeat; only --prefix-reuse natural gains.
+
+    What it gains is won within its own points: prompts of the warm-up are salted in every mode.
+    """
     rate = {row["scenario"]: float(row["prefix_hit_rate"]) for row in points(natural)}
-    assert rate["long"] > 0.3
+    assert rate["long"] > 0.2
     folder = tmp_path / "run"
     options = ("--scenario", long_prompts, "--concurrency", "4", "--repeats", "2")
     assert sweep(folder, "--capture", "16", *options, CACHING).status == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 RUN = "Run folder"
 VALUES_LEFT_OUT = {"--resume": ""}
 """--resume alone means the newest run."""
+_WAIT_S = 30.0
+"""A server that is already there is waited for so long, unless --startup-timeout says otherwise."""
 
 
 @takes_options("bench")
@@ -87,19 +90,26 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
 
     from qwenbench.engine.config import ServerConfig
     from qwenbench.errors import UsageError
-    from qwenbench.sweep.probing import check_served, served_models, server_version
+    from qwenbench.sweep.probing import check_served, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 
     base = url.rstrip("/").removesuffix("/v1")
     headers = resolve_headers(options)
+    starting = "startup_timeout_s" in options.model_fields_set
     async with aiohttp.ClientSession() as session:
-        served = await served_models(session, base, headers)
-        if not served:
-            raise UsageError(
-                f"--url {url}: no OpenAI-compatible server answers there (GET /v1/models gave no model). "
-                "Is it running, is that its address, does it need --api-key-env?"
-            )
-        chosen = model or served[0]
-        check_served(chosen, served, base)
-        version = await server_version(session, base, headers)
-    return ServerConfig(model=chosen, served_model_name=chosen), version
+        found = await wait_for_server(
+            session,
+            base,
+            headers,
+            model=model,
+            endpoint=options.endpoint,
+            limit_s=options.startup_timeout_s if starting else _WAIT_S,
+            starting=starting,
+            tell=lambda text: print(text, file=sys.stderr, flush=True),
+        )
+    chosen = model or (found.models[0] if found.models else None)
+    if chosen is None:
+        raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
+    if found.models:
+        check_served(chosen, found.models, base)
+    return ServerConfig(model=chosen, served_model_name=chosen), found.version

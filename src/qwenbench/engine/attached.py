@@ -23,6 +23,10 @@ class AttachedServer(Server):
     def __init__(self, url: str, folder: Path, record: LaunchRecord, model: str | None = None) -> None:
         super().__init__(url, folder / "server.log", record, model, time.monotonic())
 
+    async def wait_ready(self, timeout_s: float) -> float:
+        """At once: `bench` has waited for its first answer before it planned anything."""
+        return time.monotonic() - self._began
+
     def alive(self) -> bool:
         """True: only its answers can tell."""
         return True

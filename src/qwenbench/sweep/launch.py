@@ -27,8 +27,8 @@ from qwenbench.sweep.hardware import budgeted, largest
 from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
-from qwenbench.sweep.probing import chars_per_token, check_served, salt_mode, served_models
-from qwenbench.sweep.requests import ServerTraits
+from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
+from qwenbench.sweep.requests import ServerTraits, probe_body
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts
 
@@ -189,17 +189,37 @@ class LaunchRun:
     async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:
         sweep, options = self._sweep, self._sweep.plan.options
         model = self._server_config.served_model_name
-        check_served(model, await served_models(sweep.http, server.base_url, sweep.headers), server.base_url)
+        served = await served_models(sweep.http, server.base_url, sweep.headers)
+        if served or sweep.site.launcher.name != "url":  # a server that is not ours may list nothing
+            check_served(model, served, server.base_url)
+        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup))
+        body = probe_body(sweep.plan, traits, self._configuration)
+        found = await probe_fields(
+            sweep.http,
+            server.base_url,
+            sweep.headers,
+            options.endpoint,
+            body,
+            tuple(options.extra_body),
+            options.timeout_s,
+        )
+        for line in (found.note(), found.failed and f"a request for one token failed: {found.failed}"):
+            if line:
+                sweep.note(f"{self._configuration.config_id}: {line}")
+        if found.sends_usage is False:
+            sweep.note(f"{self._configuration.config_id}: the server sends no usage: its tokens stay unknown")
+        traits = replace(
+            traits,
+            salt_mode="prefix" if "cache_salt" in found.refused else "cache_salt",
+            left_out=frozenset(found.refused),
+            length_field=found.length_field,
+        )
         stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
         prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
-        traits = ServerTraits(
-            model=model,
-            salt_mode=await salt_mode(sweep.http, server.base_url, sweep.headers, model, options.endpoint),
-            judge_text=not dummy_weights(startup),
-        )
         if not stretches or not prompts:
             return traits
-        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts)
+        limit_s = min(QUESTION_S, options.timeout_s)
+        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
         return replace(traits, chars_per_token=ratio)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import aiohttp
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
@@ -25,6 +27,7 @@ from qwenbench.observe.nvml import NvmlSampler
 from qwenbench.observe.samples import NVML_SCHEMA
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.probing import QUESTION_S
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
@@ -33,6 +36,10 @@ from qwenbench.workload.quality import cut_in_reasoning
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
+
+
+UNCONTROLLED_SHARE = 0.02
+"""Share of answers of another length than asked for up to which lengths count as controlled."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,9 @@ class PointMeter:
             sweep.note(samples.problem)
         self._name_others(samples)
         self._count_unanswered(cell, result)
+        for told in (failure_reasons(result.requests), disagreements(result.requests)):
+            if told and not halt.is_set():
+                sweep.note(f"{cell.cell_id}: {told}")
         context = self._context(cell, result, client_error)
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
         return CellResult(row, result.requests, samples, result.texts, not await self._healthy())
@@ -134,16 +144,30 @@ class PointMeter:
             )
 
     async def _healthy(self) -> bool:
-        """Whether /health answers 200. After an engine's death it says 503 while /metrics and /v1/models still
-        answer; a server that does not answer within 15 s counts as dead."""
+        """Whether nothing speaks against the server's health. After an engine's death /health says 503 while /metrics
+        and /v1/models still answer; a server that does not answer in time counts as dead."""
         url = f"{self._server.target.base_url}/health"
-        headers, limit = dict(self._sweep.headers), aiohttp.ClientTimeout(total=15)
+        limit_s = min(QUESTION_S, self._sweep.plan.options.timeout_s)
         try:
-            async with self._sweep.http.get(url, headers=headers, timeout=limit) as answer:
-                # a gateway in front of the server may have no /health
-                return answer.status in (200, 404, 405)
-        except (aiohttp.ClientError, TimeoutError):
+            reply = await ask(self._sweep.http, url, headers=self._sweep.headers, timeout_s=limit_s)
+        except NoReplyError as problem:
+            return problem.kind == "redirect"  # not followed, and no sign of trouble either
+        return reply.status < 500  # a gateway may have no /health, or none for us
+
+    def _length_controlled(self, cell: Cell, result: LoadResult) -> bool:
+        """Whether answers had the lengths asked for: forced by fields that the server took, and so it came out."""
+        if not self._sweep.plan.options.ignore_eos or {"ignore_eos", "min_tokens"} <= self._server.traits.left_out:
             return False
+        ok = result.requests.filter(pc.is_null(result.requests["error"]))
+        alike = pc.equal(ok["requested_output_tokens"], ok["output_tokens"]).drop_null()
+        other = len(alike) - (pc.sum(alike).as_py() or 0)
+        if other <= UNCONTROLLED_SHARE * len(alike):
+            return True
+        self._sweep.note(
+            f"{cell.cell_id}: {other} of {len(alike)} answers had another length than was asked for: the server does "
+            "not hold ignore_eos (or its context is too short), so lengths are not controlled"
+        )
+        return False
 
     def _step_budget(self) -> int | None:
         """Tokens of one step: as the log says, as asked for, else vLLM's default for this card; None: unknown."""
@@ -161,9 +185,10 @@ class PointMeter:
             load_shape=load_shape_name(plan.options),
             seed=seed_of(plan, point),
             simulated=self._sweep.site.simulated,
-            length_controlled=plan.options.ignore_eos,
+            length_controlled=self._length_controlled(cell, result),
             ramp_s=plan.options.ramp_s,
             schedule_start_ns=None if point.concurrency is not None else result.started_ns,
+            schedule_s=plan.options.duration_s if point.rate is not None else None,
             slo=plan.options.slo,
             launched=server.server_config,
             ledger=server.ledger,

@@ -123,7 +123,9 @@ class SweepOptions(BaseModel):
             "Compile and tuning caches: kept between launches, or empty for each", "kept|fresh", one_of("kept", "fresh")
         ),
     ] = "kept"
-    startup_timeout_s: Annotated[float, _server("Longest wait for a server", "S")] = Field(default=1200.0, gt=0)
+    startup_timeout_s: Annotated[float, Flag("Longest wait for a server", SERVERS, "S", default="1200; bench 30")] = (
+        Field(default=1200.0, gt=0)
+    )
 
     scenario: Annotated[
         tuple[str, ...],
@@ -162,7 +164,8 @@ class SweepOptions(BaseModel):
     ] = ()
     endpoint: Annotated[Literal["chat", "completions"], Flag("Which API is asked", SCENARIOS)] = "chat"
     extra_body: Annotated[
-        dict[str, Any], Flag("JSON object added to each request's body", SCENARIOS, "JSON", json_object)
+        dict[str, Any],
+        Flag("JSON object added to each request's body; null takes a field out", SCENARIOS, "JSON", json_object),
     ] = Field(default_factory=dict)
     header_env: Annotated[
         dict[str, str],

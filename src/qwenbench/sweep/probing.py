@@ -1,68 +1,343 @@
-"""What is asked of a server once it is ready, before any load."""
+"""What is asked of a server before any load: whether it is there, what it serves, and which fields it refuses."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
+from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
+from qwenbench.server_words import visible
 from qwenbench.workload.lengths import CHARS_PER_TOKEN
-from qwenbench.workload.planning import SaltMode
 from qwenbench.workload.prompts import Prompt
 
-_TIMEOUT = aiohttp.ClientTimeout(total=120)
+QUESTION_S = 15.0
+"""Longest wait for the answer to a small question; --timeout makes it shorter."""
+_LOOK_S = 5.0
+_PAUSE_S = 0.25
+_TELL_AFTER_S = 1.0
+_END_MARK = b"data: [DONE]"
+_PROBE_BYTES = 1024 * 1024
+_ROUNDS = 16
+"""A strict server may name its refusals one by one."""
+
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")
+_NEEDED = frozenset({"model", "messages", "prompt", "stream", "max_tokens", "max_completion_tokens"})
+_OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "stream_options"}
 
 
-async def _get(session: aiohttp.ClientSession, url: str, headers: Mapping[str, str]) -> Any | None:
-    try:
-        async with session.get(url, headers=dict(headers), timeout=aiohttp.ClientTimeout(total=15)) as answer:
-            return await answer.json(content_type=None) if answer.status == 200 else None
-    except (aiohttp.ClientError, TimeoutError, ValueError):
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """A server that answers."""
+
+    models: tuple[str, ...]
+    """As /v1/models lists them; empty where it has no such list."""
+    version: str | None
+
+
+async def wait_for_server(
+    session: aiohttp.ClientSession,
+    base_url: str,
+    headers: Mapping[str, str],
+    *,
+    model: str | None,
+    endpoint: str,
+    limit_s: float,
+    starting: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Presence:
+    """Wait until a server that is already there answers /v1/models, /health or a one-token request.
+
+    The key goes with every question. `tell` is called once when it takes longer. Raises UsageError: it refuses the key
+    or leads elsewhere, or nobody listens there (at once, unless it is known to be `starting`), or gives nothing usable
+    within `limit_s` seconds.
+    """
+    deadline = time.monotonic() + limit_s
+    told = time.monotonic() + _TELL_AFTER_S
+    while True:
+        left = deadline - time.monotonic()
+        look = _Look(session, base_url, headers, max(0.5, min(_LOOK_S, left)))
+        models = await look.models()
+        if models is not None or await look.health() or (model and await look.request(model, endpoint)):
+            return Presence(models or (), await server_version(session, base_url, headers))
+        seen = "; ".join(look.seen)
+        if look.refused and not starting:
+            raise UsageError(
+                f"--url {base_url}: nobody listens there ({seen}). Is it running, is that its address? "
+                "A server that is still starting is waited for with --startup-timeout."
+            )
+        if time.monotonic() >= deadline:
+            raise UsageError(
+                f"--url {base_url}: no usable answer within {limit_s:g} s ({seen}). "
+                "Is it running, is that its address" + ("?" if model else ", and what is its --model?")
+            )
+        if time.monotonic() >= told:
+            told = float("inf")
+            tell(f"waiting for {base_url} ({seen})")
+        await asyncio.sleep(_PAUSE_S)
+
+
+class _Look:
+    """One round of questions, and what came of them."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], timeout_s: float
+    ) -> None:
+        self.seen: list[str] = []
+        self.refused = False
+        """Nobody listens there."""
+        self._session = session
+        self._url = base_url
+        self._headers = headers
+        self._timeout_s = timeout_s
+
+    async def models(self) -> tuple[str, ...] | None:
+        """The models that it lists; None when it lists none."""
+        reply = await self._ask("/v1/models")
+        if reply is None or reply.status != 200:
+            return None
+        names = model_names(reply.json())
+        if names is None:
+            self.seen.append("/v1/models gave no list of models")
+        return names
+
+    async def health(self) -> bool:
+        """Whether /health says that all is well."""
+        reply = await self._ask("/health")
+        return reply is not None and reply.status == 200
+
+    async def request(self, model: str, endpoint: str) -> bool:
+        """Whether it answers a request for one token."""
+        reply = await self._ask(ENDPOINT_PATHS[endpoint], {"model": model, **_hello(endpoint), "max_tokens": 1})
+        return reply is not None and reply.status == 200
+
+    async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Reply | None:
+        try:
+            reply = await ask(
+                self._session, self._url + path, headers=self._headers, body=body, timeout_s=self._timeout_s
+            )
+        except NoReplyError as problem:
+            if problem.kind == "redirect":
+                raise UsageError(f"--url {self._url}: {path} gives {problem}.") from None
+            if not self.refused:
+                self.seen.append(f"{path}: {problem}")
+            self.refused |= problem.kind == "refused"
+            return None
+        if reply.status in (401, 403):
+            given = "does not accept the key it was given" if self._headers else "wants a key: --api-key-env NAME"
+            raise UsageError(f"--url {self._url}: {given} (HTTP {reply.status} for {path}: {reply.words()}).")
+        if reply.status != 200:
+            self.seen.append(f"{path}: HTTP {reply.status}")
+        return reply
+
+
+def model_names(answer: object) -> tuple[str, ...] | None:
+    """The names in an answer of /v1/models; None when it is no list of models."""
+    data = answer.get("data") if isinstance(answer, dict) else None
+    if not isinstance(data, list):
         return None
+    return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row)
 
 
-async def served_models(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> list[str]:
+async def served_models(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
     """The names that /v1/models lists; empty when it does not answer."""
-    data = await _get(session, f"{base_url}/v1/models", headers)
-    rows = data.get("data", []) if isinstance(data, dict) else []
-    return [str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row]
+    try:
+        reply = await ask(session, f"{base_url}/v1/models", headers=headers, timeout_s=QUESTION_S)
+    except NoReplyError:
+        return ()
+    return (model_names(reply.json()) or ()) if reply.status == 200 else ()
 
 
 async def server_version(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> str | None:
     """What /version says, or None."""
-    data = await _get(session, f"{base_url}/version", headers)
-    return str(data["version"]) if isinstance(data, dict) and "version" in data else None
+    try:
+        reply = await ask(session, f"{base_url}/version", headers=headers, timeout_s=_LOOK_S)
+    except NoReplyError:
+        return None
+    data = reply.json() if reply.status == 200 else None
+    version = data.get("version") if isinstance(data, dict) else None
+    return visible(version)[:80] if isinstance(version, str) else None
 
 
 def check_served(model: str, served: Sequence[str], base_url: str) -> None:
     """Raises UsageError unless the server serves this model."""
     if model not in served:
-        names = ", ".join(served) or "no model"
-        raise UsageError(f"{base_url} does not serve {model!r} but {names}. Give one of these with --model.")
+        names = ", ".join(map(visible, served)) or "no model"
+        raise UsageError(f"{base_url} does not serve {visible(model)!r} but {names}. Give one of these with --model.")
 
 
-async def salt_mode(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], model: str, endpoint: str
-) -> SaltMode:
-    """`cache_salt` where the server takes that field, else `prefix` (a nonce in front of the first message).
+@dataclass(frozen=True, slots=True)
+class FieldProbe:
+    """Which fields of a request a server refuses."""
 
-    A server that ignores unknown fields takes it too; prefix_hit_rate shows whether it then worked.
+    refused: tuple[str, ...] = ()
+    words: str = ""
+    """The server's first refusal in its own words."""
+    length_field: str = "max_tokens"
+    sends_usage: bool | None = None
+    """Whether the probe's stream told its usage; None: no whole answer was seen."""
+    failed: str | None = None
+    """Why even a plain request failed; None: it did not."""
+
+    def note(self) -> str | None:
+        """One line that says what is left out and what that means; None when nothing is."""
+        meanings = (
+            (SAMPLING, "sampling is not the profile's"),
+            (("chat_template_kwargs",), "thinking is not switched on or off"),
+            (("ignore_eos", "min_tokens"), "length is not controlled" if self.free_length else "length still is"),
+            (("stream_options",), "usage may not come, so tokens may stay unknown"),
+            (("cache_salt",), "a nonce in each prompt keeps them out of the prefix cache"),
+        )
+        told = []
+        for names, meaning in meanings:
+            found = [name for name in self.refused if name in names]
+            if found:
+                told.append(f"{', '.join(found)} ({meaning})")
+        if self.length_field != "max_tokens":
+            told.append(f"max_tokens (sent as {self.length_field})")
+        return f"left out, as the server refuses them: {'; '.join(told)}. It said: {self.words}" if told else None
+
+    @property
+    def free_length(self) -> bool:
+        """Whether no field is left that forces an answer's length."""
+        return {"ignore_eos", "min_tokens"} <= set(self.refused)
+
+
+async def probe_fields(
+    session: aiohttp.ClientSession,
+    base_url: str,
+    headers: Mapping[str, str],
+    endpoint: str,
+    body: Mapping[str, Any],
+    own: Sequence[str],
+    timeout_s: float,
+) -> FieldProbe:
+    """Send one-token requests with the fields of `body`, leaving out what is refused until one is accepted.
+
+    `own` are fields that the user asked for (--extra-body). Raises UsageError when one of those is refused. `timeout_s`
+    is the longest wait for each answer, s.
     """
-    prompt: dict[str, Any] = (
-        {"messages": [{"role": "user", "content": "Say hello."}]} if endpoint == "chat" else {"prompt": "Hello"}
-    )
-    body = {"model": model, **prompt, "max_tokens": 1, "cache_salt": "qwenbench"}
+    probe = _FieldProbing(session, base_url + ENDPOINT_PATHS[endpoint], headers, dict(body), timeout_s)
     try:
-        async with session.post(
-            base_url + ENDPOINT_PATHS[endpoint], json=body, headers=dict(headers), timeout=_TIMEOUT
-        ) as answer:
-            text = await answer.text()
-            return "prefix" if answer.status in (400, 422) and "cache_salt" in text else "cache_salt"
-    except (aiohttp.ClientError, TimeoutError):
-        return "cache_salt"
+        found = await probe.run()
+    except NoReplyError as problem:
+        return FieldProbe(failed=str(problem))
+    asked_for = [name for name in found.refused if name in own]
+    if asked_for:
+        raise UsageError(f"--extra-body: the server refuses {', '.join(asked_for)}: {found.words}")
+    return found
+
+
+class _FieldProbing:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: str,
+        headers: Mapping[str, str],
+        body: dict[str, Any],
+        timeout_s: float,
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._headers = headers
+        self._body = body
+        self._timeout_s = timeout_s
+        self._refused: list[str] = []
+        self._words = ""
+        self._length_field = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
+
+    async def run(self) -> FieldProbe:
+        for _ in range(_ROUNDS):
+            reply = await self._send(self._body)
+            if reply.status == 200:
+                return self._found(reply)
+            self._words = self._words or f"HTTP {reply.status}: {reply.words()}"
+            if reply.status not in (400, 422, 500, 501):
+                break
+            if not self._leave_out(self._named(reply)):
+                return await self._one_by_one()
+        return FieldProbe(failed=self._words)
+
+    async def _one_by_one(self) -> FieldProbe:
+        """No refusal names a field: try each alone beside what every request needs."""
+        plain = {name: value for name, value in self._body.items() if name in _NEEDED}
+        reply = await self._send(plain)
+        if reply.status != 200:
+            return FieldProbe(failed=f"HTTP {reply.status}: {reply.words()}")
+        for name in [name for name in self._body if name not in _NEEDED]:
+            one = await self._send({**plain, name: self._body[name]})
+            if one.status != 200:
+                self._leave_out([name])
+        reply = await self._send(self._body)
+        return self._found(reply) if reply.status == 200 else FieldProbe(failed=f"HTTP {reply.status}: {reply.words()}")
+
+    def _found(self, reply: Reply) -> FieldProbe:
+        usage = b'"completion_tokens"' in reply.body or b'"output_tokens"' in reply.body
+        return FieldProbe(tuple(self._refused), self._words, self._length_field, usage)
+
+    async def _send(self, body: Mapping[str, Any]) -> Reply:
+        return await ask(
+            self._session,
+            self._url,
+            headers=self._headers,
+            body=body,
+            timeout_s=self._timeout_s,
+            max_bytes=_PROBE_BYTES,
+            until=_END_MARK,
+        )
+
+    def _leave_out(self, names: Sequence[str]) -> bool:
+        for name in names:
+            if name == "max_tokens":
+                self._length_field = "max_completion_tokens"
+                self._body[self._length_field] = self._body.pop(name)
+            else:
+                self._body.pop(name, None)
+                self._refused.append(name)
+        return bool(names)
+
+    def _named(self, reply: Reply) -> list[str]:
+        """The fields of the body that a refusal names: where it says which (`param`, `loc`), else anywhere."""
+        document = reply.json()
+        places = list(_places(document)) if isinstance(document, dict) else []
+        text = reply.body[:65536].decode("utf-8", "replace")
+        candidates = [name for name in self._body if name not in _NEEDED]
+        if "max_tokens" in self._body and "max_completion_tokens" in text:
+            candidates.append("max_tokens")
+        for said in (" ".join(places), text):
+            words = set(re.findall(r"\w+", said))
+            words |= {_OTHER_NAMES[word] for word in words if word in _OTHER_NAMES}
+            found = [name for name in candidates if name in words]
+            # an answer that echoes the whole request names everything, and so nothing
+            if found and (len(found) < len(candidates) or len(candidates) == 1):
+                return found
+        return []
+
+
+def _places(value: Any) -> list[str]:
+    """What stands under `param` and `loc` anywhere in an error document."""
+    found: list[str] = []
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name in ("param", "loc"):
+                found += [str(part) for part in (inner if isinstance(inner, list) else [inner]) if part is not None]
+            elif name not in ("input", "body"):
+                found += _places(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            found += _places(inner)
+    return found
+
+
+def _hello(endpoint: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": "Say hello."}]} if endpoint == "chat" else {"prompt": "Hello"}
 
 
 async def chars_per_token(
@@ -71,6 +346,7 @@ async def chars_per_token(
     headers: Mapping[str, str],
     model: str,
     prompts: Sequence[Prompt],
+    timeout_s: float,
     sample: int = 12,
 ) -> float:
     """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4."""
@@ -78,13 +354,13 @@ async def chars_per_token(
     for prompt in prompts[:: max(1, len(prompts) // sample)] if prompts else ():
         body = {"model": model, "prompt": prompt.turns[0].user, "add_special_tokens": False}
         try:
-            async with session.post(
-                f"{base_url}/tokenize", json=body, headers=dict(headers), timeout=_TIMEOUT
-            ) as answer:
-                if answer.status != 200:
-                    return CHARS_PER_TOKEN
-                tokens += int((await answer.json(content_type=None))["count"])
-                characters += len(prompt.turns[0].user)
-        except (aiohttp.ClientError, TimeoutError, ValueError, KeyError):
+            reply = await ask(session, f"{base_url}/tokenize", headers=headers, body=body, timeout_s=timeout_s)
+        except NoReplyError:
             return CHARS_PER_TOKEN
+        document = reply.json() if reply.status == 200 else None
+        count = document.get("count") if isinstance(document, dict) else None
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 10**9:
+            return CHARS_PER_TOKEN
+        tokens += count
+        characters += len(prompt.turns[0].user)
     return characters / tokens if tokens else CHARS_PER_TOKEN

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from qwenbench.load.spec import ClosedLoop, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
-from qwenbench.workload.arrivals import Shape, arrival_times
+from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within
 from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths
-from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed
+from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed, request_body
+from qwenbench.workload.profiles import REQUEST_PROFILES
 
 WARM_UP_OUTPUT = 32
 """Longest answer of a warm-up request in tokens: long enough for every stream to decode together."""
@@ -37,6 +39,9 @@ class ServerTraits:
     salt_mode: SaltMode = "cache_salt"
     chars_per_token: float = CHARS_PER_TOKEN
     judge_text: bool = False
+    left_out: frozenset[str] = frozenset()
+    """Fields of a request that it refuses."""
+    length_field: str = "max_tokens"
 
 
 def load_shape_name(options: SweepOptions) -> str:
@@ -51,20 +56,41 @@ def load_shape_name(options: SweepOptions) -> str:
 
 
 def request_options(
-    plan: Plan, point: LoadPoint, traits: ServerTraits, salt: str, configuration: Configuration
+    plan: Plan,
+    point: LoadPoint,
+    traits: ServerTraits,
+    salt: str,
+    configuration: Configuration,
+    *,
+    measured: bool = True,
 ) -> RequestOptions:
-    """What every request of this point has in common."""
+    """What every request of this point has in common.
+
+    Requests that are not measured (warm-up, natural-stop pass) are salted in every mode: under --prefix-reuse natural
+    the measured ones must not find their prompts in the cache.
+    """
     options = plan.options
+    natural = options.prefix_reuse == "natural" and measured
     return RequestOptions(
         model=traits.model or configuration.server.served_model_name,
         endpoint=options.endpoint,
         profile=point.profile,
         force_length=options.ignore_eos,
-        salt_mode="off" if options.prefix_reuse == "natural" else traits.salt_mode,
+        natural_factor=1 if options.output_tokens else 4,
+        left_out=traits.left_out,
+        length_field=traits.length_field,
+        salt_mode="off" if natural else traits.salt_mode,
         salt=salt,
         extra_body=options.extra_body,
         chars_per_token=traits.chars_per_token,
     )
+
+
+def probe_body(plan: Plan, traits: ServerTraits, configuration: Configuration) -> dict[str, Any]:
+    """A request for one token with every field that the load will send."""
+    point = max(plan.points, key=lambda one: len(REQUEST_PROFILES[one.profile].request_fields()))
+    common = request_options(plan, point, traits, "probe", configuration, measured=False)
+    return request_body(common, [{"role": "user", "content": "Say hello."}], 1, "probe")
 
 
 def seed_of(plan: Plan, point: LoadPoint) -> int:
@@ -125,12 +151,6 @@ def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
     if plan.trace:
         return [row.start_s for row in plan.trace]
     rate = point.rate or 1.0
-    scenario = plan.scenarios[point.scenario].file.scenario
-    if options.duration_s is not None:
-        count = max(1, math.ceil(rate * options.duration_s))
-    else:
-        # Nx counts from the streams that a rate keeps busy is unknown beforehand: take it times ten seconds' worth
-        count = scenario.request_count(max(1, math.ceil(rate * 10)))
     shape: Shape = "poisson"
     burstiness = 1.0
     if options.burstiness == "constant":
@@ -138,7 +158,14 @@ def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
     elif options.burstiness is not None:
         shape, burstiness = "gamma", float(options.burstiness)
     random = np.random.default_rng([seed, 1])
-    return [float(time) for time in arrival_times(rate, count, shape, random, burstiness, options.ramp_s)]
+    if options.duration_s is not None:
+        times = arrivals_within(rate, options.duration_s, shape, random, burstiness, options.ramp_s)
+    else:
+        # how many streams a rate keeps busy is unknown beforehand, so Nx counts from ten seconds' worth of arrivals
+        scenario = plan.scenarios[point.scenario].file.scenario
+        count = scenario.request_count(max(1, math.ceil(rate * 10)))
+        times = arrival_times(rate, count, shape, random, burstiness, options.ramp_s)
+    return [float(time) for time in times]
 
 
 def warm_up_load(
@@ -158,7 +185,11 @@ def warm_up_load(
         target=target,
         shape=ClosedLoop(streams),
         sessions=PlannedSessions(
-            scenario, prompts, request_options(plan, point, traits, salt, configuration), seed, max(2, streams)
+            scenario,
+            prompts,
+            request_options(plan, point, traits, salt, configuration, measured=False),
+            seed,
+            max(2, streams),
         ),
         timeout_s=options.timeout_s,
         processes=options.client_processes,

@@ -50,7 +50,7 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
         sessions = natural_pass(
             loaded.file.scenario,
             loaded.prompts,
-            request_options(sweep.plan, point, server.traits, f"{sweep.nonce}n", server.configuration),
+            request_options(sweep.plan, point, server.traits, f"{sweep.nonce}n", server.configuration, measured=False),
             seed_of(sweep.plan, point),
         )
         if not len(sessions):
@@ -74,7 +74,11 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
 async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
     config_id, target = server.configuration.config_id, server.target
     try:
-        result = await ask_canary(sweep.http, target.base_url, target.headers, server.traits.model)
+        common = request_options(
+            sweep.plan, sweep.plan.points[0], server.traits, f"{sweep.nonce}q", server.configuration, measured=False
+        )
+        limit = sweep.plan.options.timeout_s
+        result = await ask_canary(sweep.http, target.base_url, target.headers, common, limit)
     except RunError as error:
         sweep.note(f"{config_id}: {error}")
         return None

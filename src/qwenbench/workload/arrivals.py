@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,27 @@ def arrival_times(
     if ramp_s <= 0:
         return even
     return np.where(even <= ramp_s / 2, np.sqrt(2 * ramp_s * even), even + ramp_s / 2)
+
+
+def arrivals_within(
+    rate: float,
+    duration_s: float,
+    shape: Shape,
+    random: np.random.Generator,
+    burstiness: float = 1.0,
+    ramp_s: float = 0.0,
+) -> npt.NDArray[np.float64]:
+    """Start times that fill a duration: as many as are drawn before it ends, ascending from 0; see arrival_times.
+
+    A fixed number of arrivals would end early or late by chance, and with them the time over which rates are counted.
+    """
+    count = max(1, math.ceil(rate * duration_s + 6 * math.sqrt(rate * duration_s / min(burstiness, 1.0)) + 6))
+    times = arrival_times(rate, count, shape, random, burstiness, ramp_s)
+    while times[-1] < duration_s:  # a burst of chance: the same draw continued
+        more = arrival_times(rate, count, shape, random, burstiness)
+        gap = arrival_times(rate, 2, shape, random, burstiness)[1]
+        times = np.concatenate((times, times[-1] + gap + more))
+    return times[times < duration_s]
 
 
 @dataclass(frozen=True, slots=True)

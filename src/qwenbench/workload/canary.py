@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.errors import RunError, UsageError
 from qwenbench.input_files import MIB, read_input
+from qwenbench.workload.planning import RequestOptions, request_body
 from qwenbench.workload.scenario import scenario_folder
 
 MAX_TOKENS = 48
@@ -69,18 +71,22 @@ def canary_questions(path: Path | None = None) -> tuple[CanaryQuestion, ...]:
     return tuple(questions)
 
 
-def canary_requests(model: str, questions: Sequence[CanaryQuestion] | None = None) -> list[dict[str, Any]]:
-    """One chat request body per question: greedy, without thinking, not streamed."""
-    return [
-        {
-            "model": model,
-            "messages": [{"role": "user", "content": f"{question.question} {_INSTRUCTION}"}],
-            "temperature": 0,
-            "max_tokens": MAX_TOKENS,
-            "chat_template_kwargs": {"enable_thinking": False},
-        }
-        for question in (canary_questions() if questions is None else questions)
-    ]
+def canary_requests(options: RequestOptions, questions: Sequence[CanaryQuestion] | None = None) -> list[dict[str, Any]]:
+    """One chat request body per question: greedy, without thinking, not streamed, salted as `options` say.
+
+    Of `options` the model, the salt and what the server refuses or wants otherwise count.
+    """
+    asked = canary_questions() if questions is None else questions
+    greedy = replace(options, endpoint="chat", profile="none", force_length=False)
+    bodies = []
+    for question in asked:
+        nonce = f"[{options.salt}-{question.id}] " if options.salt_mode == "prefix" else ""
+        message = {"role": "user", "content": f"{nonce}{question.question} {_INSTRUCTION}"}
+        body = request_body(greedy, [message], MAX_TOKENS, question.id)
+        body |= {"temperature": 0, "chat_template_kwargs": {"enable_thinking": False}, "stream": False}
+        body.pop("stream_options", None)
+        bodies.append({name: value for name, value in body.items() if name not in options.left_out})
+    return bodies
 
 
 def is_right(answer: str, accept: Sequence[str]) -> bool:
@@ -147,16 +153,21 @@ def _fingerprint(answer: str | None) -> str:
 
 
 async def ask_canary(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], model: str
+    session: aiohttp.ClientSession,
+    base_url: str,
+    headers: Mapping[str, str],
+    options: RequestOptions,
+    timeout_s: float = TIMEOUT_S,
 ) -> CanaryResult:
     """Asks a server all questions, one after another: alone in its batch each answer is the most repeatable.
 
-    Raises RunError when not one request was answered, with the first reason.
+    `timeout_s` is the longest time for one of them. Raises RunError when not one request was answered, with the first
+    reason.
     """
     answers: list[str | None] = []
     reasons: list[str] = []
-    for body in canary_requests(model):
-        answer, reason = await _ask(session, base_url, headers, body)
+    for body in canary_requests(options):
+        answer, reason = await _ask(session, base_url, headers, body, min(timeout_s, TIMEOUT_S))
         answers.append(answer)
         if reason:
             reasons.append(reason)
@@ -166,25 +177,18 @@ async def ask_canary(
 
 
 async def _ask(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], body: Mapping[str, Any]
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout_s: float
 ) -> tuple[str | None, str | None]:
     """The answer without its reasoning, or None and why."""
+    url = f"{base_url.rstrip('/')}/v1/chat/completions"
     try:
-        async with session.post(
-            f"{base_url.rstrip('/')}/v1/chat/completions",
-            json=body,
-            headers=dict(headers),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-        ) as response:
-            if response.status != 200:
-                return None, f"HTTP {response.status}"
-            data = await response.json(content_type=None)
-    except TimeoutError:
-        return None, f"no answer within {TIMEOUT_S:g} s"
-    except (aiohttp.ClientError, ValueError) as error:
-        return None, f"{type(error).__name__}: {error}"
+        reply = await ask(session, url, headers=headers, body=body, timeout_s=timeout_s)
+    except NoReplyError as problem:
+        return None, str(problem)
+    if reply.status != 200:
+        return None, f"HTTP {reply.status}: {reply.words()}"
     try:
-        content = data["choices"][0]["message"]["content"]
+        content = reply.json()["choices"][0]["message"]["content"]  # type: ignore[index]  # None is caught below
     except (KeyError, IndexError, TypeError):
         return None, "the answer holds no message"
     return _THOUGHT.sub("", str(content or "")), None

@@ -34,11 +34,18 @@ class RequestOptions:
     force_length: bool = True
     """True: max_tokens = min_tokens = the drawn length and ignore_eos. False: max_tokens only."""
     natural_limit: int | None = None
-    """Without force_length: upper limit in tokens; None takes four times the drawn length."""
+    """Without force_length: upper limit in tokens; None takes `natural_factor` times the drawn length."""
+    natural_factor: int = 4
+    """Without force_length: room for an answer to end by itself. 1 where the user gave the lengths."""
+    left_out: frozenset[str] = frozenset()
+    """Fields of the body that the server refuses."""
+    length_field: str = "max_tokens"
+    """The field that limits an answer: `max_completion_tokens` where the server wants that."""
     salt_mode: SaltMode = "cache_salt"
     salt: str = ""
     """New for every warm-up, load point and repeat; each session's own number is added."""
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Fields added to each body; one that is None is taken out of it."""
     chars_per_token: float = CHARS_PER_TOKEN
 
 
@@ -58,7 +65,7 @@ def _messages(prompt: Prompt, users: Sequence[str], turn: int, nonce: str) -> li
     return messages
 
 
-def _as_text(messages: Sequence[Mapping[str, str]]) -> str:
+def _as_text(messages: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(message["content"] for message in messages)
 
 
@@ -149,14 +156,15 @@ class PlannedSessions(Sequence[SessionPlan]):
         turns = []
         for number in range(self._turn_limits[index]):
             drawn = trace.output_tokens if trace and trace.output_tokens else lengths.draw(random)
+            limit = answer_limit(self._options, drawn)
             turns.append(
                 TurnPlan(
                     request_id=f"{session_id}.{number}",
                     turn=number,
                     prompt_id=prompt.id,
                     language=prompt.language,
-                    payload=self._payload(_messages(prompt, users, number, nonce), drawn, session_id),
-                    output_tokens=drawn,
+                    payload=request_body(self._options, _messages(prompt, users, number, nonce), limit, session_id),
+                    output_tokens=limit,
                     think_s=self._scenario.think_time_s if number else 0.0,
                 )
             )
@@ -182,26 +190,41 @@ class PlannedSessions(Sequence[SessionPlan]):
             users[0] = stretched(users[0], target, random, self._options.chars_per_token)
         return users
 
-    def _payload(self, messages: list[dict[str, str]], drawn: int, session_id: str) -> dict[str, Any]:
-        options = self._options
-        body: dict[str, Any] = {"model": options.model}
-        profile = REQUEST_PROFILES[options.profile]
-        if options.endpoint == "chat":
-            body["messages"] = messages
-            body.update(profile.request_fields())
+
+def answer_limit(options: RequestOptions, drawn: int) -> int:
+    """The length in tokens that a request asks for (forced, or as a limit) where `drawn` came of the scenario."""
+    if options.force_length:
+        return drawn
+    return options.natural_limit or options.natural_factor * drawn
+
+
+def request_body(
+    options: RequestOptions, messages: Sequence[Mapping[str, Any]], limit: int, session_id: str
+) -> dict[str, Any]:
+    """A request's JSON body; `limit` is its answer's length in tokens, see `answer_limit`."""
+    body: dict[str, Any] = {"model": options.model}
+    profile = REQUEST_PROFILES[options.profile]
+    if options.endpoint == "chat":
+        body["messages"] = list(messages)
+        body.update(profile.request_fields())
+    else:
+        body["prompt"] = _as_text(messages)
+        body.update(profile.sampling())
+    body["stream"] = True
+    body["stream_options"] = {"include_usage": True}
+    body[options.length_field] = limit
+    if options.force_length:
+        body.update(min_tokens=limit, ignore_eos=True)
+    if options.salt_mode == "cache_salt":
+        body["cache_salt"] = f"{options.salt}-{session_id}"
+    for name in options.left_out:
+        body.pop(name, None)
+    for name, value in options.extra_body.items():
+        if value is None:
+            body.pop(name, None)
         else:
-            body["prompt"] = _as_text(messages)
-            body.update(profile.sampling())
-        body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
-        if options.force_length:
-            body.update(max_tokens=drawn, min_tokens=drawn, ignore_eos=True)
-        else:
-            body["max_tokens"] = options.natural_limit or 4 * drawn
-        if options.salt_mode == "cache_salt":
-            body["cache_salt"] = f"{options.salt}-{session_id}"
-        body.update(options.extra_body)
-        return body
+            body[name] = value
+    return body
 
 
 def with_overrides(

@@ -22,13 +22,14 @@ from qwenbench.workload.canary import (
     is_right,
     wilson_interval,
 )
+from qwenbench.workload.planning import RequestOptions
 
 
 def test_canary_has_32_questions_asked_greedily() -> None:
     questions = canary_questions()
     assert len(questions) == 32
     assert len({question.id for question in questions}) == 32
-    bodies = canary_requests("m")
+    bodies = canary_requests(RequestOptions(model="m"))
     assert all(body["temperature"] == 0 and body["model"] == "m" for body in bodies)
     assert all(body["chat_template_kwargs"] == {"enable_thinking": False} for body in bodies)
     # no question gives its own answer away to a model that only echoes it
@@ -89,13 +90,22 @@ async def _ask(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", handler)
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
-        return await ask_canary(session, str(server.make_url("")), {}, "m")
+        return await ask_canary(session, str(server.make_url("")), {}, RequestOptions(model="m"))
+
+
+def test_canary_is_salted_as_every_request_and_leaves_out_what_is_refused() -> None:
+    salted = canary_requests(RequestOptions(model="m", salt="z", salt_mode="cache_salt"))
+    assert len({body["cache_salt"] for body in salted}) == 32
+    options = RequestOptions(model="m", salt="z", salt_mode="prefix", left_out=frozenset({"chat_template_kwargs"}))
+    for body in canary_requests(options):
+        assert body["messages"][0]["content"].startswith("[z-canary-")
+        assert not {"cache_salt", "chat_template_kwargs", "stream_options", "ignore_eos"} & set(body)
 
 
 async def test_canary_asks_a_server() -> None:
     answers = {
         body["messages"][0]["content"]: question.accept[0]
-        for body, question in zip(canary_requests("m"), canary_questions(), strict=True)
+        for body, question in zip(canary_requests(RequestOptions(model="m")), canary_questions(), strict=True)
     }
 
     async def handler(request: web.Request) -> web.Response:

@@ -113,12 +113,33 @@ def test_output_lengths_are_forced_by_default() -> None:
 
 
 def test_a_natural_stop_only_sets_a_limit() -> None:
-    options = RequestOptions(model="m", force_length=False)
+    drawn = [turn.output_tokens for session in sessions() for turn in session.turns]
+    for factor in (1, 4):
+        options = RequestOptions(model="m", force_length=False, natural_factor=factor)
+        turns = [turn for session in sessions(options=options) for turn in session.turns]
+        assert [turn.output_tokens for turn in turns] == [factor * tokens for tokens in drawn]
+        for turn in turns:
+            assert turn.payload["max_tokens"] == turn.output_tokens, "what is recorded is what was sent"
+            assert not {"min_tokens", "ignore_eos"} & set(turn.payload)
+
+
+def test_a_server_is_not_sent_what_it_refuses_nor_what_the_user_takes_out() -> None:
+    refused = {"top_k", "min_p", "ignore_eos", "stream_options"}
+    options = RequestOptions(model="m", left_out=frozenset(refused), length_field="max_completion_tokens")
+    taken_out = RequestOptions(model="m", extra_body={"top_k": None, "seed": 3})
     for session in sessions(options=options):
         for turn in session.turns:
-            assert turn.output_tokens is not None
-            assert turn.payload["max_tokens"] == 4 * turn.output_tokens
-            assert not {"min_tokens", "ignore_eos"} & set(turn.payload)
+            assert not (refused | {"max_tokens"}) & set(turn.payload)
+            assert turn.payload["max_completion_tokens"] == turn.payload["min_tokens"] == turn.output_tokens
+    for body in payloads(sessions(options=taken_out)):
+        assert "top_k" not in body
+        assert body["seed"] == 3
+
+
+def test_no_profile_sends_no_sampling_field() -> None:
+    for body in payloads(sessions(options=RequestOptions(model="m", profile="none", salt_mode="off"))):
+        expected = {"model", "messages", "stream", "stream_options", "max_tokens", "min_tokens", "ignore_eos"}
+        assert set(body) == expected
 
 
 def test_no_two_sessions_share_a_salt_but_turns_of_one_do() -> None:
