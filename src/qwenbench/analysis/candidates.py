@@ -1,18 +1,21 @@
-"""Which configurations of a run may be recommended at all, and why the others may not."""
+"""How each configuration of a run stands to a question: meets its limits, may meet them, or is out, and why."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
 
 import pandas as pd
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import Estimate
-from qwenbench.analysis.levels import Curve, Reading, Workload, mixed, rows_under
+from qwenbench.analysis.levels import Curve, Level, Reading, Workload, mixed, rows_under
+from qwenbench.analysis.limit_tests import LimitState, estimate_verdict, pooled_test
 from qwenbench.analysis.limits import Limit, show
 from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.run import Run
+from qwenbench.analysis.statistics import RequestsOf, requests_under
 
 OBJECTIVES: Mapping[str, str] = {
     "tokens": "output_tokens_per_s",
@@ -21,8 +24,7 @@ OBJECTIVES: Mapping[str, str] = {
     "energy": "energy_j_per_output_token",
 }
 """What --objective makes largest or smallest."""
-SHARE_WITHIN = 0.99
-"""Share of the requests that must meet limits on every request."""
+UNKNOWN = Estimate(0, None)
 HIGHER_IS_BETTER = frozenset({"tokens", "context"})
 
 
@@ -41,102 +43,103 @@ class Question:
     objective: str = "tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """A limit that a configuration is beyond."""
+class Standing(IntEnum):
+    """How a configuration stands to the question, best first. From UNMEASURED on it is an answer only for want of
+    a better one."""
 
-    key: str
-    value: float
-    bound: float
-    excess: float
-    """As a share of the limit."""
-    uncertain: bool
-    """Its 95 % interval holds the limit, or it has none."""
-    where: str
-
-    def __str__(self) -> str:
-        unit = METRICS[self.key].unit if self.key in METRICS else "tokens"
-        return f"{self.key} is {show(self.value, unit)} where {show(self.bound, unit)} is asked for ({self.where})"
-
-
-@dataclass(frozen=True, slots=True)
-class Excluded:
-    """A configuration that is out, and why."""
-
-    config_id: str
-    reason: str
-    misses: tuple[Miss, ...] = ()
-    users: int | None = None
-    objective: Estimate | None = None
-    expected: Mapping[str, Estimate] | None = None
-    readings: tuple[Reading, ...] = ()
-    unmeasured: Workload | None = None
-    """The workload whose points are missing: nothing is known against the configuration."""
-
-    @property
-    def distance(self) -> float:
-        """How far the worst missed limit is, as a share; infinite when it is out for another reason."""
-        return max((miss.excess for miss in self.misses), default=float("inf"))
+    SHOWN = 0
+    """Every limit is shown to hold."""
+    OPEN = 1
+    """Every figure is within its limit, but not every limit is shown to hold."""
+    DOUBTFUL = 2
+    """A figure is beyond its limit, but the limit is not shown to be broken."""
+    UNMEASURED = 3
+    """Not measured at so many users; its figures are those of the nearest measured load."""
+    FAILING = 4
+    """Requests failed there."""
+    OUT = 5
+    """A limit is shown to be broken, or there is nothing to decide by."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A configuration that may be recommended, with its figures at the users asked for."""
+    """A configuration with its figures at the users asked for."""
 
     config_id: str
-    users: int
-    objective: Estimate
-    expected: Mapping[str, Estimate]
-    readings: tuple[Reading, ...]
-    limits: tuple[Limit, ...]
+    standing: Standing
+    reason: str = ""
+    """Why it does not stand better."""
+    users: int | None = None
+    objective: Estimate = UNKNOWN
+    expected: Mapping[str, Estimate] = field(default_factory=dict)
+    readings: tuple[Reading, ...] = ()
+    limits: tuple[LimitState, ...] = ()
+    utilization: float | None = None
+    unmeasured: Workload | None = None
+    """The workload whose points are missing."""
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The measured levels that its figures rest on."""
+        return tuple(level for reading in self.readings for level in reading.levels)
 
     @property
     def facts(self) -> dict[str, float]:
         """Capacity and VRAM over all its readings: smallest capacities, largest uses."""
         found: dict[str, list[float]] = {}
-        for reading in self.readings:
-            for level in reading.levels:
-                for name, value in level.facts.items():
-                    found.setdefault(name, []).append(value)
+        for level in self.levels:
+            for name, value in level.facts.items():
+                found.setdefault(name, []).append(value)
         return {n: min(v) if n.startswith(("kv_", "requests_")) else max(v) for n, v in found.items()}
 
     @property
-    def close_limits(self) -> list[Limit]:
-        """Limits that it meets, but which its 95 % interval reaches under some scenario."""
-        return [
-            limit
-            for limit in self.limits
-            if any(_interval_holds(reading.estimates[limit.key], limit.bound) for reading in self.readings)
-        ]
+    def misses(self) -> tuple[LimitState, ...]:
+        """Limits that its figures are beyond."""
+        return tuple(state for state in self.limits if state.misses or state.verdict == "broken")
+
+    @property
+    def distance(self) -> float:
+        """How far the worst missed limit is, as a share; infinite when it is out for another reason."""
+        beyond = [state.limit.excess(state.value) for state in self.misses if state.value is not None]
+        return max(beyond, default=float("inf"))
+
+    def signed(self, objective: str) -> float:
+        """Its objective so that more is better; -inf where it is not known."""
+        if self.objective.value is None:
+            return float("-inf")
+        return self.objective.value if objective in HIGHER_IS_BETTER else -self.objective.value
 
 
-def judge(run: Run, config_id: str, question: Question, curves: Sequence[Curve]) -> Candidate | Excluded:
-    """One configuration of the run, by its curve under each workload: a candidate, or why it is none."""
+def judge(run: Run, config_id: str, question: Question, curves: Sequence[Curve]) -> Candidate:
+    """One configuration of the run, by its curve under each workload."""
     failure = run.failures.get(config_id)
     if failure is not None:
         advice = f" ({failure['advice']})" if failure.get("advice") else ""
-        return Excluded(config_id, f"failed: {failure.get('class')}: {failure.get('evidence')}{advice}")
+        return Candidate(config_id, Standing.OUT, f"failed: {failure.get('class')}: {failure.get('evidence')}{advice}")
     rows = run.points[run.points["config_id"] == config_id]
     broken = rows.loc[rows["invalid_reason"].astype("string").str.contains(BROKEN, na=False), "invalid_reason"]
     if len(broken):
-        return Excluded(config_id, str(broken.iloc[0]))
+        return Candidate(config_id, Standing.OUT, str(broken.iloc[0]))
     for curve in curves:
         if not curve.levels:
-            return Excluded(config_id, _why_unmeasured(rows, curve.workload), unmeasured=curve.workload)
-    slo = measured_slo(run)
+            reason = _why_unmeasured(rows, curve.workload)
+            return Candidate(config_id, Standing.OUT, reason, unmeasured=curve.workload)
+    judged = _Judge(config_id, curves, question, requests_under(run.path), _utilization(rows))
     if question.users is not None:
-        return _judge_at(config_id, question.users, curves, question, slo)
+        return judged.at(question.users)
     shared = set.intersection(*({level.concurrency for level in curve.levels} for curve in curves))
     if not shared:
-        return Excluded(config_id, "its scenarios share no measured concurrency")
-    return _best([_judge_at(config_id, users, curves, question, slo) for users in sorted(shared)], question)
+        return Candidate(config_id, Standing.OUT, "its scenarios share no measured concurrency")
+    found = [judged.at(users) for users in sorted(shared)]
+    return min(
+        found,
+        key=lambda c: (c.standing, c.distance if c.standing == Standing.OUT else 0.0, -c.signed(question.objective)),
+    )
 
 
-def measured_slo(run: Run) -> dict[str, float]:
-    """The per-request limits (ms) that the run's goodput was counted with."""
-    options = run.meta.get("options")
-    slo = options.get("slo") if isinstance(options, Mapping) else None
-    return {str(name): float(limit) for name, limit in slo.items()} if isinstance(slo, Mapping) else {}
+def _utilization(rows: pd.DataFrame) -> float | None:
+    known = rows["gpu_memory_utilization"].dropna()
+    return float(known.iloc[0]) if len(known) else None
 
 
 def _why_unmeasured(rows: pd.DataFrame, workload: Workload) -> str:
@@ -147,100 +150,98 @@ def _why_unmeasured(rows: pd.DataFrame, workload: Workload) -> str:
     return f"no point for {workload}"
 
 
-def _best(found: Sequence[Candidate | Excluded], question: Question) -> Candidate | Excluded:
-    candidates = [item for item in found if isinstance(item, Candidate)]
-    if candidates:
-        return max(candidates, key=lambda c: signed(c.objective, question.objective))
-    return min((item for item in found if isinstance(item, Excluded)), key=lambda e: e.distance)
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """What is the same for a configuration at every number of users."""
 
+    config_id: str
+    curves: Sequence[Curve]
+    question: Question
+    requests_of: RequestsOf
+    utilization: float | None
 
-def signed(objective: Estimate, name: str) -> float:
-    """The objective so that more is better."""
-    value = objective.value if objective.value is not None else float("nan")
-    return value if name in HIGHER_IS_BETTER else -value
+    def at(self, users: int) -> Candidate:
+        """The configuration at so many users."""
+        readings, beyond = [], None
+        for curve in self.curves:
+            reading = curve.at(users)
+            if reading is None:
+                beyond = beyond or curve
+                reading = curve.nearest(users)
+            readings.append(reading)
+        found = Candidate(
+            self.config_id,
+            Standing.SHOWN,
+            users=users,
+            expected=mixed(readings),
+            readings=tuple(readings),
+            utilization=self.utilization,
+        )
+        found = replace(found, objective=self._objective(found), limits=self._limits(found))
+        standing, reason = self._standing(found, beyond)
+        return replace(
+            found, standing=standing, reason=reason, unmeasured=beyond.workload if beyond is not None else None
+        )
 
+    def _standing(self, found: Candidate, beyond: Curve | None) -> tuple[Standing, str]:
+        context = self._context(found)
+        if context:
+            return Standing.OUT, context
+        if found.objective.value is None:
+            return Standing.OUT, f"{OBJECTIVES[self.question.objective]} is not known"
+        broken = [str(state) for state in found.limits if state.verdict == "broken"]
+        # what breaks a limit at fewer users breaks it at more, but not the other way round
+        if broken and (beyond is None or all(level.concurrency <= (found.users or 0) for level in found.levels)):
+            return Standing.OUT, "; ".join(broken)
+        for reading in found.readings:
+            for level in reading.levels:
+                if level.requests_failed:
+                    where = f"at {level.concurrency} streams of {reading.workload}"
+                    return Standing.FAILING, f"{level.requests_failed} requests failed {where}"
+        if beyond is not None:
+            words = (
+                f"{beyond.workload} was measured at {beyond.measured()} streams only; {found.users} lies beyond them"
+            )
+            return Standing.UNMEASURED, words
+        if found.misses:
+            return Standing.DOUBTFUL, "; ".join(map(str, found.misses))
+        still_open = [str(state) for state in found.limits if state.verdict == "open"]
+        return (Standing.OPEN, "; ".join(still_open)) if still_open else (Standing.SHOWN, "")
 
-def _judge_at(
-    config_id: str, users: int, curves: Sequence[Curve], question: Question, measured_slo: Mapping[str, float]
-) -> Candidate | Excluded:
-    readings = []
-    for curve in curves:
-        reading = curve.at(users)
-        if reading is None:
-            reason = f"{curve.workload} was measured at {curve.measured()} streams only; {users} lies beyond them"
-            return Excluded(config_id, reason, users=users, unmeasured=curve.workload)
-        readings.append(reading)
-    for reading in readings:
-        for level in reading.levels:
-            if level.requests_failed:
-                where = f"at {level.concurrency} streams of {reading.workload}"
-                return Excluded(config_id, f"{level.requests_failed} requests failed {where}", users=users)
-    expected = mixed(readings)
-    candidate = Candidate(config_id, users, Estimate(0, None), expected, tuple(readings), question.limits)
-    objective = _objective(candidate, question.objective)
-    unknown, misses = _check(candidate, question, measured_slo)
-    if unknown:
-        return Excluded(config_id, unknown, users=users)
-    if objective.value is None:
-        return Excluded(config_id, f"{OBJECTIVES[question.objective]} is not known", users=users)
-    if misses:
-        reason = "; ".join(map(str, misses))
-        return Excluded(config_id, reason, tuple(misses), users, objective, expected, tuple(readings))
-    return Candidate(config_id, users, objective, expected, tuple(readings), question.limits)
-
-
-def _objective(candidate: Candidate, name: str) -> Estimate:
-    key = OBJECTIVES[name]
-    if key in METRICS:
-        return candidate.expected[key]
-    value = candidate.facts.get(key)
-    # a capacity is a count of the server's, not a sample: it has no uncertainty
-    return Estimate(2, value, 0.0) if value is not None else Estimate(0, None)
-
-
-def _check(candidate: Candidate, question: Question, slo: Mapping[str, float]) -> tuple[str | None, list[Miss]]:
-    """What is not known but asked for, and the limits that are missed.
-
-    A limit on every request whose p99 is not known (under 100 requests) is judged by the goodput that the run
-    counted, where that was with this very limit.
-    """
-    misses: list[Miss] = []
-    if question.context is not None:
-        held = candidate.facts.get("kv_cache_tokens")
+    def _context(self, found: Candidate) -> str:
+        wanted, held = self.question.context, found.facts.get("kv_cache_tokens")
+        if wanted is None or (held is not None and held >= wanted):
+            return ""
         if held is None:
-            return f"whether {question.context:,} tokens fit is not known (no kv_cache_tokens)", []
-        if held < question.context:
-            excess = (question.context - held) / question.context
-            misses.append(Miss("kv_cache_tokens", held, question.context, excess, False, "one request"))
-    for limit, reading in _pairs(candidate.readings, question.limits):
+            return f"whether {wanted:,} tokens fit is not known (no kv_cache_tokens)"
+        return f"kv_cache_tokens is {show(held, 'tokens')} where {show(wanted, 'tokens')} is asked for (one request)"
+
+    def _objective(self, found: Candidate) -> Estimate:
+        key = OBJECTIVES[self.question.objective]
+        if key in METRICS:
+            return found.expected[key]
+        value = found.facts.get(key)
+        # a capacity is a count of the server's, not a sample: it has no uncertainty
+        return Estimate(2, value, 0.0) if value is not None else Estimate(0, None)
+
+    def _limits(self, found: Candidate) -> tuple[LimitState, ...]:
+        return tuple(
+            self._limit(limit, reading, found.users) for reading in found.readings for limit in self.question.limits
+        )
+
+    def _limit(self, limit: Limit, reading: Reading, users: int | None) -> LimitState:
+        """Between two measured loads a limit is shown where it is at the heavier one, broken where it is at the
+        lighter one. Where neither every request nor the percentiles settle it, the interval over repeats does."""
+        where = f"{reading.workload} at {users} users"
         estimate = reading.estimates[limit.key]
-        if estimate.value is None and limit.per_request and slo.get(limit.per_request) == limit.bound:
-            goodput, rate = (reading.estimates[key].value for key in ("goodput_rps", "requests_per_s"))
-            if goodput is not None and rate:
-                misses += _missed_goodput(goodput, SHARE_WITHIN * rate, reading, candidate.users)
-                continue
-        if estimate.value is None:
-            hint = ": it needs 100 requests a point" if limit.key.endswith("_p99") else ""
-            return f"{limit.key} of {reading.workload} is not known{hint}", []
-        if not limit.met_by(estimate.value):
-            uncertain = estimate.half_width is None or _interval_holds(estimate, limit.bound)
-            where = f"{reading.workload} at {candidate.users} users"
-            excess = limit.excess(estimate.value)
-            misses.append(Miss(limit.key, estimate.value, limit.bound, excess, uncertain, where))
-    return None, misses
-
-
-def _missed_goodput(goodput: float, needed: float, reading: Reading, users: int) -> list[Miss]:
-    if goodput >= needed:
-        return []
-    where = f"{SHARE_WITHIN:.0%} of the requests within --slo, {reading.workload} at {users} users"
-    miss = Miss("goodput_rps", goodput, needed, (needed - goodput) / needed, False, where)
-    return [miss]
-
-
-def _pairs(readings: Sequence[Reading], limits: Sequence[Limit]) -> Iterator[tuple[Limit, Reading]]:
-    return ((limit, reading) for reading in readings for limit in limits)
-
-
-def _interval_holds(estimate: Estimate, bound: float) -> bool:
-    return estimate.low is not None and estimate.high is not None and estimate.low <= bound <= estimate.high
+        tests = [pooled_test(limit, level.points, self.requests_of) for level in reading.levels]
+        heavier, lighter = tests[-1], tests[0]
+        unsettled = heavier is None or lighter is None
+        if heavier is not None and not heavier.exact and heavier.verdict == "open":
+            unsettled = unsettled or estimate.low is not None
+        if heavier is None or lighter is None or unsettled:
+            return LimitState(limit, where, estimate.value, estimate_verdict(limit, estimate))
+        verdict = "broken" if lighter.verdict == "broken" else heavier.verdict
+        if verdict == "broken" and lighter.verdict != "broken":
+            verdict = "open"
+        return LimitState(limit, where, estimate.value, verdict, heavier)

@@ -112,15 +112,25 @@ class Changes:
     """Two-sided p-value of no change; NaN where there is no interval."""
 
 
+@dataclass(frozen=True, slots=True)
+class Between:
+    """What launches differ by, where a side was launched once: repeats of one launch do not show it."""
+
+    variance: Floats
+    """Of the log ratio, by load point; 0 where both sides were launched several times."""
+    degrees: float
+
+
 def relative_changes(
     n_before: NDArray[np.int64], before: Floats, se_before: Floats, n_after: NDArray[np.int64], after: Floats,
-    se_after: Floats, paired: Paired | None = None,
+    se_after: Floats, paired: Paired | None = None, between: Between | None = None,
 ) -> Changes:  # fmt: skip
     """Changes of means with standard errors, all arrays of one shape.
 
     Where both means are above 0 the interval is that of the log ratio (delta method), else that of the
     difference over the mean before. Degrees of freedom after Welch and Satterthwaite, rounded down to a tenth.
-    With `paired` the variance of log ratios is that of the differences of paired repeats, where it is known.
+    With `paired` the variance of log ratios is that of the differences of paired repeats, where it is known. `between`
+    is added to either.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(before != 0, after / before, np.nan)
@@ -135,6 +145,11 @@ def relative_changes(
             usable = logs & ~np.isnan(paired.variance)
             total = np.where(usable, paired.variance, total)
             degrees = np.where(usable, paired.degrees, degrees)
+        if between is not None:
+            added = np.broadcast_to(between.variance[:, None], total.shape)
+            apart = (total**2 / degrees) + added**2 / between.degrees
+            total = total + added
+            degrees = np.where(added > 0, total**2 / apart, degrees)
     several = (n_before >= 2) & (n_after >= 2) & ~np.isnan(total) & ~np.isnan(shift)
     low, high, p = (np.full(shift.shape, np.nan) for _ in range(3))
     for place in zip(*np.nonzero(several), strict=True):

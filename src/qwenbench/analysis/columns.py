@@ -111,6 +111,7 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("invalid_reason", "", "Why not.", kind=TEXT),
     Column("error_top", "", "The commonest reasons of failed requests with their counts, in the server's words.", kind=TEXT),
     Column("disagreements", "", "Which two of text, chunks, usage and times cannot be true together, with counts: such requests' tokens are unknown.", kind=TEXT),
+    Column("requests_in_window", "", "Requests that started in the window and succeeded: what latencies are of.", kind=INTEGER),
     Column("window_start_ns", "ns", "Start of the window, CLOCK_REALTIME: requests that start from here on count.", kind=INTEGER),
     Column("window_end_ns", "ns", "End of the window, CLOCK_REALTIME.", kind=INTEGER),
 )  # fmt: skip

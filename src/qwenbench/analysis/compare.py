@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ import pandas as pd
 from qwenbench.analysis.changes import (
     CORRECTION,
     FALSE_DISCOVERIES,
+    Between,
     CapacityChange,
     Changes,
     MetricChange,
@@ -24,6 +25,7 @@ from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.limits import metric_key
 from qwenbench.analysis.run import Run
+from qwenbench.analysis.spread import spread_of
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import load_label
@@ -60,9 +62,14 @@ class Gate:
     """Metrics of which no row has an interval: nothing can be said of them, so the gate does not pass."""
 
     @property
+    def outcome(self) -> Literal["passed", "broken", "undecided"]:
+        """`undecided`: nothing is broken, but not every metric could be judged."""
+        return "broken" if self.broken else "undecided" if self.unjudged else "passed"
+
+    @property
     def passed(self) -> bool:
         """Whether nothing is broken and every metric could be judged."""
-        return not self.broken and not self.unjudged
+        return self.outcome == "passed"
 
 
 def parse_gate(text: str, option: str = "--gate") -> tuple[GateRule, ...]:
@@ -131,6 +138,7 @@ class Comparison:
             "gate": self.gate
             and {
                 "passed": self.gate.passed,
+                "outcome": self.gate.outcome,
                 "rules": [str(rule) for rule in self.gate.rules],
                 "broken": [row.to_json() for row in self.gate.broken],
                 "unjudged": list(self.gate.unjudged),
@@ -181,6 +189,7 @@ class _Pair:
     def __init__(self, before: Run, after: Run, ours: RepeatTable, theirs: RepeatTable, any_name: bool) -> None:
         self.before, self.after = before, after
         self.ours, self.theirs = ours, theirs
+        self.spreads = (spread_of(before), spread_of(after))
         self._our_names = {_name(point, any_name): index for index, point in enumerate(ours.load_points)}
         self._their_names = {_name(point, any_name): index for index, point in enumerate(theirs.load_points)}
         self.shared = [name for name in self._our_names if name in self._their_names]
@@ -191,9 +200,24 @@ class _Pair:
         ours = [self._our_names[name] for name in self.shared]
         theirs = [self._their_names[name] for name in self.shared]
         a, b = self.ours, self.theirs
+        once = [
+            np.where(table.launches[places] == 1, spread.launch**2, 0.0)
+            for table, places, spread in ((a, ours, self.spreads[0]), (b, theirs, self.spreads[1]))
+        ]
+        between = Between(once[0] + once[1], min(spread.degrees for spread in self.spreads))
         return relative_changes(
-            a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs], self.paired
+            a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs], self.paired, between
         )
+
+    def launched_once(self) -> str | None:
+        """Which spread between launches the intervals hold; None where both sides have several, or play none."""
+        for table, names, spread in (
+            (self.ours, self._our_names, self.spreads[0]),
+            (self.theirs, self._their_names, self.spreads[1]),
+        ):
+            if spread.launch > 0 and (table.launches[[names[name] for name in self.shared]] == 1).any():
+                return spread.source
+        return None
 
     def places(self) -> list[tuple[Mapping[str, Any], int, int]]:
         """Each shared load point with its place in either table."""
@@ -305,4 +329,10 @@ def _notes(rows: Sequence[MetricChange], pairs: Sequence[_Pair]) -> list[str]:
         notes.append(
             f"{indicative} of {len(rows)} rows are indicative only: a side has one repeat. Run with --repeats 3."
         )
+    held = [(pair, pair.launched_once()) for pair in pairs] if indicative < len(rows) else []
+    notes += [
+        f"{pair.before.run_id} or {pair.after.run_id} was launched once: the intervals hold {source}."
+        for pair, source in held
+        if source is not None
+    ]
     return notes

@@ -23,7 +23,7 @@ def two_sided_p(t: float, degrees: float) -> float:
     """
     if math.isinf(t):
         return 0.0
-    return _incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
+    return incomplete_beta(degrees / 2, 0.5, degrees / (degrees + t * t))
 
 
 def critical_t(degrees: float, confidence: float = 0.95) -> float:
@@ -40,7 +40,7 @@ def critical_t(degrees: float, confidence: float = 0.95) -> float:
     return (low + high) / 2
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
+def incomplete_beta(a: float, b: float, x: float) -> float:
     """The regularised incomplete beta function, by its continued fraction (A&S 26.5.8, modified Lentz)."""
     if x <= 0 or x >= 1:
         return 0.0 if x <= 0 else 1.0
@@ -78,16 +78,18 @@ DRAWS = 500
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over repeats with its standard error. `se` is None with fewer than two repeats."""
+    """A mean over repeats with its standard error. `se` is None where nothing tells it (one repeat)."""
 
     n: int
     value: float | None
     se: float | None = None
+    freedom: float | None = None
+    """Degrees of freedom of the standard error where they are not those of n repeats."""
 
     @property
-    def degrees(self) -> int:
+    def degrees(self) -> float:
         """Degrees of freedom of the standard error."""
-        return self.n - 1
+        return self.n - 1 if self.freedom is None else self.freedom
 
     @property
     def half_width(self) -> float | None:
@@ -139,14 +141,16 @@ def standard_error(count: Floats, squares: Floats, within: Floats) -> Floats:
 
 
 def combined(parts: Sequence[tuple[float, Estimate]]) -> Estimate:
-    """A weighted sum of independent estimates; unknown where a part is. The least repeated part sets `n`."""
+    """A weighted sum of independent estimates; unknown where a part is. The least sure part sets `n` and `freedom`."""
     count = min(estimate.n for _, estimate in parts)
     values = [estimate.value for _, estimate in parts]
     if any(value is None for value in values):
         return Estimate(0, None)
     value = math.fsum(weight * estimate.value for weight, estimate in parts if estimate.value is not None)
     errors = [weight * estimate.se for weight, estimate in parts if estimate.se is not None]
-    return Estimate(count, value, math.hypot(*errors) if len(errors) == len(parts) else None)
+    if len(errors) < len(parts):
+        return Estimate(count, value)
+    return Estimate(count, value, math.hypot(*errors), min(estimate.degrees for _, estimate in parts))
 
 
 def mean_variance(values: Floats) -> float:
@@ -188,6 +192,6 @@ def relative_half_width(values: Sequence[float]) -> float | None:
 
 
 @lru_cache(maxsize=256)
-def critical(degrees: int) -> float:
+def critical(degrees: float) -> float:
     """Half of a 95 % interval in standard errors, with so many degrees of freedom."""
     return critical_t(degrees, CONFIDENCE)

@@ -11,7 +11,9 @@ import pandas as pd
 
 from qwenbench.analysis.intervals import Estimate, combined
 from qwenbench.analysis.request_arrays import Floats
-from qwenbench.analysis.run import valid_rows
+from qwenbench.analysis.run import Point, records, valid_rows
+from qwenbench.analysis.spread import NONE as NO_SPREAD
+from qwenbench.analysis.spread import Spread
 from qwenbench.analysis.statistics import RepeatTable, repeat_table
 
 FACTS = (
@@ -43,6 +45,13 @@ class Level:
     facts: Mapping[str, float]
     """FACTS that are known: the least favourable value of the repeats."""
     requests_failed: int
+    points: tuple[Point, ...] = ()
+    """Its valid points, one per repeat and launch."""
+
+    @property
+    def launches(self) -> int:
+        """Launches that it was measured in."""
+        return len({point.cell.launch for point in self.points})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,11 @@ class Curve:
         }
         return Reading(self.workload, estimates, (low, high))
 
+    def nearest(self, users: int) -> Reading:
+        """The figures at the measured concurrency that is nearest to so many users."""
+        level = min(self.levels, key=lambda level: abs(level.concurrency - users))
+        return Reading(self.workload, level.estimates, (level,))
+
     def measured(self) -> str:
         """The measured concurrencies, for people."""
         return ", ".join(str(level.concurrency) for level in self.levels)
@@ -106,17 +120,28 @@ def rows_under(points: pd.DataFrame, workload: Workload) -> pd.DataFrame:
     return points[wanted & points["concurrency"].notna()]
 
 
-def curves_of(points: pd.DataFrame, workloads: Sequence[Workload]) -> dict[tuple[str, Workload], Curve]:
-    """The curve of every configuration under every workload, from valid closed-loop points only."""
+def curves_of(
+    points: pd.DataFrame, workloads: Sequence[Workload], spread: Spread = NO_SPREAD
+) -> dict[tuple[str, Workload], Curve]:
+    """The curve of every configuration under every workload, from valid closed-loop points only.
+
+    Estimates of what was launched once hold the `spread` between launches.
+    """
     valid = valid_rows(points)
     valid = valid[valid["concurrency"].notna()]
     table = repeat_table(valid)
     facts, failed = _facts(valid, table), _gathered(valid, table, "requests_failed", np.add, 0.0)
+    members: dict[int, list[Point]] = {}
+    for number, row in zip(table.group.tolist(), records(valid), strict=True):
+        members.setdefault(number, []).append(Point.of(row))
     levels: dict[tuple[str, str, str], list[Level]] = {}
     for index, point in enumerate(table.load_points):
         name = (str(point["config_id"]), str(point["scenario"]), str(point["profile"]))
         known = {fact: float(values[index]) for fact, values in facts.items() if not np.isnan(values[index])}
-        level = Level(int(point["concurrency"]), table.estimates(index), known, int(failed[index]))
+        own = tuple(members[index])
+        launches = len({member.cell.launch for member in own})
+        estimates = {key: spread.of_one_launch(found, launches) for key, found in table.estimates(index).items()}
+        level = Level(int(point["concurrency"]), estimates, known, int(failed[index]), own)
         levels.setdefault(name, []).append(level)
     curves = {}
     for config in dict.fromkeys(points["config_id"].astype(str)):

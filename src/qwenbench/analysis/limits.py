@@ -30,6 +30,22 @@ class Limit:
         return METRICS[self.key]
 
     @property
+    def latency(self) -> str:
+        """The latency of a request that it is on (`ttft` of ttft_p99)."""
+        return self.key.rpartition("_")[0]
+
+    @property
+    def share(self) -> float | None:
+        """The share of requests that must be within it (0.99 of a p99); None for a limit on something else.
+
+        Gaps are no requests: those of one answer go together, so a limit on ITL is none on a share.
+        """
+        latency, _, statistic = self.key.rpartition("_")
+        return (
+            float(statistic[1:]) / 100 if latency in PER_REQUEST and latency != "itl" and statistic != "mean" else None
+        )
+
+    @property
     def higher_is_better(self) -> bool:
         """Whether the bound is a lower one."""
         return self.column.better == "higher"

@@ -109,6 +109,7 @@ def summarise_point(
         started = window.holds_start(arrays.begin_ns) & arrays.ok
         row |= {"window": window.kind, "duration_s": window.duration_s}
         row |= {"window_start_ns": window.start_ns, "window_end_ns": window.end_ns}
+        row["requests_in_window"] = int(started.sum())
         row |= _rates(arrays, window, context)
         row |= _latencies(requests, arrays, started)
         row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)

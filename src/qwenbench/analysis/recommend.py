@@ -1,27 +1,33 @@
-"""Which configuration of a run to deploy, how sure that is, and what would change it."""
+"""Which configuration of a run to deploy, how sure that is, and what would decide it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
-from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Excluded, Question, judge, signed
+from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import Estimate, critical
-from qwenbench.analysis.levels import Curve, Reading, Workload, curves_of, workloads_of
+from qwenbench.analysis.levels import Curve, Workload, curves_of, workloads_of
+from qwenbench.analysis.limit_tests import LimitState
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
+from qwenbench.analysis.spread import Spread, spread_of
+from qwenbench.engine.deployments import find_deployment
 from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
 from qwenbench.errors import UsageError
 
 MIN_REPEATS = 3
-"""Repeats from which an interval is worth something."""
+"""Repeats, or launches, from which an interval is worth something."""
 MOST_REPEATS = 30
 """More than this are not proposed: such a difference does not matter."""
+EQUAL = 0.01
+"""Objectives that differ by less than this share are equal: then the safer configuration wins."""
 _SHOWN_FACTS = ("kv_cache_gib", "kv_cache_tokens", "requests_that_fit", "vram_peak_mib", "startup_s")
 
 
@@ -36,8 +42,26 @@ class RunnerUp:
 
 
 @dataclass(frozen=True, slots=True)
+class MissingPoints:
+    """Load points that would settle a doubt."""
+
+    config_id: str
+    scenario: str
+    profile: str
+    concurrency: int
+    repeats: int
+    """Of each launch, in all."""
+    launches: int = 1
+    """In all."""
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """What to deploy. `config_id` is None when nothing qualifies; then `nearest_miss` says what came closest."""
+    """What to deploy: the best that is known, decided or not.
+
+    `config_id` is None only when every configuration is shown to break a limit, or failed; then `nearest_miss` says
+    what came closest.
+    """
 
     question: Question
     config_id: str | None
@@ -45,10 +69,19 @@ class Answer:
     expected: Mapping[str, Estimate]
     runner_up: RunnerUp | None
     decided: bool
-    would_decide: tuple[Mapping[str, Any], ...]
+    would_decide: tuple[MissingPoints, ...]
+    command: str | None
+    """The command that measures `would_decide`; None where nothing needs to be measured, or no number of repeats
+    would decide."""
     excluded: Mapping[str, str]
     nearest_miss: str | None
     simulated: bool
+    limits: tuple[LimitState, ...] = ()
+    """How the limits stand for the answer."""
+    doubts: tuple[str, ...] = ()
+    """Why it is not decided."""
+    spread: str | None = None
+    """Which spread between launches the intervals hold; None: every figure is of several launches."""
     risks: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     headroom: Mapping[str, float] = field(default_factory=dict)
@@ -71,14 +104,18 @@ class Answer:
                 "expected": _figures(runner_up.expected),
             },
             "decided": self.decided,
-            "would_decide": [dict(point) for point in self.would_decide],
+            "would_decide": [{name: getattr(point, name) for name in point.__slots__} for point in self.would_decide],
+            "would_decide_command": self.command,
             "excluded": dict(self.excluded),
             "nearest_miss": self.nearest_miss,
             "users": self.users,
             "objective": self.question.objective,
             "limits": [str(limit) for limit in self.question.limits],
+            "limit_tests": [_limit_json(state) for state in self.limits],
             "context": self.question.context,
             "headroom": dict(self.headroom),
+            "doubts": list(self.doubts),
+            "spread": self.spread,
             "risks": list(self.risks),
             "notes": list(self.notes),
             "simulated": self.simulated,
@@ -93,48 +130,257 @@ def _figures(expected: Mapping[str, Estimate]) -> dict[str, dict[str, float | No
     }
 
 
-def recommend(run: Run, question: Question) -> Answer:
-    """The configuration that does best by the objective among those that meet every limit.
+def _limit_json(state: LimitState) -> dict[str, Any]:
+    test = state.test
+    return {
+        "limit": state.limit.key,
+        "bound": state.limit.bound,
+        "where": state.where,
+        "value": state.value,
+        "verdict": state.verdict,
+        "requests": test.trials if test else None,
+        "within": test.within if test and test.within == test.within_most else None,
+        "further_requests": state.further if state.verdict == "open" else None,
+    }
 
-    Needs run.json, points.csv and servers/*/launch.json only. Raises UsageError when the run has no closed-loop
-    points or not the scenarios asked for.
+
+def recommend(run: Run, question: Question) -> Answer:
+    """The configuration that does best by the objective among those that stand best to the limits.
+
+    Needs run.json, points.csv and servers/*/launch.json only; request records make the limits' tests exact. Raises
+    UsageError when the run has no closed-loop points or not the scenarios asked for.
     """
     points = _closed_loop(run, question)
     workloads = workloads_of(points, question.weights or {})
     names = list(dict.fromkeys([*run.points["config_id"].astype(str), *run.launches, *run.failures]))
-    curves = curves_of(points, workloads)
+    spread = spread_of(run)
+    curves = curves_of(points, workloads, spread)
     judged = [
         judge(run, name, question, [curves.get((name, workload), Curve(workload, ())) for workload in workloads])
         for name in names
     ]
-    candidates = sorted(
-        (item for item in judged if isinstance(item, Candidate)), key=lambda c: _rank(c, question), reverse=True
+    standing = sorted((c for c in judged if c.standing < Standing.OUT), key=lambda c: _order(c, question))
+    reasons = {c.config_id: c.reason for c in judged if c.standing > Standing.OPEN}
+    near = min(
+        (c for c in judged if c.misses and c.objective.value is not None), key=lambda c: c.distance, default=None
     )
-    excluded = [item for item in judged if isinstance(item, Excluded)]
-    reasons = {item.config_id: item.reason for item in excluded}
-    near = min((item for item in excluded if item.misses), key=lambda e: e.distance, default=None)
-    if not candidates:
-        miss = f"{near.config_id}: {near.reason}" if near else None
-        return Answer(question, None, question.users, {}, None, False, (), reasons, miss, run.simulated)
-    winner = candidates[0]
-    second = candidates[1] if len(candidates) > 1 else None
-    doubts = _doubts(winner, second, excluded, question)
+    nearest = f"{near.config_id}: {near.reason}" if near else None
+    if not standing:
+        return Answer(question, None, question.users, {}, None, False, (), None, reasons, nearest, run.simulated)
+    winner = _safest(standing, question)
+    rivals = [c for c in standing if c is not winner]
+    doubts = list(_doubts(winner, rivals, judged, question))
+    missing = _missing(winner, rivals, judged, question) if doubts else []
+    once = spread.launch > 0 and any(level.launches == 1 for level in winner.levels)
     return Answer(
         question=question,
         config_id=winner.config_id,
-        users=winner.users,
+        users=question.users or winner.users,
         expected={**winner.expected, **_capacity(winner)},
-        runner_up=_runner_up(winner, second, near, question),
+        runner_up=_runner_up(winner, rivals, near, question),
         decided=not doubts,
-        would_decide=tuple(_would_decide(winner, second, excluded, question)) if doubts else (),
-        excluded=reasons,
-        nearest_miss=f"{near.config_id}: {near.reason}" if near else None,
+        would_decide=tuple(missing),
+        command=_command(run, missing, question),
+        excluded={name: reason for name, reason in reasons.items() if name != winner.config_id},
+        nearest_miss=nearest,
         simulated=run.simulated,
+        limits=winner.limits,
+        doubts=tuple(doubts),
+        spread=spread.source if once else None,
         risks=tuple(_risks(winner)),
-        notes=tuple(doubts + _notes(winner, question, len(judged))),
+        notes=(*doubts, *_notes(winner, question, len(judged), spread if once else None)),
         headroom=_headroom(winner),
-        lines=deploy_lines(run.launches.get(winner.config_id, {})),
+        lines=deploy_lines(
+            run.launches.get(winner.config_id, {}), vllm_version=_version(run, winner.config_id), port=_port(run)
+        ),
     )
+
+
+def _version(run: Run, config_id: str) -> str | None:
+    """The vLLM version that was measured."""
+    versions = run.meta.get("versions")
+    known = run.ledgers.get(config_id, {}).get("vllm_version") or (
+        versions.get("vllm") if isinstance(versions, Mapping) else None
+    )
+    return str(known) if known else None
+
+
+def _port(run: Run) -> int | None:
+    """The deployment's own port; that of the sweep was where there was room."""
+    options = run.meta.get("options")
+    name = options.get("deployment") if isinstance(options, Mapping) else None
+    try:
+        return find_deployment(str(name)).port if name else None
+    except UsageError:  # a file of the sweep's machine that is not here
+        return None
+
+
+def _order(candidate: Candidate, question: Question) -> tuple[Any, ...]:
+    """Best first: by standing, then by the objective; of what was not measured there, by what came nearest."""
+    return (candidate.standing, -candidate.signed(question.objective))
+
+
+def _safest(standing: Sequence[Candidate], question: Question) -> Candidate:
+    """Of the best and those equal to it the one with the fewest risks, the lower utilisation, less VRAM over budget."""
+    best = standing[0]
+    first = best.objective.value or 0.0
+    equal = [
+        c
+        for c in standing
+        if c.standing == best.standing and abs((c.objective.value or 0.0) - first) <= EQUAL * abs(first)
+    ]
+    return min(equal, key=_risk)
+
+
+def _risk(candidate: Candidate) -> tuple[Any, ...]:
+    facts = candidate.facts
+    utilization = candidate.utilization if candidate.utilization is not None else 1.0
+    over = max(0.0, facts.get("vram_over_budget_mib", 0.0))
+    tokens = candidate.expected["output_tokens_per_s"].value or 0.0
+    return (bool(_risks(candidate)), utilization, over, -facts.get("kv_cache_gib", 0.0), -tokens)
+
+
+def _doubts(
+    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
+) -> Iterator[str]:
+    """Why the answer is not sure; nothing when it is."""
+    if winner.standing == Standing.UNMEASURED:
+        yield f"the figures are those of the nearest measured load: {winner.reason}"
+    elif winner.standing == Standing.FAILING:
+        yield winner.reason
+    for state in winner.limits:
+        if state.verdict == "open":
+            yield (
+                f"{state}"
+                if state.test
+                else f"{state.limit} is {_met(state)}, and its 95 % interval does not settle it"
+            )
+    for rival in _serious(winner, rivals, question):
+        if rival.standing == winner.standing:
+            yield _overlap(winner, rival, question)
+        else:
+            yield f"{rival.config_id} would do better, and may be within the limits: {rival.reason}"
+    unmeasured = [c.config_id for c in judged if c.unmeasured is not None and c is not winner]
+    if unmeasured:
+        yield f"nothing was measured there, for or against: {', '.join(unmeasured)}"
+
+
+def _met(state: LimitState) -> str:
+    return "missed" if state.misses else "met"
+
+
+def _serious(winner: Candidate, rivals: Sequence[Candidate], question: Question) -> list[Candidate]:
+    """Rivals that may be the better answer: as good within the intervals, or better and not shown to break a limit."""
+    return [
+        rival
+        for rival in rivals
+        if rival.standing <= Standing.DOUBTFUL
+        and (
+            not _apart(winner.objective, rival.objective)
+            if rival.standing == winner.standing
+            else rival.signed(question.objective) > winner.signed(question.objective)
+        )
+    ]
+
+
+def _apart(one: Estimate, other: Estimate) -> bool:
+    """Whether two 95 % intervals do not touch."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or other.low > one.high
+
+
+def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
+    key = OBJECTIVES[question.objective]
+    if winner.objective.value == rival.objective.value:
+        return f"{winner.config_id} and {rival.config_id} have the same {key}"
+    if winner.objective.low is None or rival.objective.low is None:
+        return f"undecided against {rival.config_id}: one repeat is only indicative of {key}"
+    if repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival)) is None:
+        return f"undecided against {rival.config_id}: {key} differs too little for {MOST_REPEATS} launches to show"
+    return f"undecided against {rival.config_id}: the 95 % intervals of {key} overlap"
+
+
+def _missing(
+    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
+) -> list[MissingPoints]:
+    """Load points that would settle the doubts."""
+    found: dict[tuple[str, Workload, int], MissingPoints] = {}
+
+    def need(candidate: Candidate, workload: Workload, repeats: int, launches: int) -> None:
+        users = question.users or candidate.users or winner.users or 1
+        key = (candidate.config_id, workload, users)
+        known = found.get(key)
+        if known is not None:
+            repeats, launches = max(repeats, known.repeats), max(launches, known.launches)
+        found[key] = MissingPoints(candidate.config_id, workload.scenario, workload.profile, users, repeats, launches)
+
+    serious = _serious(winner, rivals, question)
+    for candidate in (winner, *serious):
+        for number, reading in enumerate(candidate.readings):
+            repeats, launches = _measured(reading.levels[0].points) if not reading.interpolated else (0, 0)
+            states = candidate.limits[number * len(question.limits) : (number + 1) * len(question.limits)]
+            for state in states:
+                if state.verdict != "open":
+                    continue
+                if state.test is None or not launches:
+                    again = max(MIN_REPEATS, launches + 1) if launches else 1
+                    need(candidate, reading.workload, max(1, repeats), again)
+                elif (wanted := _points_for(state, repeats * launches)) is not None:
+                    need(candidate, reading.workload, math.ceil(wanted / launches), launches)
+    for rival in serious:
+        if rival.standing != winner.standing:
+            continue
+        wanted = repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival))
+        if wanted is None:
+            continue
+        for candidate in (winner, rival):
+            for reading in candidate.readings:
+                # what differs between launches is most of it: repeats of one launch would not show it
+                need(candidate, reading.workload, max(1, _measured(reading.levels[0].points)[0]), wanted)
+    for candidate in judged:
+        if candidate.unmeasured is not None:
+            need(candidate, candidate.unmeasured, 1, 1)
+    return list(found.values())
+
+
+def _measured(points: Sequence[Any]) -> tuple[int, int]:
+    """(repeats in each launch, launches) of a level's points."""
+    launches = {point.cell.launch for point in points}
+    return max((point.cell.point.repeat for point in points), default=0), len(launches)
+
+
+def _points_for(state: LimitState, measured: int) -> int | None:
+    """Points in all that would settle an open share; None where no number would."""
+    if state.test is None or state.further is None or not state.test.trials:
+        return None
+    return math.ceil((state.test.trials + state.further) / (state.test.trials / measured))
+
+
+def _once(candidate: Candidate) -> bool:
+    return any(level.launches == 1 for level in candidate.levels)
+
+
+def _command(run: Run, missing: Sequence[MissingPoints], question: Question) -> str | None:
+    """One command that extends the run by all of them."""
+    if not missing:
+        return None
+    words = ["qwenbench", "sweep", "--resume", str(run.path)]
+    measured = {int(value) for value in run.points["concurrency"].dropna()}
+    levels = sorted(measured | {point.concurrency for point in missing})
+    if set(levels) != measured:
+        words += ["--concurrency", ",".join(map(str, levels))]
+    scenarios = list(dict.fromkeys(run.points["scenario"].astype(str)))
+    added = [name for name in dict.fromkeys(point.scenario for point in missing) if name not in scenarios]
+    if added:
+        words += ["--scenario", ",".join([*scenarios, *added])]
+    repeats = max(point.repeats for point in missing)
+    if repeats > max((int(value) for value in run.points["repeat"].dropna()), default=1):
+        words += ["--repeats", str(repeats)]
+    launches = max(point.launches for point in missing)
+    if launches > max((int(value) for value in run.points["launch"].dropna()), default=1):
+        words += ["--relaunch-repeats", str(launches)]
+    return " ".join(map(shlex.quote, words))
 
 
 def _closed_loop(run: Run, question: Question) -> pd.DataFrame:
@@ -149,111 +395,17 @@ def _closed_loop(run: Run, question: Question) -> pd.DataFrame:
     return points
 
 
-def _rank(candidate: Candidate, question: Question) -> tuple[float, bool, float, float]:
-    """By the objective; of equals the one without a risk, then with the larger KV cache, then the quicker one."""
-    facts = candidate.facts
-    tokens = candidate.expected["output_tokens_per_s"].value or 0.0
-    return (
-        signed(candidate.objective, question.objective),
-        not _risks(candidate),
-        facts.get("kv_cache_gib", 0.0),
-        tokens,
-    )
+def repeats_to_part(one: Estimate, other: Estimate, once: bool = False) -> int | None:
+    """Repeats, or launches, of each from which two 95 % intervals would part if spread and difference stay as they are.
 
-
-def _doubts(winner: Candidate, second: Candidate | None, excluded: Sequence[Excluded], question: Question) -> list[str]:
-    """Why the answer is not sure; empty when it is."""
-    doubts = []
-    if second is not None and not _apart(winner.objective, second.objective):
-        doubts.append(_overlap(winner, second, question))
-    doubts += [f"{limit} is met, but the 95 % interval reaches beyond it" for limit in winner.close_limits]
-    doubts += [
-        f"{rival.config_id} would do better, and may be within the limits: {rival.reason}"
-        for rival in _uncertain_rivals(winner, excluded, question)
-    ]
-    unmeasured = [item.config_id for item in excluded if item.unmeasured]
-    if unmeasured:
-        doubts.append(f"nothing was measured there, for or against: {', '.join(unmeasured)}")
-    return doubts
-
-
-def _uncertain_rivals(winner: Candidate, excluded: Sequence[Excluded], question: Question) -> list[Excluded]:
-    """Configurations out by a hair that would win by the objective."""
-    return [
-        item
-        for item in excluded
-        if item.misses
-        and item.objective is not None
-        and all(miss.uncertain and miss.excess <= 0.1 for miss in item.misses)
-        and signed(item.objective, question.objective) > signed(winner.objective, question.objective)
-    ]
-
-
-def _apart(one: Estimate, other: Estimate) -> bool:
-    """Whether two 95 % intervals do not touch."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low > other.high or other.low > one.high
-
-
-def _overlap(winner: Candidate, second: Candidate, question: Question) -> str:
-    key = OBJECTIVES[question.objective]
-    if winner.objective.value == second.objective.value:
-        return f"{winner.config_id} and {second.config_id} have the same {key}"
-    if winner.objective.low is None or second.objective.low is None:
-        return f"undecided against {second.config_id}: one repeat is only indicative of {key}"
-    if repeats_to_part(winner.objective, second.objective) is None:
-        return f"undecided against {second.config_id}: {key} differs too little for {MOST_REPEATS} repeats to show"
-    return f"undecided against {second.config_id}: the 95 % intervals of {key} overlap"
-
-
-def _would_decide(
-    winner: Candidate, second: Candidate | None, excluded: Sequence[Excluded], question: Question
-) -> list[dict[str, Any]]:
-    """Load points whose repeats would settle the doubts."""
-    rivals: list[Candidate | Excluded] = list(_uncertain_rivals(winner, excluded, question))
-    repeats = MIN_REPEATS
-    if second is not None and not _apart(winner.objective, second.objective):
-        needed = repeats_to_part(winner.objective, second.objective)
-        if needed is not None:
-            rivals.append(second)
-            repeats = needed
-    points = [
-        _point(item.config_id, reading.workload, item.users or winner.users, max(repeats, _repeats_of(reading) + 1))
-        for item in ([winner, *rivals] if rivals or winner.close_limits else [])
-        for reading in item.readings
-    ]
-    return points + [
-        _point(item.config_id, item.unmeasured, item.users or winner.users, 1) for item in excluded if item.unmeasured
-    ]
-
-
-def _point(config_id: str, workload: Workload, users: int, repeats: int) -> dict[str, Any]:
-    return {
-        "config_id": config_id,
-        "scenario": workload.scenario,
-        "profile": workload.profile,
-        "concurrency": users,
-        "repeats": repeats,
-    }
-
-
-def _repeats_of(reading: Reading) -> int:
-    if reading.interpolated:
-        return 0
-    return reading.levels[0].estimates["output_tokens_per_s"].n
-
-
-def repeats_to_part(one: Estimate, other: Estimate) -> int | None:
-    """Repeats of each from which two 95 % intervals would part if spread and difference stay as they are.
-
-    MIN_REPEATS where the spread is not known; None when MOST_REPEATS are not enough or the values are equal.
+    `once`: the standard errors are those of a single launch. MIN_REPEATS where the spread is not known; None when
+    MOST_REPEATS are not enough or the values are equal.
     """
     if one.value is None or other.value is None or one.value == other.value:
         return None
     if one.se is None or other.se is None:
         return MIN_REPEATS
-    spread = one.se * math.sqrt(one.n) + other.se * math.sqrt(other.n)
+    spread = one.se + other.se if once else one.se * math.sqrt(one.n) + other.se * math.sqrt(other.n)
     difference = abs(one.value - other.value)
     for repeats in range(MIN_REPEATS, MOST_REPEATS + 1):
         if critical(repeats - 1) * spread / math.sqrt(repeats) < difference:
@@ -262,25 +414,37 @@ def repeats_to_part(one: Estimate, other: Estimate) -> int | None:
 
 
 def _runner_up(
-    winner: Candidate, second: Candidate | None, near: Excluded | None, question: Question
+    winner: Candidate, rivals: Sequence[Candidate], near: Candidate | None, question: Question
 ) -> RunnerUp | None:
-    if second is not None:
+    second = next((c for c in rivals if c.standing <= Standing.DOUBTFUL), None)
+    if second is not None and second.standing == winner.standing:
         return RunnerUp(second.config_id, second.expected, _to_win(winner, second, question))
-    if near is not None and near.expected is not None:
-        changes = "; ".join(
-            f"{miss.key} would have to {'rise' if miss.value < miss.bound else 'fall'} by {miss.excess:.1%}"
-            for miss in near.misses
-        )
-        return RunnerUp(near.config_id, near.expected, changes)
-    return None
+    other = second or near
+    if other is None or not other.expected or other is winner:
+        return None
+    changes = [_change(state) for state in other.misses if state.value is not None]
+    return RunnerUp(
+        other.config_id, other.expected, "; ".join(changes) or f"its limits would have to be shown ({other.reason})"
+    )
+
+
+def _change(state: LimitState) -> str:
+    """What would have to happen to a missed limit's figure. A share may be short of requests while the figure is
+    within the limit: then the share is told."""
+    if not state.misses or state.value is None:
+        return f"more of its requests would have to be within {state.limit}"
+    verb = "rise" if state.value < state.limit.bound else "fall"
+    return f"{state.limit.key} would have to {verb} by {abs(state.limit.excess(state.value)):.1%}"
 
 
 def _to_win(winner: Candidate, second: Candidate, question: Question) -> str:
     key = OBJECTIVES[question.objective]
     unit = METRICS[key].unit if key in METRICS else "tokens"
     ours, theirs = winner.objective.value or 0.0, second.objective.value or 0.0
-    if ours == theirs:
-        return f"{key} is the same; anything that favours it would do"
+    if abs(ours - theirs) <= EQUAL * abs(ours):
+        return (
+            f"{key} is the same within {EQUAL:.0%} ({show(theirs, unit)}); {winner.config_id} is the safer of the two"
+        )
     change = f" by {abs(ours / theirs - 1):.1%}" if theirs else ""
     verb = "rise" if ours > theirs else "fall"
     return f"{key} would have to {verb}{change}, from {show(theirs, unit)} to {show(ours, unit)}"
@@ -294,7 +458,7 @@ def _risks(candidate: Candidate) -> list[str]:
             f"VRAM went {over:,.0f} MiB past the budget under load: a risk of running out of memory, not a proof"
         )
     fit = facts.get("requests_that_fit")
-    if fit is not None and fit < candidate.users:
+    if fit is not None and candidate.users is not None and fit < candidate.users:
         risks.append(
             f"the KV cache holds {fit:,.0f} requests of this length, the other {candidate.users - fit:,.0f} wait"
         )
@@ -303,33 +467,32 @@ def _risks(candidate: Candidate) -> list[str]:
     return risks
 
 
-def _notes(winner: Candidate, question: Question, configurations: int) -> list[str]:
-    notes = [] if configurations > 1 else ["this run has one configuration: there was nothing to choose from"]
+def _notes(winner: Candidate, question: Question, configurations: int, spread: Spread | None) -> Iterator[str]:
+    if spread is not None:
+        yield f"launched once: the intervals hold {spread.source}"
+    if configurations == 1:
+        yield "this run has one configuration: there was nothing to choose from"
     between = {
         f"{reading.levels[0].concurrency} and {reading.levels[1].concurrency}"
         for reading in winner.readings
         if reading.interpolated
     }
     if between:
-        notes.append(
-            f"interpolated: {winner.users} users lie between the measured {', '.join(sorted(between))} streams"
-        )
+        yield f"interpolated: {winner.users} users lie between the measured {', '.join(sorted(between))} streams"
     if question.users is None:
-        notes.append("no --users: each configuration at the measured concurrency at which it does best")
+        yield "no --users: each configuration at the measured concurrency at which it does best"
     if len(winner.readings) > 1:
-        notes.append("expected figures are means over the scenarios by weight; limits hold in each scenario")
-    return notes
+        yield "expected figures are means over the scenarios by weight; limits hold in each scenario"
 
 
 def _headroom(winner: Candidate) -> dict[str, float]:
-    room = {}
-    for limit in winner.limits:
-        values = [reading.estimates[limit.key].value for reading in winner.readings]
-        known = [-limit.excess(value) for value in values if value is not None]
-        if len(known) == len(values):
-            room[limit.key] = min(known)
+    room: dict[str, float] = {}
+    for state in winner.limits:
+        if state.value is not None:
+            left = -state.limit.excess(state.value)
+            room[state.limit.key] = min(left, room.get(state.limit.key, left))
     fit = winner.facts.get("requests_that_fit")
-    return room if fit is None else room | {"requests_that_fit": fit - winner.users}
+    return room if fit is None or winner.users is None else room | {"requests_that_fit": fit - winner.users}
 
 
 def _capacity(winner: Candidate) -> dict[str, Estimate]:

@@ -48,6 +48,14 @@ class RepeatTable:
     repeats: tuple[tuple[Any, ...], ...]
     """(launch, repeat, seed) of each of them."""
 
+    @property
+    def launches(self) -> NDArray[np.int64]:
+        """Launches with a valid point, by load point."""
+        seen: list[set[Any]] = [set() for _ in self.load_points]
+        for row in np.flatnonzero((~np.isnan(self.values)).any(axis=1)):
+            seen[self.group[row]].add(self.repeats[row][0])
+        return np.array([len(launches) for launches in seen], dtype=np.int64)
+
     def repeats_of(self, index: int) -> dict[tuple[Any, ...], Floats]:
         """(launch, repeat, seed) -> figures, of the valid repeats of one load point."""
         rows = np.flatnonzero(self.group == index)

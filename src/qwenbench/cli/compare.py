@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwenbench.errors import RunError, UsageError
+
+UNDECIDED = 3
+"""Exit status of a gate that could not be judged: neither passed (0) nor broken (1)."""
 
 if TYPE_CHECKING:
     from qwenbench.analysis.compare import Comparison
@@ -19,7 +23,9 @@ def command(
     ],
     gate: Annotated[
         str | None,
-        typer.Option(help="Exit 1 where a change is sure and past its limit: ttft_p99:+10%,output_tokens_per_s:-5%"),
+        typer.Option(
+            help="Exit 1 where a change is sure and past its limit, 3 where nothing can be judged: ttft_p99:+10%"
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Compare what should not be: simulated with measured, other scenarios.")
@@ -45,9 +51,18 @@ def command(
     if html is not None:
         _write_page(comparison, html)
     _print(comparison, as_json=as_json, markdown=markdown, everything=everything)
-    if comparison.gate is not None and not comparison.gate.passed:
-        count = len(comparison.gate.broken) + len(comparison.gate.unjudged)
+    gated = comparison.gate
+    if gated is not None and gated.outcome == "broken":
+        count = len(gated.broken)
         raise RunError(f"the gate is broken in {count} place{'' if count == 1 else 's'}.")
+    if gated is not None and gated.outcome == "undecided":
+        metrics = ", ".join(gated.unjudged)
+        print(
+            f"the gate is undecided: no change of {metrics} has an interval (a side has one repeat). "
+            "Measure again with --repeats 3, or extend the runs: qwenbench sweep --resume RUN --repeats 3.",
+            file=sys.stderr,
+        )
+        return UNDECIDED
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.limits import parse_point_limits
-from qwenbench.analysis.recommend import Answer, recommend
+from qwenbench.analysis.recommend import Answer, MissingPoints, recommend
 from qwenbench.analysis.run import Run
 from qwenbench.errors import UsageError
 from qwenbench.report.document import (
@@ -182,10 +182,13 @@ def _reasons(answer: Answer) -> Iterator[Block]:
     if items:
         yield Bullets(items)
     if answer.would_decide:
-        names = list(dict.fromkeys(name for point in answer.would_decide for name in point))
-        rows = [Row([_shown(point.get(name)) for name in names]) for point in answer.would_decide]
+        names = MissingPoints.__slots__
+        rows = [Row([_shown(getattr(point, name)) for name in names]) for point in answer.would_decide]
         head = [name.replace("_", " ") for name in names]
-        yield Fold("Points that would decide it (repeats in all)", [Table(head, rows, numbers_from=99)])
+        if answer.command:
+            yield Paragraph("What would decide it:")
+            yield Code(answer.command, "sh", "to decide")
+        yield Fold("Points that would decide it (repeats and launches in all)", [Table(head, rows, numbers_from=99)])
 
 
 def _shown(value: object) -> Inline:

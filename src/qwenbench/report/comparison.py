@@ -217,9 +217,7 @@ def _gate(comparison: Comparison) -> Iterator[Block]:
     if gate is None:
         return
     rules = ", ".join(map(str, gate.rules))
-    yield Paragraph(
-        (Span("Gate "), f"{rules}: ", Span("passed" if gate.passed else "broken", "strong" if gate.passed else "bad"))
-    )
+    yield Paragraph((Span("Gate "), f"{rules}: ", Span(gate.outcome, "bad" if gate.outcome == "broken" else "strong")))
     if gate.broken:
         yield changes_table(gate.broken, len(comparison.runs) > 2)
     if gate.unjudged:

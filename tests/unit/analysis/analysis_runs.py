@@ -18,9 +18,9 @@ def row(config: str, concurrency: int | None, repeat: int = 1, **figures: Any) -
     return {
         "config_id": config, "capture": capture, "max_num_seqs": capture, "scenario": "math",
         "profile": "instruct-general", "load_shape": "closed", "concurrency": concurrency, "repeat": repeat,
-        "launch": 1, "seed": 0, "simulated": False, "requests_ok": 100, "requests_failed": 0, "window": "steady",
+        "launch": repeat, "seed": 0, "simulated": False, "requests_ok": 100, "requests_failed": 0, "window": "steady",
         "length_controlled": True, "valid": True, "kv_cache_tokens": 262144, "kv_cache_gib": 17.0,
-        "requests_that_fit": 200,
+        "requests_that_fit": 200, "requests_in_window": 100,
     } | figures  # fmt: skip
 
 

@@ -227,7 +227,9 @@ def test_gate_rule(rule: str, change: float, low: float, high: float, broken: bo
 def test_gate_does_not_pass_what_it_cannot_judge(tmp_path: Path) -> None:
     runs = pair(tmp_path, [row("cap16", 8, output_tokens_per_s=1)], [row("cap16", 8, output_tokens_per_s=1)])
     gate = compare(runs, parse_gate("output_tokens_per_s:-5%")).gate
-    assert (gate.passed, gate.broken, gate.unjudged) == (False, (), (TOKENS,))
+    assert (gate.passed, gate.outcome, gate.broken, gate.unjudged) == (False, "undecided", (), (TOKENS,))
+    folders = [str(run.path) for run in runs]
+    assert dispatch(["compare", *folders, "--gate", "output_tokens_per_s:-5%"]) == 3
 
 
 @pytest.mark.parametrize("text", ["", "ttft_p99", "ttft_p99:10%", "ttft_p99:+10", "ttft_p98:+10%", "ttft_p99:+x%",
@@ -320,6 +322,23 @@ def same_draws(seed: int, factor: float, draws: tuple[float, ...] = (1.0, 1.2, 0
         for repeat, draw in enumerate(draws, 1)
     ]
     return Run(Path(f"nowhere/{seed}"), {"run_id": f"run-{seed}"}, point_frame(rows), {}, {}, {}, {})
+
+
+def test_runs_of_one_launch_each_hold_the_spread_between_launches(tmp_path: Path) -> None:
+    """18 % between two launches of one configuration were recorded: a change of 15 % in one launch shows nothing."""
+
+    def once(values: list[float]) -> list[dict]:
+        return [r | {"launch": 1} for r in repeats("cap16", 8, output_tokens_per_s=values)]
+
+    found = compare(pair(tmp_path / "one", once([100.0, 101, 99]), once([85.0, 86, 84])))
+    assert change_of(found, TOKENS).verdict == "no difference shown"
+    assert "18 % between two launches" in found.notes[-1]
+    several = compare(pair(tmp_path / "three", *(repeats("cap16", 8, output_tokens_per_s=v)
+                                                 for v in ([100.0, 101, 99], [85.0, 86, 84]))))  # fmt: skip
+    assert (change_of(several, TOKENS).verdict, several.notes) == ("worse", ())
+    # the simulator plays none
+    played = compare(pair(tmp_path / "sim", once([100.0, 101, 99]), once([85.0, 86, 84]), simulated=True))
+    assert change_of(played, TOKENS).verdict == "worse"
 
 
 def test_runs_that_drew_the_same_requests_are_paired() -> None:

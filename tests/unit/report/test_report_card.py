@@ -47,11 +47,17 @@ def test_png_is_1200_by_630(planted: Planted, tmp_path: Path) -> None:
     assert struct.unpack(">II", png[16:24]) == (1200, 630)
 
 
-def test_a_measured_run_is_not_called_simulated_and_one_repeat_has_no_interval(
+def test_a_measured_run_is_not_called_simulated_and_one_launch_holds_the_spread(
     planted: Planted, tmp_path: Path
 ) -> None:
     svg, results = carded(planted(simulated=False), tmp_path / "out")
-    assert "SIMULATED" not in svg and "95 %" not in svg and "one repeat: no interval" in svg
+    assert "SIMULATED" not in svg and "95 %" in svg
+    assert results["figures"]["ttft_p50"]["low"] is not None
+
+
+def test_one_simulated_repeat_has_no_interval(planted: Planted, tmp_path: Path) -> None:
+    svg, results = carded(planted(), tmp_path / "out")
+    assert "95 %" not in svg and "one repeat: no interval" in svg
     assert results["figures"]["ttft_p50"]["low"] is None
 
 
@@ -69,7 +75,7 @@ def test_without_an_answer_there_is_no_card(
     planted: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = planted()
-    assert dispatch(["card", str(run.path), "--out", str(tmp_path / "o"), "--slo", "ttft_p50=1ms"]) == 1
+    assert dispatch(["card", str(run.path), "--out", str(tmp_path / "o"), "--slo", "ttft_p99=1ms"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert not (tmp_path / "o").exists()
 

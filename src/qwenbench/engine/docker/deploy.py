@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from qwenbench.engine.config import DockerOptions, ServerConfig
@@ -43,12 +44,31 @@ def server_config_of(launch: Mapping[str, Any]) -> ServerConfig | None:
     )
 
 
-def deploy_lines(launch: Mapping[str, Any]) -> DeployLines:
+def deploy_lines(launch: Mapping[str, Any], vllm_version: str | None = None, port: int | None = None) -> DeployLines:
     """The docker run lines and the compose file of a launched configuration.
 
-    None for a server that was already there: how it was started is not known, and is not made up.
+    The image is that of the version that was measured (`vllm_version`, where the launch used no image of it), the
+    port the deployment's. None for a server that was already there: how it was started is not known, and is not made
+    up.
     """
     config = server_config_of(launch)
     if config is None or launch.get("launcher") == ATTACHED:
         return DeployLines()
+    if port is not None:
+        config = replace(config, port=port)
+    if vllm_version is not None and launch.get("launcher") != "docker":
+        config = replace(config, docker=replace(config.docker, image=image_of(config.docker.image, vllm_version)))
     return DeployLines(docker_bash(config), docker_powershell(config), compose(config))
+
+
+def image_of(image: str, vllm_version: str) -> str:
+    """The image with the tag of this version of vLLM; as it is where it has that version, or another project's image.
+
+    Tags such as `v0.18.0-cu130` keep their ending only for their own version: another one may not have it.
+    """
+    release = re.match(r"\d+\.\d+\.\d+", vllm_version)
+    name, _, tag = image.rpartition(":")
+    known = re.match(r"v?(\d+\.\d+\.\d+)", tag)
+    if release is None or known is None or known[1] == release[0]:
+        return image
+    return f"{name}:v{release[0]}"

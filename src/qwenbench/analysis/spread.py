@@ -1,0 +1,100 @@
+"""How far measurements of one configuration lie apart: what a single launch cannot show. See docs/statistics.md."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from qwenbench.analysis.intervals import Estimate
+from qwenbench.analysis.run import LOAD_POINT, Run, records, valid_rows
+
+METRIC = "output_tokens_per_s"
+"""The metric whose spread stands for all."""
+MIN_DEGREES = 3
+"""Degrees of freedom from which a run's own launches say how far launches lie apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Relative standard deviations of one configuration's figures."""
+
+    point: float
+    """Between two load points of one launch."""
+    launch: float
+    """Between launches, beyond that."""
+    degrees: float
+    source: str
+    """Where it is from, for people."""
+
+    def of_one_launch(self, estimate: Estimate, launches: int) -> Estimate:
+        """The estimate with the spread between launches added, where there was one launch only.
+
+        Several launches show it themselves. Degrees of freedom after Welch and Satterthwaite, rounded down to a tenth.
+        """
+        if launches != 1 or estimate.value is None or (self.launch == 0 and self.point == 0):
+            return estimate
+        between = (self.launch * estimate.value) ** 2
+        if estimate.se is None or estimate.se == 0:
+            within, freedom = (self.point * estimate.value) ** 2 / max(1, estimate.n), self.degrees
+        else:
+            within, freedom = estimate.se**2, estimate.degrees
+        total = between + within
+        if total == 0:
+            return estimate
+        degrees = total**2 / (between**2 / self.degrees + within**2 / freedom)
+        return Estimate(estimate.n, estimate.value, math.sqrt(total), math.floor(degrees * 10) / 10)
+
+
+RECORDED = Spread(
+    point=0.10 / math.sqrt(2),
+    launch=math.sqrt((0.18**2 - 0.10**2) / 2),
+    degrees=30,
+    source="the spread recorded on an H100 (10 % between two points, 18 % between two launches; docs/statistics.md)",
+)
+"""Differences between two measurements of one configuration, as standard deviations: d / sqrt(2) each."""
+NONE = Spread(0.0, 0.0, 30, "none: the simulator plays no spread between launches")
+
+
+def spread_of(run: Run) -> Spread:
+    """The spread between a run's launches: its own where enough configurations were launched again, else RECORDED.
+
+    Repeats and launches of each load point as a nested analysis of variance of log tokens/s, pooled over all of them.
+    A simulated run has the spread that --sim-spread plays, and without it none.
+    """
+    own = _own(run)
+    if own is not None:
+        return own
+    options = run.meta.get("options")
+    played = options.get("sim_spread") if isinstance(options, dict) else None
+    return NONE if run.simulated and not played else RECORDED
+
+
+def _own(run: Run) -> Spread | None:
+    points: dict[tuple[object, ...], dict[int, list[float]]] = {}
+    for row in records(valid_rows(run.points), (*LOAD_POINT, "launch", METRIC)):
+        value, launch = row[METRIC], row["launch"]
+        if isinstance(value, int | float) and isinstance(launch, int) and value > 0:
+            key = tuple(row[name] for name in LOAD_POINT)
+            points.setdefault(key, {}).setdefault(launch, []).append(math.log(value))
+    within = [np.array(values) for launches in points.values() for values in launches.values()]
+    within_degrees = sum(len(values) - 1 for values in within)
+    means = [np.array([np.mean(values) for values in launches.values()]) for launches in points.values()]
+    degrees = sum(len(launch) - 1 for launch in means)
+    if degrees < MIN_DEGREES:
+        return None
+    between = sum(((launch - launch.mean()) ** 2).sum() for launch in means) / degrees
+    point = RECORDED.point**2
+    if within_degrees >= MIN_DEGREES:
+        point = sum(((values - values.mean()) ** 2).sum() for values in within) / within_degrees
+    repeats = float(
+        np.mean([len(values) for launches in points.values() if len(launches) > 1 for values in launches.values()])
+    )
+    launch = max(0.0, between - point / repeats)
+    return Spread(
+        math.sqrt(point),
+        math.sqrt(launch),
+        degrees,
+        f"the spread between this run's own launches ({math.sqrt(between):.1%})",
+    )
