@@ -28,7 +28,7 @@ STAMP = "QWENBENCH_TEST"
 """Every process of a test inherits this variable, so that whatever it leaves can be found."""
 QUICK = ("--scenario", "math", "--requests", "4", "--output-tokens", "8-16", "--vllm-arg=--sim-time-scale=0.2")
 """Small load points on a simulated card that is five times as fast."""
-_PORTS = itertools.count(29500)
+_PORTS = itertools.count(20000 + os.getpid() * 40 % 12000)  # tests run in several processes at a time
 
 
 def free_port(count: int = 1) -> int:

@@ -81,7 +81,7 @@ def test_the_shuffled_order_is_recorded_and_kept_by_every_configuration(tmp_path
 def test_until_ci_adds_repeats_and_a_resumed_run_goes_on_adding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qwenbench.sweep.repeating.MOST_REPEATS", 3)
+    monkeypatch.setattr("qwenbench.sweep.launch.MOST_REPEATS", 3)
     folder = tmp_path / "r"
     assert sweep(folder, *ONE, "--until-ci", "0.0001%").status == 0
     assert [row["repeat"] for row in points(folder)] == ["1", "2", "3"]
