@@ -184,7 +184,8 @@ def _table(table: Table) -> Html:
     rows = join(_row(table, row) for row in table.rows)
     title = tag("caption", table.caption) if table.caption else Html("")
     content = join((title, header, tag("tbody", rows)))
-    body = tag("table", content, class_=None if table.head else "facts-table")
+    words = not any(table.is_number(column) for column in range(len(table.head)))
+    body = tag("table", content, class_="facts-table" if not table.head else "words" if words else None)
     return tag("div", body, class_="scroll", tabindex=0, role="region", aria_label=table.caption or "table")
 
 

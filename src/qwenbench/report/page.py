@@ -21,6 +21,7 @@ from qwenbench.analysis.run import Run
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
+from qwenbench.report.course import course
 from qwenbench.report.document import Block, Paragraph
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
 from qwenbench.report.names import titled
@@ -61,6 +62,8 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "tradeoff": write(_tradeoff(data, answer, subject)),
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
+            "course": write(course(run, data)),
+            "speed": write(sections.speed_settings(data)),
             "price": write(sections.prices(data)),
             "bounds": write(sections.bounds(data)),
             "failures": write(sections.failures(run)),

@@ -153,29 +153,56 @@ def _unusable(run: Run) -> Iterator[Block]:
     if run.points.empty:
         yield Paragraph("No load point finished.", "quiet")
         return
-    groups: dict[tuple[str, str, str, str], list[int]] = {}
+    groups: dict[tuple[str, ...], list[int]] = {}
     for row in records(run.points):
         broken = not is_true(row.get("valid", True))
         failed = int(known(row.get("requests_failed")) or 0)
         if broken or failed:
-            reason = str(known(row.get("invalid_reason")) or "no reason given") if broken else ""
-            key = (
-                str(row["config_id"]),
-                str(row["scenario"]),
-                load_label(known(row.get("concurrency")), known(row.get("rate")), short=True),
-                reason,
-            )
+            load = load_label(known(row.get("concurrency")), known(row.get("rate")), short=True)
+            why = str(known(row.get("invalid_reason")) or "no reason given") if broken else ""
+            errors = str(known(row.get("error_top")) or "")
+            key = (str(row["config_id"]), str(row["scenario"]), load, why, errors)
             groups.setdefault(key, []).append(failed)
     if not groups:
         yield Paragraph("Every point is valid and no request failed.", "quiet")
         return
     rows = [
-        Row((config, scenario, load, len(failed), sum(failed), not reason, reason), config=config)
-        for (config, scenario, load, reason), failed in groups.items()
+        Row((config, scenario, load, len(failed), sum(failed), errors, not why, why), config=config)
+        for (config, scenario, load, why, errors), failed in groups.items()
     ]
-    head = ("Configuration", "Scenario", "Load", "Repeats", "Failed requests", "Valid", "Why not")
+    head = ("Configuration", "Scenario", "Load", "Repeats", "Failed requests", "Why they failed", "Valid", "Why not")
     table = Table(head, rows, numbers_from=99)
     yield Fold("Points that are invalid or had failed requests", (table,), count=len(rows), open=len(rows) <= 12)
+
+
+def speed_settings(data: PageData) -> Iterator[Block]:
+    """What makes a server slower than it could be, as its log tells; nothing where no log was read."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for view in data.configs:
+        for setting in view.ledger.get("speed_settings") or ():
+            key = tuple(str(setting.get(part) or "") for part in ("state", "cost", "advice", "source"))
+            found.setdefault(key, []).append(view.id)
+    read = [view for view in data.configs if view.ledger.get("speed_settings") is not None]
+    if not found:
+        words = "No setting that costs speed stands in the servers' logs." if read else "No start-up log was read."
+        yield Paragraph(words, "quiet")
+        return
+    every = len(read)
+    rows = [
+        Row(
+            (
+                state,
+                cost or None,
+                advice,
+                "all" if len(configs) == every else ", ".join(configs),
+                Span(source, "quiet"),
+            ),
+            config=configs[0] if len(configs) == 1 else None,
+        )
+        for (state, cost, advice, source), configs in found.items()
+    ]
+    head = ("What the log says", "What it costs", "What to do", "Configurations", "Known from")
+    yield Table(head, rows, numbers_from=99)
 
 
 _COSTS = ("graphs_actual_gib", "kv_cache_gib", "kv_cache_blocks", "vram_ready_mib", "capture_s", "startup_s")

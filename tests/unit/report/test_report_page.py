@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,17 @@ def test_the_command_writes_beside_the_run_or_where_it_is_told(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["path"] == str(tmp_path / "r.html")
     assert dispatch(["report", str(tmp_path)]) == 2
     assert "no run there" in capsys.readouterr().err
+
+
+def test_settings_that_cost_speed_are_told_once_with_what_to_do(planted: Planted) -> None:
+    run = planted()
+    setting = {
+        "state": "eager mode",
+        "cost": "a token takes longer",
+        "advice": "leave --enforce-eager out",
+        "source": "x",
+    }
+    ledgers = {name: {**ledger, "speed_settings": [setting]} for name, ledger in run.ledgers.items()}
+    page = build_report(replace(run, ledgers=ledgers))
+    assert page.count("leave --enforce-eager out") == 1 + page.split('id="data">')[1].count("leave --enforce-eager out")
+    assert "No start-up log was read." in build_report(run)

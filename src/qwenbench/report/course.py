@@ -1,0 +1,211 @@
+"""The course of a run: what was launched when, each start-up by phase, when points were loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from qwenbench.analysis.run import Run
+from qwenbench.errors import UsageError
+from qwenbench.report.document import Block, Config, Number, Paragraph, Picture, Row, Table
+from qwenbench.report.page_data import PageData
+from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
+from qwenbench.runfolder.journal import Entry, Journal
+from qwenbench.runfolder.names import RunPaths
+
+MOST_LAUNCHES = 40
+"""Rows of the figure; of more launches the first are drawn."""
+_PHASES = {
+    "setup_s": "set-up",
+    "load_s": "weights",
+    "compile_s": "compiling",
+    "profile_s": "profiling",
+    "capture_s": "capturing graphs",
+}
+"""Key of a ledger -> the phase's name, in the order in which a server goes through them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """One load point of a launch; seconds since the run began."""
+
+    start_s: float
+    end_s: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchCourse:
+    """One launch of a configuration; seconds since the run began."""
+
+    config: str
+    launch: int
+    begun_s: float
+    startup_s: float | None
+    cells: tuple[Loaded, ...]
+
+    @property
+    def end_s(self) -> float:
+        """When its last point was finished."""
+        return max(cell.end_s for cell in self.cells)
+
+
+def course_of(run: Run) -> tuple[LaunchCourse, ...]:
+    """The launches that finished a point, in their order; empty without a journal.
+
+    No file holds when a launch began: it is taken from the end of the one before, or from its own first point where
+    the two ran side by side.
+    """
+    try:
+        entries = Journal(RunPaths(run.path).journal).entries()
+    except UsageError:
+        return ()
+    groups: dict[tuple[str, int], list[Entry]] = {}
+    for entry in sorted(entries, key=lambda entry: entry.finished_ns):
+        groups.setdefault((entry.config, entry.launch), []).append(entry)
+    if not groups:
+        return ()
+    origin = _origin(run, entries)
+    found: list[LaunchCourse] = []
+    for (config, launch), own in groups.items():
+        cells = tuple(_loaded(entry, origin) for entry in own)
+        startup = _number(own[0].point.get("startup_s"))
+        first = min(cell.start_s for cell in cells) - (startup or 0.0)
+        before = [each.end_s for each in found if each.end_s <= first]
+        found.append(
+            LaunchCourse(config, launch, max([0.0, *before]) if before or not found else first, startup, cells)
+        )
+    return tuple(found)
+
+
+def _origin(run: Run, entries: Sequence[Entry]) -> float:
+    """Seconds since the epoch when the run began: run.json's word, unless the first point contradicts it."""
+    first = min(
+        entry.finished_ns / 1e9 - _duration(entry) - (_number(entry.point.get("startup_s")) or 0.0) for entry in entries
+    )
+    try:
+        return min(first, datetime.fromisoformat(str(run.meta.get("started"))).timestamp())
+    except ValueError:
+        return first
+
+
+def _loaded(entry: Entry, origin: float) -> Loaded:
+    point, end = entry.point, entry.finished_ns / 1e9 - origin
+    load = point.get("concurrency") if point.get("concurrency") is not None else point.get("rate")
+    return Loaded(
+        max(0.0, end - _duration(entry)), end, f"{point.get('scenario')}, load {'trace' if load is None else load}"
+    )
+
+
+def _duration(entry: Entry) -> float:
+    return _number(entry.point.get("duration_s")) or 0.0
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def course(run: Run, data: PageData) -> Iterator[Block]:
+    """Figure and table for the page; nothing to say of a run without a journal and ledgers."""
+    launches = course_of(run)
+    if launches:
+        words = f"{len(launches)} launch{'es' if len(launches) > 1 else ''} in {duration(launches[-1].end_s)}"
+        yield Picture(
+            _draw(launches, data, 1084.0).svg(), f"Course of the run: {words}", _draw(launches, data, 358.0).svg()
+        )
+        if len(launches) > MOST_LAUNCHES:
+            yield Paragraph(f"The first {MOST_LAUNCHES} of {len(launches)} launches are drawn.", "quiet")
+    rows = [Row(row, config=view.id) for view in data.configs if (row := _phases(view.id, view.ledger, view.startup_s))]
+    if rows:
+        head = ("Configuration", "ready after, s", *_PHASES.values(), "rest", "compile cache")
+        yield Table(head, rows, caption="Start-up by phase, seconds, as the server's log tells it", numbers_to=8)
+    if not launches and not rows:
+        yield Paragraph("The run holds neither its journal nor a ledger.", "quiet")
+
+
+def _phases(config: str, ledger: Mapping[str, Any], startup_s: float | None) -> list[Any] | None:
+    times = [_number(ledger.get(key)) for key in _PHASES]
+    if all(time is None for time in times):
+        return None
+    known = sum(time for time in times if time is not None)
+    rest = None if startup_s is None or startup_s < known else startup_s - known
+    cells = (Number(value, digits=1) for value in (startup_s, *times, rest))
+    return [Config(config), *cells, ledger.get("compile_cache") or None]
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `12 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _draw(launches: Sequence[LaunchCourse], data: PageData, width: float) -> Drawing:
+    drawing = Drawing(width, on_page())
+    shown = launches[:MOST_LAUNCHES]
+    place = {view.id: index for index, view in enumerate(data.configs)}
+    narrow = width < 500
+    names = [_name(launch, launches) for launch in shown]
+    left = 0.0 if narrow else min(230.0, max(text_width(name, 13) for name in names) + 24)
+    end = max(launch.end_s for launch in shown)
+    right = width - 8
+
+    def x(seconds: float) -> float:
+        return left + (right - left) * seconds / end
+
+    if data.simulated:
+        drawing.simulated(width, 14)
+    y = 26.0
+    for launch, name in zip(shown, names, strict=True):
+        series = f"s{place.get(launch.config, 0) % SERIES}"
+        drawing.group(config=launch.config)
+        if narrow:
+            drawing.text(0, y + 12, shortened(name, width, 12.5), size=12.5)
+            y += 17
+        else:
+            drawing.text(0, y + 14, shortened(name, left - 12, 13))
+        if launch.startup_s is not None:
+            begun, ready = x(launch.begun_s), x(min(launch.begun_s + launch.startup_s, launch.cells[0].start_s))
+            drawing.rect(begun, y + 4, max(1.0, ready - begun), 12, colour="faint", opacity=0.45)
+        for cell in launch.cells:
+            drawing.rect(
+                x(cell.start_s), y + 2, max(1.2, x(cell.end_s) - x(cell.start_s) - 0.6), 16, colour=series, radius=1
+            )
+        drawing.end(_hint(launch))
+        y += 24
+    drawing.line(left, y, right, y, colour="rule")
+    y = _axis(drawing, x, end, y, 3 if narrow else 6)
+    drawing.rect(left, y - 10, 16, 11, colour="faint", opacity=0.45)
+    drawing.text(left + 22, y, "start-up", colour="soft", size=12)
+    at, y = (left, y + 19) if narrow else (left + 96, y)
+    drawing.rect(at, y - 10, 16, 11, colour="s7")
+    drawing.text(at + 22, y, "a load point (between them: warm-up and stopping)", colour="soft", size=12)
+    drawing.height = y + 8
+    return drawing
+
+
+def _name(launch: LaunchCourse, launches: Sequence[LaunchCourse]) -> str:
+    again = any(other.config == launch.config and other.launch != launch.launch for other in launches)
+    return f"{launch.config} launch {launch.launch}" if again else launch.config
+
+
+def _axis(drawing: Drawing, x: Any, end: float, y: float, most: int) -> float:
+    """Ticks at round times; returns the base line of what comes below."""
+    steps = (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
+    step = next((step for step in steps if end / step <= most), steps[-1])
+    tick = 0.0
+    while tick <= end:
+        anchor = "start" if tick == 0 else "middle"
+        drawing.line(x(tick), y, x(tick), y + 5, colour="faint")
+        drawing.text(x(tick), y + 19, duration(tick), colour="soft", size=12, anchor=anchor)
+        tick += step
+    return y + 44
+
+
+def _hint(launch: LaunchCourse) -> str:
+    ready = "" if launch.startup_s is None else f"ready after {launch.startup_s:,.0f} s"
+    points = "\n".join(f"{cell.what}: {cell.end_s - cell.start_s:.0f} s" for cell in launch.cells[:12])
+    return f"{launch.config}, launch {launch.launch}\n{ready}\n{points}"
