@@ -48,7 +48,7 @@ def command(
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.
 
-    Writes the same run folder as `sweep`, with one configuration.
+    Writes the same run folder as `sweep`, with one configuration, and ends with the same exit status.
     """
     from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
     from qwenbench.engine.attached import AttachedLauncher

@@ -18,6 +18,7 @@ from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.progress import Live, Progress
+from qwenbench.sweep.timing import Schedule, duration
 
 Clock = Callable[[], float]
 _Figure = tuple[Any, Callable[[Any], str]]
@@ -28,56 +29,36 @@ _Figure = tuple[Any, Callable[[Any], str]]
 def terminal_progress(console: Console, clock: Clock = time.monotonic) -> Iterator[Progress]:
     """A Progress for this console: a live view where it is a terminal, one line per event where it is not."""
     if not console.is_terminal:
-        yield PlainLines(console, clock)
+        yield PlainLines(console)
         return
     # refreshed by the sweep's own ticks: a refresh thread would take the interpreter away from the load
     with Screen(console=console, auto_refresh=False, transient=True) as screen:
         yield LiveView(console, screen, clock)
 
 
-class Pace:
-    """How far the sweep is, and how long the rest will take at the pace so far."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._began = clock()
-        self._resumed = 0
-        self.cells = 0
-        self.done = 0
-
-    def plan(self, cells: int, done: int) -> None:
-        """Starts counting: `done` cells were there already and say nothing about the pace."""
-        self.cells, self.done, self._resumed = cells, done, done
-        self._began = self._clock()
-
-    def seconds_left(self) -> float | None:
-        """Launches and warm-ups included, as they were so far; None before the first cell."""
-        finished = self.done - self._resumed
-        if finished < 1:
-            return None
-        return (self._clock() - self._began) / finished * (self.cells - self.done)
-
-    def __str__(self) -> str:
-        left = self.seconds_left()
-        return f"{self.done}/{self.cells} points" + ("" if left is None else f", {duration(left)} left")
-
-
 class PlainLines:
     """One line per event, for logs and pipes."""
 
-    def __init__(self, console: Console, clock: Clock = time.monotonic, pace: Pace | None = None) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._pace = pace or Pace(clock)
+        self._schedule: Schedule | None = None
+        self._phases: dict[str, str] = {}
 
-    def plan(self, cells: int, done: int) -> None:
+    def plan(self, schedule: Schedule) -> None:
         """See Progress."""
-        self._pace.plan(cells, done)
-        self._say(f"{cells} points" + (f", {done} of them done already" if done else ""))
+        self._schedule = schedule
+        self._say(f"{schedule.cells} points" + (f", {schedule.done} of them done already" if schedule.done else ""))
 
     def launching(self, configuration: Configuration, launch: int) -> None:
         """See Progress."""
         again = f" (launch {launch})" if launch > 1 else ""
         self._say(f"{configuration.config_id}: starting the server{again}")
+
+    def starting(self, configuration: Configuration, seconds: float, phase: str | None) -> None:
+        """A line for each new phase."""
+        if phase is not None and self._phases.get(configuration.config_id) != phase:
+            self._phases[configuration.config_id] = phase
+            self._say(f"{configuration.config_id}: {duration(seconds)}: {phase}")
 
     def ready(self, configuration: Configuration, seconds: float) -> None:
         """See Progress."""
@@ -91,8 +72,7 @@ class PlainLines:
 
     def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
         """See Progress."""
-        self._pace.done += 1
-        self._say(f"[{self._pace}] {describe_point(cell, point)}")
+        self._say(f"[{self._schedule}] {describe_point(cell, point)}")
 
     def failed(self, config_id: str, failure: Failure) -> None:
         """See Progress."""
@@ -129,21 +109,27 @@ class LiveView:
     """Bars and figures that stay in place; what is finished scrolls past above them."""
 
     def __init__(self, console: Console, screen: Screen, clock: Clock = time.monotonic) -> None:
-        self._pace = Pace(clock)
-        self._lines = PlainLines(console, clock, self._pace)
+        self._schedule: Schedule | None = None
+        self._lines = PlainLines(console)
         self._screen = screen
         self._clock = clock
         self._running: dict[Cell, _Running] = {}
-        self._starting: dict[str, float] = {}
+        self._starting: dict[str, str] = {}
 
-    def plan(self, cells: int, done: int) -> None:
+    def plan(self, schedule: Schedule) -> None:
         """See Progress."""
-        self._pace.plan(cells, done)
+        self._schedule = schedule
         self._refresh()
 
     def launching(self, configuration: Configuration, launch: int) -> None:
         """See Progress."""
-        self._starting[configuration.config_id] = self._clock()
+        self._starting[configuration.config_id] = "starting the server"
+        self._refresh()
+
+    def starting(self, configuration: Configuration, seconds: float, phase: str | None) -> None:
+        """See Progress."""
+        told = f"starting the server, {duration(seconds)}" + (f": {phase}" if phase else "")
+        self._starting[configuration.config_id] = told
         self._refresh()
 
     def ready(self, configuration: Configuration, seconds: float) -> None:
@@ -188,13 +174,12 @@ class LiveView:
 
     def _view(self) -> Group:
         now = self._clock()
-        rows: list[Table | Text] = [
-            _bar(Text("sweep", style="bold"), self._pace.done, self._pace.cells, str(self._pace))
-        ]
-        rows += [
-            Text(f"{config_id}: starting the server, {duration(now - began)}")
-            for config_id, began in self._starting.items()
-        ]
+        rows: list[Table | Text] = (
+            [_bar(Text("sweep", style="bold"), self._schedule.done, self._schedule.cells, str(self._schedule))]
+            if self._schedule
+            else []
+        )
+        rows += [Text(f"{config_id}: {told}") for config_id, told in self._starting.items()]
         for cell, running in self._running.items():
             rows += _cell_rows(cell, running, now)
         return Group(*rows)
@@ -238,7 +223,7 @@ def describe_cell(cell: Cell) -> str:
     """A cell in a few words."""
     point = cell.point
     repeat = f" #{point.repeat}" if point.repeat > 1 else ""
-    return f"{cell.config_id} {point.scenario} {point.label}{repeat}"
+    return f"{cell.config_id} {point.scenario} {point.profile} {point.label}{repeat}"
 
 
 def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:
@@ -254,13 +239,3 @@ def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:
     if point.get("valid") is False:
         words.append(f"INVALID: {point.get('invalid_reason')}")
     return f"{describe_cell(cell)}: {', '.join(words)}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 05 s, 2 h 10 min."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

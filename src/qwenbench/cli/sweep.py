@@ -43,7 +43,8 @@ def command(
 ) -> int:
     """Sweep vLLM configurations x load points: relaunch, measure, show what each setting costs and buys.
 
-    Exit status: 0 done; 1 some cells failed (the rest is there); 2 bad usage or nothing could run; 130 interrupted.
+    Exit status: 0 done; 1 some cells failed or no point is valid (the rest is there); 2 bad usage or nothing could run;
+    130 interrupted.
     """
     from qwenbench.cli.sweep_run import run_campaign, run_one
 

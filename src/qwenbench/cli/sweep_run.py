@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Coroutine
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from qwenbench.analysis.run import Run
     from qwenbench.sweep.plan import Plan
     from qwenbench.sweep.record import Site
     from qwenbench.sweep.sweep import SweepOutcome
@@ -141,6 +143,8 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
         print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
     for config_id, failure in outcome.failures.items():
         note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
+    if outcome.cells_invalid:
+        note(_invalid_points(run))
     missing = outcome.cells - outcome.cells_done
     if missing:
         why = "interrupted" if outcome.interrupted else "finished with failures"
@@ -158,6 +162,13 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
     return outcome.exit_status
 
 
+def _invalid_points(run: Run) -> str:
+    """How many points cannot be used, and why."""
+    reasons = Counter(str(row["invalid_reason"]) for row in run.points.to_dict("records") if not row["valid"])
+    told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    return f"{reasons.total()} of {len(run.points)} points are INVALID and count nowhere: {told}"
+
+
 def note(text: str) -> None:
     """A line for people."""
     print(text, file=sys.stderr)
@@ -166,7 +177,7 @@ def note(text: str) -> None:
 def show_plan(plan: Plan, site: Site) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
     from qwenbench.sweep.hardware import budgeted
-    from qwenbench.sweep.timing import estimated_seconds
+    from qwenbench.sweep.timing import duration, estimated_seconds
 
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
@@ -180,11 +191,4 @@ def show_plan(plan: Plan, site: Site) -> None:
     for point in plan.points:
         print(f"  {point.point_id}")
     seconds = estimated_seconds(plan, site.launcher.name)
-    print(f"\nabout {_duration(seconds)} (a guess from recorded speeds of an RTX 5090's budget on an H200)")
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    print(f"\nabout {duration(seconds)} (a guess from recorded speeds of an RTX 5090's budget on an H200)")

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 ALIVE_EVERY_S = 0.25
 """How often a server under load is looked at."""
+START_TOLD_EVERY_S = 1.0
 VRAM_LIMIT_S = 120.0
 """Longest wait for VRAM to be given back after a stop."""
 MOST_REPEATS = 20
@@ -87,6 +88,7 @@ class LaunchRun:
         refusal = self._preflight()
         if refusal is not None:
             return self._failed(refusal, 0)
+        sweep.schedule.launching(self._configuration.config_id, self._launch.number)
         sweep.progress.launching(self._configuration, self._launch.number)
         before = self._used_mib()
         try:
@@ -131,22 +133,29 @@ class LaunchRun:
         if found.prediction is not None:
             write_json(self._folder / "prediction.json", found.prediction)
         for problem in found.problems:
-            self._sweep.note(f"{self._configuration.config_id}: {problem.text} (source: {problem.source})")
+            self._sweep.note(f"{problem.text} (source: {problem.source})", self._configuration.config_id)
         return None if self._sweep.plan.options.force else found.refusal()
 
     async def _until_ready(self, server: Server) -> float:
         """Seconds from launch to ready; ends early when the user stops the sweep."""
         ready = asyncio.ensure_future(server.wait_ready(self._sweep.plan.options.startup_timeout_s))
         stopped = asyncio.ensure_future(self._sweep.stop.wait())
+        telling = asyncio.ensure_future(self._tell_start())
         try:
             await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
                 return await ready
             raise LaunchError(Failure("interrupted", "stopped by the user while starting", ""))
         finally:
-            for task in (ready, stopped):
+            for task in (ready, stopped, telling):
                 task.cancel()
-            await asyncio.gather(ready, stopped, return_exceptions=True)
+            await asyncio.gather(ready, stopped, telling, return_exceptions=True)
+
+    async def _tell_start(self) -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep(START_TOLD_EVERY_S)
+            self._sweep.progress.starting(self._configuration, time.monotonic() - began, None)
 
     async def _look_at(self, server: Server, startup_s: float, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
@@ -235,13 +244,16 @@ class LaunchRun:
             if not server.alive() or result.engine_dead:
                 return done, await server.failure("load")
             self._sweep.recorder.record(cell, result)
+            self._sweep.schedule.cell_done(cell)
             self._sweep.progress.cell_done(cell, result.point)
             done += 1
             if not pending:
                 pending = self._more_repeats()
+                self._sweep.schedule.add(pending)
         return done, None
 
     async def _measure_one(self, server: Server, meter: PointMeter, cell: Cell) -> CellResult:
+        self._sweep.schedule.cell_started(cell)
         self._sweep.progress.cell_started(cell, len(self._sweep.recorder.points) + 1)
         halt = asyncio.Event()
         watching = asyncio.create_task(self._halt_when_over(server, halt))
@@ -298,6 +310,7 @@ class LaunchRun:
         if failure.kind == "interrupted":
             return LaunchOutcome(done, interrupted=True)
         write_json(self._folder / "failure.json", failure.to_json())
+        self._sweep.schedule.given_up(self._configuration.config_id, self._launch.number)
         self._sweep.progress.failed(self._configuration.config_id, failure)
         return LaunchOutcome(done, failure)
 

@@ -121,16 +121,14 @@ class PointMeter:
         return CellResult(row, result.requests, samples, result.texts, not await self._healthy())
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
-        """Says how many thinking answers reached their output limit before they answered: their TTFO is empty."""
+        """Counts the answers that reached their output limit before they answered: their TTFO is empty."""
         columns = [result.requests[name].to_pylist() for name in ("reasoning_chars", "answer_chars", "finish_reason")]
         # a request that failed has no answer to count
         rows = zip(*columns, strict=True)
         cut = sum(cut_in_reasoning(thought or 0, answered or 0, reason) for thought, answered, reason in rows)
-        if cut:
-            self._sweep.note(
-                f"{cell.cell_id}: {cut} of {result.requests.num_rows} answers reached their output limit while still "
-                "thinking; raise --output-tokens, or choose an instruct profile, to measure whole answers"
-            )
+        before, all_before = self._sweep.cut_answers.get(cell.point.profile, (0, 0))
+        answers = result.requests["error"].null_count
+        self._sweep.cut_answers[cell.point.profile] = (before + cut, all_before + answers)
 
     def _name_others(self, samples: Samples) -> None:
         """Says once per run which other processes were on the card; a server that is not ours has unknown pids."""
@@ -268,7 +266,8 @@ class _Listener:
                 total=self._total,
                 failed=progress.failed,
                 in_flight=progress.in_flight,
-                output_tokens_per_s=tokens / seconds if seconds > 0 else None,
+                # a warm-up's rate says nothing about the point
+                output_tokens_per_s=tokens / seconds if seconds > 0 and self._watch is not None else None,
                 ttft_ms=progress.ttft_ms,
                 running=seen.get("running"),
                 waiting=seen.get("waiting"),

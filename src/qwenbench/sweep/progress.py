@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
+from qwenbench.sweep.timing import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,14 @@ class Live:
 class Progress(Protocol):
     """Listens to a sweep."""
 
-    def plan(self, cells: int, done: int) -> None:
-        """How many cells there are, and how many of them a resumed run has already."""
+    def plan(self, schedule: Schedule) -> None:
+        """What there is to do. The sweep keeps the schedule up to date."""
 
     def launching(self, configuration: Configuration, launch: int) -> None:
         """A server is being started."""
+
+    def starting(self, configuration: Configuration, seconds: float, phase: str | None) -> None:
+        """About once a second while it starts: how long it takes so far, and what its log says that it does."""
 
     def ready(self, configuration: Configuration, seconds: float) -> None:
         """It answers."""

@@ -18,6 +18,7 @@ import aiohttp
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
+from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
@@ -36,8 +37,9 @@ from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, masker_of
 from qwenbench.sweep.slots import Slot, cards_of, slots_for
-from qwenbench.sweep.timing import Timings
+from qwenbench.sweep.timing import Schedule, Timings, expected
 from qwenbench.workload.canary import CanaryResult
+from qwenbench.workload.profiles import find_profile
 
 _DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
@@ -52,16 +54,22 @@ class SweepOutcome:
     interrupted: bool
     cells_without_answer: int = 0
     """Load points of which every request failed."""
+    cells_invalid: int = 0
+    """Load points that were measured and cannot be used."""
 
     @property
     def exit_status(self) -> int:
-        """0 done; 1 some cells failed; 2 nothing could run; 130 interrupted."""
+        """0 done; 1 some cells failed, or not one point is valid; 2 nothing could run; 130 interrupted.
+
+        Some invalid points among valid ones are told, and are no failure: a busy moment of the client spoils a point,
+        and a repeat makes up for it.
+        """
         if self.interrupted:
             return 130
         if self.cells_done == 0:
             return 2
         whole = self.cells_done >= self.cells and not self.failures and not self.cells_without_answer
-        return 0 if whole else 1
+        return 0 if whole and self.cells_invalid < self.cells_done else 1
 
 
 class Sweep:
@@ -70,6 +78,7 @@ class Sweep:
     http: aiohttp.ClientSession
     """Open while the sweep runs."""
     recorder: Recorder
+    schedule: Schedule
 
     def __init__(self, plan: Plan, paths: RunPaths, site: Site, progress: Progress) -> None:
         """Raises UsageError for an environment variable that the options name and that is not set."""
@@ -93,12 +102,19 @@ class Sweep:
         """The first configuration's canary, which the others are held against."""
         self.others_named: set[str] = set()
         """Processes on the cards that are not ours and were told already."""
+        self.cut_answers: dict[str, tuple[int, int]] = {}
+        """Profile -> answers that were still thinking at their limit, and all answers."""
+        self._told: set[str] = set()
         self._client_errors: dict[int, ClientError | None] = {}
 
-    def note(self, text: str) -> None:
-        """Tells the user, and keeps it for run.json."""
-        self.progress.note(text)
-        self.notes.append(text)
+    def note(self, text: str, config_id: str | None = None) -> None:
+        """Tells the user once, and keeps it for run.json; `config_id` is the configuration that it is about first."""
+        if text in self._told:
+            return
+        self._told.add(text)
+        told = text if config_id is None else f"{config_id}: {text}"
+        self.progress.note(told)
+        self.notes.append(told)
 
     async def client_error(self, concurrency: int) -> ClientError | None:
         """The client's own error at so many streams, measured once per run and concurrency."""
@@ -130,25 +146,58 @@ class Sweep:
             if hardware.note and not self.site.simulated:
                 self.progress.note(f"{hardware.note}: VRAM, power and energy columns stay empty.")
             self.recorder = Recorder(self.paths, tuple(self.plan.options.vary))
+            self._learn_from_earlier_starts()
             async with AsyncExitStack() as stack:
                 self.http = await stack.enter_async_context(aiohttp.ClientSession())
                 return await self._run(meta, slots)
 
     async def _run(self, meta: dict[str, Any], slots: Sequence[Slot]) -> SweepOutcome:
         cells = self.plan.cells()
-        self.progress.plan(len(cells), sum(self.recorder.is_done(cell) for cell in cells))
-        failures = await self._run_all(slots)
+        launches = self._pending()
+        pending = [cell for launch in launches for cell in launch.cells]
+        done = sum(self.recorder.is_done(cell) for cell in cells)
+        self.schedule = Schedule(pending, done, expected(self.plan, self.site.launcher.name), len(slots))
+        self.progress.plan(self.schedule)
+        failures = await self._run_all(slots, launches)
         done = sum(self.recorder.is_done(cell) for cell in cells)
         self.recorder.write_points()
         self.recorder.write_summary()
+        self._tell_cut_answers()
         self._finish(meta)
-        unanswered = sum(not point["requests_ok"] for point in self.recorder.points)
-        return SweepOutcome(len(cells), done, failures, self.stop.is_set(), unanswered)
+        return SweepOutcome(
+            cells=len(cells),
+            cells_done=done,
+            failures=failures,
+            interrupted=self.stop.is_set(),
+            cells_without_answer=sum(not point["requests_ok"] for point in self.recorder.points),
+            cells_invalid=sum(not point["valid"] for point in self.recorder.points),
+        )
 
-    async def _run_all(self, slots: Sequence[Slot]) -> dict[str, Failure]:
+    def _learn_from_earlier_starts(self) -> None:
+        """A resumed run has seen servers start: what the plan refused by their logs is refused again."""
+        for log in sorted(self.paths.servers.glob("*/server.log")):
+            self.preflight.learn(parse_startup_log(log.read_text(encoding="utf-8", errors="replace")))
+
+    def _tell_cut_answers(self) -> None:
+        """Answers that reached their limit while still thinking: their TTFO is empty. Told once, for the whole run."""
+        for profile, (cut, answers) in sorted(self.cut_answers.items()):
+            if not cut:
+                continue
+            advice = (
+                "raise --output-tokens, or choose an instruct profile, to measure whole answers"
+                if find_profile(profile).enable_thinking
+                else "the profile asks for no thinking, so the model thinks all the same, or its thoughts never end "
+                "(weights of --load-format dummy)"
+            )
+            self.note(
+                f"profile {profile}: {cut} of {answers} answers reached their output limit while still thinking, so "
+                f"they have no TTFO; {advice}"
+            )
+
+    async def _run_all(self, slots: Sequence[Slot], launches: Sequence[Launch]) -> dict[str, Failure]:
         """Runs the launches, one per slot of cards at a time; the cells of a launch never split."""
         failures: dict[str, Failure] = {}
-        waiting = iter(self._pending())
+        waiting = iter(launches)
 
         async def work(slot: Slot) -> None:
             async with LoadClient() as client:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
-import pytest
 from rich.console import Console
 
 from qwenbench.analysis.run import Run
-from qwenbench.cli.live_view import Pace, duration, terminal_progress
+from qwenbench.cli.live_view import terminal_progress
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.sweep.progress import Live
+from qwenbench.sweep.timing import Expected, Schedule
 
 Planted = Callable[..., Run]
 
@@ -22,13 +23,20 @@ CELL = Cell("cap16-seq16", 1, LoadPoint("math[bold]", "instruct-general", 8, Non
 LIVE = Live("load", 30, 120, 2, 8, 1234.5, 56.0, 8.0, 3.0, 0.25, 30_720.0)
 
 
-def play(console: Console, clock: Callable[[], float]) -> None:
-    with terminal_progress(console, clock) as progress:
-        progress.plan(4, 1)
+def play(console: Console) -> None:
+    others = [replace(CELL, launch=2), replace(CELL, launch=3)]
+    schedule = Schedule([CELL, *others], 1, Expected(5.0, lambda point: 10.0), clock=clock_of(0.0, 3.0, 10.0))
+    with terminal_progress(console, lambda: 0.0) as progress:
+        progress.plan(schedule)
+        schedule.launching(CELL.config_id, 1)
         progress.launching(CONFIGURATION, 1)
+        for seconds, phase in ((1.0, None), (2.0, "loading weights"), (3.0, "loading weights")):
+            progress.starting(CONFIGURATION, seconds, phase)
         progress.ready(CONFIGURATION, 12.3)
+        schedule.cell_started(CELL)
         progress.cell_started(CELL, 1)
         progress.live(CELL, LIVE)
+        schedule.cell_done(CELL)
         progress.cell_done(CELL, {"output_tokens_per_s": 1200.0, "ttft_ms_p50": 60.0, "bound": "load"})
         progress.failed("cap32-seq32", Failure("port_taken", "[red]in use[/]", "Stop it."))
         progress.note("that was it")
@@ -42,14 +50,16 @@ def clock_of(*seconds: float) -> Callable[[], float]:
 
 def test_without_a_terminal_each_event_is_one_whole_plain_line() -> None:
     console = Console(file=io.StringIO(), width=40)
-    play(console, clock_of(0.0, 0.0, 10.0))
+    play(console)
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert lines == [
         "4 points, 1 of them done already",
         "cap16-seq16: starting the server",
+        "cap16-seq16: 2 s: loading weights",
         "cap16-seq16: ready after 12.3 s",
-        "[2/4 points, 20 s left] cap16-seq16 math[bold] 8 streams: 1,200 tok/s, TTFT 60 ms, bound load",
+        "[2/4 points, 20 s left] cap16-seq16 math[bold] instruct-general 8 streams: "
+        "1,200 tok/s, TTFT 60 ms, bound load",
         "cap32-seq32: FAILED, port_taken: [red]in use[/]",
         "  Stop it.",
         "that was it",
@@ -58,7 +68,7 @@ def test_without_a_terminal_each_event_is_one_whole_plain_line() -> None:
 
 def test_on_a_terminal_the_current_point_is_shown_with_all_that_is_known() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, _environ={"TERM": "xterm"})
-    play(console, lambda: 0.0)
+    play(console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     for figure in (
@@ -79,20 +89,7 @@ def test_on_a_terminal_the_current_point_is_shown_with_all_that_is_known() -> No
 def test_unknown_figures_are_left_out_not_shown_as_zero() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=True, _environ={"TERM": "xterm"})
     with terminal_progress(console) as progress:
-        progress.plan(1, 0)
+        progress.plan(Schedule([CELL], 0, Expected(5.0, lambda point: 10.0)))
         progress.live(CELL, Live("load", 0, None, 0, 8, None, None, None, None, None, None))
     assert isinstance(console.file, io.StringIO)
     assert "VRAM" not in console.file.getvalue() and "tok/s" not in console.file.getvalue()
-
-
-def test_the_pace_leaves_out_what_a_resumed_run_had_already() -> None:
-    pace = Pace(clock_of(0.0, 100.0, 130.0))
-    pace.plan(10, 4)
-    assert pace.seconds_left() is None
-    pace.done += 2
-    assert pace.seconds_left() == pytest.approx(30 / 2 * 4)
-
-
-@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (3700, "1 h 01 min")])
-def test_durations(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
