@@ -14,7 +14,7 @@ import aiohttp
 from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
-from qwenbench.server_words import visible
+from qwenbench.server_words import one_line
 from qwenbench.workload.lengths import CHARS_PER_TOKEN
 from qwenbench.workload.prompts import Prompt
 
@@ -163,14 +163,14 @@ async def server_version(session: aiohttp.ClientSession, base_url: str, headers:
         return None
     data = reply.json() if reply.status == 200 else None
     version = data.get("version") if isinstance(data, dict) else None
-    return visible(version)[:80] if isinstance(version, str) else None
+    return one_line(version)[:80] if isinstance(version, str) else None
 
 
 def check_served(model: str, served: Sequence[str], base_url: str) -> None:
     """Raises UsageError unless the server serves this model."""
     if model not in served:
-        names = ", ".join(map(visible, served)) or "no model"
-        raise UsageError(f"{base_url} does not serve {visible(model)!r} but {names}. Give one of these with --model.")
+        names = ", ".join(map(one_line, served)) or "no model"
+        raise UsageError(f"{base_url} does not serve {one_line(model)!r} but {names}. Give one of these with --model.")
 
 
 @dataclass(frozen=True, slots=True)
