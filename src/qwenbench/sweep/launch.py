@@ -228,7 +228,7 @@ class LaunchRun:
         if not stretches or not prompts:
             return traits
         limit_s = min(QUESTION_S, options.timeout_s)
-        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
+        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s, sweep.note)
         return replace(traits, chars_per_token=ratio)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:

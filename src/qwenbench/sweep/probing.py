@@ -40,6 +40,8 @@ class Presence:
     models: tuple[str, ...]
     """As /v1/models lists them; empty where it has no such list."""
     version: str | None
+    seen: str = ""
+    """What was wrong with the answers that were not usable."""
 
 
 async def wait_for_server(
@@ -66,7 +68,7 @@ async def wait_for_server(
         look = _Look(session, base_url, headers, max(0.5, min(_LOOK_S, left)))
         models = await look.models()
         if models is not None or await look.health() or (model and await look.request(model, endpoint)):
-            return Presence(models or (), await server_version(session, base_url, headers))
+            return Presence(models or (), await server_version(session, base_url, headers), "; ".join(look.seen))
         seen = "; ".join(look.seen)
         if look.refused and not starting:
             raise UsageError(
@@ -347,15 +349,23 @@ async def chars_per_token(
     model: str,
     prompts: Sequence[Prompt],
     timeout_s: float,
+    tell: Callable[[str], None] = lambda text: None,
     sample: int = 12,
 ) -> float:
-    """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4."""
+    """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4.
+
+    `tell` is called when the server leads elsewhere: prompts go to nobody else.
+    """
     characters = tokens = 0
     for prompt in prompts[:: max(1, len(prompts) // sample)] if prompts else ():
         body = {"model": model, "prompt": prompt.turns[0].user, "add_special_tokens": False}
         try:
             reply = await ask(session, f"{base_url}/tokenize", headers=headers, body=body, timeout_s=timeout_s)
-        except NoReplyError:
+        except NoReplyError as problem:
+            if problem.kind == "redirect":
+                tell(
+                    f"/tokenize gives {problem}; prompt lengths are estimated at {CHARS_PER_TOKEN:g} characters a token"
+                )
             return CHARS_PER_TOKEN
         document = reply.json() if reply.status == 200 else None
         count = document.get("count") if isinstance(document, dict) else None
