@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import orjson
 
-from qwenbench.server_words import error_message, one_line
+from qwenbench.server_words import error_message, visible
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """An answer to a question is read up to here."""
@@ -52,7 +52,7 @@ class Reply:
         """The server's own words for people: the message of a JSON error, else the text; on one line, no controls."""
         value = self.json()
         text = error_message(value) if isinstance(value, dict) else self.body[: 4 * longest].decode("utf-8", "replace")
-        return one_line(text)[:longest]
+        return visible(" ".join(text.split()))[:longest]
 
 
 async def ask(
@@ -150,7 +150,7 @@ async def _answer(
         raise NoReplyError("timeout", f"no whole answer within {timeout_s:g} s") from None
     except (aiohttp.ClientConnectorError, ConnectionRefusedError) as problem:
         reason = getattr(problem, "strerror", None) or getattr(problem, "os_error", None)
-        raise NoReplyError("refused", f"no connection ({one_line(str(reason or type(problem).__name__))})") from None
+        raise NoReplyError("refused", f"no connection ({visible(str(reason or type(problem).__name__))})") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         raise NoReplyError("broken", f"no valid HTTP answer ({type(problem).__name__})") from None
 
@@ -163,4 +163,4 @@ def _without_secrets(url: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "an address that is none"
-    return one_line(f"{parts.scheme}://{host}{port}{parts.path}")[:200]
+    return visible(f"{parts.scheme}://{host}{port}{parts.path}")[:200]

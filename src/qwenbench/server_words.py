@@ -7,12 +7,13 @@ from typing import Any
 
 import orjson
 
-from qwenbench.masking import visible
 
-
-def one_line(text: str) -> str:
-    """The text on one line, with control characters spelled out."""
-    return visible(" ".join(text.split()))
+def visible(text: str) -> str:
+    """The text with control and other unprintable characters escaped, so that a terminal cannot be steered by it."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "replace").decode()
+        for character in text
+    )
 
 
 def error_message(document: Mapping[str, Any]) -> str:

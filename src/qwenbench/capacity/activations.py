@@ -85,38 +85,42 @@ def activations_range_gib(widths: LayerWidths, load: Load) -> tuple[float, float
 
 @dataclass(frozen=True, slots=True)
 class NonTorch:
-    """Memory outside PyTorch that one server's profiling run came to, GiB: context, libraries, compiled kernels."""
+    """Memory outside PyTorch that servers' profiling runs came to, GiB: context, libraries, compiled kernels."""
 
-    since: tuple[int, int]
-    """Release from which it holds."""
     gib: float
     low_gib: float
     high_gib: float
     source: str
 
 
-NON_TORCH = (
-    NonTorch((0, 0), 1.8, 1.0, 2.2, "a public report on 0.17"),
-    NonTorch(
-        (0, 18), 3.6, 3.3, 3.9,
-        "0.18: the model card's two RTX 5090 figures less 1.92 activations; a public report says 3.8 (the prefill "
-        "kernels of that version)",
-    ),
-    NonTorch(
-        (0, 19), 0.24, 0.1, 0.6,
-        "0.19 (L40S, published) 0.1, 0.20.2 (H200, H100) 0.23, 0.26.0 (H200, H100) 0.24, 0.27.1 (WSL, published) 0.40, "
-        "0.28 (RTX 3090 and A100, published) 0.56, 0.33 (H100, published) 0.26",
-    ),
+_UP_TO_0_17 = NonTorch(1.8, 1.0, 2.2, "a public report on 0.17")
+_0_18 = NonTorch(1.9, 0.2, 3.9, "a public report on 0.18 says 3.8; what other cards took is not known")
+_RTX50_UP_TO_0_20_1 = NonTorch(
+    3.6, 0.1, 3.9,
+    "0.18 on an RTX 5090: the model card's two figures less 1.92 activations; a public report says 3.8 and lays it to "
+    "tensor memory accelerators of SM 12.x, which a later release leaves alone",
 )  # fmt: skip
-"""By release, oldest first."""
+_LATER = NonTorch(
+    0.24, 0.1, 0.6,
+    "0.19 (L40S, published) 0.1, 0.20.2 (H200, H100) 0.23, 0.26.0 (H200, H100) 0.24, 0.28 (RTX 3090 and A100, "
+    "published) 0.56, 0.33 (H100, published) 0.26",
+)  # fmt: skip
 TENSOR_PARALLEL_GIB = (0.1, 0.5, 2.3)
 """What communication between cards adds on each: least, middle, most (published: 2.7 in all on three cards)."""
+WSL_GIB = 0.16
+"""What WSL adds: 0.40 GiB was published for vLLM 0.27.1 on a 12 GB card."""
 
 
-def non_torch(release: tuple[int, int], tensor_parallel: int = 1) -> NonTorch:
-    """What is known of a release's memory outside PyTorch on one card, GiB."""
-    known = [entry for entry in NON_TORCH if entry.since <= release][-1]
-    if tensor_parallel == 1:
-        return known
-    least, middle, most = TENSOR_PARALLEL_GIB
-    return NonTorch(known.since, known.gib + middle, known.low_gib + least, known.high_gib + most, known.source)
+def non_torch(
+    release: tuple[int, int, int], *, tensor_parallel: int = 1, rtx50: bool = False, platform: str = "linux"
+) -> NonTorch:
+    """What is known of a release's memory outside PyTorch on one card, GiB. `rtx50`: a card of SM 12.x."""
+    if release < (0, 18, 0):
+        known = _UP_TO_0_17
+    elif rtx50 and release < (0, 20, 2):
+        known = _RTX50_UP_TO_0_20_1
+    else:
+        known = _0_18 if release < (0, 19, 0) else _LATER
+    least, middle, most = TENSOR_PARALLEL_GIB if tensor_parallel > 1 else (0.0, 0.0, 0.0)
+    more = WSL_GIB if platform == "wsl" else 0.0
+    return NonTorch(known.gib + middle + more, known.low_gib + least, known.high_gib + most + 2 * more, known.source)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from qwenbench.capacity.activations import Load, activations_gib, activations_range_gib, non_torch
+from qwenbench.capacity.cards import Card
 from qwenbench.capacity.graphs import graphs_gib, graphs_scale
 from qwenbench.capacity.known_models import SEED_MODEL, SEED_SHAPE
 from qwenbench.capacity.kv import (
@@ -179,21 +181,27 @@ CARD_PROBES: dict[tuple[str, str], tuple[StartupLog, float, str]] = {
 
 
 def built_in_calibration(
-    shape: ModelShape, settings: Settings, card: str | None, platform: str, version: str, cuda_total_gib: float
+    shape: ModelShape, settings: Settings, card: Card | None, platform: str, version: str, cuda_total_gib: float
 ) -> Calibration:
     """The calibration where no probe was given.
 
     For the seed's model on a card that was seen, with the version that was seen, that card's. Otherwise the weights
     are counted, activations come from the model's widths and memory outside PyTorch from what servers of this version
-    were seen to take. Raises UsageError when the weights' size is not known.
+    were seen to take; between versions that were seen on a card, its own figure stays the middle. Raises UsageError
+    when the weights' size is not known.
     """
     weights, error = weights_on_card(shape, settings)
-    seen = CARD_PROBES.get((card or "", platform)) if _is_seed(shape) else None
-    if seen is not None and _same_release(seen[0].vllm_version, version):
+    seen = CARD_PROBES.get((card.name if card else "", platform)) if _is_seed(shape) else None
+    own = None
+    if seen is not None:
         log, total, words = seen
-        return calibrate(log, SEED_SHAPE, kv_layout(SEED_SHAPE), cuda_total_gib=total, where=words)
+        own = calibrate(log, SEED_SHAPE, kv_layout(SEED_SHAPE), cuda_total_gib=total, where=words)
+        if _same_release(log.vllm_version, version):
+            return own
     load = load_of(settings, cuda_total_gib)
-    middle, low, high, words = _rest_of(shape.widths, load, version)
+    middle, low, high, words = _rest_of(shape.widths, load, version, card, platform)
+    if own is not None and own.load == load and low <= own.other_gib <= high:
+        middle = own.other_gib
     rows = settings.rows_per_sequence
     return Calibration(
         weights_gib=weights,
@@ -205,7 +213,7 @@ def built_in_calibration(
         basis=f"no probe: {words}; give a start-up log with --probe to narrow it",
         load=load,
         weights_error=error,
-        graphs_error=0.0 if _is_seed(shape) and _release(version) >= (0, 20) else UNSEEN_GRAPHS_ERROR,
+        graphs_error=0.0 if _is_seed(shape) and _release(version) >= (0, 20, 0) else UNSEEN_GRAPHS_ERROR,
         text_only=settings.text_only,
         drafter=settings.drafter is not None,
     )
@@ -215,9 +223,12 @@ def _is_seed(shape: ModelShape) -> bool:
     return shape.name.rstrip("/").split("/")[-1].lower() == SEED_MODEL.split("/")[-1].lower()
 
 
-def _rest_of(widths: LayerWidths | None, load: Load, version: str) -> tuple[float, float, float, str]:
+def _rest_of(
+    widths: LayerWidths | None, load: Load, version: str, card: Card | None, platform: str
+) -> tuple[float, float, float, str]:
     """Middle, least and most of what a server takes beside weights, graphs and KV cache, with its ground."""
-    outside = non_torch(_release(version), load.tensor_parallel)
+    rtx50 = card is not None and card.capability.startswith("12.")
+    outside = non_torch(_release(version), tensor_parallel=load.tensor_parallel, rtx50=rtx50, platform=platform)
     if widths is None:
         low, high = UNKNOWN_REST_GIB
         return (low + high) / 2, low, high, f"everything else taken as {low:g} to {high:g} GiB, as servers were seen"
@@ -238,12 +249,12 @@ def _graphs_scale_of(shape: ModelShape) -> float:
     return (shape.layers * widths.hidden) / (SEED_SHAPE.layers * seed.hidden)
 
 
-def _release(version: str) -> tuple[int, int]:
-    parts = version.lstrip("v").split(".")
-    try:
-        return int(parts[0]), int(parts[1])
-    except (ValueError, IndexError):
-        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2") from None
+def _release(version: str) -> tuple[int, int, int]:
+    """The three numbers of a version; 0.20 without a patch number stands for its later releases."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if found is None:
+        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2")
+    return int(found[1]), int(found[2]), int(found[3]) if found[3] else 99
 
 
 def _same_release(seen: str | None, asked: str) -> bool:

@@ -204,7 +204,7 @@ def _calibration(
 ) -> tuple[Calibration, bool]:
     """The calibration and whether it comes from the same machine."""
     if probe is None:
-        return built_in_calibration(shape, settings, card.name if card else None, platform, version, total), True
+        return built_in_calibration(shape, settings, card, platform, version, total), True
     seen_total = probe_total or probe.cuda_total_gib or total
     found = calibrate(probe, shape, layout_of_server(shape, probe), cuda_total_gib=seen_total)
     return found, abs(seen_total - total) < 0.2

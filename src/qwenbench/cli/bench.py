@@ -109,7 +109,7 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
         )
     chosen = model or (found.models[0] if found.models else None)
     if chosen is None:
-        raise UsageError(f"--url {url}: it answers but lists no model ({found.seen}); name one with --model.")
+        raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
     if found.models:
         check_served(chosen, found.models, base)
     return ServerConfig(model=chosen, served_model_name=chosen), found.version

@@ -1,4 +1,4 @@
-"""`qwenbench ledger`: read a vLLM start-up log that is already there."""
+"""`qwenbench ledger`: read vLLM start-up logs that are already there."""
 
 from __future__ import annotations
 
@@ -9,16 +9,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, MIB, read_input
 
 if TYPE_CHECKING:
     from qwenbench.capacity.kv import KvLayout
+    from qwenbench.capacity.model_shape import ModelShape
     from qwenbench.engine.startup_log import StartupLog
     from qwenbench.observe.ledger import MemoryLedger
     from qwenbench.observe.vram import VramPhases
 
+LOG_BYTES = 2 * GIB
+METRICS_BYTES = 64 * MIB
+SAMPLES_BYTES = GIB
+
 
 def command(
-    log: Annotated[Path, typer.Argument(help="A vLLM server's output; it may still be growing.", metavar="LOG")],
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            help="A vLLM server's output, which may still be growing; several make a table; or a run's folder.",
+            metavar="LOG...",
+        ),
+    ],
     metrics: Annotated[
         Path | None, typer.Option(help="A saved answer of GET /metrics: the number of blocks.", metavar="FILE")
     ] = None,
@@ -31,7 +43,10 @@ def command(
     ] = None,
     model_config: Annotated[
         Path | None,
-        typer.Option(help="The model's config.json; the seed's model is built in.", metavar="FILE"),
+        typer.Option(
+            help="The model's folder or config.json; what owners run is built in, and the model cache is looked into.",
+            metavar="PATH",
+        ),
     ] = None,
     card: Annotated[
         str | None, typer.Option(help="The card it ran on, for the budget (utilisation x CUDA's total).")
@@ -43,40 +58,119 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
     """What a configuration really holds: weights, graphs, KV cache, tokens, and what is left over."""
+    from qwenbench.observe.ledger import compare_starts, questions
+
+    servers = [server for path in logs for server in _servers(path)]
+    if len(servers) > 1 and (metrics or nvml):
+        raise UsageError("--metrics and --nvml belong to one log: give one LOG with them")
+    shape = _shape(model_config)
+    total = _cuda_total_gib(card, platform, vram_mib)
+    ledgers = [(name, _ledger(log, kept, metrics, nvml, shape, total)) for name, log, kept in servers]
+    doubts = [(name, questions(ledger, card_total_gib=total, card=card)) for name, ledger in ledgers]
+    remarks = compare_starts(ledgers)
+    if as_json:
+        _print_json(ledgers)
+        for name, asked in doubts:
+            for question in asked:
+                print(f"qwenbench ledger: {name}: {question}", file=sys.stderr)
+    else:
+        _print_document(ledgers, doubts, remarks)
+    _end(ledgers)
+
+
+def _servers(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
+    """(name, log, kept memory.json) of a log, a configuration's folder or a run's folder."""
+    if not path.is_dir():
+        return [(str(path), path, {})]
+    if (path / "server.log").is_file():
+        return [(path.name, path / "server.log", _kept(path))]
+    found = sorted((path / "servers").glob("*/server.log"))
+    if not found:
+        raise UsageError(f"LOG {path}: neither a run's folder (servers/*/server.log) nor a log")
+    return [(log.parent.name, log, _kept(log.parent)) for log in found]
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """What the sweep wrote into memory.json; empty where it wrote none."""
+    path = folder / "memory.json"
+    if not path.is_file():
+        return {}
+    data = read_json(path, "memory.json")
+    return data if isinstance(data, dict) else {}
+
+
+def _ledger(
+    log: Path,
+    kept: dict[str, Any],
+    metrics: Path | None,
+    nvml: Path | None,
+    shape: ModelShape | None,
+    total: float | None,
+) -> MemoryLedger:
+    from dataclasses import replace
+
     from qwenbench.engine.startup_log import parse_startup_log
     from qwenbench.observe.ledger import build_ledger
+    from qwenbench.observe.vram import VramPhases
 
-    startup = parse_startup_log(_read_text(log, "LOG"))
+    startup = parse_startup_log(_read_text(log, "LOG", LOG_BYTES))
     labels = _cache_config(metrics)
+    blocks = kept.get("kv_cache_blocks")
+    if blocks is not None and not labels:
+        labels = {"num_gpu_blocks": str(blocks)}
+    vram = _phases(nvml, startup)
+    if kept and nvml is None:
+        names = ("before_mib", "ready_mib", "peak_mib", "after_mib")
+        vram = VramPhases(**{name: kept.get(f"vram_{name}") for name in names})
     ledger = build_ledger(
-        startup,
-        vram=_phases(nvml, startup),
-        cache_config=labels,
-        layout=_layout(model_config, startup, labels),
-        cuda_total_gib=_cuda_total_gib(card, platform, vram_mib),
+        startup, vram=vram, cache_config=labels, layout=_layout(shape, startup, labels), cuda_total_gib=total
     )
-    if as_json:
-        import orjson
+    if kept and total is None and ledger.budget_gib is None:
+        ledger = replace(ledger, budget_gib=kept.get("budget_gib"), rest_gib=kept.get("rest_gib"))
+    return ledger
 
-        sys.stdout.write(orjson.dumps(ledger.to_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+
+def _print_json(ledgers: list[tuple[str, MemoryLedger]]) -> None:
+    import orjson
+
+    if len(ledgers) == 1:
+        answer: dict[str, Any] = ledgers[0][1].to_json()
     else:
-        _print_table(ledger)
-    if not startup.recognised:
-        print(
-            f"qwenbench ledger: {log} holds no start-up line of vLLM: all values are empty. Give the server's own "
-            "output (docker logs NAME, or servers/CONFIG/server.log of a run).",
-            file=sys.stderr,
-        )
+        answer = {"ledgers": [{"server": name, **ledger.to_json()} for name, ledger in ledgers]}
+    sys.stdout.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode() + "\n")
+
+
+def _print_document(
+    ledgers: list[tuple[str, MemoryLedger]], doubts: list[tuple[str, tuple[str, ...]]], remarks: list[str]
+) -> None:
+    from qwenbench.report.memory import ledger_document, ledgers_document
+    from qwenbench.report.text_writers import print_document
+
+    if len(ledgers) == 1:
+        print_document(ledger_document(ledgers[0][1], doubts[0][1]))
+        return
+    asked = [f"{name}: {question}" for name, questions in doubts for question in questions]
+    print_document(ledgers_document(ledgers, [*asked, *remarks]))
+
+
+def _end(ledgers: list[tuple[str, MemoryLedger]]) -> None:
+    for name, ledger in ledgers:
+        if not ledger.startup.recognised:
+            print(
+                f"qwenbench ledger: {name} holds no start-up line of vLLM: all values are empty. Give the server's own "
+                "output (docker logs NAME, or servers/CONFIG/server.log of a run).",
+                file=sys.stderr,
+            )
+        elif not ledger.startup.ready:
+            print(
+                f"qwenbench ledger: {name} ends before the server was ready: some values are missing.", file=sys.stderr
+            )
+    if not any(ledger.startup.recognised for _, ledger in ledgers):
         raise typer.Exit(2)
-    if not startup.ready:
-        print(f"qwenbench ledger: {log} ends before the server was ready: some values are missing.", file=sys.stderr)
 
 
-def _read_text(path: Path, option: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror or error}") from None
+def _read_text(path: Path, option: str, most_bytes: int) -> str:
+    return read_input(path, option, most_bytes).decode("utf-8", errors="replace")
 
 
 def read_json(path: Path, option: str) -> Any:
@@ -84,7 +178,7 @@ def read_json(path: Path, option: str) -> Any:
     import orjson
 
     try:
-        return orjson.loads(_read_text(path, option))
+        return orjson.loads(read_input(path, option, SAMPLES_BYTES))
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{option} {path}: no JSON ({error})") from None
 
@@ -95,7 +189,7 @@ def _cache_config(path: Path | None) -> dict[str, str]:
     from qwenbench.observe.metrics import parse_metrics
 
     try:
-        labels = dict(parse_metrics(_read_text(path, "--metrics")).cache_config)
+        labels = dict(parse_metrics(_read_text(path, "--metrics", METRICS_BYTES)).cache_config)
     except ValueError as error:
         raise UsageError(f"--metrics {path}: no Prometheus text ({error})") from None
     if not labels:
@@ -117,6 +211,9 @@ def _samples(path: Path) -> list[tuple[float, float]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from qwenbench.input_files import check_input
+
+        check_input(path, "--nvml", SAMPLES_BYTES)
         try:
             rows = pq.read_table(path, columns=["t_ns", "gpu", "used_mib"]).to_pylist()
         except (OSError, pa.ArrowException) as error:
@@ -133,16 +230,22 @@ def _samples(path: Path) -> list[tuple[float, float]]:
         raise UsageError(f"--nvml {path}: rows must be [seconds, used bytes, ...]") from None
 
 
-def _layout(path: Path | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
-    from qwenbench.capacity.configuration import layout_of_server
-    from qwenbench.capacity.known_models import known_shape
-    from qwenbench.capacity.model_shape import ModelShape
+def _shape(path: Path | None) -> ModelShape | None:
+    """The shape that --model-config names; None: the log tells the model."""
+    if path is None:
+        return None
+    from qwenbench.sweep.model_files import read_shape
 
-    if path is not None:
-        shape = ModelShape.from_hf_config(read_json(path, "--model-config"), str(path))
+    return read_shape(path, str(path))
+
+
+def _layout(shape: ModelShape | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
+    from qwenbench.capacity.configuration import layout_of_server
+    from qwenbench.sweep.model_files import served_layout, shape_of_server
+
+    if shape is not None:
         return layout_of_server(shape, startup, labels)
-    built_in = known_shape(str(startup.requested.get("model", "")))
-    return layout_of_server(built_in, startup, labels) if built_in is not None else None
+    return served_layout(shape_of_server(startup), startup, labels)
 
 
 def _cuda_total_gib(card: str | None, platform: str, vram_mib: float | None) -> float | None:
@@ -151,109 +254,3 @@ def _cuda_total_gib(card: str | None, platform: str, vram_mib: float | None) -> 
     if vram_mib is not None:
         return vram_mib / 1024
     return find_card(card).cuda_gib(platform) if card is not None else None
-
-
-def _print_table(ledger: MemoryLedger) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title=f"Memory ledger, vLLM {ledger.startup.vllm_version or '?'}", title_justify="left", show_header=False
-    )
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    for label, value, note in _rows(ledger):
-        table.add_row(label, value, note)
-    console = Console()
-    console.print(table)
-    for warning in ledger.startup.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
-
-
-def _rows(ledger: MemoryLedger) -> list[tuple[str, str, str]]:
-    startup, vram = ledger.startup, ledger.vram
-    asked = startup.requested
-    workers = ", ".join(
-        f"{worker.name} {worker.kv_cache_gib:g}" for worker in startup.workers if worker.kv_cache_gib is not None
-    )
-    over = ledger.vram_over_budget_mib
-    return [
-        ("budget", _gib(ledger.budget_gib), _budget_note(ledger, asked.get("gpu_memory_utilization"))),
-        ("weights", _gib(startup.weights_gib), ""),
-        ("activations", _gib(startup.activations_gib), "in the rest where vLLM does not print them"),
-        ("graphs, estimated", _gib(startup.graphs_estimated_gib), _applied(startup.graphs_estimate_applied)),
-        ("graphs, actual", _gib(startup.graphs_actual_gib), ""),
-        ("KV cache", _gib(startup.kv_cache_gib), f"per worker: {workers}" if len(startup.workers) > 1 else ""),
-        ("rest", _gib(ledger.rest_gib), "budget - the parts: CUDA context, libraries, activations"),
-        ("KV blocks", _number(ledger.kv_cache_blocks), f"of {_number(ledger.attention_block_tokens)} tokens"),
-        ("KV tokens", _number(ledger.kv_cache_tokens), "longest single request (this project's definition)"),
-        ("KV tokens, printed", _number(startup.kv_cache_tokens_logged), startup.kv_cache_tokens_formula or ""),
-        ("concurrency, printed", _number(startup.max_concurrency_logged), "at max_model_len"),
-        (
-            "capture size",
-            f"{_number(startup.capture_effective)} / {_number(startup.capture_effective_full)}",
-            f"PIECEWISE / FULL, requested {_number(asked.get('max_cudagraph_capture_size'))}",
-        ),
-        (
-            "max_model_len",
-            _number(startup.max_model_len_effective),
-            f"requested {'auto' if asked.get('max_model_len') == -1 else _number(asked.get('max_model_len'))}",
-        ),
-        (
-            "batched tokens",
-            _number(startup.max_num_batched_tokens),
-            f"requested {_number(asked.get('max_num_batched_tokens'))}",
-        ),
-        ("max_num_seqs", "-", f"requested {_number(asked.get('max_num_seqs'))}; vLLM does not print it"),
-        ("KV dtype", startup.kv_cache_dtype or "-", f"requested {_number(asked.get('kv_cache_dtype'))}"),
-        (
-            "prefix caching",
-            _number(startup.enable_prefix_caching),
-            f"requested {_number(asked.get('enable_prefix_caching'))}",
-        ),
-        ("attention", startup.attention_backend or "-", ""),
-        ("quantisation", startup.quantization_backend or "-", ""),
-        (
-            "compile / profile / capture / init",
-            " / ".join(map(_number, (startup.compile_s, startup.profile_s, startup.capture_s, startup.init_s))),
-            "s",
-        ),
-        (
-            "VRAM before / ready / peak / after",
-            " / ".join(
-                "-" if value is None else f"{value:,.0f}"
-                for value in (
-                    vram.before_mib, vram.ready_mib, vram.peak_mib, vram.after_mib
-                )
-            ),
-            "MiB, NVML",
-        ),
-        ("NVML at ready - the parts", _mib(ledger.nvml_minus_parts_mib), "CUDA context, libraries, allocator cache"),
-        ("VRAM peak over budget", _mib(over), "a risk, no proof: PyTorch can give cached memory back" if over else ""),
-    ]  # fmt: skip
-
-
-def _budget_note(ledger: MemoryLedger, utilization: Any) -> str:
-    note = f"requested utilisation {_number(utilization)} x CUDA's total"
-    return note if ledger.budget_gib is not None else f"{note}: give --card"
-
-
-def _applied(applied: bool | None) -> str:
-    return {True: "taken off the KV cache", False: "not taken off the KV cache", None: ""}[applied]
-
-
-def _gib(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f} GiB"
-
-
-def _mib(value: float | None) -> str:
-    return "-" if value is None else f"{value:+,.0f} MiB"
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,18 +9,36 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, read_input
 
 if TYPE_CHECKING:
     from qwenbench.capacity.cards import Card
     from qwenbench.capacity.configuration import ConfigPlan
     from qwenbench.capacity.model_shape import ModelShape
+    from qwenbench.engine.config import ServerConfig
     from qwenbench.engine.startup_log import StartupLog
+
+DEFAULT_MODEL = "ig1/Qwen3.5-9B-NVFP4"
+VLLM = "vLLM's own settings"
+CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
+"""Further flags of vLLM reach the command as they stand; it refuses those that it does not know."""
+MEMORY_FLAGS = {
+    "max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "max-num-seqs",
+    "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "kv-cache-dtype", "dtype",
+    "mamba-ssm-cache-dtype", "mamba-cache-mode", "block-size", "enforce-eager", "language-model-only",
+    "limit-mm-per-prompt", "speculative-config", "tensor-parallel-size", "pipeline-parallel-size",
+    "kv-cache-memory-bytes", "num-gpu-blocks-override", "enable-prefix-caching", "no-enable-prefix-caching",
+}  # fmt: skip
+"""vLLM's flags that the plan counts with, in any of vLLM's spellings."""
 
 
 def command(
-    model: Annotated[str, typer.Option(help="The model; the seed's is built in.")] = "ig1/Qwen3.5-9B-NVFP4",
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Option(help="The model: a name that is built in or in the model cache, or its folder.")
+    ] = DEFAULT_MODEL,
     model_config: Annotated[
-        Path | None, typer.Option(help="The model's config.json, for any other model.", metavar="FILE")
+        Path | None, typer.Option(help="The model's config.json or folder, for any other model.", metavar="PATH")
     ] = None,
     card: Annotated[str | None, typer.Option(help="rtx-5090, rtx-4090, l4, h100, h200, ...")] = None,
     vram_mib: Annotated[
@@ -28,7 +46,8 @@ def command(
     ] = None,
     platform: Annotated[str, typer.Option(help="linux or wsl: CUDA's totals differ.")] = "linux",
     capture: Annotated[
-        int | None, typer.Option(help="--max-cudagraph-capture-size (vLLM's default when unset).", min=0)
+        str | None,
+        typer.Option(help="--max-cudagraph-capture-size, one or several (vLLM's default when unset).", metavar="N,.."),
     ] = None,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="--max-num-seqs (the capture size when unset, as the seed advises).", min=1)
@@ -42,75 +61,189 @@ def command(
     ] = None,
     probe_card: Annotated[str | None, typer.Option(help="The card that the probe ran on, if another.")] = None,
     probe_platform: Annotated[str | None, typer.Option(help="The probe's platform, if another.")] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens of one request (prompt and output), for requests_that_fit.", min=1)
+    request: Annotated[
+        int | None,
+        typer.Option("--context", help="Tokens of one request (prompt and output), for requests_that_fit.", min=1),
     ] = None,
-    max_model_len: Annotated[int | None, typer.Option(help="--max-model-len (auto when unset).", min=1)] = None,
+    prompt: Annotated[
+        int | None, typer.Option(help="Tokens of a prompt: what a capture above it gives, and costs in KV.", min=1)
+    ] = None,
+    max_model_len: Annotated[str | None, typer.Option(help="--max-model-len (auto when unset).", metavar="N")] = None,
     kv_cache_dtype: Annotated[str, typer.Option(help="--kv-cache-dtype.")] = "auto",
     prefix_caching: Annotated[
         bool | None,
         typer.Option(
             "--prefix-caching/--no-prefix-caching",
-            help="It doubles a hybrid's state blocks (unset: on from vLLM 0.28).",
+            help="A hybrid then holds more state blocks a request at most (unset: on from vLLM 0.28).",
         ),
     ] = None,
     graph_estimate: Annotated[
-        bool, typer.Option(help="Whether vLLM takes its graph estimate off the KV cache (the default from 0.20 on).")
+        bool, typer.Option(help="Whether vLLM takes its graph estimate off the KV cache (the default from 0.21 on).")
     ] = True,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No graphs.", rich_help_panel=VLLM)] = False,
+    language_model_only: Annotated[
+        bool, typer.Option("--language-model-only", help="Without the vision part.", rich_help_panel=VLLM)
+    ] = False,
+    limit_mm_per_prompt: Annotated[
+        str | None, typer.Option(help="JSON; every kind 0 leaves the vision part out.", rich_help_panel=VLLM)
+    ] = None,
+    speculative_config: Annotated[
+        str | None, typer.Option(help='JSON, e.g. {"method":"mtp","num_speculative_tokens":3}.', rich_help_panel=VLLM)
+    ] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.", rich_help_panel=VLLM)] = None,
+    kv_cache_memory_bytes: Annotated[
+        str | None, typer.Option(help="The cache's size, e.g. 8G.", rich_help_panel=VLLM)
+    ] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens of a block.", rich_help_panel=VLLM)] = None,
+    dtype: Annotated[str | None, typer.Option(help="The model's dtype.", rich_help_panel=VLLM)] = None,
+    mamba_ssm_cache_dtype: Annotated[str | None, typer.Option(help="States' dtype.", rich_help_panel=VLLM)] = None,
+    tensor_parallel_size: Annotated[
+        int | None, typer.Option(help="Cards that share each layer; figures are one card's.", rich_help_panel=VLLM)
+    ] = None,
+    pipeline_parallel_size: Annotated[
+        int | None, typer.Option(help="Cards that share the layers.", rich_help_panel=VLLM)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval."""
-    from qwenbench.capacity.cards import find_card
-    from qwenbench.capacity.configuration import plan_config
-    from qwenbench.engine.config import ServerConfig
+    """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval.
 
-    found = find_card(card) if card is not None else None
-    total = vram_mib / 1024 if vram_mib is not None else (found.cuda_gib(platform) if found else None)
-    if total is None:
-        raise UsageError("give the card with --card NAME, or its CUDA total with --vram-mib")
-    flags: dict[str, str | None] = {
-        "max-cudagraph-capture-size": _text(capture),
-        "max-num-seqs": _text(max_num_seqs if max_num_seqs is not None else capture or None),
-        "gpu-memory-utilization": _text(gpu_memory_utilization),
-        "max-model-len": _text(max_model_len) or "auto",
+    Further flags of vLLM that change memory are taken in vLLM's own spelling (--limit-mm-per-prompt.video 0, -tp 2).
+    """
+    given: dict[str, object] = {
+        "max-num-seqs": max_num_seqs,
+        "gpu-memory-utilization": gpu_memory_utilization,
+        "max-model-len": max_model_len or "auto",
         "kv-cache-dtype": kv_cache_dtype,
+        "enforce-eager": enforce_eager,
+        "language-model-only": language_model_only,
+        "limit-mm-per-prompt": limit_mm_per_prompt,
+        "speculative-config": speculative_config,
+        "max-num-batched-tokens": max_num_batched_tokens,
+        "kv-cache-memory-bytes": kv_cache_memory_bytes,
+        "block-size": block_size,
+        "dtype": dtype,
+        "mamba-ssm-cache-dtype": mamba_ssm_cache_dtype,
+        "tensor-parallel-size": tensor_parallel_size,
+        "pipeline-parallel-size": pipeline_parallel_size,
     }
-    flags = {name: value for name, value in flags.items() if value is not None}
+    flags = {**_flags(given), **_further_flags(context.args)}
     if prefix_caching is not None:
         flags["enable-prefix-caching" if prefix_caching else "no-enable-prefix-caching"] = None
-    if capture == 0:
-        flags["enforce-eager"] = None
     env = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "1" if graph_estimate else "0"}
+    found, total = _card(card, vram_mib, platform)
     log = _probe(probe)
-    plan = plan_config(
-        ServerConfig(model=model, flags=flags, env=env),
-        _shape(model, model_config),
-        version=vllm,
-        card=found,
+    shape = _shape(model, model_config)
+    probe_total = _probe_total(probe_card, probe_platform, found, platform) if log else None
+    plans = [
+        (size, _plan(_config(model, flags, env, size), shape, vllm, found, platform, total, log, probe_total, request))
+        for size in _captures(capture)
+    ]
+    _show(plans, prompt, as_json)
+
+
+def _flags(given: dict[str, object]) -> dict[str, str | None]:
+    flags: dict[str, str | None] = {}
+    for name, value in given.items():
+        if value is None or value is False:
+            continue
+        flags[name] = None if value is True else f"{value:g}" if isinstance(value, float) else str(value)
+    return flags
+
+
+def _further_flags(arguments: list[str]) -> dict[str, str | None]:
+    """What typer left over: vLLM's flags by other spellings. Raises UsageError for what the plan does not know."""
+    from qwenbench.capacity.settings import parse_flags
+
+    flags = parse_flags(arguments)
+    unknown = sorted(name for name in flags if name not in MEMORY_FLAGS)
+    values = " ".join(value or "" for value in flags.values())
+    stray = [word for word in arguments if not word.startswith("-") and word not in values]
+    if unknown:
+        import difflib
+
+        near = difflib.get_close_matches(unknown[0], MEMORY_FLAGS, n=1)
+        hint = f"did you mean --{near[0]}?" if near else "leave it out: it changes no figure of the plan"
+        raise UsageError(f"no such option: --{unknown[0]}; {hint}")
+    if stray:
+        raise UsageError(f"unexpected argument {stray[0]!r}")
+    return flags
+
+
+def _captures(text: str | None) -> list[int | None]:
+    if text is None:
+        return [None]
+    try:
+        sizes = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--capture {text}: whole numbers separated by commas, e.g. 16,32,64") from None
+    if any(size < 0 for size in sizes):
+        raise UsageError(f"--capture {text}: a size is at least 0")
+    return list(sizes)
+
+
+def _config(model: str, flags: dict[str, str | None], env: dict[str, str], capture: int | None) -> ServerConfig:
+    from qwenbench.engine.config import ServerConfig
+
+    own = dict(flags)
+    if capture is not None:
+        own.setdefault("max-cudagraph-capture-size", str(capture))
+        if capture:
+            own.setdefault("max-num-seqs", str(capture))
+        else:
+            own["enforce-eager"] = None
+    return ServerConfig(model=model, flags=own, env=env)
+
+
+def _plan(
+    config: ServerConfig,
+    shape: ModelShape,
+    version: str,
+    card: Card | None,
+    platform: str,
+    total: float,
+    probe: StartupLog | None,
+    probe_total: float | None,
+    request: int | None,
+) -> ConfigPlan:
+    from qwenbench.capacity.configuration import plan_config
+    from qwenbench.capacity.settings import settings_of_config
+    from qwenbench.sweep.model_files import drafter_shape
+
+    return plan_config(
+        config,
+        shape,
+        version=version,
+        card=card,
         platform=platform,
         cuda_total_gib=total,
-        probe=log,
-        probe_cuda_total_gib=_probe_total(probe_card, probe_platform, found, platform) if log else None,
-        request_tokens=context,
+        probe=probe,
+        probe_cuda_total_gib=probe_total,
+        request_tokens=request,
+        drafter_shape=drafter_shape(settings_of_config(config).drafter),
     )
-    _show(plan, as_json)
 
 
-def _text(value: float | None) -> str | None:
-    return None if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+def _card(name: str | None, vram_mib: float | None, platform: str) -> tuple[Card | None, float]:
+    from qwenbench.capacity.cards import find_card
+
+    found = find_card(name) if name is not None else None
+    if vram_mib is not None:
+        return found, vram_mib / 1024
+    if found is None:
+        raise UsageError("give the card with --card NAME, or its CUDA total with --vram-mib")
+    return found, found.cuda_gib(platform)
 
 
 def _shape(model: str, path: Path | None) -> ModelShape:
-    from qwenbench.capacity.known_models import known_shape
-    from qwenbench.capacity.model_shape import ModelShape
-    from qwenbench.cli.ledger import read_json
+    from qwenbench.sweep.model_files import find_shape, read_shape
 
     if path is not None:
-        return ModelShape.from_hf_config(read_json(path, "--model-config"), model)
-    built_in = known_shape(model)
-    if built_in is None:
-        raise UsageError(f"--model {model}: only the seed's model is built in; give --model-config config.json")
-    return built_in
+        # another model's weights would be charged under the default's name
+        return read_shape(path, model if model != DEFAULT_MODEL else str(path))
+    found = find_shape(model)
+    if found is None:
+        raise UsageError(f"--model {model}: not built in and not in the model cache; give --model-config config.json")
+    return found
 
 
 def _probe(path: Path | None) -> StartupLog | None:
@@ -118,10 +251,7 @@ def _probe(path: Path | None) -> StartupLog | None:
         return None
     from qwenbench.engine.startup_log import parse_startup_log
 
-    try:
-        log = parse_startup_log(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError as error:
-        raise UsageError(f"--probe {path}: {error.strerror or error}") from None
+    log = parse_startup_log(read_input(path, "--probe", 2 * GIB).decode("utf-8", errors="replace"))
     if not log.recognised:
         raise UsageError(f"--probe {path}: no start-up line of vLLM in it")
     return log
@@ -138,38 +268,19 @@ def _probe_total(name: str | None, platform: str | None, card: Card | None, targ
     return found.cuda_gib(platform or target_platform)
 
 
-def _show(plan: ConfigPlan, as_json: bool) -> None:
-    prediction = plan.prediction
-    assert prediction is not None
-    if plan.cannot_start is not None:
-        print(f"qwenbench plan: this configuration cannot start: {plan.cannot_start}", file=sys.stderr)
+def _show(plans: list[tuple[int | None, ConfigPlan]], prompt: int | None, as_json: bool) -> None:
     if as_json:
         import orjson
 
-        sys.stdout.write(orjson.dumps(prediction.to_json(), option=orjson.OPT_INDENT_2).decode() + "\n")
+        for capture, plan in plans:
+            if plan.cannot_start is not None:
+                which = "this configuration" if len(plans) == 1 else f"capture {capture}"
+                print(f"qwenbench plan: {which} cannot start: {plan.cannot_start}", file=sys.stderr)
+        rows = [(capture, plan.prediction.to_json()) for capture, plan in plans if plan.prediction is not None]
+        answer = rows[0][1] if len(rows) == 1 else {"plans": [{"capture": size, **row} for size, row in rows]}
+        sys.stdout.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    from rich.console import Console
-    from rich.table import Table
+    from qwenbench.report.memory import plan_document, plans_document
+    from qwenbench.report.text_writers import print_document
 
-    def gib(value: float | None) -> str:
-        return "-" if value is None else f"{value:.2f} GiB"
-
-    def count(value: int | None) -> str:
-        return "-" if value is None else f"{value:,}"
-
-    table = Table(title="Plan (predicted, nothing was launched)", title_justify="left", show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    table.add_column(style="dim")
-    table.add_row("weights", gib(prediction.weights_gib), "")
-    table.add_row("graphs", gib(prediction.graphs_gib), "vLLM's estimate")
-    low, high = gib(prediction.kv_cache_gib_low), gib(prediction.kv_cache_gib_high)
-    table.add_row("KV cache", gib(prediction.kv_cache_gib), f"{low} to {high}")
-    table.add_row("KV blocks", count(prediction.kv_cache_blocks), f"of {plan.layout.block_tokens} tokens")
-    table.add_row("KV tokens", count(prediction.kv_cache_tokens), "longest single request")
-    table.add_row("KV tokens, printed", count(prediction.kv_cache_tokens_printed), "what that version's log would say")
-    table.add_row("requests that fit", count(prediction.requests_that_fit), "needs --context")
-    table.add_row("risk", prediction.risk, "")
-    console = Console()
-    console.print(table)
-    console.print(f"basis: {prediction.basis}", markup=False, highlight=False)
+    print_document(plan_document(plans[0][1], prompt) if len(plans) == 1 else plans_document(plans, prompt))

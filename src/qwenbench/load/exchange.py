@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwenbench.load.http1 import ChunkWalk, MalformedResponse, ResponseHead, parse_head
-from qwenbench.server_words import one_line
+from qwenbench.server_words import visible
 
 
 @dataclass(slots=True)
@@ -141,7 +141,7 @@ def _unpacked(body: Body, coding: str) -> Body:
     """A body that the server compressed although nobody asked for it: times are those of the compressed pieces."""
     if coding not in ("gzip", "x-gzip", "deflate"):
         return replace(
-            body, data=b"", broken=f"the answer is compressed ({one_line(coding)[:40]}), which was not asked for"
+            body, data=b"", broken=f"the answer is compressed ({visible(coding)[:40]}), which was not asked for"
         )
     cuts = body._piece_ends
     if len(cuts) == 1:  # no chunks: what each read brought is a piece

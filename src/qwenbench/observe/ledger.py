@@ -6,7 +6,7 @@ blocks); `to_json` alone flattens them into the keys of the contract.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -213,3 +213,67 @@ def _int(text: str | None) -> int | None:
         return int(text) if text is not None else None
     except ValueError:
         return None
+
+
+CARD_DIFFERS = 0.03
+"""Share by which a card's total may differ from the log's before it is another card: driver and ECC move it by less."""
+STARTS_DIFFER_GIB = 0.05
+
+
+def questions(ledger: MemoryLedger, *, card_total_gib: float | None = None, card: str | None = None) -> tuple[str, ...]:
+    """What about this ledger cannot be as it seems: another card than said, parts beyond the budget, a dead engine."""
+    log = ledger.startup
+    asked = []
+    seen, named = log.cuda_total_gib, card or "the given total"
+    if seen is not None and card_total_gib is not None and abs(card_total_gib / seen - 1) > CARD_DIFFERS:
+        asked.append(
+            f"is it another card? The log says {seen:.2f} GiB in all, {named} has {card_total_gib:.2f} GiB: budget and "
+            "rest are wrong if it is."
+        )
+    elif ledger.rest_gib is not None and ledger.rest_gib < -0.5:
+        asked.append(
+            f"is it another card, or another utilisation? The parts exceed the budget of {ledger.budget_gib:.2f} GiB "
+            f"({named}) by {-ledger.rest_gib:.2f} GiB, which no server can hold."
+        )
+    if log.kv_cache_gib is not None and log.kv_cache_gib < 0:
+        asked.append(
+            "nothing is left for a KV cache: weights and activations alone exceed the budget by "
+            f"{-log.kv_cache_gib:.2f} GiB. More --gpu-memory-utilization, fewer --max-num-batched-tokens, or a smaller "
+            "or quantised model."
+        )
+    if log.died:
+        asked.append("the engine died in this log: the figures are of a server that did not live.")
+    return tuple(asked)
+
+
+def compare_starts(named: Sequence[tuple[str, MemoryLedger]]) -> list[str]:
+    """Cold and warm starts of the same settings that held different KV caches.
+
+    vLLM may charge compiling as peak activation memory (vllm issue 54122): a first start then holds less than the
+    restart, and a comparison of configurations must not mix the two.
+    """
+    remarks = []
+    cold = [(name, ledger) for name, ledger in named if ledger.startup.phases.cache == "cold"]
+    warm = [(name, ledger) for name, ledger in named if ledger.startup.phases.cache == "warm"]
+    for cold_name, first in cold:
+        for warm_name, again in warm:
+            one, two = first.startup, again.startup
+            same = one.requested == two.requested and one.vllm_version == two.vllm_version
+            if not same or one.kv_cache_gib is None or two.kv_cache_gib is None:
+                continue
+            change = two.kv_cache_gib - one.kv_cache_gib
+            activations = ""
+            if one.activations_gib is not None and two.activations_gib is not None:
+                activations = f", peak activations {one.activations_gib:.2f} and {two.activations_gib:.2f} GiB"
+            if abs(change) >= STARTS_DIFFER_GIB:
+                remarks.append(
+                    f"{cold_name} (compiled) held {one.kv_cache_gib:.2f} GiB of KV cache, {warm_name} (from the cache) "
+                    f"{two.kv_cache_gib:.2f}{activations}: compiling may be charged as activations (vllm issue 54122), "
+                    "so compare warm starts with warm ones"
+                )
+            else:
+                remarks.append(
+                    f"{cold_name} (compiled) and {warm_name} (from the cache) held the same KV cache{activations}: "
+                    "compiling was not charged"
+                )
+    return remarks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,8 +54,6 @@ class Scrape:
 _WANTED = tuple(name.encode() for name in (*_GAUGES, "vllm:cache_config_info"))
 """Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
 _TIMEOUT_S = 5.0
-_LARGEST = float(2**53)
-_LONGEST_NUMBER = 15
 
 
 def _relevant(text: str) -> str:
@@ -69,17 +68,13 @@ def parse_metrics(text: str) -> Scrape:
     for family in text_string_to_metric_families(_relevant(text)):
         for sample in family.samples:
             if sample.name == "vllm:cache_config_info":
-                cache_config = {name: value for name, value in sample.labels.items() if _plausible(value)}
+                cache_config = dict(sample.labels)
             name = _GAUGES.get(sample.name)
-            if name is None or not abs(sample.value) <= _LARGEST:
-                continue  # +Inf, NaN and numbers that no counter reaches are no readings
+            if name is None or not math.isfinite(sample.value):
+                continue  # +Inf and NaN are no readings
             combine = max if name in _WORST_OF_ENGINES else _add
             values[name] = combine(values[name], sample.value) if name in values else sample.value
     return Scrape(values, cache_config)
-
-
-def _plausible(label: str) -> bool:
-    return not (label.isdigit() and len(label) > _LONGEST_NUMBER)
 
 
 def _add(left: float, right: float) -> float:

@@ -85,7 +85,7 @@ def subject_of(run: Run) -> Subject:
         vllm=_vllm(run, versions),
         driver=None if versions.get("driver") is None else str(versions["driver"]),
         cuda_gib=total,
-        nvml_gib=None if known is None else round(known.nvml_mib / 1024, 3),
+        nvml_gib=None if known is None else round(known.vram_mib / 1024, 3),
         simulated=run.simulated,
         run_id=run.run_id,
         started=None if started is None else str(started),

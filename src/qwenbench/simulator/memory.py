@@ -150,7 +150,7 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
         layout=layout,
         model_length=model_length,
         max_model_len=length,
-        ready_mib=min(ready, card.nvml_mib),
+        ready_mib=min(ready, card.vram_mib),
     )
 
 

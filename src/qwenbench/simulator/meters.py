@@ -76,7 +76,7 @@ class VramGauge:
 
     def __init__(self, plan: MemoryPlan, card: Card, overshoot: list[list[float]]) -> None:
         self._ready = plan.ready_mib
-        self._limit = card.nvml_mib
+        self._limit = card.vram_mib
         self._overshoot = overshoot
         self._largest = 0
         self.used_mib = plan.ready_mib

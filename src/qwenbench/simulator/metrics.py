@@ -206,7 +206,7 @@ class _Page(Collector):
             "vram_used_mib": ("what NVML would show, by a model", engine.vram.used_mib),
             "power_w": ("power draw, by a model", engine.energy.power_w),
             "energy_j": ("energy since the start, by a model", engine.energy.energy_j),
-            "vram_total_mib": ("NVML's total of the card", float(self._card.nvml_mib)),
+            "vram_total_mib": ("NVML's total of the card", float(self._card.vram_mib)),
             "card": ("1, with the card's name", 1.0),
         }
         for name, (text, value) in values.items():

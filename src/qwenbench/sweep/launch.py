@@ -132,6 +132,8 @@ class LaunchRun:
         found = self._sweep.preflight.check(self._server_config)
         if found.prediction is not None:
             write_json(self._folder / "prediction.json", found.prediction)
+        if found.unknown is not None and found.unknown not in self._sweep.notes:
+            self._sweep.note(found.unknown)
         for problem in found.problems:
             self._sweep.note(f"{problem.text} (source: {problem.source})", self._configuration.config_id)
         return None if self._sweep.plan.options.force else found.refusal()
@@ -228,7 +230,7 @@ class LaunchRun:
         if not stretches or not prompts:
             return traits
         limit_s = min(QUESTION_S, options.timeout_s)
-        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s, sweep.note)
+        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
         return replace(traits, chars_per_token=ratio)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:

@@ -149,10 +149,7 @@ class PointMeter:
         try:
             reply = await ask(self._sweep.http, url, headers=self._sweep.headers, timeout_s=limit_s)
         except NoReplyError as problem:
-            if problem.kind != "redirect":
-                return False
-            self._sweep.note(f"{url} gives {problem}")
-            return True  # no sign of trouble either
+            return problem.kind == "redirect"  # not followed, and no sign of trouble either
         return reply.status < 500  # a gateway may have no /health, or none for us
 
     def _length_controlled(self, cell: Cell, result: LoadResult) -> bool:

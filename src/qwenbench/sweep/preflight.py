@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from qwenbench.capacity.configuration import ConfigPlan, plan_config
-from qwenbench.capacity.kv import release_minor
+from qwenbench.capacity.graphs import sequences_captured
+from qwenbench.capacity.kv import blocks_for_gib, kv_cache_tokens, release_minor
 from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.settings import Settings, flags_of, settings_of_config, settings_of_log
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.vllm_version import version_of_command, version_of_image
 from qwenbench.errors import UsageError
 from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.model_files import drafter_shape
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.profiles import PROFILES
 
@@ -37,6 +41,8 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class _Facts:
     config: ServerConfig
+    flags: Mapping[str, str | None]
+    """All flags under their usual names, extra arguments last (vLLM takes the last one)."""
     minor: int | None
     """y of vLLM 0.y; None when the version is not known."""
     concurrencies: Sequence[int]
@@ -45,27 +51,25 @@ class _Facts:
     largest_context: int | None
 
     def has(self, flag: str) -> bool:
-        """Whether a flag is set, among the typed flags or the extra arguments."""
-        dashed = f"--{flag}"
-        return flag in self.config.flags or any(
-            argument == dashed or argument.startswith(dashed + "=") for argument in self.config.extra_args
-        )
+        """Whether a flag is set."""
+        return flag in self.flags
 
     def value(self, flag: str) -> str | None:
-        """A flag's value, extra arguments last (vLLM takes the last one)."""
-        found = self.config.flag(flag)
-        arguments = self.config.extra_args
-        for number, argument in enumerate(arguments):
-            if argument == f"--{flag}" and number + 1 < len(arguments):
-                found = arguments[number + 1]
-            elif argument.startswith(f"--{flag}="):
-                found = argument.partition("=")[2]
-        return found
+        """A flag's value."""
+        return self.flags.get(flag)
 
     def number(self, flag: str) -> int | None:
         """A flag's value as a whole number, None for anything else."""
         value = self.value(flag)
         return int(value) if value is not None and value.isdigit() else None
+
+    @property
+    def rows_per_sequence(self) -> int:
+        """Rows of a decode step for each sequence: 1 + drafted tokens."""
+        try:
+            return settings_of_config(self.config).rows_per_sequence
+        except UsageError:
+            return 1  # vLLM itself will say what is wrong with --speculative-config
 
 
 SCALES_REMOVED = 32
@@ -127,17 +131,20 @@ def _capture_too_small(facts: _Facts) -> Problem | None:
     capture = facts.number("max-cudagraph-capture-size")
     if capture is None or not facts.concurrencies or facts.has("enforce-eager"):
         return None
-    most = max(facts.concurrencies)
+    most, rows = max(facts.concurrencies), facts.rows_per_sequence
     seqs = facts.number("max-num-seqs")
     batch = most if seqs is None else min(most, seqs)
-    if batch <= capture:
+    held = sequences_captured(capture, rows)
+    if batch <= held:
         return None
+    drafted = f" of {rows} rows (1 + {rows - 1} drafted tokens)" if rows > 1 else ""
     return Problem(
         "graph-misses",
         "warn",
-        f"up to {batch} requests will decode together, but graphs are captured up to {capture}: larger batches decode "
-        f"without graphs. Use --max-cudagraph-capture-size {batch}, or --max-num-seqs {capture}.",
-        "recorded on vLLM 0.20.2: 24.0 ms a token at 128 streams with 64 captured, 13 ms with 128 captured",
+        f"up to {batch} requests{drafted} will decode together, but graphs are captured up to {capture}: larger "
+        f"batches decode without graphs. Use --max-cudagraph-capture-size {batch * rows}, or --max-num-seqs {held}.",
+        "recorded on vLLM 0.20.2: 24.0 ms a token at 128 streams with 64 captured, 13 ms with 128 captured; on 0.26.0 "
+        "graphs of capture 64 held 16 sequences of MTP with 3 tokens",
     )
 
 
@@ -149,7 +156,7 @@ def _context_too_long(facts: _Facts) -> Problem | None:
         "context-too-long",
         "refuse",
         f"--max-model-len {asked:,} is more than the {facts.largest_context:,} tokens that the KV cache is predicted "
-        "to hold, so vLLM will not start. Use --max-model-len auto.",
+        "to hold at most, so vLLM will not start. Use --max-model-len auto.",
         "vLLM's start-up check: `To serve at least one request with the models's max seq len`",
     )
 
@@ -208,19 +215,19 @@ def known_problems(
     """The known problems of a configuration under this load, the ones to refuse first.
 
     `vllm_version` may be unknown (None or no version number): rules that need it then stay silent, but for FP8
-    scales, which are taken at their worst. `largest_context` is the predicted KV cache of one request in tokens.
+    scales, which are taken at their worst. `largest_context` is the longest request, in tokens, that the KV cache is
+    predicted to hold at most.
     """
     try:
         minor = release_minor(vllm_version) if vllm_version else None
     except UsageError:
         minor = None
-    facts = _Facts(config, minor, concurrencies, profiles, hybrid, largest_context)
+    facts = _Facts(config, flags_of(config), minor, concurrencies, profiles, hybrid, largest_context)
     found = [problem for rule in RULES if (problem := rule(facts)) is not None]
     return sorted(found, key=lambda problem: problem.severity != "refuse")
 
 
 SIMULATED_VERSION = "0.20.2"
-_IMAGE_VERSION = re.compile(r":v?(\d+\.\d+\.\d+)")
 
 
 @dataclass(frozen=True)
@@ -231,6 +238,8 @@ class PreflightResult:
     """prediction.json: the keys of `plan --json`; None where card or model are not known."""
     problems: tuple[Problem, ...]
     cannot_start: str | None
+    unknown: str | None = None
+    """Why nothing is predicted; None where something is."""
 
     def refusal(self) -> Failure | None:
         """Why it is not launched without --force, or None."""
@@ -244,19 +253,21 @@ class PreflightResult:
 
 
 class Preflight:
-    """Looks ahead from the last server that was seen to start (the probe); the first launch has none."""
+    """Looks ahead from the servers that were seen to start (the probes); the first launch has none."""
 
     def __init__(self, plan: Plan, launcher: str, hardware: Hardware, shape: ModelShape | None) -> None:
         self._plan = plan
         self._launcher = launcher
         self._hardware = hardware
         self._shape = shape
-        self._probe: StartupLog | None = None
+        self._probes: list[StartupLog] = []
+        self._asked_version: str | None = None
+        self._asked = False
 
     def learn(self, startup: StartupLog) -> None:
-        """Keeps the first start that gives memory figures as the probe for those that follow."""
-        if self._probe is None and startup.recognised and startup.kv_cache_gib is not None:
-            self._probe = startup
+        """Keeps a start that gives memory figures as a probe for those that follow."""
+        if startup.recognised and startup.kv_cache_gib is not None:
+            self._probes.append(startup)
 
     def check(self, server: ServerConfig) -> PreflightResult:
         """What is known of one configuration, as it will be launched."""
@@ -268,27 +279,36 @@ class Preflight:
             concurrencies=[point.concurrency for point in self._plan.points if point.concurrency is not None],
             profiles=sorted({point.profile for point in self._plan.points}),
             hybrid=self._shape.hybrid if self._shape else False,
-            largest_context=planned.prediction.kv_cache_tokens if planned and planned.prediction else None,
+            largest_context=self._largest_context(planned),
         )
+        prediction = planned.prediction.to_json() if planned and planned.prediction else None
         return PreflightResult(
-            prediction=planned.prediction.to_json() if planned and planned.prediction else None,
+            prediction=prediction,
             problems=tuple(problems),
             cannot_start=planned.cannot_start if planned else None,
+            unknown=None if prediction is not None else self._why_unknown(server, version),
         )
 
     def _version(self, server: ServerConfig) -> str | None:
-        if self._probe is not None and self._probe.vllm_version:
-            return self._probe.vllm_version
+        seen = next((probe.vllm_version for probe in self._probes if probe.vllm_version), None)
+        if seen is not None:
+            return seen
         if self._launcher == "sim":
             return SIMULATED_VERSION
-        tag = _IMAGE_VERSION.search(server.docker.image) if self._launcher == "docker" else None
-        return tag[1] if tag else None
+        if self._launcher == "docker":
+            return version_of_image(server.docker.image)
+        if self._launcher == "process" and not self._asked:
+            self._asked = True
+            self._asked_version = version_of_command(self._plan.options.vllm_command)
+        return self._asked_version
 
     def _planned(self, server: ServerConfig, version: str | None) -> ConfigPlan | None:
         if self._shape is None or version is None or self._launcher == "url":
             return None
         total = self._hardware.cuda_total_gib()
+        on_gpu = total is not None or bool(self._hardware.gpus)
         try:
+            settings = settings_of_config(server)
             return plan_config(
                 server,
                 self._shape,
@@ -296,8 +316,51 @@ class Preflight:
                 card=self._hardware.real_card,
                 platform=self._hardware.platform,
                 cuda_total_gib=total,
-                probe=self._probe if total is not None else None,
-                on_gpu=total is not None,
+                probe=self._nearest_probe(settings),
+                on_gpu=on_gpu,
+                cpu_bf16=None if on_gpu else cpu_has_bf16(),
+                drafter_shape=drafter_shape(settings.drafter, server.docker.cache_mount),
             )
         except UsageError:
             return None  # e.g. a dtype that the arithmetic does not know: vLLM itself will say
+
+    def _nearest_probe(self, settings: Settings) -> StartupLog | None:
+        """Of the servers seen, the one whose settings have most in common with these; the first of equals."""
+
+        def common(probe: StartupLog) -> int:
+            seen = settings_of_log(probe)
+            names = ("drafter", "text_only", "kv_dtype", "batched_tokens", "tensor_parallel", "capture")
+            return sum(getattr(seen, name) == getattr(settings, name) for name in names)
+
+        alike = [probe for probe in self._probes if settings_of_log(probe).tensor_parallel == settings.tensor_parallel]
+        return max(alike, key=common, default=None)
+
+    def _largest_context(self, planned: ConfigPlan | None) -> int | None:
+        """The longest request that the cache holds at the prediction's optimistic end, tokens."""
+        if planned is None or planned.prediction is None or planned.prediction.kv_cache_gib_high is None:
+            return None
+        if self._shape is None or self._shape.max_position is None:
+            return None
+        blocks = blocks_for_gib(planned.prediction.kv_cache_gib_high, planned.layout)
+        return kv_cache_tokens(blocks, planned.layout, self._shape.max_position)
+
+    def _why_unknown(self, server: ServerConfig, version: str | None) -> str | None:
+        if self._launcher == "url":
+            return None
+        if self._shape is None:
+            return f"no prediction for {server.model}: its config.json is neither in its folder nor in the model cache"
+        if version is None and self._launcher == "docker":
+            return f"no prediction before the first launch: the image {server.docker.image} names no vLLM version"
+        if version is None:
+            return "no prediction before the first launch: the command does not tell its vLLM version"
+        return None
+
+
+def cpu_has_bf16() -> bool | None:
+    """Whether this machine's CPU has AVX512-BF16, which decides the width of a hybrid's states; None: not known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), None)
+    return None if flags is None else "avx512_bf16" in flags.split()

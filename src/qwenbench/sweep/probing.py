@@ -14,7 +14,7 @@ import aiohttp
 from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
-from qwenbench.server_words import one_line
+from qwenbench.server_words import visible
 from qwenbench.workload.lengths import CHARS_PER_TOKEN
 from qwenbench.workload.prompts import Prompt
 
@@ -40,8 +40,6 @@ class Presence:
     models: tuple[str, ...]
     """As /v1/models lists them; empty where it has no such list."""
     version: str | None
-    seen: str = ""
-    """What was wrong with the answers that were not usable."""
 
 
 async def wait_for_server(
@@ -68,7 +66,7 @@ async def wait_for_server(
         look = _Look(session, base_url, headers, max(0.5, min(_LOOK_S, left)))
         models = await look.models()
         if models is not None or await look.health() or (model and await look.request(model, endpoint)):
-            return Presence(models or (), await server_version(session, base_url, headers), "; ".join(look.seen))
+            return Presence(models or (), await server_version(session, base_url, headers))
         seen = "; ".join(look.seen)
         if look.refused and not starting:
             raise UsageError(
@@ -165,14 +163,14 @@ async def server_version(session: aiohttp.ClientSession, base_url: str, headers:
         return None
     data = reply.json() if reply.status == 200 else None
     version = data.get("version") if isinstance(data, dict) else None
-    return one_line(version)[:80] if isinstance(version, str) else None
+    return visible(version)[:80] if isinstance(version, str) else None
 
 
 def check_served(model: str, served: Sequence[str], base_url: str) -> None:
     """Raises UsageError unless the server serves this model."""
     if model not in served:
-        names = ", ".join(map(one_line, served)) or "no model"
-        raise UsageError(f"{base_url} does not serve {one_line(model)!r} but {names}. Give one of these with --model.")
+        names = ", ".join(map(visible, served)) or "no model"
+        raise UsageError(f"{base_url} does not serve {visible(model)!r} but {names}. Give one of these with --model.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,23 +347,15 @@ async def chars_per_token(
     model: str,
     prompts: Sequence[Prompt],
     timeout_s: float,
-    tell: Callable[[str], None] = lambda text: None,
     sample: int = 12,
 ) -> float:
-    """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4.
-
-    `tell` is called when the server leads elsewhere: prompts go to nobody else.
-    """
+    """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4."""
     characters = tokens = 0
     for prompt in prompts[:: max(1, len(prompts) // sample)] if prompts else ():
         body = {"model": model, "prompt": prompt.turns[0].user, "add_special_tokens": False}
         try:
             reply = await ask(session, f"{base_url}/tokenize", headers=headers, body=body, timeout_s=timeout_s)
-        except NoReplyError as problem:
-            if problem.kind == "redirect":
-                tell(
-                    f"/tokenize gives {problem}; prompt lengths are estimated at {CHARS_PER_TOKEN:g} characters a token"
-                )
+        except NoReplyError:
             return CHARS_PER_TOKEN
         document = reply.json() if reply.status == 200 else None
         count = document.get("count") if isinstance(document, dict) else None

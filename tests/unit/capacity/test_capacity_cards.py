@@ -15,14 +15,44 @@ def test_names_of_a_card(name):
     assert find_card(name).name == "rtx-5090"
 
 
-def test_every_card_has_both_totals_and_says_where_from():
+def test_every_card_says_where_its_totals_are_from_and_leaves_out_what_is_not_known():
     for card in CARDS.values():
-        assert 0.9 * card.nvml_mib / 1024 < card.cuda_gib_linux < card.nvml_mib / 1024
         assert card.source
+        if card.nvml_mib is not None and card.cuda_gib_linux is not None:
+            assert 0.9 * card.nvml_mib / 1024 < card.cuda_gib_linux < card.nvml_mib / 1024
+        assert card.nvml_mib is not None or card.cuda_gib_linux is not None
+        assert card.capability.startswith("12.") == card.name.startswith(("rtx-50", "rtx-pro", "gb10"))
     assert find_card("rtx-5090").cuda_gib("linux") == 31.36
     assert find_card("rtx-5090").cuda_gib("wsl") == 31.84
     assert find_card("NVIDIA H200").nvml_mib == 143_771
     assert find_card("NVIDIA H100 80GB HBM3").name == "h100"
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "rtx-pro-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "rtx-pro-6000-max-q"),
+        ("NVIDIA RTX PRO 5000 Blackwell", "rtx-pro-5000"),
+        ("NVIDIA GeForce RTX 5090 Laptop GPU", "rtx-5090-laptop"),
+        ("NVIDIA GeForce RTX 5070 Ti", "rtx-5070-ti"),
+        ("NVIDIA GeForce RTX 5060 Ti", "rtx-5060-ti"),
+        ("NVIDIA RTX A6000", "rtx-a6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GB10", "gb10"),
+        ("NVIDIA B200", "b200"),
+    ],
+)
+def test_names_as_nvml_tells_them(name, card):
+    assert find_card(name).name == card
+
+
+def test_unified_memory_has_cudas_total_only_and_a_laptop_nvmls_only():
+    assert find_card("gb10").vram_mib == pytest.approx(121.69 * 1024)
+    assert find_card("rtx-5090-laptop").cuda_gib("wsl") == 23.89
+    with pytest.raises(UsageError, match="on Linux is not known"):
+        find_card("rtx-5090-laptop").cuda_gib()
 
 
 def test_an_unknown_card_names_the_nearest():

@@ -178,14 +178,3 @@ async def test_a_server_without_metrics_leaves_an_empty_table(
     table = await scraper.stop()
     assert table.num_rows == 0
     assert table.schema.equals(METRICS_SCHEMA)
-
-
-@pytest.mark.parametrize("value", ["+Inf", "-Inf", "NaN", "1e300"])
-def test_a_number_that_no_server_can_mean_is_no_reading(value: str) -> None:
-    assert parse_metrics(f"vllm:num_requests_running {value}\nvllm:num_requests_waiting 3\n").values == {"waiting": 3}
-
-
-def test_a_label_beyond_any_number_of_blocks_is_not_known() -> None:
-    blocks = "9" * 26
-    text = f'vllm:cache_config_info{{num_gpu_blocks="{blocks}",block_size="16"}} 1.0\n'
-    assert parse_metrics(text).cache_config == {"block_size": "16"}
