@@ -63,12 +63,8 @@ def figure_images(
 
     Raises UsageError where PNG finds no font, RunError when the browser draws nothing.
     """
-    images: dict[str, bytes] = {}
-    answer = answered(run, question or question_of(run))
-    tradeoff = tradeoff_of(page_data(run, samples=False), subject_of(run), answer)
-    if tradeoff is not None:
-        svg = file_svg(tradeoff)
-        images["tradeoff"] = to_png(svg) if format == "png" else svg.encode()
+    tradeoff = tradeoff_image(run, format, question)
+    images = {} if tradeoff is None else {"tradeoff": tradeoff}
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         return images, NO_BROWSER
@@ -79,6 +75,16 @@ def figure_images(
     if "<title>done</title>" not in dom:
         raise RunError(f"{browser} did not finish drawing within {timeout_s:g} s; report.html has the same figures.")
     return images | {name: _bytes(unescape(address)) for name, address in _OUTPUT.findall(dom)}, None
+
+
+def tradeoff_image(run: Run, format: ImageFormat, question: Question | None = None) -> bytes | None:
+    """The trade-off figure alone, which needs no browser; None without a valid point."""
+    answer = answered(run, question or question_of(run))
+    tradeoff = tradeoff_of(page_data(run, samples=False), subject_of(run), answer)
+    if tradeoff is None:
+        return None
+    svg = file_svg(tradeoff)
+    return to_png(svg) if format == "png" else svg.encode()
 
 
 def _page(run: Run, format: ImageFormat) -> str:

@@ -35,6 +35,13 @@ def final_tables(run: Run) -> Iterator[Block]:
     yield Paragraph(_legend(data), "quiet")
 
 
+def example_tables(run: Run) -> Iterator[Block]:
+    """The tables alone with what their marks mean, for README.md."""
+    data = page_data(run, samples=False)
+    yield from _tables(data, intervals=True)
+    yield Paragraph(_legend(data))
+
+
 def run_summary(run: Run) -> Iterator[Block]:
     """Answer, tables, failures and conditions: short enough for the description of a pull request."""
     data = page_data(run, samples=False)
