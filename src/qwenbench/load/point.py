@@ -259,6 +259,9 @@ class PointRunner:
         if not last:
             stream.at += 1
             due_ns = free_ns + round(turns[stream.at].think_s * NS_PER_S)
+            due_s = turns[stream.at].due_s
+            if due_s is not None:
+                due_ns = max(due_ns, self._start_ns + round(due_s * NS_PER_S))
             self._when(due_ns, partial(self._send, stream, due_ns))
         else:
             self._when(free_ns, partial(self._next_session, stream, free_ns))

@@ -202,7 +202,13 @@ class SweepOptions(BaseModel):
     ramp_s: Annotated[float, Flag("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(
         default=0.0, ge=0
     )
-    trace: Annotated[str | None, Flag("Open loop: replay a JSONL trace with timestamps", LOAD, "FILE")] = None
+    trace: Annotated[str | None, Flag("Open loop: replay a trace (JSON Lines or CSV)", LOAD, "FILE")] = None
+    trace_unit: Annotated[
+        Literal["s", "ms"] | None, Flag("Unit of the trace's timestamps", LOAD, default="as its form says")
+    ] = None
+    speed: Annotated[float, Flag("Replay the trace so many times as fast", LOAD, "X")] = Field(
+        default=1.0, gt=0, le=1e6
+    )
     requests: Annotated[
         str | None,
         Flag(

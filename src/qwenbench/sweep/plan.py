@@ -17,7 +17,7 @@ from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.sweep.configurations import base_server, configuration_hash, configurations, parser_note
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.workload.arrivals import TraceRow, load_trace
+from qwenbench.workload.arrivals import TraceRow, read_trace
 from qwenbench.workload.lengths import parse_lengths
 from qwenbench.workload.planning import with_overrides
 from qwenbench.workload.profiles import find_profile
@@ -74,7 +74,7 @@ class Plan:
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """Part of the plan -> name -> hash of what it means. A resumed run must agree in every name that it has."""
         fixed = self.options.model_dump(mode="json", include=MEANING) | {"until_steady": self.options.until_steady}
-        trace = [[row.start_s, row.input_tokens, row.output_tokens] for row in self.trace]
+        trace = [[row.start_s, row.input_tokens, row.output_tokens, *_told_by(row)] for row in self.trace]
         parts: dict[str, dict[str, Any]] = {
             "load options": fixed,
             "scenarios": {name: scenario.file.sha256 for name, scenario in self.scenarios.items()},
@@ -85,6 +85,12 @@ class Plan:
         hashed["load points"] = {point.point_id: "" for point in self.points}
         hashed["configurations"] = {c.config_id: configuration_hash(c.server) for c in self.configurations}
         return hashed
+
+
+def _told_by(row: TraceRow) -> list[Any]:
+    """What a trace's row says beyond its time and lengths, for the fingerprint."""
+    told = [row.session, row.think_s, list(row.messages), dict(row.fields), list(row.hash_ids)]
+    return told if any(told) else []
 
 
 def _hash(value: Any) -> str:
@@ -157,7 +163,7 @@ def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType
     """The whole plan of a sweep; `known`: see `configurations`. Raises UsageError; touches nothing."""
     note = parser_note(options)
     plan = _plan(options, configurations(options, base_server(options), known))
-    return plan if note is None else replace(plan, notes=(note,))
+    return plan if note is None else replace(plan, notes=(*plan.notes, note))
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:
@@ -172,6 +178,9 @@ def _refuse_mixed_loads(options: SweepOptions) -> None:
     if (options.rate or options.trace) and "concurrency" in options.model_fields_set:
         given = "--rate" if options.rate else "--trace"
         raise UsageError(f"{given} is an open loop, --concurrency a closed one: give one of them.")
+    if options.trace is None and (options.trace_unit is not None or options.speed != 1.0):
+        given = "--trace-unit" if options.trace_unit is not None else "--speed"
+        raise UsageError(f"{given} is about a trace: give --trace as well.")
     if not options.rate and (options.burstiness is not None or options.ramp_s > 0):
         given = "--burstiness" if options.burstiness is not None else "--ramp"
         raise UsageError(f"{given} shapes an open loop: give --rate as well.")
@@ -179,7 +188,11 @@ def _refuse_mixed_loads(options: SweepOptions) -> None:
 
 def _plan(options: SweepOptions, built: tuple[Configuration, ...]) -> Plan:
     scenarios = load_scenarios(options)
-    trace = tuple(load_trace(Path(options.trace))) if options.trace else ()
     _refuse_mixed_loads(options)
+    trace = None
+    if options.trace:
+        trace = read_trace(Path(options.trace), options.trace_unit, options.speed, options.duration_s)
     points: tuple[LoadPoint, ...] = load_points(options, scenarios)
-    return Plan(options, built, points, scenarios, trace)
+    if trace is None:
+        return Plan(options, built, points, scenarios)
+    return Plan(options, built, points, scenarios, trace.rows, (trace.note,))

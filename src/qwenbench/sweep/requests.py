@@ -14,7 +14,7 @@ from qwenbench.load.spec import ClosedLoop, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
-from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within
+from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within, sessions_of
 from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed, request_body
 from qwenbench.workload.profiles import REQUEST_PROFILES
@@ -119,8 +119,9 @@ def measured_load(
         sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count, streams=point.concurrency)
         shape = ClosedLoop(point.concurrency)
     else:
-        starts = _starts(plan, point, seed)
-        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, len(starts), starts=starts, trace=plan.trace)
+        trace = sessions_of(plan.trace)
+        starts = [rows[0].start_s for rows in trace] if trace else _starts(plan, point, seed)
+        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, len(starts), starts=starts, trace=trace)
         shape = OpenLoop(rate=point.rate, ramp_s=options.ramp_s)
     return LoadSpec(
         target=target,
@@ -148,8 +149,6 @@ def most_requests(duration_s: float, streams: int) -> int:
 
 def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
     options = plan.options
-    if plan.trace:
-        return [row.start_s for row in plan.trace]
     rate = point.rate or 1.0
     shape: Shape = "poisson"
     burstiness = 1.0

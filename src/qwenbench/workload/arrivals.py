@@ -1,19 +1,25 @@
-"""Open loop: when sessions are due. Drawn before the point starts, from the seed."""
+"""Open loop: when sessions are due. Drawn from the seed before a point starts, or read from a trace."""
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import math
-from dataclasses import dataclass
-from itertools import pairwise
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, read_input
+from qwenbench.input_files import GIB, MIB, check_input
 
 Shape = Literal["poisson", "gamma", "constant"]
 
@@ -60,54 +66,302 @@ def arrivals_within(
     return times[times < duration_s]
 
 
+Unit = Literal["s", "ms"]
+
+
 @dataclass(frozen=True, slots=True)
 class TraceRow:
     """One request of a trace."""
 
     start_s: float
+    """Seconds after the trace's first request."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    session: str | None = None
+    """Requests of one session are sent one after another; None: a session of its own."""
+    think_s: float | None = None
+    """Pause after the session's previous answer, s; None: `start_s` says when it is due."""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """Sent as they are (tool calls and results included); empty: a prompt is made."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """What belongs to the messages in a request's body: tools, tool_choice, response_format."""
+    hash_ids: tuple[int, ...] = field(default=(), compare=False)
+    """Numbers of the prompt's blocks: equal numbers at the beginning mean an equal beginning."""
+    block_tokens: int = field(default=0, compare=False)
+    """Tokens of a block."""
 
 
-def load_trace(path: Path) -> list[TraceRow]:
-    """Reads a JSONL trace: rows of {"timestamp": seconds, "input_tokens"?: N, "output_tokens"?: N}.
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A trace as it was read."""
 
-    Rows with input_length / output_length are Mooncake's form, whose timestamps are milliseconds. Times count from the
-    first row's. Raises UsageError with the line: no JSON, no timestamp, times that go backwards.
+    rows: tuple[TraceRow, ...]
+    form: str
+    """Whose form it has, and the unit of its times, for people."""
+    left_out: int = 0
+    """Rows of requests without tokens, as traces of real services have them (failed or empty answers)."""
+
+    @property
+    def note(self) -> str:
+        """One line on how the trace was read."""
+        span = self.rows[-1].start_s
+        told = f"trace: {self.form}; {len(self.rows)} requests over {span:g} s"
+        return f"{told}, {self.left_out} rows without tokens left out" if self.left_out else told
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """One way to write a trace."""
+
+    name: str
+    inputs: str
+    outputs: str
+    unit: Unit | None
+    """None: its times are dates, or the unit is not known."""
+    block_tokens: int = 512
+    published: bool = True
+    """Rows without tokens are left out, where an own trace would be refused."""
+
+
+_OWN = _Form("timestamps in seconds", "input_tokens", "output_tokens", "s", published=False)
+_BAILIAN = _Form("Bailian's form, times in seconds", "input_length", "output_length", "s", 16)
+_MOONCAKE = _Form("Mooncake's form, times in milliseconds", "input_length", "output_length", "ms")
+_AZURE = _Form("Azure's form, times as dates", "contexttokens", "generatedtokens", None)
+_BURSTGPT = _Form("BurstGPT's form, times in seconds", "request tokens", "response tokens", "s")
+_LARGEST = 8 * GIB
+_LONGEST_ROW = 16 * MIB
+_MESSAGE_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+
+
+def load_trace(
+    path: Path, unit: Unit | None = None, speed: float = 1.0, until_s: float | None = None
+) -> list[TraceRow]:
+    """The rows of a trace; see `read_trace`."""
+    return list(read_trace(path, unit, speed, until_s).rows)
+
+
+def read_trace(path: Path, unit: Unit | None = None, speed: float = 1.0, until_s: float | None = None) -> Trace:
+    """Read a trace: JSON Lines or CSV (both also .gz), in any of the forms of docs/workload.md.
+
+    `unit` is that of its timestamps; without it the form must be one that is known for sure. `speed` 2 replays it twice
+    as fast; rows later than `until_s` (s, after that) are not read. Times count from the first row's. Raises UsageError
+    with the line: no JSON, no timestamp, times that go backwards, or a unit that cannot be told.
     """
-    lines = read_input(path, "--trace", GIB).split(b"\n")
-    rows: list[TraceRow] = []
-    numbers: list[int] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            rows.append(_trace_row(line, f"--trace {path}, line {number}"))
-            numbers.append(number)
-    if not rows:
-        raise UsageError(f"--trace {path}: holds no row.")
-    for (before, after), number in zip(pairwise(rows), numbers[1:], strict=True):
-        if after.start_s < before.start_s:
-            raise UsageError(
-                f"--trace {path}, line {number}: timestamp {after.start_s:g} lies before the one above it, "
-                f"{before.start_s:g}. Sort the trace by time."
-            )
-    first = rows[0].start_s
-    return [TraceRow(row.start_s - first, row.input_tokens, row.output_tokens) for row in rows]
-
-
-def _trace_row(line: bytes, where: str) -> TraceRow:
+    check_input(path, "--trace", _LARGEST)
     try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{where}: no valid JSON: {error}.") from error
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: each line must be one JSON object.")
-    mooncake = "input_length" in row or "output_length" in row
-    names = ("input_length", "output_length") if mooncake else ("input_tokens", "output_tokens")
-    time = row.get("timestamp")
-    if isinstance(time, bool) or not isinstance(time, int | float) or not np.isfinite(time):
-        raise UsageError(f"{where}: timestamp must be a number of {'milliseconds' if mooncake else 'seconds'}.")
-    for field in names:
-        value = row.get(field)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise UsageError(f"{where}: {field} must be a whole number from 1.")
-    return TraceRow(time / 1000 if mooncake else float(time), row.get(names[0]), row.get(names[1]))
+        rows = _csv_rows(path) if path.name.removesuffix(".gz").endswith(".csv") else _jsonl_rows(path)
+        return _read(path, rows, unit, speed, until_s)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"--trace {path}: cannot be read: {error}.") from error
+
+
+def sessions_of(rows: Sequence[TraceRow]) -> list[tuple[TraceRow, ...]]:
+    """The rows by session, in the order of the sessions' first requests."""
+    sessions: dict[object, list[TraceRow]] = {}
+    for number, row in enumerate(rows):
+        sessions.setdefault(number if row.session is None else row.session, []).append(row)
+    return [tuple(turns) for turns in sessions.values()]
+
+
+Numbered = Iterator[tuple[int, Mapping[str, Any]]]
+
+
+def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: float | None) -> Trace:
+    kept: list[TraceRow] = []
+    form: _Form | None = None
+    first = before = 0.0
+    left_out = 0
+    roots: dict[str, str] = {}
+    for number, row in rows:
+        where = f"--trace {path}, line {number}"
+        form = form or _form_of(row, unit, path)
+        divisor = {"s": 1.0, "ms": 1000.0}[unit or form.unit or "s"]
+        time_s = _time(row, form, divisor, unit, where)
+        if not kept and not left_out:
+            first = before = time_s
+        if time_s < before:
+            raise UsageError(
+                f"{where}: timestamp {time_s * divisor:g} lies before the one above it, {before * divisor:g}. "
+                "Sort the trace by time."
+            )
+        before = time_s
+        start_s = (time_s - first) / speed
+        if until_s is not None and start_s >= until_s:
+            break
+        made = _row(row, form, start_s, speed, roots, where)
+        if made is None:
+            left_out += 1
+        else:
+            kept.append(made)
+    if not kept or form is None:
+        raise UsageError(f"--trace {path}: holds no row" + (" with tokens." if left_out else "."))
+    told = form.name if unit is None else f"times in {'milliseconds' if unit == 'ms' else 'seconds'} (--trace-unit)"
+    return Trace(tuple(kept), told + (f", {speed:g} times as fast" if speed != 1 else ""), left_out)
+
+
+def _row(
+    row: Mapping[str, Any], form: _Form, start_s: float, speed: float, roots: dict[str, str], where: str
+) -> TraceRow | None:
+    """One row; None when its request had no tokens."""
+    inputs, outputs = (_tokens(row, name, form, where) for name in (form.inputs, form.outputs))
+    if 0 in (inputs, outputs):
+        return None
+    think_s = None
+    for name, divisor in (("delay", 1000.0), ("think_s", 1.0)):
+        if row.get(name) is not None:
+            think_s = _number(row[name], name, where) / divisor / speed
+    messages, fields = _messages(row, where)
+    hashes = row.get("hash_ids")
+    hash_ids: tuple[int, ...] = ()
+    if isinstance(hashes, list) and all(type(one) is int and one >= 0 for one in hashes):
+        hash_ids = tuple(hashes)
+    session = _session(row, roots)
+    return TraceRow(start_s, inputs, outputs, session, think_s, messages, fields, hash_ids, form.block_tokens)
+
+
+def _form_of(row: Mapping[str, Any], unit: Unit | None, path: Path) -> _Form:
+    """The form that the first row's columns tell. Raises UsageError when they leave the unit open."""
+    names = row.keys()
+    if {"contexttokens", "generatedtokens"} <= names:
+        return _AZURE
+    if {"request tokens", "response tokens"} <= names:
+        return _BURSTGPT
+    if not names & {"input_length", "output_length"}:
+        return _OWN
+    if names & {"chat_id", "parent_chat_id", "turn"}:
+        return _BAILIAN
+    # Mooncake's times are whole milliseconds; beside its two lengths that tells it from a cut-down trace in seconds
+    whole = isinstance(row.get("timestamp", 0), int)
+    if unit is None and not (whole and _whole_times(path)):
+        seconds, milliseconds = _both_readings(path)
+        raise UsageError(
+            f"--trace {path}: rows with input_length may be in seconds (Bailian) or in milliseconds (Mooncake): its "
+            f"{seconds:g} are {seconds:g} s or {milliseconds:g} s. Say which with --trace-unit s or ms."
+        )
+    return _MOONCAKE
+
+
+_ROWS_LOOKED_AT = 200
+
+
+def _times(path: Path) -> list[float]:
+    rows = _csv_rows(path) if path.name.removesuffix(".gz").endswith(".csv") else _jsonl_rows(path)
+    return [row.get("timestamp", 0) for _, row in islice(rows, _ROWS_LOOKED_AT)]
+
+
+def _whole_times(path: Path) -> bool:
+    """Whether the first times of a trace are whole numbers."""
+    return all(isinstance(time, int) for time in _times(path))
+
+
+def _both_readings(path: Path) -> tuple[float, float]:
+    """The span of the first rows as it stands, and read as milliseconds, in seconds."""
+    times = [float(time) for time in _times(path) if isinstance(time, int | float)]
+    span = times[-1] - times[0] if times else 0.0
+    return span, span / 1000
+
+
+def _time(row: Mapping[str, Any], form: _Form, divisor: float, unit: Unit | None, where: str) -> float:
+    value = row.get("timestamp")
+    if isinstance(value, str) and (form is _AZURE or not _is_number(value)):
+        try:
+            moment = datetime.fromisoformat(value.strip())
+        except ValueError:
+            moment = None
+        if moment is not None:
+            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    name = "milliseconds" if (unit or form.unit) == "ms" else "seconds"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UsageError(f"{where}: timestamp must be a number of {name}.")
+    return value / divisor
+
+
+def _tokens(row: Mapping[str, Any], name: str, form: _Form, where: str) -> int | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or (value < 1 and not form.published):
+        raise UsageError(f"{where}: {name} must be a whole number from 1.")
+    return max(int(value), 0)
+
+
+def _session(row: Mapping[str, Any], roots: dict[str, str]) -> str | None:
+    """The session of a row: by name, or by the chat that it goes on from (Bailian)."""
+    chat, parent = row.get("chat_id"), row.get("parent_chat_id")
+    if chat is not None:
+        root = roots.get(str(parent), str(chat))
+        roots[str(chat)] = root
+        return root
+    named = row.get("session_id", row.get("session id", row.get("session")))
+    return None if named in (None, "") else str(named)
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise UsageError(f"{where}: {name} must be a number from 0.")
+    return float(value)
+
+
+def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, Any], ...], Mapping[str, Any]]:
+    """The messages of an agentic row with what belongs to them, from the row itself or from its request `body`."""
+    holder = row["body"] if isinstance(row.get("body"), dict) else row
+    messages = holder.get("messages")
+    if messages is None:
+        return (), {}
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        raise UsageError(f"{where}: messages must be a list of objects with a role.")
+    return tuple(messages), {name: holder[name] for name in _MESSAGE_FIELDS if holder.get(name) is not None}
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
+
+
+def _jsonl_rows(path: Path) -> Numbered:
+    with _open(path) as file:
+        number = 0
+        while line := file.readline(_LONGEST_ROW + 1):
+            number += 1
+            where = f"--trace {path}, line {number}"
+            if len(line) > _LONGEST_ROW:
+                raise UsageError(f"{where}: longer than {_LONGEST_ROW // MIB} MiB.")
+            if not line.strip():
+                continue
+            try:
+                row = orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                if number == 1 and b"," in line and b"{" not in line:
+                    raise UsageError(f"{where}: this reads like CSV: name the file .csv.") from None
+                raise UsageError(f"{where}: no valid JSON: {error}.") from error
+            if not isinstance(row, dict):
+                raise UsageError(f"{where}: each line must be one JSON object.")
+            yield number, row
+
+
+def _csv_rows(path: Path) -> Numbered:
+    """Rows of a CSV file with a heading; names in lower case, numbers as such."""
+    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+        reader = csv.reader(file)
+        heading = [name.strip().lower() for name in next(reader, [])]
+        if "timestamp" not in heading:
+            raise UsageError(f"--trace {path}: its first line must name the columns, one of them timestamp.")
+        for cells in reader:
+            if cells:
+                yield reader.line_num, {name: _cell(cell) for name, cell in zip(heading, cells, strict=False)}
+
+
+def _cell(text: str) -> Any:
+    if not text.strip():
+        return None
+    if not _is_number(text):
+        return text
+    number = float(text)
+    return int(number) if number.is_integer() and "." not in text and "e" not in text.lower() else number
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False

@@ -65,8 +65,38 @@ def _messages(prompt: Prompt, users: Sequence[str], turn: int, nonce: str) -> li
     return messages
 
 
+def _with_nonce(messages: Sequence[Mapping[str, Any]], nonce: str) -> Sequence[Mapping[str, Any]]:
+    """The messages with a nonce before the first text: nothing of another session's cache can be found."""
+    if not nonce:
+        return messages
+    first = next((place for place, one in enumerate(messages) if isinstance(one.get("content"), str)), None)
+    if first is None:
+        return [{"role": "system", "content": nonce}, *messages]
+    salted = {**messages[first], "content": nonce + messages[first]["content"]}
+    return [*messages[:first], salted, *messages[first + 1 :]]
+
+
+def _says_its_turns(rows: Sequence[TraceRow]) -> bool:
+    """Whether a trace's session says more than when to begin and how long to be."""
+    return len(rows) > 1 or bool(rows[0].messages) or bool(rows[0].hash_ids)
+
+
+def _words_of_blocks(row: TraceRow) -> str:
+    """A prompt made of its blocks: equal block numbers give equal words, as the trace's own prompts were equal."""
+    left = row.input_tokens or row.block_tokens * len(row.hash_ids)
+    parts = []
+    for number in row.hash_ids:
+        length = min(row.block_tokens, left)
+        if length > 0:
+            block = plain_words(row.block_tokens, np.random.default_rng(number & 0xFFFFFFFF)).split()
+            parts += block[:length]
+        left -= length
+    return " ".join(parts) or "hello"
+
+
 def _as_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    return "\n\n".join(message["content"] for message in messages)
+    contents = (message.get("content") for message in messages)
+    return "\n\n".join(content for content in contents if isinstance(content, str))
 
 
 class PlannedSessions(Sequence[SessionPlan]):
@@ -80,21 +110,22 @@ class PlannedSessions(Sequence[SessionPlan]):
         seed: int,
         requests: int,
         starts: Sequence[float] | None = None,
-        trace: Sequence[TraceRow] = (),
+        trace: Sequence[TraceRow | Sequence[TraceRow]] = (),
         streams: int = 1,
     ) -> None:
         """`requests` requests in all (the last session is cut short to fit), or one session per start time.
 
         `streams` sessions at least: conversations are cut to fewer turns where whole ones would leave streams idle.
 
-        `prompts` empty: synthetic prompts of the scenario's input_tokens. A trace row's lengths override the draws.
+        `prompts` empty: synthetic prompts of the scenario's input_tokens. `trace` holds a
+        session's rows (or its only one) per start time: their lengths override the draws, several are its turns.
         """
         self._scenario = scenario
         self._prompts = tuple(prompts)
         self._options = options
         self._seed = seed
         self._starts = None if starts is None else tuple(float(start) for start in starts)
-        self._trace = tuple(trace)
+        self._trace = tuple((rows,) if isinstance(rows, TraceRow) else tuple(rows) for rows in trace)
         self._order = np.random.default_rng(seed).permutation(len(self._prompts)) if self._prompts else None
         self._turn_limits = self._limits(requests, streams)
 
@@ -116,6 +147,8 @@ class PlannedSessions(Sequence[SessionPlan]):
         return fitting[-1] if fitting else 1
 
     def _turns(self, index: int) -> int:
+        if self._trace and _says_its_turns(self._trace[index]):
+            return len(self._trace[index])
         prompt = self._prompt(index)
         return len(prompt.turns) if prompt else 1
 
@@ -147,7 +180,10 @@ class PlannedSessions(Sequence[SessionPlan]):
 
     def _build(self, index: int) -> SessionPlan:
         random = np.random.default_rng([self._seed, index])
-        trace = self._trace[index] if self._trace else None
+        rows = self._trace[index] if self._trace else ()
+        if rows and _says_its_turns(rows):
+            return self._replayed(index, rows, random)
+        trace = rows[0] if rows else None
         prompt = self._prompt(index) or self._synthetic(index, trace, random)
         session_id = f"s{index:05d}"
         users = self._users(prompt, trace, random)
@@ -175,6 +211,43 @@ class PlannedSessions(Sequence[SessionPlan]):
             start_s=None if self._starts is None else self._starts[index],
             feed_back=self._scenario.replay == "live" and self._options.endpoint == "chat",
         )
+
+    def _replayed(self, index: int, rows: Sequence[TraceRow], random: np.random.Generator) -> SessionPlan:
+        """A session whose turns a trace tells: their messages as they are, or words of their lengths."""
+        session_id = f"s{index:05d}"
+        nonce = f"[{self._options.salt}-{session_id}] " if self._options.salt_mode == "prefix" else ""
+        talk: list[Mapping[str, Any]] = []
+        said = 0
+        turns = []
+        for number, row in enumerate(rows):
+            drawn = row.output_tokens or self._scenario.output_tokens.draw(random)
+            if row.messages:
+                messages = list(row.messages)
+            elif row.hash_ids:
+                messages = [{"role": "user", "content": _words_of_blocks(row)}]
+            else:
+                wanted = row.input_tokens or 256
+                fresh = plain_words(max(1, wanted - said), random)
+                messages = [*talk, {"role": "user", "content": fresh}]
+                talk = [*messages, {"role": "assistant", "content": plain_words(drawn, random)}]
+                said = max(wanted, said + 1) + drawn
+            limit = answer_limit(self._options, drawn)
+            body = request_body(self._options, _with_nonce(messages, nonce), limit, session_id)
+            turns.append(
+                TurnPlan(
+                    request_id=f"{session_id}.{number}",
+                    turn=number,
+                    prompt_id=f"trace-{index}",
+                    language="und" if row.messages else "en",
+                    payload={**body, **row.fields} if self._options.endpoint == "chat" else body,
+                    output_tokens=limit,
+                    think_s=row.think_s or 0.0,
+                    due_s=row.start_s if number and row.think_s is None else None,
+                )
+            )
+        start_s = None if self._starts is None else self._starts[index]
+        live = self._scenario.replay == "live" and self._options.endpoint == "chat" and bool(talk)
+        return SessionPlan(session_id, self._scenario.name, tuple(turns), start_s, live)
 
     def _synthetic(self, index: int, trace: TraceRow | None, random: np.random.Generator) -> Prompt:
         lengths = self._scenario.input_tokens or Lengths(min=256, max=256)

@@ -24,6 +24,8 @@ class TurnPlan:
     """Output length asked for (forced or limit), in tokens; None leaves it to the model."""
     think_s: float = 0.0
     """Pause in seconds between the end of the previous turn and this request."""
+    due_s: float | None = None
+    """Open loop: seconds after the point's start before which it is not sent (its place in a trace)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,192 @@
+"""Traces as they are published: whose form it is, its unit, its sessions, and what becomes of them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenbench.errors import UsageError
+from qwenbench.workload.arrivals import TraceRow, load_trace, read_trace, sessions_of
+from qwenbench.workload.lengths import Lengths
+from qwenbench.workload.planning import PlannedSessions, RequestOptions
+from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.sessions import SessionPlan
+
+SCENARIO = Scenario(name="t", output_tokens=Lengths(min=8, max=8))
+
+
+def jsonl(folder: Path, *rows: dict[str, Any]) -> Path:
+    path = folder / "trace.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def starts(path: Path, **how: Any) -> list[float]:
+    return [row.start_s for row in load_trace(path, **how)]
+
+
+def bailian(time: float, chat: int, parent: int = -1, **more: Any) -> dict[str, Any]:
+    row = {"chat_id": chat, "parent_chat_id": parent, "timestamp": time, "input_length": 21, "output_length": 8}
+    return row | {"type": "text", "turn": 1, "hash_ids": [1, 2]} | more
+
+
+def test_bailians_times_are_seconds(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, bailian(0.0, 1), bailian(2.114, 2), bailian(4.25, 3))
+    assert starts(path) == [0, 2.114, 4.25]
+    assert "Bailian" in read_trace(path).note
+    assert starts(jsonl(tmp_path, bailian(0, 1), bailian(2, 2))) == [0, 2], "whole seconds are seconds too"
+
+
+def test_a_unit_that_cannot_be_told_is_asked_for_with_both_readings(tmp_path: Path) -> None:
+    rows = [{"timestamp": time, "input_length": 21, "output_length": 8} for time in (0.0, 2.114, 4.25)]
+    with pytest.raises(UsageError, match=r"its 4.25 are 4.25 s or 0.00425 s. Say which with --trace-unit s or ms"):
+        load_trace(jsonl(tmp_path, *rows))
+    assert starts(jsonl(tmp_path, *rows), unit="s") == [0, 2.114, 4.25]
+    assert starts(jsonl(tmp_path, *rows), unit="ms") == pytest.approx([0, 0.002114, 0.00425])
+
+
+def test_the_unit_given_wins_over_the_form(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"timestamp": 0, "input_tokens": 5}, {"timestamp": 1500, "input_tokens": 5})
+    assert starts(path) == [0, 1500]
+    assert starts(path, unit="ms") == [0, 1.5]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_azures_csv(tmp_path: Path, packed: bool) -> None:
+    text = (
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n"
+        "2023-11-16 18:15:50.9951690,396,109\n"
+    )
+    path = tmp_path / ("azure.csv.gz" if packed else "azure.csv")
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    first, second = load_trace(path)
+    assert (first, second.input_tokens, second.output_tokens) == (TraceRow(0.0, 374, 44), 396, 109)
+    assert second.start_s == pytest.approx(4.314579, abs=1e-5)
+
+
+def test_azures_later_csv_has_a_time_zone(tmp_path: Path) -> None:
+    path = tmp_path / "azure.csv"
+    lines = ["TIMESTAMP,ContextTokens,GeneratedTokens", "2024-05-10 00:00:00.009930+00:00,2162,5"]
+    path.write_text("\r\n".join([*lines, "2024-05-10 00:00:00.509930+00:00,2399,6", ""]))
+    assert starts(path) == pytest.approx([0, 0.5])
+
+
+def test_burstgpts_csv_and_its_failed_requests(tmp_path: Path) -> None:
+    path = tmp_path / "burstgpt.csv"
+    path.write_text(
+        "Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+        "5,ChatGPT,472,18,490,Conversation log\n"
+        "45,ChatGPT,1087,0,1087,Conversation log\n"
+        "118,GPT-4,417,276,693,Conversation log\n"
+    )
+    assert load_trace(path) == [TraceRow(0.0, 472, 18), TraceRow(113.0, 417, 276)]
+    assert "1 rows without tokens left out" in read_trace(path).note
+
+
+def test_speed_and_a_limit_of_time(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, *({"timestamp": time} for time in (10, 11, 14, 18)))
+    assert starts(path, speed=2) == [0, 0.5, 2, 4]
+    assert starts(path, speed=2, until_s=2) == [0, 0.5]
+    assert "2 times as fast" in read_trace(path, speed=2).note
+
+
+def test_csv_in_a_file_of_another_name_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "azure.txt"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,374,44\n")
+    with pytest.raises(UsageError, match=r"reads like CSV: name the file \.csv"):
+        load_trace(path)
+
+
+def test_a_csv_without_a_heading_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text("5,6,7\n")
+    with pytest.raises(UsageError, match="first line must name the columns"):
+        load_trace(path)
+
+
+def test_a_device_is_no_trace() -> None:
+    with pytest.raises(UsageError, match="is a device"):
+        load_trace(Path("/dev/zero"))
+
+
+@given(st.lists(st.floats(0, 1e6, allow_nan=False), min_size=1, max_size=20), st.floats(0.1, 100))
+def test_any_ascending_times_are_read_as_they_are(tmp_path_factory: Any, gaps: list[float], speed: float) -> None:
+    times = [sum(gaps[: end + 1]) for end in range(len(gaps))]
+    path = jsonl(tmp_path_factory.mktemp("t"), *({"timestamp": time} for time in times))
+    assert starts(path, speed=speed) == pytest.approx([(time - times[0]) / speed for time in times])
+
+
+def planned(rows: list[TraceRow], **options: Any) -> list[SessionPlan]:
+    sessions = sessions_of(rows)
+    begin = [one[0].start_s for one in sessions]
+    made = RequestOptions(model="m", **options)
+    return list(PlannedSessions(SCENARIO, (), made, 1, len(begin), starts=begin, trace=sessions))
+
+
+def test_turns_of_a_chat_are_one_session_and_keep_their_times(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, bailian(0.0, 1), bailian(1.0, 2), bailian(4.5, 3, 1), bailian(9.0, 4, 3))
+    sessions = planned(load_trace(path))
+    assert [len(session.turns) for session in sessions] == [3, 1]
+    assert [turn.due_s for turn in sessions[0].turns] == [None, 4.5, 9.0]
+    assert sessions[1].start_s == 1.0
+
+
+def test_a_pause_of_its_own_is_think_time(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 0, "session_id": "a", "input_length": 10, "output_length": 4},
+        {"timestamp": 3000, "session_id": "a", "delay": 2500, "input_length": 30, "output_length": 4},
+    ]
+    (session,) = planned(load_trace(jsonl(tmp_path, *rows), speed=2))
+    assert (session.turns[1].think_s, session.turns[1].due_s) == (1.25, None)
+
+
+def test_a_later_turn_holds_what_was_said_before_it(tmp_path: Path) -> None:
+    rows = [TraceRow(0.0, 10, 4, "a"), TraceRow(5.0, 30, 6, "a")]
+    first, second = planned(rows)[0].turns
+    messages = second.payload["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    assert messages[0] == first.payload["messages"][0]
+    assert [len(message["content"].split()) for message in messages] == [10, 4, 16]
+    assert (first.output_tokens, second.output_tokens) == (4, 6)
+
+
+def test_equal_blocks_are_equal_words_and_others_are_not() -> None:
+    rows = [TraceRow(float(n), tokens, 4, None, hash_ids=ids, block_tokens=16) for n, (tokens, ids) in enumerate(
+        [(40, (1, 2, 3)), (20, (1, 2)), (20, (9, 2))]
+    )]  # fmt: skip
+    whole, begin, other = (session.turns[0].payload["messages"][0]["content"].split() for session in planned(rows))
+    assert (len(whole), len(begin)) == (40, 20)
+    assert whole[:20] == begin
+    assert other[:16] != begin[:16]
+    assert other[16:] == begin[16:]
+
+
+TALK = [
+    {"role": "user", "content": "What's the weather in Paris?"},
+    {"role": "assistant", "content": None, "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f"}}]},
+    {"role": "tool", "tool_call_id": "c1", "content": "18C"},
+]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_messages_with_tool_calls_are_sent_as_they_are(tmp_path: Path, wrapped: bool) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    said = {"messages": TALK, "tools": tools}
+    path = jsonl(tmp_path, {"timestamp": 0, "output_tokens": 7, **({"body": said} if wrapped else said)})
+    body = planned(load_trace(path))[0].turns[0].payload
+    assert (body["messages"], body["tools"], body["max_tokens"]) == (TALK, tools, 7)
+    salted = planned(load_trace(path), salt="z", salt_mode="prefix")[0].turns[0].payload["messages"]
+    assert salted[0]["content"] == "[z-s00000] What's the weather in Paris?"
+    assert salted[1:] == TALK[1:]
+
+
+def test_messages_that_are_none_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 1: messages must be a list of objects"):
+        load_trace(jsonl(tmp_path, {"timestamp": 0, "messages": "hello"}))
