@@ -1,193 +1,195 @@
-"""Fits the step model to recorded loads, each number from the place in the record where it shows alone.
+"""Fits the step times to recorded loads by comparing whole loads: what is simulated beside what was recorded.
 
-captured curve     median length of steps in a row that only decode, at the load's full batch (c=1: median ITL)
-eager              the same above the captured size, a straight line over the batch
-mixed line         steps with prefill on both sides, after the first wave: they use the whole token budget, so
-                   length = A + B x decodes, with A = first + budget x per_token and B = per_sequence - per_token
-graph_launch       lower quartile of the gap after the last mixed step: its launch is over, the next one's is not
-floor, frontend    TTFT of a single stream = frontend + floor + graph_launch; how it divides is searched for:
-                   the frontend time with which the loads' TTFT after the first wave fit best
-per_context_token  not fitted: a token's KV bytes over the card's bandwidth; taken off the captured points
-per_token          the line through (a single stream's prompt, floor) and (budget, A)
+START holds where each number begins and comes from; `fit` then changes one number after the other as long as the
+loads on which it has any bearing come nearer (coordinate descent; the sum of squares of log(simulated / recorded)
+over its limit, growing only linearly beyond it, so that one odd load does not rule). Numbers that no load shows are
+not fitted: START's stay.
 """
 
 from __future__ import annotations
 
-import itertools
-import statistics
-from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import replace
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from qwenbench.simulator.steptime import StepModel
-from simulator_calibration.compare import compare
+from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel
+from simulator_calibration.compare import LIMITS, Comparison, compare, judged
 from simulator_calibration.loads import Load
-from simulator_calibration.measures import ObservedStep, engine_steps, figures, first_wave_end
 
-PLATEAU_SHARE = 0.95
-"""A decode step counts for a load's batch size when it holds at least this share of the largest one."""
-FRONTEND_CANDIDATES_MS = tuple(float(value) for value in range(4, 34, 2))
-STATED_CAPTURED = {128: 13.0}
-"""Where no record is at hand: a server that captured 128 took 13 ms at 128 streams (told with the recordings)."""
-KV_BYTES_PER_TOKEN = 8 * 4096
-"""8 attention layers x 4 KV heads x 256 x (K and V) x BF16."""
-MEASURED_BANDWIDTH = 4.8e12
-"""Bytes per second, H200."""
-BANDWIDTH_SHARE = 0.6
-"""What an attention kernel gets of it: assumed, since no record holds long contexts."""
-PER_CONTEXT_TOKEN_MS = KV_BYTES_PER_TOKEN / (MEASURED_BANDWIDTH * BANDWIDTH_SHARE) * 1e3
-FIXED_MS = 2.0
-"""A step of one sequence less the time in which its bandwidth reads 10.57 GiB of weights: 4.4 - 2.4 ms."""
+Path = tuple[str | int, ...]
+"""Where a number stands in the calibration."""
 
+_H100 = {
+    "decode_rows": [1, 16, 32, 64, 128, 256],
+    "decode_ms": [4.75, 5.72, 6.4, 8.85, 14.5, 26.0],
+    "fixed_ms": 2.0,
+    "prefill_first_ms": 6.3,
+    "prefill_token_ms": 0.038,
+    "prefill_row_ms": 0.04,
+    "context_token_ms": 1.45e-5,
+    "filter_first_ms": 2.65,
+    "filter_row_ms": 0.019,
+    "filter_few_row_ms": 0.2,
+    "flashinfer_row_ms": 0.0,
+    "penalty_row_ms": 0.012,
+    "draft_first_ms": 1.8,
+    "draft_row_ms": 0.055,
+    "jitter": 0.02,
+}
+_HOST = {
+    "graph_ms": 4.0,
+    "piecewise_ms": 47.0,
+    "launch_ms": 65.0,
+    "eager_ms": 40.0,
+    "row_ms": 0.2,
+    "serial_ms": 2.0,
+    "serial_row_ms": 0.045,
+    "frontend_ms": 10.0,
+    "frontend_token_ms": 0.0035,
+    "frontend_stream_ms": 0.5,
+    "jitter": 0.1,
+    "point_spread": 0.08,
+    "launch_spread": 0.08,
+}
+START: Mapping[str, Any] = {
+    "cards": {
+        "h100": _H100,
+        "h200": {
+            **_H100,
+            "decode_ms": [4.4, 5.09, 5.79, 7.83, 13.0, 23.33],
+            "context_token_ms": 1.0e-5,
+            "filter_row_ms": 0.0135,
+        },
+    },
+    "versions": {"0.20": {"prefill_first_ms": 18.2, "prefill_token_ms": 0.0293, "prefill_row_ms": 0.30}},
+}
+"""Decode curves: medians of steps in a row at a load's full batch, contexts taken off. Prefill on the GPU:
+trace-steps.csv (0.26), steps that use the whole token budget (0.20.2). Contexts: the step's growth between prompts of
+250 and of 5,600 tokens. Sampling: ITL p50 with fields less without. 128 and 256 rows: a server that captured 128
+took 13 ms on an H200; extrapolated beyond. Hosts all begin at the same middle values."""
 
-def fit(loads: list[Load]) -> StepModel:
-    """The step model of these loads (all from one kind of card)."""
-    captured, eager = _decode_points(loads)
-    for batch, milliseconds in STATED_CAPTURED.items():
-        captured.setdefault(batch, milliseconds)
-    sizes = sorted(captured)
-    times = [captured[size] for size in sizes]
-    slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
-    sizes.append(2 * sizes[-1])
-    times.append(times[-1] + slope * (sizes[-1] - sizes[-2]))
-    eager_ms, eager_slope = _line(eager)
-    budget = loads[0].server.max_num_batched_tokens
-    base, per_decode = _line(_mixed_points(loads))
-    model = StepModel(
-        captured_batch=tuple(sizes),
-        captured_ms=tuple(round(value, 2) for value in times),
-        fixed_ms=FIXED_MS,
-        graph_launch_ms=round(_graph_launch(loads), 2),
-        eager_ms=round(eager_ms, 2),
-        eager_per_sequence_ms=round(max(eager_slope, 0.0), 4),
-        mixed_floor_ms=0.0,
-        mixed_first_ms=0.0,
-        mixed_per_token_ms=0.0,
-        mixed_per_sequence_ms=0.0,
-        per_context_token_ms=round(PER_CONTEXT_TOKEN_MS, 8),
-        frontend_ms=0.0,
-        jitter=round(_jitter(loads), 3),
-    )
-    candidates = [_with_frontend(model, loads, value, budget, base, per_decode) for value in FRONTEND_CANDIDATES_MS]
-    return min(candidates, key=lambda candidate: _worst_ttft(loads, candidate))
-
-
-def _with_frontend(
-    model: StepModel, loads: list[Load], frontend: float, budget: int, base: float, per_decode: float
-) -> StepModel:
-    single = [load for load in loads if load.concurrency == 1]
-    ttft = statistics.median(
-        (request.token_times[0] - request.start) * 1e3 for load in single for request in load.requests
-    )
-    prompt = statistics.median(request.planned.prompt_tokens for load in single for request in load.requests)
-    floor = ttft - frontend - model.graph_launch_ms
-    per_token = (base - floor) / (budget - prompt)
-    return replace(
-        model,
-        frontend_ms=frontend,
-        mixed_floor_ms=round(floor, 2),
-        mixed_per_token_ms=round(per_token, 5),
-        mixed_first_ms=round(base - budget * per_token, 2),
-        mixed_per_sequence_ms=round(per_decode + per_token, 4),
-    )
+_HOST_FIELDS = (
+    *("launch_ms", "piecewise_ms", "row_ms", "frontend_ms", "frontend_stream_ms", "graph_ms", "eager_ms"),
+    *("serial_ms", "serial_row_ms"),
+)
+_GPU_FIELDS = (
+    *("prefill_first_ms", "prefill_token_ms", "prefill_row_ms", "filter_first_ms", "filter_row_ms", "penalty_row_ms"),
+    *("draft_first_ms", "draft_row_ms"),
+)
+_DECODE_POINTS = 4
+"""Of the decode table so many rows are shown by loads."""
+STEPS = (1.3, 1.12, 1.05)
+"""Factors by which a number is changed, round by round."""
 
 
-def _worst_ttft(loads: list[Load], model: StepModel) -> float:
-    return max(abs(compare(load, model).residual("ttft_p50_ms") or 0.0) for load in loads)
+def start(loads: Iterable[Load]) -> dict[str, Any]:
+    """The calibration before anything was fitted, with a host for each machine."""
+    calibration: dict[str, Any] = copy.deepcopy(dict(START))
+    calibration["hosts"] = {load.server.machine: {"times": dict(_HOST)} for load in loads}
+    return calibration
 
 
-def _plateau(load: Load) -> tuple[int, list[float]]:
-    """The load's largest decode batch and the lengths of the steps that decode it and nothing else."""
-    steps = engine_steps(load.requests)
-    alone = [
-        step
-        for before, step in itertools.pairwise(steps)
-        if not step.firsts and not before.firsts and _same(before, step)
-    ]
-    if not alone:
-        return 0, []
-    counts = defaultdict(list)
-    for step in alone:
-        counts[step.tokens].append(step.milliseconds)
-    batch = max((size for size in counts if len(counts[size]) >= 20), default=0)
-    return batch, [ms for size, values in counts.items() if size >= PLATEAU_SHARE * batch for ms in values]
+def model_for(calibration: Mapping[str, Any], load: Load, machine: str | None = None) -> StepModel:
+    """The step model of a load's card, version and machine."""
+    release = ".".join(load.server.version.split(".")[:2])
+    gpu = {**calibration["cards"][load.server.card], **calibration["versions"].get(release, {})}
+    name = machine or load.server.machine
+    host = {"name": name, **calibration["hosts"][name]["times"]}
+    return StepModel(GpuTimes.from_json(gpu), HostTimes.from_json(host))
 
 
-def _same(before: ObservedStep, step: ObservedStep) -> bool:
-    return abs(before.tokens - step.tokens) <= 0.05 * step.tokens
+def distance(comparison: Comparison) -> float:
+    """How far a load is off; single streams, of which there are many alike, count a third."""
+    total = 0.0
+    for key, limit in LIMITS.items():
+        residual = comparison.residual(key)
+        if residual is not None and math.isfinite(residual):
+            off = abs(math.log1p(residual)) / limit
+            total += off * off if off < 1 else 2 * off - 1
+    return total if comparison.load.concurrency > 1 else total / 3
 
 
-def _decode_points(loads: list[Load]) -> tuple[dict[int, float], list[tuple[float, float, int]]]:
-    captured: dict[int, list[float]] = defaultdict(list)
-    eager: list[tuple[float, float, int]] = []
-    for load in loads:
-        if load.concurrency == 1:
-            captured[1].append(figures(load.requests, 1).itl_p50_ms)
-            continue
-        batch, lengths = _plateau(load)
-        if not lengths:
-            continue
-        if batch <= min(load.server.capture, load.server.max_num_seqs):
-            captured[batch].append(statistics.median(lengths) - PER_CONTEXT_TOKEN_MS * batch * _context(load))
-        else:
-            eager.append((batch, statistics.median(lengths), len(lengths)))
-    return {size: statistics.median(values) for size, values in captured.items()}, eager
+def fit(
+    loads: Sequence[Load],
+    begin: Mapping[str, Any] | None = None,
+    *,
+    steps: Sequence[float] = STEPS,
+    machines: Sequence[str] | None = None,
+    cards: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The calibration that fits the loads. `machines`, `cards`: those whose numbers may change (all of the loads')."""
+    used = [load for load in loads if judged(load) is not None]
+    calibration = copy.deepcopy(dict(begin)) if begin is not None else start(loads)
+    distances = {id(load): distance(compare(load, model_for(calibration, load))) for load in used}
+    for factor in steps:
+        for path in _paths(used, machines, cards):
+            touched = [load for load in used if _bears_on(path, load)]
+            _improve(calibration, path, touched, distances, factor)
+    return calibration
 
 
-def _context(load: Load) -> float:
-    """Tokens that a sequence of the load has behind it, halfway through its answer."""
-    return statistics.mean(item.planned.prompt_tokens + item.planned.output_tokens / 2 for item in load.requests)
+def _paths(loads: Sequence[Load], machines: Sequence[str] | None, cards: Sequence[str] | None) -> list[Path]:
+    paths: list[Path] = []
+    for machine in sorted({load.server.machine for load in loads}):
+        if machines is None or machine in machines:
+            paths += [("hosts", machine, "times", field) for field in _HOST_FIELDS]
+    for card in sorted({load.server.card for load in loads}):
+        if cards is None or card in cards:
+            paths += [("cards", card, "decode_ms", at) for at in range(_DECODE_POINTS)]
+            paths += [("cards", card, field) for field in _GPU_FIELDS]
+    for release, fields in START["versions"].items():
+        if any(load.server.version.startswith(f"{release}.") for load in loads):
+            paths += [("versions", release, field) for field in fields]
+    return paths
 
 
-def _mixed_points(loads: list[Load]) -> list[tuple[float, float, int]]:
-    """(decodes, milliseconds, number) of full-budget mixed steps after the first wave, one row per load."""
-    rows = []
-    for load in loads:
-        if load.concurrency == 1:
-            continue
-        since = first_wave_end(load.requests, load.concurrency)
-        inside = [
-            step
-            for before, step, after in _triples(engine_steps(load.requests))
-            if before.at > since and before.firsts and step.firsts and after.firsts
-        ]
-        if len(inside) >= 10:
-            decodes = statistics.median(step.tokens - step.firsts for step in inside)
-            rows.append((decodes, statistics.median(step.milliseconds for step in inside), len(inside)))
-    return rows
+def _bears_on(path: Path, load: Load) -> bool:
+    server, settings = load.server, load.server.settings
+    if path[0] == "versions":
+        return server.version.startswith(f"{path[1]}.")
+    if path[0] == "hosts":
+        if server.machine != path[1]:
+            return False
+        return not settings.async_scheduling if str(path[3]).startswith("serial") else True
+    if server.card != path[1]:
+        return False
+    field = str(path[2])
+    if field.startswith("draft"):
+        return settings.drafted > 0
+    if field.startswith(("filter", "penalty")):
+        sample = load.requests[0].planned
+        return sample.filtered if field.startswith("filter") else sample.penalised
+    return True
 
 
-def _graph_launch(loads: list[Load]) -> float:
-    gaps = []
-    for load in loads:
-        if load.concurrency == 1 or load.server.max_num_seqs > load.server.capture:
-            continue
-        steps = engine_steps(load.requests)
-        gaps += [step.milliseconds for before, step in itertools.pairwise(steps) if before.firsts and not step.firsts]
-    # Part of the longer gaps is the mixed step's own tail on the GPU, which grows with the batch.
-    return float(np.percentile(gaps, 25))
+def _improve(
+    calibration: dict[str, Any], path: Path, loads: Sequence[Load], distances: dict[int, float], factor: float
+) -> None:
+    """Changes one number by the factor, either way, as often as that helps (at most three times)."""
+    holder: Any = calibration
+    for name in path[:-1]:
+        holder = holder[name]
+    last = path[-1]
+    for change in (factor, 1 / factor):
+        improved = False
+        for _ in range(3):
+            before, total = holder[last], sum(distances[id(load)] for load in loads)
+            holder[last] = before * change
+            now = {id(load): distance(compare(load, model_for(calibration, load))) for load in loads}
+            if sum(now.values()) >= total - 1e-9:
+                holder[last] = before
+                break
+            distances.update(now)
+            improved = True
+        if improved:
+            return
 
 
-def _jitter(loads: list[Load]) -> float:
-    spreads = []
-    for load in loads:
-        _, lengths = _plateau(load)
-        if len(lengths) >= 100 and load.concurrency > 1:
-            low, middle, high = np.percentile(lengths, [15.9, 50, 84.1])
-            spreads.append(float((high - low) / 2 / middle))
-    return statistics.median(spreads)
-
-
-def _triples(steps: list[ObservedStep]) -> Iterable[tuple[ObservedStep, ObservedStep, ObservedStep]]:
-    return zip(steps, steps[1:], steps[2:], strict=False)
-
-
-def _line(points: list[tuple[float, float, int]]) -> tuple[float, float]:
-    """Weighted least squares: (value at 0, slope) of rows (x, y, weight); a level line through one row."""
-    if len(points) == 1:
-        return points[0][1], 0.0
-    x, y, weight = (np.array(column, dtype=float) for column in zip(*points, strict=True))
-    slope, at_zero = np.polyfit(x, y, 1, w=np.sqrt(weight))
-    return float(at_zero), float(slope)
+def rounded(values: Any) -> Any:
+    """Numbers with four digits, at any depth."""
+    if isinstance(values, dict):
+        return {name: rounded(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [rounded(value) for value in values]
+    return float(f"{values:.4g}") if isinstance(values, float) else values

@@ -1,41 +1,76 @@
-"""The tables of docs/simulator.md that the calibration writes."""
+"""What the calibration found, as Markdown tables."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from qwenbench.simulator.steptime import StepModel
-from simulator_calibration.compare import LIMITS, Comparison
-from simulator_calibration.measures import STALL_FACTOR, engine_steps, first_wave_end
+import numpy as np
+
+from simulator_calibration.compare import LIMITS, Comparison, judged
+from simulator_calibration.loads import Load
+from simulator_calibration.measures import one_off_stalls
 from simulator_calibration.startup import Phases
 
-DIGITS = {"itl_p50_ms": 2, "tokens_per_s": 0, "ttft_p50_ms": 0}
+NAMES = {"itl_p50_ms": "ITL p50", "tokens_per_s": "tokens/s", "ttft_p50_ms": "TTFT p50"}
 
 
-def residual_table(comparisons: list[Comparison], held_out: list[Comparison]) -> str:
-    """Recorded, simulated and their difference, a row per load; the worst also where each load was held out."""
-    lines = [
-        "| load | ITL p50 ms | tokens/s | TTFT p50 ms | preemptions (simulated) |",
-        "|---|---|---|---|---|",
-    ]
+def residual_table(comparisons: Sequence[Comparison]) -> str:
+    """Recorded against simulated per load with several streams; single streams are in the summary only."""
+    lines = ["| server and load | ITL p50 ms | tokens/s | TTFT p50 ms | stall share |", "|---|---|---|---|---|"]
     for item in comparisons:
+        if item.load.concurrency == 1 and not item.beyond:
+            continue
         cells = [
             _cell(item, key, digits) for key, digits in (("itl_p50_ms", 2), ("tokens_per_s", 0), ("ttft_p50_ms", 0))
         ]
-        lines.append(f"| {item.load.name} | {' | '.join(cells)} | {item.preemptions} |")
-    text = "\n".join(lines) + f"\n\nWorst: {_worst(comparisons)}."
-    if held_out:
-        text += f"\n\nWorst where each load is judged by a fit to all the others: {_worst(held_out)}."
-    return text
+        shares = [figures.stall_share for figures in (item.recorded, item.simulated)]
+        stalls = "-" if None in shares else " → ".join(f"{share:.0%}" for share in shares)
+        lines.append(f"| {item.load.name} | {' | '.join(cells)} | {stalls} |")
+    return "\n".join(lines)
 
 
-def _worst(comparisons: list[Comparison]) -> str:
-    worst = []
-    for key, limit in LIMITS.items():
-        values = [abs(value) for item in comparisons if (value := item.residual(key)) is not None]
-        worst.append(f"{key} {max(values):.1%} (limit {limit:.0%}, {len(values)} loads)")
-    return "; ".join(worst)
+def summary_table(rows: Sequence[tuple[str, Sequence[Comparison]]]) -> str:
+    """Per way of judging: the spread of the residuals, and how many lie within the limit."""
+    lines = [
+        "| judged by | figure | loads | median | 90 % within | worst | within the aim |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, comparisons in rows:
+        for key, limit in LIMITS.items():
+            values = [value for item in comparisons if (value := item.residual(key)) is not None]
+            if values:
+                off = np.abs(values)
+                within = int((off <= limit).sum())
+                lines.append(
+                    f"| {name} | {NAMES[key]} | {len(values)} | {np.median(values):+.1%} | "
+                    f"{np.percentile(off, 90):.1%} | {values[int(off.argmax())]:+.0%} | "
+                    f"{within} of {len(values)} within {limit:.0%} |"
+                )
+    return "\n".join(lines)
+
+
+def left_out_table(loads: Sequence[Load]) -> str:
+    """Loads with one-off stalls, and what became of them."""
+    lines = ["| load | stalls, s | judged |", "|---|---|---|"]
+    for load in loads:
+        stalls = one_off_stalls(load.requests)
+        if stalls:
+            how = {True: "from after its first wave", None: "left out"}[judged(load) or None]
+            lines.append(f"| {load.name} | {', '.join(f'{seconds:.1f}' for _, seconds in stalls[:4])} | {how} |")
+    return "\n".join(lines)
+
+
+def times_table(calibration: Mapping[str, Any]) -> str:
+    """The hosts' numbers side by side."""
+    hosts = calibration["hosts"]
+    fields = list(next(iter(hosts.values()))["times"])
+    lines = ["| host | " + " | ".join(hosts) + " |", "|---" * (len(hosts) + 1) + "|"]
+    for field in fields:
+        lines.append(f"| {field} | " + " | ".join(f"{host['times'][field]:g}" for host in hosts.values()) + " |")
+    return "\n".join(lines)
 
 
 def _cell(item: Comparison, key: str, digits: int) -> str:
@@ -44,24 +79,7 @@ def _cell(item: Comparison, key: str, digits: int) -> str:
         return "-"
     recorded, simulated = getattr(item.recorded, key), getattr(item.simulated, key)
     mark = " **beyond**" if key in item.beyond else ""
-    return f"{recorded:.{digits}f} → {simulated:.{digits}f} ({residual:+.1%}){mark}"
-
-
-def stall_table(comparisons: list[Comparison], model: StepModel) -> str:
-    """First-wave steps that took far longer than the model has for the longest of that load."""
-    lines = ["| load | steps left out | seconds over the model |", "|---|---|---|"]
-    for item in comparisons:
-        load = item.load
-        batch = min(load.concurrency, load.server.max_num_seqs)
-        longest = STALL_FACTOR * model.mixed_ms(batch, load.server.max_num_batched_tokens)
-        until = first_wave_end(load.requests, load.concurrency)
-        first = load.requests[0]
-        opening = (first.token_times[0] - first.start) * 1e3
-        lengths = [opening, *(step.milliseconds for step in engine_steps(load.requests) if step.at <= until)]
-        over = [length for length in lengths if length > longest]
-        if over:
-            lines.append(f"| {load.name} | {len(over)} | {sum(over) / 1e3 - len(over) * longest / 1e3:.2f} |")
-    return "\n".join(lines)
+    return f"{recorded:.{digits}f} → {simulated:.{digits}f} ({residual:+.0%}){mark}"
 
 
 def startup_table(starts: list[Phases], typical: dict[str, dict[str, float]]) -> str:

@@ -33,10 +33,13 @@ class Phases:
 
 def read_starts(folder: Path) -> list[Phases]:
     """The starts of a recorder's folder that got ready."""
-    starts = []
+    starts: list[Phases] = []
+    if not (folder / "results.json").exists():
+        return starts
     for run in json.loads((folder / "results.json").read_text(encoding="utf-8")):
-        if run.get("ok"):
-            starts.append(_phases(folder / f"{run['name']}.log", run["name"], run["startup_s"]))
+        seconds = run.get("startup_s") or run.get("ready_s")
+        if seconds and (run.get("ok") or run.get("loads")):
+            starts.append(_phases(folder / f"{run['name']}.log", run["name"], seconds))
     return starts
 
 

@@ -41,9 +41,22 @@ class _Answer:
         """
         if number == self.end_of_thinking:
             return None
-        if self.request.ended and self.asked.finish_reason == "stop":
+        if self.request.ended and self.asked.finish_reason == "stop" and number == self.request.generated:
             return ""  # the end-of-sequence token
         return next(self._words)
+
+    def pieces(self, request: LiveRequest) -> tuple[str | None, str | None]:
+        """(reasoning, answer) that the step's tokens add; None where they add nothing to it."""
+        thought = said = None
+        for number in range(request.generated - request.brought + 1, request.generated + 1):
+            word = self.word(number)
+            if word is None:
+                continue
+            if number < self.end_of_thinking:
+                thought = (thought or "") + word
+            else:
+                said = (said or "") + word
+        return thought, said
 
     def usage(self, output: int) -> dict[str, Any]:
         """The usage object after so many output tokens."""
@@ -110,24 +123,26 @@ class StreamAnswer(_Answer):
             )
 
     def token(self, request: LiveRequest) -> None:
-        """Writes what this token brings: one call, whatever comes with the first and the last."""
+        """Writes what the step brings: one call, whatever comes with the first and the last."""
         number = request.generated
-        word = self.word(number)
-        if self._plain and number > 1 and not request.ended:
+        first = number == request.brought
+        thought, said = self.pieces(request)
+        if self._plain and not first and not request.ended and (thought is None or said is None):
+            word = thought if said is None else said
             if word is None:
                 return
-            prefix = self._thinking_prefix if number < self.end_of_thinking else self._prefix
+            prefix = self._thinking_prefix if said is None else self._prefix
             piece = word.encode()
             size = len(prefix) + len(piece) + len(self._suffix)
             self._connection.write(b"%x\r\n%b%b%b\r\n" % (size, prefix, piece, self._suffix))
             return
         parts = []
-        if number == 1:
+        if first:
             parts.append(self._connection.head(200, _STREAM_LINES))
             if self.asked.chat:
                 parts.append(_event(self._role_chunk()))
-        if word is not None or request.ended:
-            parts.append(_event(self._chunk(number, word or "")))
+        if thought is not None or said is not None or request.ended:
+            parts.append(_event(self._chunk(number, thought, said)))
         if request.ended:
             if self.asked.include_usage:
                 parts.append(_event({**self._head, "choices": [], "usage": self.usage(number)}))
@@ -162,14 +177,16 @@ class StreamAnswer(_Answer):
             chunk["prompt_token_ids"] = [text.token_id(piece) for piece in self.asked.tokens]
         return chunk
 
-    def _chunk(self, number: int, word: str) -> dict[str, Any]:
+    def _chunk(self, number: int, thought: str | None, said: str | None) -> dict[str, Any]:
         ended = self.request.ended
-        ids = [text.token_id(word)] if self.asked.return_token_ids else None
+        brought = [piece for piece in (thought, said) if piece is not None]
+        ids = [text.token_id(piece) for piece in brought] if self.asked.return_token_ids else None
         choice: dict[str, Any] = {"index": 0}
         if self.asked.chat:
-            choice["delta"] = {"reasoning" if number < self.end_of_thinking else "content": word}
+            delta = {"reasoning": thought, "content": said}
+            choice["delta"] = {name: piece for name, piece in delta.items() if piece is not None} or {"content": ""}
         else:
-            choice["text"] = word
+            choice["text"] = "".join(brought)
         choice["logprobs"] = None
         choice["finish_reason"] = self.asked.finish_reason if ended else None
         if ended or not self.asked.chat:
@@ -204,9 +221,9 @@ class WholeAnswer(_Answer):
     def token(self, request: LiveRequest) -> None:
         """Keeps the token; the last one sends all."""
         number = request.generated
-        word = self.word(number)
-        if word:
-            (self._thought if number < self.end_of_thinking else self._said).append(word)
+        thought, said = self.pieces(request)
+        self._thought.append(thought or "")
+        self._said.append(said or "")
         if request.ended:
             body = self._chat_body() if self.asked.chat else self._completion_body()
             body["usage"] = self.usage(number)

@@ -44,16 +44,15 @@ class LiveRequest(SimRequest):
 class Engine:
     """One engine core. Virtual time is time.monotonic(); a turn begins where the one before ended."""
 
-    def __init__(self, scheduler: Scheduler, vram: VramGauge, energy: EnergyMeter, frontend_s: float) -> None:
+    def __init__(self, scheduler: Scheduler, vram: VramGauge, energy: EnergyMeter) -> None:
         self.scheduler = scheduler
         self.vram = vram
         self.energy = energy
-        self.metrics = EngineMetrics()
+        self.metrics = EngineMetrics(scheduler.limits.settings.drafted)
         self.lateness = Lateness()
         self.dead = False
         self.on_step: Callable[[Step], None] | None = None
         """Called with each step before it is applied (failures are injected here)."""
-        self._frontend_s = frontend_s
         self._last_delivery = 0.0
         self._incoming: deque[LiveRequest] = deque()
         self._pipeline = Pipeline(scheduler)
@@ -62,7 +61,8 @@ class Engine:
 
     def submit(self, request: LiveRequest) -> None:
         """Takes a request in; it reaches the scheduler after the time that the frontend takes."""
-        request.arrival = request.received + self._frontend_s
+        frontend_ms = self.scheduler.model.frontend_ms(request.prompt_tokens, self.running)
+        request.arrival = request.received + frontend_ms / 1000.0
         self._incoming.append(request)
         if self._turn is None:
             self._timer.set(round(self._incoming[0].arrival * 1e9))
@@ -140,19 +140,24 @@ class Engine:
         self.vram.saw(len(scheduler.running))
         produced = scheduler.complete(step)
         self.energy.step(step)
-        metrics.generation_tokens += len(produced)
-        together = sent = prompts = 0
+        together = sent = tokens = prompts = 0
         before, self._last_delivery = self._last_delivery, now
         clock = time.monotonic
+        drafted = scheduler.limits.settings.drafted
         for request in produced:
             assert isinstance(request, LiveRequest) and request.sink is not None
-            if request.last_token_at == before:
-                together += 1
-            elif request.generated == 1:
+            tokens += request.brought
+            if request.generated == request.brought:
                 self._first_token(request, now)
                 prompts += request.prompt_tokens
+            elif request.last_token_at == before:
+                together += 1
             else:
                 metrics.itl.observe(now - request.last_token_at)
+            if drafted and request.generated > request.brought:
+                metrics.drafts += 1
+                for position in range(request.brought - 1):
+                    metrics.accepted_by_position[position] += 1
             request.last_token_at = now
             request.sink.token(request)
             if request.ended:
@@ -165,9 +170,10 @@ class Engine:
             metrics.itl.observe(now - before, together)
         if sent:
             self.lateness.add((clock() - now) * 1000.0, sent)
+        metrics.generation_tokens += tokens
         # vLLM counts a prompt when it is complete, whole, whatever the step's own share of it.
         metrics.prompt_tokens += prompts
-        metrics.iteration_tokens.observe(prompts + len(produced))
+        metrics.iteration_tokens.observe(prompts + tokens)
 
     def _first_token(self, request: LiveRequest, now: float) -> None:
         metrics = self.metrics
@@ -192,3 +198,4 @@ class Engine:
         metrics.request_prompt.observe(request.prompt_tokens)
         metrics.request_generation.observe(request.generated)
         metrics.request_max_tokens.observe(request.max_tokens)
+        metrics.request_computed.observe(request.prompt_tokens - request.cached_tokens)

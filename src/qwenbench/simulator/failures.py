@@ -21,12 +21,13 @@ DIES_AFTER_STEPS = 40
 
 
 class StartFailure(Exception):
-    """The start ends here: `lines` go to the log, then the process exits with `code`."""
+    """The start ends here: `lines` go to the log, then the process exits with `code`. `reason`: the error's text."""
 
-    def __init__(self, lines: Sequence[str], code: int = 1) -> None:
-        super().__init__(lines[-1] if lines else "")
+    def __init__(self, lines: Sequence[str], code: int = 1, reason: str = "") -> None:
+        super().__init__(reason)
         self.lines = tuple(lines)
         self.code = code
+        self.reason = reason
 
 
 def check_free_memory(options: ServeOptions, plan: MemoryPlan) -> None:
@@ -79,7 +80,8 @@ def engine_failure(error: str) -> StartFailure:
             f"({log.API} pid={os.getpid()}) Traceback (most recent call last):",
             f"({log.API} pid={os.getpid()}) RuntimeError: Engine core initialization failed. See root cause "
             "above. Failed core proc(s): {}",
-        ]
+        ],
+        reason=error,
     )
 
 

@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from qwenbench.simulator.blocks import BlockPool, BlockTable
-from qwenbench.simulator.steptime import StepModel
+from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape
 
 
 @dataclass(slots=True, eq=False)
@@ -27,10 +27,16 @@ class SimRequest:
     """When it reached the scheduler."""
     hashes: tuple[bytes, ...] = ()
     """One per full block of the prompt, each depending on all before it and on the cache salt."""
+    filtered: bool = False
+    """Its tokens are drawn with top-k, top-p or min-p."""
+    penalised: bool = False
+    """Presence, frequency or repetition penalties apply."""
     table: BlockTable = field(default_factory=BlockTable)
     computed: int = 0
     """Tokens whose KV is in the cache, or will be when the steps under way have run."""
     generated: int = 0
+    brought: int = 0
+    """Tokens that its last completed step brought: one, or more with a drafter."""
     under_way: int = 0
     """Tokens that planned steps will still bring."""
     cached_tokens: int = 0
@@ -45,12 +51,13 @@ class SimRequest:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerLimits:
-    """The flags that bind the scheduler."""
+    """The flags that bind the scheduler, and those on which a step's time depends."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    captured_size: int
-    """Largest batch that has a CUDA graph; 0 with --enforce-eager."""
+    settings: StepSettings
+    acceptance: float = 0.0
+    """Chance that a drafted token is accepted, given that those before it were."""
 
 
 @dataclass(slots=True)
@@ -60,8 +67,10 @@ class Work:
     request: SimRequest
     tokens: int
     """Tokens that are computed for it."""
-    samples: bool
-    """Whether it gets a token at the end."""
+    samples: int
+    """Tokens that it gets at the end: none in the middle of a prompt, one, or more with a drafter."""
+    decodes: bool
+    """Whether it continues an answer, and does not prefill."""
     epoch: int
     """The request's number of preemptions when this was planned: a later preemption voids it."""
 
@@ -75,13 +84,22 @@ class Step:
     decodes: int
     host_s: float
     """Time for which the engine's thread is busy launching it."""
+    serial_s: float
+    """Time for scheduling it and taking its tokens in."""
     device_s: float
     """Time on the GPU, which begins when the step before has left it."""
+    whole: bool
+    """Launched as one graph, at the end of the host's time; else kernel by kernel while the GPU already works."""
 
     @property
     def seconds(self) -> float:
         """How long the step takes in a row of like steps."""
         return max(self.host_s, self.device_s)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it computes, as vllm:iteration_tokens_total counts them."""
+        return sum(part.tokens for part in self.work)
 
 
 class Scheduler:
@@ -96,6 +114,8 @@ class Scheduler:
         self.preemptions = 0
         self.prefix_queries = 0
         self.prefix_hits = 0
+        self.host_pace = 1.0
+        """The host's time is multiplied by this (how launches and points of one configuration differ)."""
         self._random = random.Random(seed)
 
     def add(self, request: SimRequest) -> None:
@@ -123,16 +143,28 @@ class Scheduler:
             self._admit(work, budget, now)
         if not work:
             return None
-        prefill = decodes = context = 0
+        prefill = decodes = prompts = context = filtered = penalised = 0
         for part in work:
-            context += part.request.computed
-            if part.tokens == 1 and part.samples:
+            request = part.request
+            context += request.computed
+            if part.decodes:
                 decodes += 1
             else:
                 prefill += part.tokens
-        host_ms, device_ms = self.model.step_ms(decodes, prefill, context, self.limits.captured_size)
-        factor = (1.0 + min(max(self._random.gauss(0.0, self.model.jitter), -0.2), 0.2)) / 1000.0
-        return Step(work, prefill, decodes, host_ms * factor, device_ms * factor)
+                prompts += 1
+            if part.samples:
+                filtered += request.filtered
+                penalised += request.penalised
+        shape = StepShape(decodes, prefill, context, prompts, filtered, penalised)
+        host_ms, device_ms = self.model.step_ms(shape, self.limits.settings)
+        serial_ms = self.model.serial_ms(shape)
+        host_s = host_ms * self.host_pace * self._vary(self.model.host.jitter) / 1000.0
+        device_s = device_ms * self._vary(self.model.gpu.jitter) / 1000.0
+        whole = not prefill and decodes * (1 + self.limits.settings.drafted) <= self.limits.settings.captured_full
+        return Step(work, prefill, decodes, host_s, serial_ms * self.host_pace / 1000.0, device_s, whole)
+
+    def _vary(self, jitter: float) -> float:
+        return 1.0 + min(max(self._random.gauss(0.0, jitter), -3 * jitter), 3 * jitter)
 
     def complete(self, step: Step) -> list[SimRequest]:
         """Takes in a step's results. Returns the requests that got a token, in scheduling order."""
@@ -142,8 +174,9 @@ class Scheduler:
             request = part.request
             if not part.samples or request.ended or request.preemptions != part.epoch:
                 continue
-            request.under_way -= 1
-            request.generated += 1
+            request.under_way -= part.samples
+            request.generated += part.samples
+            request.brought = part.samples
             produced.append(request)
             if request.generated >= request.output_tokens:
                 request.ended = ended = True
@@ -161,7 +194,7 @@ class Scheduler:
             if request.generated + request.under_way >= request.output_tokens:
                 continue  # its last token is under way
             tokens = self._chunk(request, budget)
-            target = request.computed + tokens
+            target = request.computed + tokens + self.limits.settings.drafted
             while target > request.table.capacity and not self.pool.grow(request.table, target):
                 preempted = True
                 victim = self.running.pop()
@@ -170,7 +203,7 @@ class Scheduler:
                     return work, budget, preempted
             if tokens:
                 work.append(self._begin(request, tokens))
-                budget -= tokens
+                budget -= work[-1].tokens
         return work, budget, preempted
 
     def _admit(self, work: list[Work], budget: int, now: float) -> None:
@@ -200,12 +233,27 @@ class Scheduler:
         """Counts the tokens as computed from now on."""
         before = request.computed
         request.computed = before + tokens
-        samples = request.computed >= request.prompt_tokens + request.generated + request.under_way
-        if samples:
-            request.under_way += 1
+        decodes = tokens == 1 and before >= request.prompt_tokens
+        samples = 0
+        if request.computed >= request.prompt_tokens + request.generated + request.under_way:
+            samples = 1
+            if decodes and self.limits.settings.drafted:
+                samples += self._accepted(request)
+                # the accepted drafts' keys and values are in the cache, too
+                request.computed += samples - 1
+                tokens += self.limits.settings.drafted
+        request.under_way += samples
         if request.hashes:
             self._publish(request, before)
-        return Work(request, tokens, samples, request.preemptions)
+        return Work(request, tokens, samples, decodes, request.preemptions)
+
+    def _accepted(self, request: SimRequest) -> int:
+        """Drafted tokens that the model accepts, no more than the request still wants."""
+        wanted = request.output_tokens - request.generated - request.under_way - 1
+        accepted = 0
+        while accepted < min(self.limits.settings.drafted, wanted) and self._random.random() < self.limits.acceptance:
+            accepted += 1
+        return accepted
 
     def _chunk(self, request: SimRequest, budget: int) -> int:
         """Tokens to compute now. With caching on, a chunk that is not the last ends at a block's end."""
@@ -251,16 +299,18 @@ class Turn:
 
 
 class Pipeline:
-    """Virtual time over a scheduler: vLLM's asynchronous scheduling, two steps deep.
+    """Virtual time over a scheduler.
 
-    The engine's thread plans a step and launches it while the one before still runs on the GPU, and hands out that
-    one's tokens only after the launch. A decode step inside a CUDA graph is launched in a few ms, so its tokens come
-    on time; a step with prefill keeps the thread busy for all its time, so the tokens of the step before it come as
-    late as its end. That is why a first token in a busy server comes one step later than its prefill.
+    Asynchronous scheduling is two steps deep: the engine's thread plans a step and launches it while the one before
+    still runs on the GPU, and hands out that one's tokens only after the launch. A decode step inside a CUDA graph is
+    launched in a few ms, so its tokens come on time; a step with prefill keeps the thread busy for long, so the
+    tokens of the step before it come as late as the launch's end. That is why a first token in a busy server comes
+    one step later than its prefill. Without it a step is planned, launched, waited for and handed out in turn.
     """
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
+        self._asynchronous = scheduler.limits.settings.async_scheduling
         self._flying: Step | None = None
         self._flying_ends = 0.0
         """When the GPU is through with the step under way."""
@@ -270,13 +320,17 @@ class Pipeline:
 
         The caller adds what has arrived by then to the scheduler before, and completes `deliver` after.
         """
-        flying, flying_ends = self._flying, self._flying_ends
         step = self.scheduler.plan(now)
+        if not self._asynchronous:
+            return None if step is None else Turn(now + step.serial_s + step.seconds, step)
+        flying, flying_ends = self._flying, self._flying_ends
         if step is None:
             self._flying = None
             return Turn(max(flying_ends, now), flying) if flying is not None else None
         launched = now + step.host_s
-        begins = max(flying_ends, now) if flying is not None else now
+        begins = launched if step.whole else now
+        if flying is not None:
+            begins = max(flying_ends, begins)
         self._flying = step
         self._flying_ends = max(launched, begins + step.device_s)
         if flying is None:

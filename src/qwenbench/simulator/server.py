@@ -28,15 +28,14 @@ from qwenbench.simulator.api import (
     parse_generation,
     prompt_tokens,
 )
-from qwenbench.simulator.blocks import BlockPool
 from qwenbench.simulator.engine import Engine, LiveRequest
 from qwenbench.simulator.memory import MemoryPlan, plan_memory, served_shape
 from qwenbench.simulator.meters import EnergyMeter, VramGauge, power_limit_w
 from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
-from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
+from qwenbench.simulator.replay import launch_pace, scheduler_of
 from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
-from qwenbench.simulator.steptime import MEASURED, calibration, step_model
+from qwenbench.simulator.steptime import calibration, measured_cards, step_model
 
 STATS_PERIOD_S = 10.0
 EXIT_AFTER_DEATH_S = 2.5
@@ -53,21 +52,17 @@ class App:
         self.served = ServedModel(
             options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
         )
-        model = step_model(card).stretched(options.time_scale)
-        pool = BlockPool(
-            plan.num_blocks,
-            block_tokens=plan.block_tokens,
-            state_blocks=plan.state_blocks,
-            caching=options.enable_prefix_caching,
+        model = step_model(card, options.machine, served_shape(options.model), options.vllm_version).stretched(
+            options.time_scale
         )
-        captured = [size for size in options.capture_sizes if size <= options.max_num_seqs]
-        limits = SchedulerLimits(options.max_num_seqs, options.max_num_batched_tokens, max(captured, default=0))
         figures = calibration()
+        scheduler = scheduler_of(options, plan, model)
+        if options.spread:
+            scheduler.host_pace = launch_pace(model, options.seed)
         self.engine = Engine(
-            Scheduler(limits, pool, model, options.seed),
+            scheduler,
             VramGauge(plan, card, figures["memory"]["overshoot_mib"]),
             EnergyMeter(figures["power"], power_limit_w(card)),
-            model.frontend_ms / 1000.0,
         )
         self.finished = asyncio.Event()
         self._created = int(time.time())
@@ -185,6 +180,8 @@ class App:
             received=received,
             max_tokens=asked.max_tokens,
             finish_reason=asked.finish_reason,
+            filtered=asked.filtered,
+            penalised=asked.penalised,
         )
 
     def _give_up(self) -> None:
@@ -211,7 +208,9 @@ async def serve(options: ServeOptions) -> int:
     card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
     phases, times = _start_times(options)
-    note = f"Card {card.name}" + ("" if card.name == MEASURED else f", speed extrapolated from {MEASURED}") + "."
+    measured = measured_cards()
+    extrapolated = "" if card.name in measured else f", speed extrapolated from {' and '.join(measured)}"
+    note = f"Card {card.name}{extrapolated}; host {options.machine or 'typical of those measured'}."
     lines = ServerLog(options, plan, phases, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()

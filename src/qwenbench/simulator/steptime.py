@@ -1,13 +1,9 @@
-"""How long one engine step takes, from a handful of numbers that bench/calibrate_simulator.py fits.
+"""How long one engine step takes: the greater of the host's time and the GPU's.
 
-    decode step    d sequences, no prefill:  captured(d) up to the captured size, eager(d) above it
-    mixed step     p prefill tokens as well: max(floor, first + p x per_token) + d x per_sequence
-    both           + context tokens read x per_context_token, on the GPU
-
-The captured curve is a table over batch sizes with straight lines between (a graph is padded to the next
-captured size, which those tables already hold). The jump above the captured size is the fall out of the
-CUDA graphs into kernel launches one by one. A mixed or eager step keeps the engine's thread for all its time
-(pipeline.py says what follows from that), a captured one only for `graph_launch_ms`.
+The GPU's time belongs to the card: kernels of a decode step by rows, prefill by tokens, contexts by their bytes,
+sampling by rows. The host's time belongs to the machine: what launching a step's kernels takes it, by kind of step
+(one captured graph, graphs piece by piece, kernel by kernel), and what scheduling and output take it, hidden behind
+the GPU with asynchronous scheduling. docs/simulator.md says where each number comes from.
 """
 
 from __future__ import annotations
@@ -15,136 +11,273 @@ from __future__ import annotations
 import json
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from qwenbench.capacity.cards import Card, find_card
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 
-MEASURED = "h200"
-"""The card that was recorded; every other card's speed is extrapolated."""
 CALIBRATION_FILE = Path(__file__).with_name("calibration.json")
 
 
 @dataclass(frozen=True, slots=True)
-class StepModel:
-    """Times in milliseconds, for the card that was measured (or scaled, see `scaled`)."""
+class _Timings:
+    """Fields whose names end in `_ms` are milliseconds, numbers or tables of them."""
 
-    captured_batch: tuple[int, ...]
-    captured_ms: tuple[float, ...]
-    """Decode step inside a CUDA graph at these batch sizes."""
-    fixed_ms: float
-    """The part of a captured step that no memory bandwidth shortens."""
-    graph_launch_ms: float
-    """Host time of a captured step."""
-    eager_ms: float
-    """Decode step outside the graphs: kernel launches, whatever the batch."""
-    eager_per_sequence_ms: float
-    mixed_floor_ms: float
-    """A step with any prefill takes at least this (launches of the prefill kernels)."""
-    mixed_first_ms: float
-    mixed_per_token_ms: float
-    mixed_per_sequence_ms: float
-    """Each decoding sequence that rides along in a mixed step."""
-    per_context_token_ms: float
-    """Reading one token's KV: bytes over bandwidth, not fitted."""
-    frontend_ms: float
-    """From the request's last byte to the scheduler (HTTP, tokeniser, the engine's input queue)."""
-    jitter: float
-    """Relative standard deviation of a step."""
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Raises TypeError where fields lack or are unknown."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
-    def decode_ms(self, sequences: int, captured_size: int) -> float:
-        """Milliseconds of a step that decodes `sequences` and prefills nothing, contexts aside."""
-        return max(self.step_ms(sequences, 0, 0, captured_size))
-
-    def mixed_ms(self, sequences: int, prefill_tokens: int) -> float:
-        """Milliseconds of a step that prefills so many tokens and decodes `sequences`."""
-        prefill = self.mixed_first_ms + self.mixed_per_token_ms * prefill_tokens
-        return max(self.mixed_floor_ms, prefill) + self.mixed_per_sequence_ms * sequences
-
-    def step_ms(
-        self, sequences: int, prefill_tokens: int, context_tokens: int, captured_size: int
-    ) -> tuple[float, float]:
-        """(host, device) milliseconds of any step, without jitter. `context_tokens`: of all sequences together."""
-        context = self.per_context_token_ms * context_tokens
-        if prefill_tokens:
-            both = self.mixed_ms(sequences, prefill_tokens)
-            return both, both + context
-        host = self.graph_launch_ms
-        if sequences > captured_size:
-            host = self.eager_ms + self.eager_per_sequence_ms * sequences
-        return host, self._captured(sequences) + context
-
-    def scaled(self, bandwidth: float, compute: float) -> StepModel:
-        """The same model on a card with so many times the memory bandwidth and compute: an extrapolation.
-
-        Decoding in graphs is taken as bound by memory but for `fixed_ms`, prefill tokens by compute; launch
-        costs are the host's and stay.
-        """
-        return replace(
-            self,
-            captured_ms=tuple(self.fixed_ms + (ms - self.fixed_ms) / bandwidth for ms in self.captured_ms),
-            mixed_per_token_ms=self.mixed_per_token_ms / compute,
-            per_context_token_ms=self.per_context_token_ms / bandwidth,
-        )
-
-    def stretched(self, factor: float) -> StepModel:
+    def stretched(self, factor: float) -> Self:
         """Every duration times `factor`."""
         if factor == 1.0:
             return self
-        return replace(
-            self,
-            captured_ms=tuple(ms * factor for ms in self.captured_ms),
-            fixed_ms=self.fixed_ms * factor,
-            graph_launch_ms=self.graph_launch_ms * factor,
-            eager_ms=self.eager_ms * factor,
-            eager_per_sequence_ms=self.eager_per_sequence_ms * factor,
-            mixed_floor_ms=self.mixed_floor_ms * factor,
-            mixed_first_ms=self.mixed_first_ms * factor,
-            mixed_per_token_ms=self.mixed_per_token_ms * factor,
-            mixed_per_sequence_ms=self.mixed_per_sequence_ms * factor,
-            per_context_token_ms=self.per_context_token_ms * factor,
-            frontend_ms=self.frontend_ms * factor,
-        )
+        changed = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name.endswith("_ms"):
+                changed[field.name] = (
+                    tuple(item * factor for item in value) if isinstance(value, tuple) else value * factor
+                )
+        return replace(self, **changed)
 
-    def _captured(self, sequences: int) -> float:
-        sizes, times = self.captured_batch, self.captured_ms
-        at = bisect_left(sizes, sequences)
+
+@dataclass(frozen=True, slots=True)
+class GpuTimes(_Timings):
+    """What a card's kernels take."""
+
+    decode_rows: tuple[int, ...]
+    decode_ms: tuple[float, ...]
+    """A step that decodes so many rows inside a CUDA graph; straight lines between, the last slope beyond."""
+    fixed_ms: float
+    """The part of a decode step that no memory bandwidth shortens."""
+    prefill_first_ms: float
+    prefill_token_ms: float
+    """A step with prefill: first + tokens x this."""
+    prefill_row_ms: float
+    """Each decoding row that rides along in a step with prefill."""
+    context_token_ms: float
+    """Reading one token's keys and values."""
+    filter_first_ms: float
+    filter_row_ms: float
+    """Top-k, top-p or min-p with PyTorch's and Triton's sampler (VLLM_USE_FLASHINFER_SAMPLER=0)."""
+    filter_few_row_ms: float
+    """The same for each row of a batch under `FILTER_FEW_ROWS`, which vLLM sorts with PyTorch."""
+    flashinfer_row_ms: float
+    """The same with FlashInfer's sampler, vLLM's default."""
+    penalty_row_ms: float
+    """Presence, frequency or repetition penalties."""
+    draft_first_ms: float
+    draft_row_ms: float
+    """One pass of a drafter of one layer and the model's output matrix, for so many sequences."""
+    jitter: float
+    """Relative standard deviation of a step."""
+
+    def decode(self, rows: float) -> float:
+        """Milliseconds of a decode step's kernels, contexts and sampling aside."""
+        sizes, times = self.decode_rows, self.decode_ms
+        at = bisect_left(sizes, rows)
         if at == 0:
             return times[0]
         at = min(at, len(sizes) - 1)
         low, high = sizes[at - 1], sizes[at]
         slope = (times[at] - times[at - 1]) / (high - low)
-        return times[at - 1] + slope * (sequences - low)
+        return times[at - 1] + slope * (rows - low)
 
 
-def model_from_json(values: Mapping[str, Any]) -> StepModel:
-    """The `step_model` object of calibration.json. Raises KeyError or TypeError when it does not fit."""
-    plain = {**values}
-    plain["captured_batch"] = tuple(int(value) for value in plain["captured_batch"])
-    plain["captured_ms"] = tuple(float(value) for value in plain["captured_ms"])
-    return StepModel(**plain)
+FILTER_FEW_ROWS = 8
+"""vLLM takes its Triton kernel for top-k and top-p from so many rows on (vllm/v1/sample/ops/topk_topp_sampler.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class HostTimes(_Timings):
+    """What a machine takes to get a step onto the GPU; the same whatever the card."""
+
+    name: str
+    graph_ms: float
+    """Launching a decode step that is one CUDA graph."""
+    piecewise_ms: float
+    """A step with prefill whose tokens fit the captured size: graphs piece by piece, attention between them."""
+    launch_ms: float
+    """A step with prefill launched kernel by kernel (940 to 1,000 of them)."""
+    eager_ms: float
+    """A decode step launched kernel by kernel, beyond the graphs."""
+    row_ms: float
+    """Each row of a step that is not one graph."""
+    serial_ms: float
+    serial_row_ms: float
+    """Scheduling before a step and taking its tokens in after it, for the step and for each row."""
+    frontend_ms: float
+    frontend_token_ms: float
+    """From a request's last byte to the scheduler: HTTP, chat template, tokeniser (by prompt token)."""
+    frontend_stream_ms: float
+    """The same for each running request, whose tokens the frontend sends meanwhile."""
+    jitter: float
+    """Relative standard deviation of the time to launch a step."""
+    point_spread: float
+    launch_spread: float
+    """Relative standard deviations of the host's speed between two points, and between two launches."""
+
+    def faster(self, factor: float) -> HostTimes:
+        """A host so many times as fast."""
+        return self.stretched(1.0 / factor)
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What a step has to do."""
+
+    decodes: int = 0
+    """Sequences that decode."""
+    prefill_tokens: int = 0
+    context_tokens: int = 0
+    """Tokens of all its sequences together whose keys and values are read."""
+    prompts: int = 0
+    """Sequences that prefill."""
+    filtered: int = 0
+    """Rows whose tokens are drawn with top-k, top-p or min-p."""
+    penalised: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepSettings:
+    """What of a server's configuration a step's time depends on."""
+
+    captured_full: int
+    """Largest decode batch (rows) that is one graph; 0 with --enforce-eager."""
+    captured_piecewise: int
+    """Most tokens of a step that runs in piecewise graphs."""
+    flashinfer_sampler: bool = True
+    async_scheduling: bool = True
+    drafted: int = 0
+    """Tokens that a drafter proposes for each sequence and step."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepModel:
+    """A card in a machine."""
+
+    gpu: GpuTimes
+    host: HostTimes
+
+    def step_ms(self, shape: StepShape, settings: StepSettings) -> tuple[float, float]:
+        """(host, GPU) milliseconds of a step, without jitter."""
+        gpu, host = self.gpu, self.host
+        rows = shape.decodes * (1 + settings.drafted)
+        device = gpu.context_token_ms * shape.context_tokens + self._sampling(shape, settings)
+        if shape.prefill_tokens:
+            device += gpu.prefill_first_ms + gpu.prefill_token_ms * shape.prefill_tokens + gpu.prefill_row_ms * rows
+            graphs = shape.prefill_tokens + rows <= settings.captured_piecewise
+        else:
+            device += gpu.decode(rows)
+            graphs = rows <= settings.captured_piecewise
+        if not shape.prefill_tokens and rows <= settings.captured_full:
+            launching = host.graph_ms
+        else:
+            kind = host.launch_ms if shape.prefill_tokens else host.eager_ms
+            launching = (host.piecewise_ms if graphs else kind) + host.row_ms * rows
+        if settings.drafted:
+            sequences = shape.decodes + shape.prompts
+            drafting = settings.drafted * (gpu.draft_first_ms + gpu.draft_row_ms * sequences)
+            device += drafting
+            # the drafter's passes are launched one after the other, each when the one before has its tokens
+            launching += drafting if settings.async_scheduling else 0.0
+        return launching, device
+
+    def frontend_ms(self, prompt_tokens: int, running: int) -> float:
+        """Milliseconds from a request's last byte to the scheduler, beside so many running requests."""
+        host = self.host
+        return host.frontend_ms + host.frontend_token_ms * prompt_tokens + host.frontend_stream_ms * running
+
+    def serial_ms(self, shape: StepShape) -> float:
+        """Milliseconds of scheduling and output of a step."""
+        return self.host.serial_ms + self.host.serial_row_ms * (shape.decodes + shape.prompts)
+
+    def decode_ms(self, sequences: int, captured: int) -> float:
+        """Milliseconds of a plain step that decodes `sequences`, contexts and sampling fields aside."""
+        return max(self.step_ms(StepShape(decodes=sequences), StepSettings(captured, captured)))
+
+    def stretched(self, factor: float) -> StepModel:
+        """Every duration times `factor`."""
+        return StepModel(self.gpu.stretched(factor), self.host.stretched(factor))
+
+    def _sampling(self, shape: StepShape, settings: StepSettings) -> float:
+        gpu = self.gpu
+        per_sequence = 1 + settings.drafted
+        filtered = shape.filtered * per_sequence
+        cost = gpu.penalty_row_ms * shape.penalised * per_sequence
+        if not filtered:
+            return cost
+        if settings.flashinfer_sampler:
+            return cost + gpu.flashinfer_row_ms * filtered
+        if filtered < FILTER_FEW_ROWS:
+            return cost + gpu.filter_few_row_ms * filtered
+        return cost + gpu.filter_first_ms + gpu.filter_row_ms * filtered
 
 
 @cache
 def calibration() -> Mapping[str, Any]:
-    """The whole calibration file that the package ships (provenance, step model, start-up phases, memory)."""
+    """The whole calibration file that the package ships (provenance, cards, hosts, start-up phases, memory)."""
     loaded: dict[str, Any] = json.loads(CALIBRATION_FILE.read_text(encoding="utf-8"))
     return loaded
 
 
-def calibrated_model() -> StepModel:
-    """The step model that was fitted to the recorded card."""
-    return model_from_json(calibration()["step_model"])
+def measured_cards() -> tuple[str, ...]:
+    """Cards whose kernels were measured."""
+    return tuple(calibration()["cards"])
 
 
-def step_model(card: Card) -> StepModel:
-    """The fitted model, scaled to the card (an extrapolation for every card but the measured one)."""
-    return calibrated_model().scaled(*relative_speed(card))
+def gpu_times(card: Card, shape: ModelShape = SEED_SHAPE, version: str = "") -> GpuTimes:
+    """A card's kernels for a model: measured, or scaled from the measured card whose bandwidth is nearest.
+
+    `version`: vLLM's, where its kernels were seen to differ.
+
+    Decoding in graphs is taken as bound by memory but for `fixed_ms`, prefill by compute, both in proportion to the
+    weights; sampling, which reads the logits, by memory.
+    """
+    cards = calibration()["cards"]
+    nearest = min(cards, key=lambda name: abs(find_card(name).bandwidth_gb_s / card.bandwidth_gb_s - 1))
+    release = ".".join(version.split(".")[:2])
+    times = GpuTimes.from_json({**cards[nearest], **calibration()["versions"].get(release, {})})
+    return scaled(times, find_card(nearest), card, (shape.weights_gib or 1.0) / (SEED_SHAPE.weights_gib or 1.0))
 
 
-def relative_speed(card: Card) -> tuple[float, float]:
-    """(memory bandwidth, BF16 compute) of the card in units of the measured one."""
-    measured = find_card(MEASURED)
-    return card.bandwidth_gb_s / measured.bandwidth_gb_s, card.bf16_tflops / measured.bf16_tflops
+def scaled(times: GpuTimes, known: Card, card: Card, size: float = 1.0) -> GpuTimes:
+    """A known card's kernels on another card, for a model `size` times as large: an extrapolation."""
+    memory = known.bandwidth_gb_s / card.bandwidth_gb_s
+    compute = known.bf16_tflops / card.bf16_tflops
+    if memory == compute == size == 1.0:
+        return times
+    return replace(
+        times,
+        decode_ms=tuple(times.fixed_ms + (ms - times.fixed_ms) * memory * size for ms in times.decode_ms),
+        prefill_first_ms=times.prefill_first_ms * memory * size,
+        prefill_token_ms=times.prefill_token_ms * compute * size,
+        prefill_row_ms=times.prefill_row_ms * memory * size,
+        context_token_ms=times.context_token_ms * memory,
+        filter_first_ms=times.filter_first_ms * memory,
+        filter_row_ms=times.filter_row_ms * memory,
+        filter_few_row_ms=times.filter_few_row_ms * memory,
+        flashinfer_row_ms=times.flashinfer_row_ms * memory,
+        penalty_row_ms=times.penalty_row_ms * memory,
+        draft_first_ms=times.draft_first_ms * memory * size,
+        draft_row_ms=times.draft_row_ms * memory * size,
+    )
+
+
+def host_times(name: str | None = None) -> HostTimes:
+    """A machine by its name in the calibration, or a file that `qwenbench simulate --measure-host` wrote.
+
+    None: the middle one of those measured. Raises UsageError.
+    """
+    from qwenbench.simulator.hosts import find_host
+
+    return find_host(name)
+
+
+def step_model(card: Card, host: str | None = None, shape: ModelShape = SEED_SHAPE, version: str = "") -> StepModel:
+    """The model of a card in a machine."""
+    return StepModel(gpu_times(card, shape, version), host_times(host))

@@ -1,11 +1,14 @@
 """bench/calibrate_simulator.py's parts: a fit to loads of a known model finds that model again."""
 
+import copy
+import gzip
 import itertools
 import json
 import statistics
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,75 +16,129 @@ import pytest
 
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.simulator.replay import Planned, Replayed
-from qwenbench.simulator.steptime import calibrated_model
+from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 
-from simulator_calibration.compare import compare, simulate
-from simulator_calibration.fit import fit
-from simulator_calibration.loads import Load, ServerFacts, read_run_folder
+from simulator_calibration.compare import compare, judged, simulate
+from simulator_calibration.fit import fit, model_for, start
+from simulator_calibration.loads import Load, ServerFacts, read_folder, read_run_folder
 from simulator_calibration.measures import engine_steps, figures
-
-MODEL = replace(calibrated_model(), jitter=0.005)
-SERVERS = {
-    64: ServerFacts("cap64", 64, 64, 2048, 1072),
-    256: ServerFacts("cap64-seq256", 64, 256, 2048, 1072),
-    16: ServerFacts("cap16", 16, 16, 2048, 1074),
-}
+from simulator_calibration.transfer import elsewhere, uncertainty, with_typical_host
 
 
-def made(seqs: int, concurrency: int, model=MODEL) -> Load:
-    """A load as a server with this model would have left it."""
-    number = max(3, 2 * concurrency)
-    plan = Load(SERVERS[seqs], f"c={concurrency}", concurrency, [Replayed(0.0, Planned(522, 128))] * number)
-    requests, preemptions = simulate(plan, model)
+def server(capture: int, seqs: int, machine: str = "here", card: str = "h100") -> ServerFacts:
+    settings = StepSettings(min(capture, seqs), capture, flashinfer_sampler=False)
+    return ServerFacts(f"cap{capture}-seq{seqs}", machine, card, "0.26.0", seqs, 2048, 1053, settings)
+
+
+def quiet(calibration: dict[str, Any]) -> dict[str, Any]:
+    for card in calibration["cards"].values():
+        card["jitter"] = 0.005
+    for host in calibration["hosts"].values():
+        host["times"]["jitter"] = 0.01
+    return calibration
+
+
+def made(facts: ServerFacts, concurrency: int, calibration: dict[str, Any], prompt: int = 522) -> Load:
+    """A load as a server with these times would have left it."""
+    number = max(4, 2 * concurrency)
+    plan = Load(facts, f"c={concurrency}", concurrency, [Replayed(0.0, Planned(prompt, 96))] * number)
+    requests, preemptions = simulate(plan, model_for(calibration, plan))
     return replace(plan, requests=requests, preemptions=preemptions)
 
 
-LOADS = [made(64, 1), made(16, 16), made(64, 16), made(64, 64), made(16, 64), made(256, 128), made(256, 256)]
+FACTS = (server(64, 64), server(64, 256))
+TRUTH = quiet(start([Load(FACTS[0], "", 1, [])]))
+LOADS = [
+    made(FACTS[0], 1, TRUTH),
+    made(FACTS[0], 1, TRUTH, prompt=100),
+    made(FACTS[0], 16, TRUTH, prompt=200),
+    made(FACTS[0], 64, TRUTH),
+    made(FACTS[1], 128, TRUTH),
+]
 
 
-def test_fit_finds_the_model_again():
-    found = fit(LOADS)
-    for batch in (1, 16, 64):
-        assert found.decode_ms(batch, 64) == pytest.approx(MODEL.decode_ms(batch, 64), rel=0.05)
-    for batch in (128, 214):
-        assert found.decode_ms(batch, 64) == pytest.approx(MODEL.decode_ms(batch, 64), rel=0.05)
-    for decodes in (10, 60, 200):
-        full = 2048 - decodes
-        assert found.mixed_ms(decodes, full) == pytest.approx(MODEL.mixed_ms(decodes, full), rel=0.1)
-    assert found.frontend_ms + found.mixed_ms(0, 522) == pytest.approx(
-        MODEL.frontend_ms + MODEL.mixed_ms(0, 522), rel=0.1
-    )
+def test_fit_finds_a_slower_host_again():
+    truth = copy.deepcopy(TRUTH)
+    truth["hosts"]["here"]["times"]["launch_ms"] *= 1.4
+    truth["hosts"]["here"]["times"]["eager_ms"] *= 1.4
+    loads = [made(load.server, load.concurrency, truth, load.requests[0].planned.prompt_tokens) for load in LOADS]
+    found = fit(loads, TRUTH, steps=(1.15, 1.05), cards=[])
+    for load, shape in ((loads[2], StepShape(8, 200, prompts=1)), (loads[4], StepShape(128))):
+        expected, got = (max(model_for(times, load).step_ms(shape, load.server.settings)) for times in (truth, found))
+        assert got == pytest.approx(expected, rel=0.12)
+    assert all(not compare(load, model_for(found, load)).beyond for load in loads)
 
 
 def test_a_load_compared_with_its_own_model_is_not_off():
     for load in LOADS:
-        comparison = compare(load, MODEL)
+        comparison = compare(load, model_for(TRUTH, load))
         assert comparison.beyond == [] and abs(comparison.residual("itl_p50_ms") or 0) < 0.01
 
 
 def test_a_wrong_model_is_found_beyond_its_limits():
-    slow = replace(MODEL, captured_ms=tuple(value * 1.3 for value in MODEL.captured_ms))
+    model = model_for(TRUTH, LOADS[3])
+    slow = StepModel(replace(model.gpu, decode_ms=tuple(ms * 1.3 for ms in model.gpu.decode_ms)), model.host)
     assert "itl_p50_ms" in compare(LOADS[3], slow).beyond
 
 
-def test_stall_in_the_first_wave_leaves_the_figures_alone():
+def test_one_off_stalls_are_left_out_or_judged_from_after_the_first_wave():
     load = LOADS[3]
+    assert judged(load) is False
     stalled = [
         Replayed(item.start + (1.0 if index >= 64 else 0.0), item.planned, [at + 1.0 for at in item.token_times])
         for index, item in enumerate(load.requests)
     ]
-    assert figures(stalled, 64).ttft_p50_ms == pytest.approx(figures(load.requests, 64).ttft_p50_ms)
-    assert figures(stalled, 64).tokens_per_s == pytest.approx(figures(load.requests, 64).tokens_per_s)
+    assert judged(replace(load, requests=stalled)) is True
+    after, before = (figures(requests, 64, after_first_wave=True) for requests in (stalled, load.requests))
+    assert after.ttft_p50_ms == pytest.approx(before.ttft_p50_ms)
+    assert after.tokens_per_s == pytest.approx(before.tokens_per_s)
+    late = [
+        Replayed(item.start, item.planned, [at + (5.0 if at > 2.0 else 0.0) for at in item.token_times])
+        for item in load.requests
+    ]
+    assert judged(replace(load, requests=late)) is None
 
 
 def test_engine_steps_are_found_in_token_times():
+    model = model_for(TRUTH, LOADS[3])
     steps = engine_steps(LOADS[3].requests)
     full = [step for before, step in itertools.pairwise(steps) if step.tokens == 64 and not before.firsts]
-    assert len(full) > 100
-    expected = max(MODEL.step_ms(64, 0, 64 * (522 + 64), 64))
+    assert len(full) > 80
+    expected = max(model.step_ms(StepShape(64, 0, 64 * (522 + 48)), FACTS[0].settings))
     assert statistics.median(step.milliseconds for step in full) == pytest.approx(expected, rel=0.02)
+
+
+def test_an_interval_holds_what_went_wrong_elsewhere():
+    slow = copy.deepcopy(TRUTH)
+    slow["hosts"] = {"here": TRUTH["hosts"]["here"], "there": copy.deepcopy(TRUTH["hosts"]["here"])}
+    slow["hosts"]["there"]["times"]["launch_ms"] *= 3
+    far = made(server(64, 64, "there"), 16, slow, prompt=200)
+    compared = elsewhere(slow, [LOADS[2], far])
+    found = uncertainty([(name, items) for name, items in compared.items()])["other_host"]["tokens_per_s"]
+    assert found[0] < 0.9 and found[1] > 1.1  # recorded over simulated, both ways
+    assert with_typical_host(slow)["hosts"]["typical"]["times"]["launch_ms"] == pytest.approx(65 * 3**0.5)
+
+
+def test_a_recorders_folder_is_read_with_what_bears_on_speed(tmp_path: Path):
+    folder = tmp_path / "h100-vllm-0.26.0"
+    folder.mkdir()
+    rows = [{"start": 0.0, "prompt_tokens": 500, "completion_tokens": 2, "reads": [[0.05, 1], [0.06, 1]]}]
+    (folder / "a.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    argv = ["--max-cudagraph-capture-size", "1024", "--max-num-seqs", "64", "--max-num-batched-tokens", "1024"]
+    load = {"file": "a.json.gz", "streams": 1, "prompt_tokens": [500, 500, 500], "output_tokens": "2-2"}
+    run = {"name": "pair-x", "argv": [*argv, "--no-async-scheduling"], "env": {}}
+    run["loads"] = [load | {"profile": "instruct-general"}]
+    (folder / "results.json").write_text(json.dumps([run]))
+    (folder / "pair-x.log").write_text("version 0.26.0\nFlashInfer top-p/top-k sampling disabled via X=0.\n")
+    (folder / "pair-x.metrics1.txt").write_text('vllm:cache_config_info{num_gpu_blocks="1053"} 1.0\n')
+    (found,) = read_folder(tmp_path)
+    facts = found.server
+    assert (facts.card, facts.version, facts.machine) == ("h100", "0.26.0", "h100-vllm-0.26.0-pair")
+    assert facts.max_num_batched_tokens == 1024 and facts.num_blocks == 1053
+    assert facts.settings == StepSettings(64, 1024, flashinfer_sampler=False, async_scheduling=False)
+    assert found.requests[0].planned == Planned(500, 2, 0.0, filtered=True, penalised=True)
 
 
 def test_run_folder_is_read_and_a_simulated_one_is_not(tmp_path: Path):

@@ -4,16 +4,23 @@ from dataclasses import replace
 
 import pytest
 
+from qwenbench.capacity.cards import find_card
 from qwenbench.simulator.blocks import BlockPool
 from qwenbench.simulator.replay import Planned, closed_loop
 from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
-from qwenbench.simulator.steptime import calibrated_model
+from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape, step_model
 
-MODEL = replace(calibrated_model(), jitter=0.0, per_context_token_ms=0.0)
+RECORDED = step_model(find_card("h200"), "h200-vllm-0.20.2", version="0.20.2")
+MODEL = StepModel(replace(RECORDED.gpu, jitter=0.0, context_token_ms=0.0), replace(RECORDED.host, jitter=0.0))
 
 
-def make(capture=64, seqs=64, blocks=1072, model=MODEL):
-    return Scheduler(SchedulerLimits(seqs, 2048, capture), BlockPool(blocks), model)
+def make(capture=64, seqs=64, blocks=1072, model=MODEL, **settings):
+    chosen = StepSettings(min(capture, seqs), capture, **settings)
+    return Scheduler(SchedulerLimits(seqs, 2048, chosen), BlockPool(blocks), model)
+
+
+def prefill_ms(tokens, model=MODEL):
+    return max(model.step_ms(StepShape(prefill_tokens=tokens, prompts=1), StepSettings(64, 64)))
 
 
 def replay(scheduler, streams, number, prompt=522, output=128):
@@ -28,8 +35,7 @@ def gaps(requests):
 
 def test_single_stream_takes_frontend_prefill_and_launch():
     (only,) = replay(make(), 1, 1)
-    prefill = MODEL.mixed_ms(0, 522)
-    expected = MODEL.frontend_ms + prefill + MODEL.graph_launch_ms
+    expected = MODEL.frontend_ms(522, 0) + prefill_ms(522) + MODEL.host.graph_ms
     assert (only.token_times[0] - only.start) * 1e3 == pytest.approx(expected)
     assert len(only.token_times) == 128
 
@@ -40,13 +46,15 @@ def test_steady_decode_comes_at_the_step_time():
 
 
 def test_first_token_in_a_busy_server_comes_one_prefill_step_late():
-    scheduler = make()
+    slow_host = StepModel(MODEL.gpu, replace(MODEL.host, launch_ms=100.0, row_ms=0.0))
+    scheduler = make(model=slow_host)
     pipeline = Pipeline(scheduler)
     scheduler.add(SimRequest("a", 2048, 1, 0.0))
     scheduler.add(late := SimRequest("b", 2048, 1, 0.0))
     launched = pipeline.turn(0.0)
     assert launched is not None and launched.deliver is None
-    step = MODEL.mixed_ms(0, 2048) / 1e3
+    step = prefill_ms(2048, slow_host) / 1e3
+    assert step == 0.1
     assert launched.at == pytest.approx(step)
     first = pipeline.turn(launched.at)
     assert first is not None and first.deliver is not None
@@ -57,6 +65,34 @@ def test_first_token_in_a_busy_server_comes_one_prefill_step_late():
     assert second is not None and second.at == pytest.approx(2 * step)
     scheduler.complete(second.deliver)
     assert pipeline.turn(second.at) is None
+
+
+def test_without_asynchronous_scheduling_steps_stand_in_a_row():
+    serial = MODEL.serial_ms(StepShape(decodes=64))
+    assert gaps(replay(make(async_scheduling=False), 64, 64)) == pytest.approx(MODEL.decode_ms(64, 64) + serial)
+
+
+def test_the_greater_of_host_and_gpu_counts():
+    slow_host = StepModel(MODEL.gpu, replace(MODEL.host, launch_ms=90.0))
+    assert prefill_ms(100, slow_host) == prefill_ms(400, slow_host) >= 90.0
+    long = MODEL.step_ms(StepShape(prefill_tokens=2048, prompts=1), StepSettings(64, 64))
+    assert max(long) == long[1] == prefill_ms(2048)
+
+
+def test_prompts_under_the_captured_size_are_launched_sooner():
+    times = MODEL.step_ms(StepShape(prefill_tokens=200, prompts=1), StepSettings(64, 1024))
+    beyond = MODEL.step_ms(StepShape(prefill_tokens=200, prompts=1), StepSettings(64, 64))
+    assert times[0] < beyond[0] and times[1] == beyond[1]
+
+
+@pytest.mark.parametrize(
+    ("flashinfer", "fields", "costs"), [(True, True, False), (False, True, True), (False, False, False)]
+)
+def test_only_the_slow_sampler_with_filtering_fields_costs(flashinfer, fields, costs):
+    settings = StepSettings(64, 64, flashinfer_sampler=flashinfer)
+    plain = MODEL.step_ms(StepShape(decodes=64), settings)[1]
+    filtered = MODEL.step_ms(StepShape(decodes=64, filtered=64 if fields else 0), settings)[1]
+    assert (filtered > 1.2 * plain) is costs
 
 
 def test_jump_above_the_captured_size_in_a_whole_load():

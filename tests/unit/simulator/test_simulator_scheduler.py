@@ -5,16 +5,21 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwenbench.capacity.cards import find_card
 from qwenbench.simulator.blocks import BlockPool
 from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
-from qwenbench.simulator.steptime import calibrated_model
+from qwenbench.simulator.steptime import StepModel, StepSettings, step_model
 
-STEADY = replace(calibrated_model(), jitter=0.0)
+RECORDED = step_model(find_card("h200"), "h200-vllm-0.20.2", version="0.20.2")
+STEADY = StepModel(replace(RECORDED.gpu, jitter=0.0), replace(RECORDED.host, jitter=0.0))
 
 
-def scheduler(blocks=1072, seqs=64, batched=2048, captured=64, caching=False, seed=0, model=STEADY):
+def scheduler(
+    blocks=1072, seqs=64, batched=2048, captured=64, caching=False, seed=0, model=STEADY, drafted=0, acceptance=0.0
+):
     pool = BlockPool(blocks, caching=caching, state_blocks=6 if caching else 3)
-    return Scheduler(SchedulerLimits(seqs, batched, captured), pool, model, seed)
+    settings = StepSettings(captured, captured, drafted=drafted)
+    return Scheduler(SchedulerLimits(seqs, batched, settings, acceptance), pool, model, seed)
 
 
 def request(name, prompt, output, hashes=()):
@@ -151,13 +156,38 @@ def test_preempted_request_loses_the_token_that_was_under_way():
 
 def test_same_seed_same_times_other_seed_other_times():
     def lengths(seed):
-        engine = scheduler(seed=seed, model=calibrated_model())
+        engine = scheduler(seed=seed, model=RECORDED)
         for name in range(5):
             engine.add(request(name, 300, 20))
         return [step.seconds for step in drain(engine)]
 
     assert lengths(1) == lengths(1)
     assert lengths(1) != lengths(2)
+
+
+def test_a_drafter_brings_several_tokens_a_step_and_no_more_than_are_wanted():
+    engine = scheduler(drafted=3, acceptance=1.0)
+    engine.add(item := request("a", 100, 10))
+    steps = drain(engine)
+    assert [part.samples for step in steps for part in step.work] == [1, 4, 4, 1]
+    assert item.generated == 10 and item.ended and engine.pool.free == engine.pool.usable
+
+
+def test_acceptance_is_the_chance_of_each_draft_after_those_before_it():
+    engine = scheduler(drafted=3, acceptance=0.6)
+    for name in range(20):
+        engine.add(request(name, 50, 400))
+    brought = [part.samples for step in drain(engine) for part in step.work if part.decodes]
+    assert abs(sum(brought) / len(brought) - (1 + 0.6 + 0.36 + 0.216)) < 0.1
+
+
+def test_without_acceptance_a_drafter_only_costs():
+    plain, drafting = scheduler(), scheduler(drafted=3)
+    for engine in (plain, drafting):
+        engine.add(request("a", 100, 20))
+    plain_steps, drafting_steps = drain(plain), drain(drafting)
+    assert len(plain_steps) == len(drafting_steps)
+    assert sum(step.seconds for step in drafting_steps) > 1.5 * sum(step.seconds for step in plain_steps[1:])
 
 
 @settings(max_examples=60, deadline=None)
@@ -167,9 +197,13 @@ def test_same_seed_same_times_other_seed_other_times():
     st.integers(1, 8),
     st.integers(1, 600),
     st.booleans(),
+    st.integers(0, 3),
 )
-def test_everything_ends_with_its_tokens(lengths, blocks, seqs, batched, caching):
-    engine = scheduler(blocks=blocks + 6, seqs=seqs, batched=batched, caching=caching)
+def test_everything_ends_with_its_tokens(lengths, blocks, seqs, batched, caching, drafted):
+    width = 1 + drafted
+    engine = scheduler(
+        blocks=blocks + 6, seqs=seqs, batched=max(batched, width), caching=caching, drafted=drafted, acceptance=0.5
+    )
     requests = []
     for name, (prompt, output) in enumerate(lengths):
         hashes = tuple(bytes([index]) for index in range(prompt // 528)) if caching else ()
@@ -177,6 +211,6 @@ def test_everything_ends_with_its_tokens(lengths, blocks, seqs, batched, caching
         engine.add(requests[-1])
     steps = drain(engine)
     assert all(item.generated == item.output_tokens for item in requests)
-    assert all(step.prefill_tokens + step.decodes <= batched for step in steps)
+    assert all(step.tokens <= max(batched, width) + drafted for step in steps)
     assert all(len(step.work) <= seqs for step in steps)
     assert engine.pool.free == engine.pool.usable

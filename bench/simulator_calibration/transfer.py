@@ -1,0 +1,72 @@
+"""How far the simulator is off where nothing was measured: each machine by the others, each card by the other."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from qwenbench.capacity.cards import find_card
+from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel, scaled
+from simulator_calibration.compare import LIMITS, Comparison, compare, judged
+from simulator_calibration.loads import Load
+
+OTHER_HOST = "the typical host of the other machines"
+OTHER_CARD = "the other card's kernels, scaled, in the typical host of the other machines"
+HELD = (0.5, 99.5)
+"""Percentiles of what was seen that an interval holds."""
+
+
+def with_typical_host(calibration: dict[str, Any]) -> dict[str, Any]:
+    """The same with the geometric mean of its hosts as one more, `typical`."""
+    result = copy.deepcopy(calibration)
+    hosts = {name: host for name, host in result["hosts"].items() if name != "typical"}
+    result["hosts"] = {**hosts, "typical": {"times": _mean([host["times"] for host in hosts.values()])}}
+    return result
+
+
+def _mean(hosts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {field: math.exp(sum(math.log(max(host[field], 1e-9)) for host in hosts) / len(hosts)) for field in hosts[0]}
+
+
+def elsewhere(calibration: Mapping[str, Any], loads: Sequence[Load]) -> dict[str, list[Comparison]]:
+    """Loads judged by what other machines and other cards showed."""
+    found: dict[str, list[Comparison]] = {OTHER_HOST: [], OTHER_CARD: []}
+    for load in loads:
+        if judged(load) is None:
+            continue
+        server = load.server
+        others = [
+            host["times"] for name, host in calibration["hosts"].items() if name not in (server.machine, "typical")
+        ]
+        host = HostTimes.from_json({"name": "typical", **_mean(others)})
+        release = ".".join(server.version.split(".")[:2])
+        versions = calibration["versions"].get(release, {})
+        own = GpuTimes.from_json({**calibration["cards"][server.card], **versions})
+        found[OTHER_HOST].append(compare(load, StepModel(own, host)))
+        for name, values in calibration["cards"].items():
+            if name != server.card:
+                other = GpuTimes.from_json({**values, **versions})
+                there = scaled(other, find_card(name), find_card(server.card))
+                found[OTHER_CARD].append(compare(load, StepModel(there, host)))
+    return found
+
+
+def uncertainty(judged_by: Sequence[tuple[str, Sequence[Comparison]]]) -> dict[str, Any]:
+    """recorded / simulated of each figure, from low to high, by how much was known."""
+    names = {OTHER_HOST: "other_host", OTHER_CARD: "other_card", "a fit without the load's own run": "same_host"}
+    result: dict[str, Any] = {}
+    for name, comparisons in judged_by:
+        key = names.get(name) or ("same_host" if "same_host" not in result and "all of these" in name else None)
+        if key is not None:
+            result[key] = {figure: _factors(comparisons, figure) for figure in LIMITS}
+    return result
+
+
+def _factors(comparisons: Sequence[Comparison], figure: str) -> list[float]:
+    values = [1 / (1 + residual) for item in comparisons if (residual := item.residual(figure)) is not None]
+    low, high = np.percentile(values, HELD)
+    return [round(min(float(low), 1.0), 3), round(max(float(high), 1.0), 3)]
