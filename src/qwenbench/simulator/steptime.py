@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from qwenbench.capacity.cards import Card, find_card
-from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
+from qwenbench.capacity.known_models import SEED_SHAPE
+from qwenbench.capacity.model_shape import ModelShape
 
 CALIBRATION_FILE = Path(__file__).with_name("calibration.json")
 
