@@ -10,6 +10,8 @@ import pytest
 from report_runs import HOSTILE, Recipe, plant
 
 from qwenbench.analysis.run import load_run
+from qwenbench.report.answer import answered, question_of
+from qwenbench.report.card import card_facts, card_svg
 from qwenbench.report.images import FIGURES as FIGURES_EXPORTED
 from qwenbench.report.images import figure_images
 
@@ -221,3 +223,28 @@ def test_figures_are_exported_as_images_that_say_simulated(tmp_path: Path, forma
             assert image.startswith(b"\x89PNG\r\n"), name
         else:
             assert image.startswith(b"<svg") and b"SIMULATED" in image, name
+
+
+def test_nothing_on_the_card_is_cut_off_or_lies_on_another_text(driver: Any, tmp_path: Path) -> None:
+    for number, recipe in enumerate((Recipe(repeats=3), Recipe(simulated=False, run_id="a-long-name-" * 6))):
+        run = load_run(plant(tmp_path / f"run-{number}", recipe))
+        file = tmp_path / f"card-{number}.svg"
+        answer = answered(run, question_of(run, 64))
+        assert not isinstance(answer, str)
+        file.write_text(card_svg(card_facts(run, answer)), encoding="utf-8")
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 1200, "height": 630, "deviceScaleFactor": 1, "mobile": False},
+        )
+        driver.get(file.as_uri())
+        boxes = driver.execute_script(
+            "return [...document.querySelectorAll('text')].map(t => { const b = t.getBBox(); "
+            "return [t.textContent, b.x, b.y, b.x + b.width, b.y + b.height]; })"
+        )
+        assert len(boxes) > 12
+        for index, (word, left, top, right, bottom) in enumerate(boxes):
+            assert left >= 0 and top >= 0 and right <= 1200 and bottom <= 630, word
+            for other, x1, y1, x2, y2 in boxes[index + 1 :]:
+                # lines of one paragraph may touch by the room above their letters
+                across = left < x2 and x1 < right and top + 6 < y2 and y1 + 6 < bottom
+                assert not across, (word, other)

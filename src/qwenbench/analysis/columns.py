@@ -129,3 +129,49 @@ def varied_column(flag: str) -> str:
 COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in POINT_COLUMNS)
 METRICS: dict[str, Column] = {column.key: column for column in POINT_COLUMNS if column.metric}
 """Key (ttft_p99, output_tokens_per_s, ...) -> column, for limits, recommend and compare."""
+
+_ACRONYMS = {"ttft": "TTFT", "ttfo": "TTFO", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
+_LABELS = {
+    "requests_per_s": "Requests/s",
+    "input_tokens_per_s": "Input tokens/s",
+    "output_tokens_per_s": "Output tokens/s",
+    "total_tokens_per_s": "Total tokens/s",
+    "output_tokens_per_s_per_user": "Output tokens/s of one user",
+    "goodput_rps": "Requests/s within the limits (goodput)",
+    "energy_j_per_output_token": "Energy per output token",
+    "requests_that_fit": "Requests that fit",
+    "kv_cache_gib": "KV cache",
+    "kv_cache_blocks": "KV blocks",
+    "kv_cache_tokens": "Longest request that fits",
+    "kv_cache_usage_peak": "KV cache used, peak",
+    "max_num_seqs": "max-num-seqs",
+    "capture": "Captured size",
+    "gpu_memory_utilization": "gpu-memory-utilization",
+    "vram_before_mib": "VRAM before the launch",
+    "vram_ready_mib": "VRAM when ready",
+    "vram_peak_mib": "VRAM peak",
+    "vram_over_budget_mib": "VRAM peak over the budget",
+    "power_w_mean": "Power, mean",
+    "startup_s": "Start-up",
+    "graphs_actual_gib": "CUDA graphs",
+    "capture_s": "Capturing graphs",
+}
+"""Column or key of a ledger -> its name for people, where it is more than the name without underscores."""
+
+
+def label(key: str) -> str:
+    """A metric's or column's name for people: `ttft_p50` -> `TTFT p50`."""
+    stem, _, statistic = key.replace("_ms_", "_").rpartition("_")
+    if stem in _ACRONYMS:
+        return f"{_ACRONYMS[stem]} {statistic}"
+    if key in _LABELS:
+        return _LABELS[key]
+    return (
+        key.removeprefix("vary_").replace("_", "-") if key.startswith("vary_") else key.replace("_", " ").capitalize()
+    )
+
+
+def in_words(key: str) -> str:
+    """The same within a sentence: `output tokens/s`, `TTFT p50`."""
+    name = label(key)
+    return name if name[:2].isupper() else name[:1].lower() + name[1:]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
-from qwenbench.analysis.columns import METRICS
+from qwenbench.analysis.columns import METRICS, in_words
 from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Curve, Workload, curves_of, workloads_of
 from qwenbench.analysis.limit_tests import LimitState
@@ -291,7 +291,7 @@ def _apart(one: Estimate, other: Estimate) -> bool:
 
 
 def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
-    key = OBJECTIVES[question.objective]
+    key = in_words(OBJECTIVES[question.objective])
     if winner.objective.value == rival.objective.value:
         return f"{winner.config_id} and {rival.config_id} have the same {key}"
     if winner.objective.low is None or rival.objective.low is None:
@@ -434,7 +434,7 @@ def _change(state: LimitState) -> str:
     if not state.misses or state.value is None:
         return f"more of its requests would have to be within {state.limit}"
     verb = "rise" if state.value < state.limit.bound else "fall"
-    return f"{state.limit.key} would have to {verb} by {abs(state.limit.excess(state.value)):.1%}"
+    return f"{in_words(state.limit.key)} would have to {verb} by {abs(state.limit.excess(state.value)):.1%}"
 
 
 def _to_win(winner: Candidate, second: Candidate, question: Question) -> str:
@@ -442,12 +442,11 @@ def _to_win(winner: Candidate, second: Candidate, question: Question) -> str:
     unit = METRICS[key].unit if key in METRICS else "tokens"
     ours, theirs = winner.objective.value or 0.0, second.objective.value or 0.0
     if abs(ours - theirs) <= EQUAL * abs(ours):
-        return (
-            f"{key} is the same within {EQUAL:.0%} ({show(theirs, unit)}); {winner.config_id} is the safer of the two"
-        )
+        same = f"{in_words(key)} is the same within {EQUAL:.0%} ({show(theirs, unit)})"
+        return f"{same}; {winner.config_id} is the safer of the two"
     change = f" by {abs(ours / theirs - 1):.1%}" if theirs else ""
     verb = "rise" if ours > theirs else "fall"
-    return f"{key} would have to {verb}{change}, from {show(theirs, unit)} to {show(ours, unit)}"
+    return f"{in_words(key)} would have to {verb}{change}, from {show(theirs, unit)} to {show(ours, unit)}"
 
 
 def _risks(candidate: Candidate) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from qwenbench.analysis.candidates import Question
-from qwenbench.analysis.columns import METRICS
+from qwenbench.analysis.columns import METRICS, label
 from qwenbench.analysis.limits import parse_point_limits
 from qwenbench.analysis.recommend import Answer, MissingPoints, recommend
 from qwenbench.analysis.run import Run
@@ -27,7 +27,7 @@ from qwenbench.report.document import (
     Table,
     Tiles,
 )
-from qwenbench.report.names import label, number, term
+from qwenbench.report.names import number, term
 
 _EXPECTED = (
     "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",

@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from qwenbench import __version__
-from qwenbench.analysis.columns import POINT_COLUMNS
+from qwenbench.analysis.columns import POINT_COLUMNS, label
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import Run
 from qwenbench.errors import RunError
 from qwenbench.report.document import Number
-from qwenbench.report.names import label, number
+from qwenbench.report.names import number
 from qwenbench.report.subject import Subject, subject_of
 from qwenbench.report.svg import LIGHT, Drawing, shortened, text_width, wrapped
 

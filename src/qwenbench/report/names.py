@@ -1,38 +1,12 @@
-"""Plain names, units and decimal places of the figures that people read; the columns' own names are for machines."""
+"""Units and decimal places of the figures that people read; their plain names stand with the columns."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from qwenbench.analysis.columns import POINT_COLUMNS, Column
+from qwenbench.analysis.columns import POINT_COLUMNS, Column, label
 from qwenbench.report.document import Number, Term
 
-_ACRONYMS = {"ttft": "TTFT", "ttfo": "TTFO", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
-_LABELS = {
-    "requests_per_s": "Requests/s",
-    "input_tokens_per_s": "Input tokens/s",
-    "output_tokens_per_s": "Output tokens/s",
-    "total_tokens_per_s": "Total tokens/s",
-    "output_tokens_per_s_per_user": "Output tokens/s of one user",
-    "goodput_rps": "Requests/s within the limits (goodput)",
-    "energy_j_per_output_token": "Energy per output token",
-    "requests_that_fit": "Requests that fit",
-    "kv_cache_gib": "KV cache",
-    "kv_cache_blocks": "KV blocks",
-    "kv_cache_tokens": "Longest request that fits",
-    "kv_cache_usage_peak": "KV cache used, peak",
-    "max_num_seqs": "max-num-seqs",
-    "capture": "Captured size",
-    "gpu_memory_utilization": "gpu-memory-utilization",
-    "vram_before_mib": "VRAM before the launch",
-    "vram_ready_mib": "VRAM when ready",
-    "vram_peak_mib": "VRAM peak",
-    "vram_over_budget_mib": "VRAM peak over the budget",
-    "power_w_mean": "Power, mean",
-    "startup_s": "Start-up",
-    "graphs_actual_gib": "CUDA graphs",
-    "capture_s": "Capturing graphs",
-}
 _DIGITS = {
     "requests_per_s": 2, "input_tokens_per_s": 0, "output_tokens_per_s": 0, "total_tokens_per_s": 0,
     "output_tokens_per_s_per_user": 1, "energy_j_per_output_token": 3, "requests_that_fit": 0, "kv_cache_gib": 2,
@@ -42,18 +16,6 @@ _DIGITS = {
 _LATENCY_DIGITS = {"ttft": 0, "ttfo": 0, "e2e": 0, "tpot": 1, "itl": 1}
 _UNITS = {"graphs_actual_gib": "GiB", "capture_s": "s"}
 _COLUMNS: dict[str, Column] = {name: column for column in POINT_COLUMNS for name in (column.name, column.key)}
-
-
-def label(key: str) -> str:
-    """A metric's or column's name for people: `ttft_p50` -> `TTFT p50`."""
-    stem, _, statistic = key.replace("_ms_", "_").rpartition("_")
-    if stem in _ACRONYMS:
-        return f"{_ACRONYMS[stem]} {statistic}"
-    if key in _LABELS:
-        return _LABELS[key]
-    return (
-        key.removeprefix("vary_").replace("_", "-") if key.startswith("vary_") else key.replace("_", " ").capitalize()
-    )
 
 
 def unit(key: str) -> str:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pandas as pd
 
-from qwenbench.analysis.columns import METRICS, Column
+from qwenbench.analysis.columns import METRICS, Column, label
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.analysis.run import LOAD_POINT, Run, records
-from qwenbench.report.names import label, titled
+from qwenbench.report.names import titled
 from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
 from qwenbench.report.subject import subject_of
 from qwenbench.report.timeline import TimelineView, timelines

@@ -35,6 +35,19 @@ def configurations(data: PageData) -> Iterator[Block]:
     head += [term("output_tokens_per_s", "Best output tokens/s"), term("ttft_p50", "TTFT p50 there, ms")]
     head += [term("vram_peak_mib"), term("startup_s")]
     yield Table(head, [_configuration(data, view) for view in data.configs], caption="Configurations")
+    yield from _longest(data)
+
+
+def _longest(data: PageData) -> Iterator[Block]:
+    """The longest request, as a note: where max_model_len caps it, every configuration has the same figure."""
+    held = [(view, view.ledger["kv_cache_tokens"]) for view in data.configs if view.ledger.get("kv_cache_tokens")]
+    capped = {tokens for view, tokens in held if tokens == view.ledger.get("max_model_len_effective")}
+    if held and len(capped) == 1 and all(tokens in capped for _, tokens in held):
+        words = f"The longest request has {capped.pop():,} tokens: max_model_len caps it, the KV cache holds more."
+        yield Paragraph(words, "quiet")
+    elif held:
+        words = ", ".join(f"{view.id} {tokens:,}" for view, tokens in held)
+        yield Paragraph(f"Longest request that fits, tokens: {words}.", "quiet")
 
 
 def _configuration(data: PageData, view: ConfigView) -> Row:

@@ -37,7 +37,7 @@ def test_the_faster_one_wins_and_the_other_says_what_it_lacks(tmp_path: Path) ->
     assert expected.value == pytest.approx(2000)
     assert expected.high - expected.value == pytest.approx(4.30265 * 10 / 3**0.5, rel=1e-4)
     assert answer.runner_up.config_id == "cap16"
-    assert answer.runner_up.to_win == f"{TOKENS} would have to rise by 100.0%, from 1,000 tok/s to 2,000 tok/s"
+    assert answer.runner_up.to_win == "output tokens/s would have to rise by 100.0%, from 1,000 tok/s to 2,000 tok/s"
     assert answer.headroom == {"requests_that_fit": 168}
 
 
@@ -124,7 +124,7 @@ def test_limits_exclude_with_the_figure_and_the_faster_but_slow_to_start_loses(t
     assert answer.config_id == "cap16"
     assert answer.excluded["cap32"].startswith("ttft_p99 is 1,500 ms where 1,000 ms is asked for (math")
     assert answer.headroom == {"ttft_p99": pytest.approx(0.1), "tpot_p50": pytest.approx(0.2), "requests_that_fit": 192}
-    assert answer.runner_up.to_win == "ttft_p99 would have to fall by 50.0%"
+    assert answer.runner_up.to_win == "TTFT p99 would have to fall by 50.0%"
     # cap32 is out for good: at most 90 of 100 requests were within; but one launch does not show that cap16 is in
     assert not answer.decided
     assert answer.command == f"qwenbench sweep --resume {tmp_path / 'run'} --relaunch-repeats 3"
