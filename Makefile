@@ -10,7 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 $(BIN)/python -m pip -qq
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
-DEMO ?= sweep --launcher sim --capture 16,32,64 --concurrency 4,16,40 --requests 1x --output-tokens 8-24 --port 18000 --out results
+DEMO ?= sweep --launcher sim --capture 16,32,64 --scenario math,multilingual --concurrency 2,10,40 --output-tokens 8-24 --port 18000 --out results
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
@@ -20,7 +20,8 @@ COVERAGE_FLOOR ?= 90
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
 
-demo: install ## install, sweep three capture sizes over a simulated vLLM server, write a report
+demo: install ## install, sweep three capture sizes over a simulated vLLM server, write a report (2 minutes)
+	@echo "Sweeping 3 capture sizes x 6 load points over a SIMULATED vLLM server: under 2 minutes, no GPU needed."
 	$(BIN)/qwenbench $(DEMO)
 
 test: lint typecheck unit ## install, ruff, mypy --strict, unit and integration tests
@@ -66,13 +67,14 @@ $(VENV)/.python:
 	  { echo "qwenbench needs Python 3.11 or later; $(PYTHON) is older. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
 	  { echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/python || { echo "Making a Python environment in $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.python requirements.lock pyproject.toml
-	@echo "Installing qwenbench into $(VENV) ..."
+	@echo "Installing qwenbench and the $$(grep -c '^[a-z].*==' requirements.lock) packages that it needs into $(VENV) ..."
 	@$(PIP) install --no-compile --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@echo "Compiling them, so that the first run is as fast as the next ..."
 	@$(COMPILE)
 	@touch $@
 

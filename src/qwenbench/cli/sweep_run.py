@@ -133,6 +133,7 @@ def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_rep
 
 def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report: bool) -> int:
     from qwenbench.analysis.run import load_run
+    from qwenbench.report.answer import answered, closing_answer, question_of
     from qwenbench.report.summary import final_tables
     from qwenbench.report.text_writers import print_document
 
@@ -152,6 +153,10 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
         note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: {again}")
     if outcome.interrupted:
         return outcome.exit_status
+    if len(run.points):
+        answer = answered(run, question_of(run))
+        if not isinstance(answer, str):
+            print_document(closing_answer(answer))
     if build_report and len(run.points):
         from qwenbench.report.page import build_report as build
         from qwenbench.runfolder.files import write_bytes

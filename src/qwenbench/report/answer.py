@@ -28,6 +28,7 @@ from qwenbench.report.document import (
     Tiles,
 )
 from qwenbench.report.names import number, term
+from qwenbench.report.text_writers import plain
 
 _EXPECTED = (
     "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",
@@ -96,6 +97,26 @@ def printed_answer(answer: Answer, shell: str = "bash") -> Iterator[Block]:
         yield Table((), rows, caption="Expected (95 % interval where there is one)", numbers_to=2)
         yield from _reasons(answer)
     yield from _excluded(answer)
+
+
+def closing_answer(answer: Answer) -> Iterator[Block]:
+    """What a sweep ends with: what to deploy, what to expect, what is still open, and the docker line."""
+    yield from _headline(answer)
+    if answer.config_id is None:
+        return
+    words = {"output_tokens_per_s": "", "ttft_p50": "TTFT p50 ", "tpot_p50": "TPOT p50 ", "kv_cache_gib": "KV cache "}
+    figures = [words[key] + plain(value) for key, value in _figures(answer, tuple(words))]
+    yield Paragraph(f"Expect {', '.join(figures)}.")
+    if answer.command:
+        doubt = f"Open: {answer.doubts[0]}. " if answer.doubts else ""
+        yield Paragraph(f"{doubt}To decide it:")
+        yield Code(answer.command, "sh", "to decide")
+    elif answer.risks:
+        yield Paragraph((Span("Risk: ", "bad"), answer.risks[0]))
+    else:
+        yield Paragraph("Decided by what was measured." if answer.decided else "Not decided yet.")
+    if answer.lines.bash:
+        yield Code(answer.lines.bash, "sh", "bash")
 
 
 def short_answer(answer: Answer | str) -> Iterator[Block]:
