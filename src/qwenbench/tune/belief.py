@@ -13,8 +13,8 @@ Floats = NDArray[np.float64]
 
 LENGTH = 0.5
 """Arms this far apart, in units of each dimension's range, are hardly alike."""
-LEVEL_SPREAD = 1.0
-"""How far all predictions together may be off (a factor of e): only their order counts."""
+LEVEL_SPREAD = 0.4
+"""How far all predictions together may be off: by half their order still counts, by a factor of 3 hardly."""
 OK_BEFORE = 9.0
 """Launches that went well that are taken for granted, against one that failed."""
 
@@ -62,32 +62,69 @@ def likeness(points: Floats) -> Floats:
     return np.asarray(np.exp(-distance / (2 * LENGTH**2)), dtype=np.float64)
 
 
-def believe(
-    prior: Floats,
-    alike: Floats,
-    measured: Sequence[tuple[int, float]],
-    *,
-    prior_spread: float,
-    launch_spread: float,
-    point_spread: float,
-    points: int,
-) -> Belief:
-    """The belief after `measured` launches: (arm, log of its mean over `points` probes).
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Variance of the log of one launch's figure."""
 
-    An arm's deviation from its prediction is in part shared with all arms (LEVEL_SPREAD), in part with its
-    neighbours, and to a third of its variance its own. NaN in `prior`: predicted as the mean of the others.
+    launch: float
+    point: float
+    """Both as relative standard deviations."""
+    points: int
+    """Probes that a launch's figure is the mean of."""
+
+    @property
+    def variance(self) -> float:
+        """Never 0: figures are not known to a millionth."""
+        return max(self.launch**2 + self.point**2 / max(1, self.points), 1e-6)
+
+
+def believe(
+    prior: Floats, alike: Floats, measured: Sequence[tuple[int, float]], noise: Noise, prior_spread: float
+) -> Belief:
+    """The belief after `measured` launches: (arm, log of its figure).
+
+    An arm's deviation from its prediction is in part shared with all arms (LEVEL_SPREAD), to two thirds with its
+    neighbours, and to one third its own. How large it is, and whether the predictions say anything at all, is itself
+    not known: worlds in which they are off by a half, one, two or four times `prior_spread`, and worlds in which every
+    arm is predicted alike, are weighed by how likely each makes what was measured. NaN in `prior`: not predicted.
     """
-    filled = np.where(np.isnan(prior), np.nanmean(prior) if (~np.isnan(prior)).any() else 0.0, prior)
-    own, shared = prior_spread**2 / 3, 2 * prior_spread**2 / 3
-    covariance = LEVEL_SPREAD**2 + shared * alike + own * np.eye(len(filled))
+    known = prior[~np.isnan(prior)]
+    level = float(known.mean()) if len(known) else 0.0
+    predicted, flat = np.where(np.isnan(prior), level, prior), np.full(len(prior), level)
+    worlds = [(predicted, prior_spread * factor, weight) for factor, weight in _TRUST] if len(known) else []
+    worlds += [(flat, spread, weight) for spread, weight in _NO_TRUST]
+    found = [_world(mean, alike, measured, noise.variance, spread) for mean, spread, _ in worlds]
+    weights = np.array([math.log(weight) for *_, weight in worlds]) + np.array([evidence for *_, evidence in found])
+    weights = np.exp(weights - weights.max())
+    weights /= weights.sum()
+    mean = sum((w * m for w, (m, _, _) in zip(weights, found, strict=True)), np.zeros(len(prior)))
+    covariance = sum(
+        (w * (c + np.outer(m - mean, m - mean)) for w, (m, c, _) in zip(weights, found, strict=True)),
+        np.zeros(alike.shape),
+    )
+    return Belief(mean, covariance)
+
+
+_TRUST = ((0.5, 0.25), (1.0, 0.35), (2.0, 0.15), (4.0, 0.05))
+"""How far predictions may be off, in units of what is expected, and how likely that is beforehand."""
+_NO_TRUST = ((0.3, 0.12), (0.6, 0.08))
+"""Spread between arms where predictions say nothing."""
+
+
+def _world(
+    prior: Floats, alike: Floats, measured: Sequence[tuple[int, float]], noise: float, spread: float
+) -> tuple[Floats, Floats, float]:
+    """Mean, covariance, and the log of the chance of what was measured (Rasmussen & Williams 2006, eq. 2.30)."""
+    own, shared = spread**2 / 3, 2 * spread**2 / 3
+    covariance = LEVEL_SPREAD**2 + shared * alike + own * np.eye(len(prior))
     if not measured:
-        return Belief(filled, covariance)
+        return prior, covariance, 0.0
     arms = np.array([arm for arm, _ in measured])
-    values = np.array([value for _, value in measured])
-    noise = launch_spread**2 + point_spread**2 / max(1, points)
+    off = np.array([value for _, value in measured]) - prior[arms]
     inner = covariance[np.ix_(arms, arms)] + noise * np.eye(len(arms))
     gained = np.linalg.solve(inner, covariance[arms]).T
-    return Belief(filled + gained @ (values - filled[arms]), covariance - gained @ covariance[arms])
+    evidence = -0.5 * float(off @ np.linalg.solve(inner, off)) - 0.5 * float(np.linalg.slogdet(inner)[1])
+    return prior + gained @ off, covariance - gained @ covariance[arms], evidence
 
 
 def chance_ok(alike: Floats, outcomes: Sequence[tuple[int, bool]]) -> Floats:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from qwenbench.tune.belief import Belief, believe, chance_ok, likeness, scaled
+from qwenbench.tune.belief import Belief, Noise, believe, chance_ok, likeness, scaled
 from qwenbench.tune.knee import knee
 from qwenbench.tune.protocol import (
     Answer,
@@ -71,8 +71,9 @@ class _Race:
         self._path: list[Tried] = []
         self._seconds = 0.0
         self._ended = "every configuration was tried or is believed to be worse"
-        if self._arms:
-            self._alike = likeness(scaled([arm.features for arm in self._arms]))
+        self._alike = (
+            likeness(scaled([arm.features for arm in arms if arm.refused is None])) if self._arms else np.eye(0)
+        )
         self._prior = np.array([math.log(arm.prior) if arm.prior else np.nan for arm in self._arms])
 
     # --- exploring
@@ -86,8 +87,8 @@ class _Race:
         new = [i for i, record in enumerate(self._records) if record.launches == 0 and record.dropped is None]
         if not new:
             return None
-        if self._left() <= self._reserved():
-            self._ended = "the launches that are left go to the finalists" if self._left() else "no launches are left"
+        if self._left() <= 0:
+            self._ended = "no launches are left"
             return None
         belief, worth = self._belief(), self._chance_ok()
         best = self._best()
@@ -99,23 +100,28 @@ class _Race:
         if not may:
             self._ended = "what was not tried is believed to be worse"
             return None
-        # not the first launches: those find out whether the prediction is any good
-        if len(self._path) >= 2 and self._random.random() < self._rules.random_share:
-            return int(self._random.choice(may)), "drawn at random"
         gain = belief.gain(float(belief.mean[best])) * worth
         pick = max(may, key=lambda i: gain[i])
         if gain[pick] < self._rules.within / 10:
             self._ended = "no other configuration is expected to gain enough"
             return None
+        if self._left() <= self._reserved(float(gain[pick])):
+            self._ended = "the launches that are left go to the finalists"
+            return None
+        # not the first launches: those find out whether the prediction is any good
+        if len(self._path) >= 2 and self._random.random() < self._rules.random_share:
+            return int(self._random.choice(may)), "drawn at random"
         return pick, "most to gain"
 
     def _may_win(self, belief: Belief, arm: int, best: int) -> bool:
         ahead, spread = belief.behind(best, arm)
         return ahead + SURELY_WORSE * spread > math.log1p(self._rules.within)
 
-    def _reserved(self) -> int:
-        """Launches that are kept for the finalists: two of them, as often as the rules say."""
-        return min(2 * self._rules.finals, self._rules.launches // 2)
+    def _reserved(self, gain: float) -> int:
+        """Launches that are kept for the finalists: for two of them, for the best one alone while more is expected of
+        a new configuration than the difference that matters."""
+        finalists = 1 if gain > self._rules.within else 2
+        return min(finalists * self._rules.finals, self._rules.launches // 2)
 
     def _left(self) -> int:
         spent = self._seconds >= self._rules.seconds
@@ -124,16 +130,17 @@ class _Race:
     # --- finalists
 
     def finals(self) -> Steps:
-        """The best ones again, interleaved, until each was launched often enough or is out."""
-        wanted = 1 + self._rules.finals
-        while self._left() > 0:
-            finalists = [i for i in self._finalists() if self._records[i].launches < wanted]
-            if not finalists:
-                break
-            # the one launched least often first: A, B, A, B
-            yield from self._launch(min(finalists, key=lambda i: self._records[i].launches), "final")
-        else:
-            self._ended = "no launches are left"
+        """The best ones again, interleaved: each as often as the rules say, unless it falls out."""
+        finalists = self._finalists()
+        # one that is launched often enough tells more than two that are not
+        finalists = finalists[: max(1, self._left() // max(1, self._rules.finals))]
+        for _ in range(self._rules.finals):
+            for index in finalists:
+                if self._left() <= 0:
+                    self._ended = "no launches are left"
+                    return
+                if self._records[index].dropped is None:
+                    yield from self._launch(index, "final")
 
     def _finalists(self) -> list[int]:
         """The best arm and the one most likely to be better after all, while that is in doubt."""
@@ -232,9 +239,14 @@ class _Race:
         """Arms that were launched and are still in."""
         return [i for i, record in enumerate(self._records) if record.values and record.dropped is None]
 
-    def _best(self) -> int | None:
-        """The arm believed to be the best of those launched: limits shown first, then those that may hold."""
+    def _best(self, again: bool = False) -> int | None:
+        """The arm believed to be the best of those launched (`again`: of the finalists, where there are any).
+
+        Shares as large as they must be come first.
+        """
         belief, standing = self._belief(), self._standing()
+        if again:
+            standing = [i for i in standing if self._records[i].launches > 1] or standing
         order = {"shown": 1, "open": 0, "broken": -1}
         return max(
             standing,
@@ -248,18 +260,9 @@ class _Race:
 
     def _belief(self) -> Belief:
         rules = self._rules
-        measured = [
-            (i, math.log(value)) for i, record in enumerate(self._records) for value in record.values if value > 0
-        ]
-        return believe(
-            self._prior,
-            self._alike,
-            measured,
-            prior_spread=rules.prior_spread,
-            launch_spread=rules.launch_spread,
-            point_spread=rules.point_spread,
-            points=rules.probes,
-        )
+        measured = [(i, math.log(value)) for i, record in enumerate(self._records) for value in record.values]
+        noise = Noise(rules.launch_spread, rules.point_spread, rules.probes)
+        return believe(self._prior, self._alike, measured, noise, rules.prior_spread)
 
     def _chance_ok(self) -> np.ndarray:
         outcomes = [(i, record.dropped is None) for i, record in enumerate(self._records) if record.launches]
@@ -275,7 +278,7 @@ class _Race:
             for arm, record in zip(self._arms, self._records, strict=True)
             if record.dropped is not None
         }
-        best = self._best()
+        best = self._best(again=True)
         if best is None:
             return Outcome(None, None, "open", None, False, tuple(self._path), refused, dropped, None, self._ended)
         record, belief = self._records[best], self._belief()

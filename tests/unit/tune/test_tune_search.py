@@ -1,0 +1,207 @@
+"""The search against made-up servers: it finds what is there, survives what fails, and can be resumed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwenbench.tune.protocol import (
+    Answer,
+    Arm,
+    Died,
+    Goal,
+    Launch,
+    Launched,
+    LaunchFailed,
+    Outcome,
+    Probe,
+    Probed,
+    Rules,
+    Step,
+)
+from qwenbench.tune.search import search
+from qwenbench.tune.sequential import verdict
+
+CAPTURES, SEQS = (16, 32, 64, 128), (16, 32, 64)
+GOAL = Goal(users=32, limits={"ttft_p99": 0.99})
+
+
+def tokens(capture: int, seqs: int) -> float:
+    """Rises to 32 places, falls where the batch is above the captured size."""
+    return 1000 * min(seqs, 32) / 32 * (0.7 if capture < min(seqs, 32) else 1.0)
+
+
+def space(prior: Callable[[int, int], float | None] = tokens) -> list[Arm]:
+    return [
+        Arm(f"cap{capture}-seq{seqs}", (math.log2(capture), math.log2(seqs)), prior(capture, seqs))
+        for capture in CAPTURES
+        for seqs in SEQS
+    ]
+
+
+class Bench:
+    """Servers that answer as `tokens` says, with noise, and fail where they are told to."""
+
+    def __init__(self, noise: float = 0.0, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._noise = noise
+        self.steps: list[Step] = []
+        self.fails: Mapping[str, str] = {}
+        self.dies: Mapping[str, str] = {}
+        self.share: Callable[[str, int], float] = lambda config, users: 1.0
+        self._launch = 1.0
+
+    def answer(self, step: Step) -> Answer:
+        self.steps.append(step)
+        if isinstance(step, Launch):
+            self._launch = math.exp(self._random.normal(0, self._noise))
+            failed = self.fails.get(step.config_id)
+            return LaunchFailed(failed, 60.0) if failed else Launched(60.0)
+        if step.config_id in self.dies:
+            return Died(self.dies[step.config_id], 5.0)
+        capture, seqs = (int(part[3:]) for part in step.config_id.split("-"))
+        within = sent = 0
+        while not step.enough(dict.fromkeys(step.limits, (within, sent))):
+            within += bool(self._random.random() < self.share(step.config_id, step.users))
+            sent += 1
+        value = tokens(capture, seqs) * self._launch * math.exp(self._random.normal(0, self._noise / 2))
+        return Probed(dict.fromkeys(step.limits, (within, sent)), value, sent / 10)
+
+    def run(self, arms: list[Arm], goal: Goal = GOAL, rules: Rules | None = None, seed: int = 0) -> Outcome:
+        steps = search(arms, goal, rules or Rules(launch_spread=self._noise, point_spread=self._noise / 2), seed)
+        try:
+            step = next(steps)
+            while True:
+                step = steps.send(self.answer(step))
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+def test_a_right_prediction_needs_few_launches_and_the_claim_is_about_what_was_tried() -> None:
+    bench = Bench(noise=0.01)
+    outcome = bench.run(space())
+    assert outcome.config_id is not None
+    assert tokens(*(int(part[3:]) for part in outcome.config_id.split("-"))) == 1000
+    assert outcome.verdict == "shown" and outcome.decided and outcome.within is not None and outcome.within <= 0.03
+    assert len(outcome.path) <= 8
+    assert outcome.path[0].why == "predicted best" and outcome.path[-1].why == "final"
+    again = [tried.config_id for tried in outcome.path if tried.config_id == outcome.config_id]
+    assert len(again) >= 3 and outcome.drift is not None  # once to find it, twice more to be sure
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_wrong_prediction_is_survived(seed: int) -> None:
+    bench = Bench(noise=0.02, seed=seed)
+    outcome = bench.run(space(lambda capture, seqs: 2000 - tokens(capture, seqs)), seed=seed)
+    assert outcome.config_id is not None
+    assert tokens(*(int(part[3:]) for part in outcome.config_id.split("-"))) == 1000
+
+
+def test_failed_launches_and_dead_engines_are_data() -> None:
+    bench = Bench()
+    bench.fails = {"cap128-seq64": "out of memory", "cap128-seq32": "out of memory"}
+    bench.dies = {"cap64-seq64": "the engine died"}
+    outcome = bench.run(space(lambda capture, seqs: tokens(capture, seqs) + capture + seqs))
+    assert outcome.config_id not in (None, *bench.fails, *bench.dies)
+    assert outcome.dropped["cap128-seq64"] == "out of memory"
+    assert outcome.verdict == "shown"
+    assert {tried.verdict for tried in outcome.path if tried.config_id in bench.fails} == {"failed"}
+
+
+def test_what_breaks_a_limit_is_never_the_answer_and_costs_few_requests() -> None:
+    bench = Bench()
+    bench.share = lambda config, users: 0.9 if "seq64" in config or "seq32" in config else 1.0
+    outcome = bench.run(space())
+    assert outcome.config_id is not None and outcome.config_id.endswith("seq16")
+    assert all(reason == "its limits are broken" for reason in outcome.dropped.values())
+
+
+def test_refused_configurations_are_never_launched() -> None:
+    bench = Bench()
+    arms = [replace(arm, refused="cannot start") if "cap128" in arm.config_id else arm for arm in space()]
+    outcome = bench.run(arms)
+    assert len(outcome.refused) == 3
+    assert not any("cap128" in step.config_id for step in bench.steps)
+
+
+def test_nothing_works() -> None:
+    bench = Bench()
+    bench.fails = {arm.config_id: "no" for arm in space()}
+    outcome = bench.run(space())
+    assert (outcome.config_id, outcome.decided, len(outcome.path)) == (None, False, 8)
+    assert bench.run([replace(arm, refused="no") for arm in space()]).config_id is None
+    with pytest.raises(ValueError, match="arms"):
+        next(search([], GOAL, Rules()))
+
+
+def test_all_configurations_answer_the_same_requests() -> None:
+    bench = Bench(noise=0.02)
+    bench.run(space())
+    seeds = {(step.users, step.repeat): step.seed for step in bench.steps if isinstance(step, Probe)}
+    assert all(step.seed == seeds[step.users, step.repeat] for step in bench.steps if isinstance(step, Probe))
+    assert len(set(seeds.values())) == len(seeds)
+
+
+def test_finalists_are_launched_in_turns() -> None:
+    bench = Bench(noise=0.03)
+    outcome = bench.run(space())
+    finals = [tried.config_id for tried in outcome.path if tried.why == "final"]
+    if len(set(finals)) > 1:
+        assert all(one != other for one, other in pairwise(finals))
+
+
+def test_a_killed_search_goes_on_where_it_was() -> None:
+    bench = Bench(noise=0.02)
+    answers: list[Answer] = []
+    steps = search(space(), GOAL, Rules(), seed=3)
+    asked = [next(steps)]
+    for _ in range(9):
+        answers.append(bench.answer(asked[-1]))
+        asked.append(steps.send(answers[-1]))
+    again = search(space(), GOAL, Rules(), seed=3)
+    replayed = [next(again), *(again.send(answer) for answer in answers)]
+    assert replayed == asked
+
+
+def test_the_most_users_within_the_limits() -> None:
+    bench = Bench()
+    # each configuration holds as many users as it has places
+    bench.share = lambda config, users: 1.0 if users <= int(config.split("seq")[1]) else 0.5
+    outcome = bench.run(space(lambda capture, seqs: float(seqs)), Goal(None, {"ttft_p99": 0.99}))
+    assert outcome.config_id is not None and outcome.config_id.endswith("seq64")
+    assert outcome.value == pytest.approx(64, rel=0.1)
+    users = [step.users for step in bench.steps if isinstance(step, Probe)]
+    assert len(users) < 40
+
+
+def test_time_ends_it_too() -> None:
+    bench = Bench()
+    outcome = bench.run(space(), rules=Rules(seconds=200.0))
+    assert len(outcome.path) <= 3 and outcome.config_id is not None
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.sampled_from([0.5, 0.9, 0.99]))
+def test_a_verdict_is_never_both(within: int, missed: int, needed: float) -> None:
+    found = verdict(within, within + missed, needed)
+    if found == "shown":
+        assert within > needed * (within + missed)
+    if found == "broken":
+        assert within < needed * (within + missed)
+
+
+def test_looking_at_every_request_is_wrong_in_at_most_one_of_twenty() -> None:
+    random = np.random.default_rng(3)
+    wrong = {"shown": 0, "broken": 0}
+    for _ in range(200):
+        within = np.cumsum(random.random(600) < 0.9)
+        seen = {verdict(int(within[n]), n + 1, 0.9) for n in range(0, 600, 3)}
+        for name in wrong:
+            wrong[name] += name in seen
+    assert max(wrong.values()) <= 16  # 8 %: 5 % and twice its standard error
