@@ -45,13 +45,17 @@ class Card:
 
     def cuda_gib(self, platform: str = "linux") -> float:
         """CUDA's total on `linux` or `wsl`, GiB. Raises UsageError where it is not known."""
-        if platform not in PLATFORMS:
-            raise UsageError(f"unknown platform {platform!r}: choose {' or '.join(PLATFORMS)}")
-        total = self.cuda_gib_linux if platform == "linux" else self.cuda_gib_wsl
+        total = self.known_cuda_gib(platform)
         if total is None:
             where = "under WSL" if platform == "wsl" else "on Linux"
             raise UsageError(f"CUDA's total of {self.name} {where} is not known: give it with --vram-mib")
         return total
+
+    def known_cuda_gib(self, platform: str = "linux") -> float | None:
+        """The same, None where it is not known. Raises UsageError for an unknown platform."""
+        if platform not in PLATFORMS:
+            raise UsageError(f"unknown platform {platform!r}: choose {' or '.join(PLATFORMS)}")
+        return self.cuda_gib_linux if platform == "linux" else self.cuda_gib_wsl
 
 
 def _geforce(

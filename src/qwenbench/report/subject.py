@@ -72,16 +72,17 @@ def subject_of(run: Run) -> Subject:
     gpu = _first_gpu(hardware)
     name = hardware.get("card") or options.get("card") or gpu
     known = _card(name)
-    total = _number(hardware.get("cuda_total_gib"))
+    on_larger = bool(gpu and known is not None and not _same_card(gpu, known.name))
+    total = None if on_larger else _number(hardware.get("cuda_total_gib"))  # the real card's, as its driver told
     if total is None and known is not None:
-        total = _cuda_gib(known, str(hardware.get("platform") or "linux"))
+        total = known.known_cuda_gib(str(hardware.get("platform") or "linux"))
     versions = _mapping(run.meta.get("versions"))
     started = run.meta.get("started") or run.meta.get("started_at")
     return Subject(
         models=_models(run),
         card=None if name is None else str(name),
         gpu=gpu,
-        budget_on_larger=bool(gpu and known is not None and not _same_card(gpu, known.name)),
+        budget_on_larger=on_larger,
         vllm=_vllm(run, versions),
         driver=None if versions.get("driver") is None else str(versions["driver"]),
         cuda_gib=total,
@@ -95,13 +96,6 @@ def subject_of(run: Run) -> Subject:
 def _card(name: object) -> Card | None:
     try:
         return None if name is None else find_card(str(name))
-    except UsageError:
-        return None
-
-
-def _cuda_gib(card: Card, platform: str) -> float | None:
-    try:
-        return card.cuda_gib(platform)
     except UsageError:
         return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.cards import VISIBLE, chosen_cards, visible_cards
 from qwenbench.engine.config import ServerConfig
 from qwenbench.errors import UsageError
+from qwenbench.observe.cuda_driver import cuda_totals
 from qwenbench.observe.nvml import Gpu, Nvml, open_nvml
 from qwenbench.sweep.options import SweepOptions
 
@@ -33,6 +34,8 @@ class Hardware:
     """`linux` or `wsl`: they report different CUDA totals."""
     machine_gpus: int = 0
     """How many cards the machine has, those that may not be used included."""
+    cuda_totals: Mapping[str, int] = field(default_factory=dict)
+    """UUID -> CUDA's total as the driver tells it, bytes; empty where it was not asked or did not answer."""
 
     def only(self, uuids: Collection[str]) -> Hardware:
         """What one server sees and is watched on: these cards. No card named: all of them."""
@@ -45,8 +48,14 @@ class Hardware:
         return replace(self, gpus=gpus, nvml=nvml, card=card, real_card=real)
 
     def cuda_total_gib(self) -> float | None:
-        """CUDA's total of the real card (what vLLM multiplies), GiB."""
-        return None if self.real_card is None else self.real_card.cuda_gib(self.platform)
+        """CUDA's total of the real card (what vLLM multiplies), GiB: as the driver tells it, else the table's.
+
+        The smallest of several cards: each of their workers has the same share to get by with.
+        """
+        told = [self.cuda_totals[gpu.uuid] for gpu in self.gpus if gpu.uuid in self.cuda_totals]
+        if told:
+            return min(told) / 2**30
+        return None if self.real_card is None else self.real_card.known_cuda_gib(self.platform)
 
     def to_json(self) -> dict[str, Any]:
         """For run.json."""
@@ -61,6 +70,7 @@ class Hardware:
                 for g in self.gpus
             ],
             "card": self.card.name if self.card else None,
+            "cuda_total_gib": None if (total := self.cuda_total_gib()) is None else round(total, 3),
         }
 
 
@@ -114,7 +124,8 @@ def find_hardware(options: SweepOptions, local: bool = True) -> Hardware:
     if options.devices and not gpus:
         raise UsageError(f"--devices {','.join(options.devices)}: these cards are not to be found here ({note}).")
     real = _known_card(gpus)
-    return Hardware(gpus, nvml, note, wanted or real, real, _platform(), len(machine))
+    totals = cuda_totals() if gpus else {}
+    return Hardware(gpus, nvml, note, wanted or real, real, _platform(), len(machine), totals)
 
 
 def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) -> ServerConfig:
@@ -126,6 +137,8 @@ def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) ->
     Raises UsageError when the real card is unknown, or smaller than the budget.
     """
     if options.card is None or options.launcher == "sim" or hardware.card is None or not hardware.gpus:
+        return server
+    if hardware.card == hardware.real_card:
         return server
     total = hardware.cuda_total_gib()
     if total is None:
@@ -146,6 +159,8 @@ def budget_note(options: SweepOptions, hardware: Hardware) -> str | None:
     """What --card on a larger real card means, for people and run.json; None when no card stands for another."""
     total, card = hardware.cuda_total_gib(), hardware.card
     if options.card is None or options.launcher == "sim" or card is None or not hardware.gpus or total is None:
+        return None
+    if card == hardware.real_card:
         return None
     real = hardware.gpus[0].name
     return (
