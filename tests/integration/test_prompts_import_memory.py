@@ -90,13 +90,21 @@ def test_import_mix_draws_of_each_and_marks_every_row(tmp_path: Path) -> None:
     assert all(prompt.licence and prompt.source for prompt in prompts)
 
 
-def test_import_bad_row_exits_2_with_one_line(tmp_path: Path) -> None:
+def test_import_without_a_usable_row_exits_2_with_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"question": "q", "answer": "a"}\n{"question": "caf\xe9"}\n')
+    path.write_bytes(b'{"question": "caf\xe9"}\n')
     done = _import(str(path), "--out", str(tmp_path / "out.jsonl"))
     assert done.returncode == 2
     assert done.stdout == ""
     first = done.stderr.splitlines()[0]
     assert first.startswith("qwenbench prompts: ")
-    assert "row 2" in first
+    assert "row 1" in first
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_import_names_the_rows_that_it_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"question": "q", "answer": "a"}\n{"question": "caf\xe9"}\n')
+    done = _import(str(path), "--out", str(tmp_path / "out.jsonl"))
+    assert done.returncode == 0
+    assert f"1 x {path}, row 2: is not UTF-8" in done.stderr

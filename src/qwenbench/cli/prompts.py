@@ -25,6 +25,8 @@ app = typer.Typer(
     help="List, show and import prompt sets.",
 )
 
+_MOST_REASONS = 5
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -107,7 +109,7 @@ def import_set(
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The prompt set to write (.jsonl).")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="ultrachat, gsm8k, code-alpaca, aya, humaneval, prompt, qwenbench or auto.")
+        str, typer.Option("--format", help="A format of docs/workload.md, e.g. sharegpt, or auto.")
     ] = "auto",
     mix: Annotated[
         str | None, typer.Option("--mix", help="seed: 256 rows each of UltraChat, GSM8K, CodeAlpaca and Aya.")
@@ -241,6 +243,7 @@ def _report(
                 "rows_read": tally.read,
                 "without_text": tally.without_text,
                 "too_long": tally.too_long,
+                "unusable": {reason: count for reason, (count, _) in tally.unusable.items()},
                 "max_tokens": max_tokens,
                 "tokens_counted_by": counter.how,
                 "formats": sorted(tally.formats),
@@ -249,8 +252,11 @@ def _report(
         )
         return
     print(f"{out}: {written} prompts from {tally.read} rows ({', '.join(sorted(tally.formats))}).")
+    unusable = sum(count for count, _ in tally.unusable.values())
     print(
-        f"Left out: {tally.too_long} above {max_tokens} tokens, {tally.without_text} without text. "
-        f"Tokens: {counter.how}.",
+        f"Left out: {tally.too_long} above {max_tokens} tokens, {tally.without_text} without text, {unusable} that "
+        f"cannot be used. Tokens: {counter.how}.",
         file=sys.stderr,
     )
+    for count, first in sorted(tally.unusable.values(), reverse=True)[:_MOST_REASONS]:
+        print(f"  {count} x {first}" if count == 1 else f"  {count}, the first: {first}", file=sys.stderr)

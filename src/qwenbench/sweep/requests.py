@@ -76,6 +76,7 @@ def request_options(
         endpoint=options.endpoint,
         profile=point.profile,
         force_length=options.ignore_eos,
+        own_lengths=options.output_tokens is None,
         natural_factor=1 if options.output_tokens else 4,
         left_out=traits.left_out,
         length_field=traits.length_field,

@@ -37,6 +37,8 @@ class RequestOptions:
     """Without force_length: upper limit in tokens; None takes `natural_factor` times the drawn length."""
     natural_factor: int = 4
     """Without force_length: room for an answer to end by itself. 1 where the user gave the lengths."""
+    own_lengths: bool = True
+    """A prompt's own output_tokens count before the scenario's lengths."""
     left_out: frozenset[str] = frozenset()
     """Fields of the body that the server refuses."""
     length_field: str = "max_tokens"
@@ -191,7 +193,8 @@ class PlannedSessions(Sequence[SessionPlan]):
         lengths = self._scenario.output_tokens
         turns = []
         for number in range(self._turn_limits[index]):
-            drawn = trace.output_tokens if trace and trace.output_tokens else lengths.draw(random)
+            own = prompt.output_tokens if self._options.own_lengths else None
+            drawn = trace.output_tokens if trace and trace.output_tokens else own or lengths.draw(random)
             limit = answer_limit(self._options, drawn)
             turns.append(
                 TurnPlan(

@@ -33,6 +33,9 @@ class Prompt(BaseModel):
     tags: tuple[str, ...] = Field(default=(), description="Free words for filtering.")
     system: str | None = Field(default=None, description="System message.")
     turns: tuple[PromptTurn, ...] = Field(min_length=1, description="The conversation.")
+    output_tokens: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Length of each answer in tokens, in place of the scenario's."
+    )
     answer: str | None = Field(default=None, description="The known answer (math), for checks.")
     source: str | None = Field(default=None, description="Where an imported row comes from: dataset and row.")
     licence: str | None = Field(default=None, description="Licence of an imported row.")

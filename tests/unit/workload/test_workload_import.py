@@ -109,9 +109,8 @@ def test_import_directory_reads_all_files_in_order(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"question": "q"}\n', r"row 1: columns question fit no format"),
-        ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "q"}\n', r"row 2: column 'answer' is missing"),
         ("a.jsonl", b'{"question": "q", "answer": 3}\n', r"row 1: column 'answer' is int, not text"),
-        ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "caf\xe9"}\n', r"row 2: is not UTF-8 \(byte 0xe9"),
+        ("a.jsonl", b'{"question": "caf\xe9"}\n', r"row 1: is not UTF-8 \(byte 0xe9"),
         ("a.jsonl", '{"question": "q"}'.encode("utf-16"), r"is UTF-16"),
         ("a.jsonl", b'{"question": \n', r"row 1: no valid JSON"),
         ("a.jsonl", b"[1]\n", r"row 1: a JSON object"),
@@ -142,6 +141,75 @@ def test_import_bad_input_is_one_line_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == [name]
+
+
+def test_import_leaves_out_rows_that_cannot_be_used_and_names_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    bad = [b'{"question": "q"}', b'{"question": "caf\xe9"}', b"[1]", b"nope", b'{"question": "q", "answer": 3}']
+    good = b'{"question": "q", "answer": "a"}'
+    path.write_bytes(b"\n".join([bad[0], good, *bad, b'{"question": "' + b"x" * MAX_ROW_BYTES + b'"}', bad[4], good]))
+    tally = Tally()
+    prompts = list(prompts_of(Source((path,), "a.jsonl"), estimated(), 8192, tally))
+    assert [prompt.source for prompt in prompts] == ["a.jsonl row 2", "a.jsonl row 10"]
+    counts = sorted((count, reason.split(":")[0]) for reason, (count, _) in tally.unusable.items())
+    assert counts[-1] == (2, "column 'answer' is int, not text.")
+    assert sum(count for count, _ in counts) == 8
+    assert tally.unusable["column 'answer' is int, not text."][1] == f"{path}, row 7: column 'answer' is int, not text."
+
+
+SHAREGPT = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, {"from": "human", "value": "More"}]
+CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "kept"),
+    [
+        ("sharegpt", {"id": "x", "conversations": SHAREGPT}, {"users": ["Hi", "More"]}),
+        ("sharegpt", {"conversations": [{"from": "system", "value": "Be kind"}, *SHAREGPT]}, {"system": "Be kind"}),
+        (
+            "lmsys",
+            {"conversation_id": "1", "model": "m", "conversation": CHAT, "language": "Thai"},
+            {"language": "th"},
+        ),
+        ("wildchat", {"conversation": [{**one, "toxic": False} for one in CHAT], "toxic": False}, {"users": ["Hi"]}),
+        ("openai-batch", {"custom_id": "r", "method": "POST", "body": {"messages": CHAT[:1]}}, {"users": ["Hi"]}),
+        ("openai-batch", {"custom_id": "r", "body": {"model": "m", "prompt": "Hi"}}, {"users": ["Hi"]}),
+        ("vllm-custom", {"prompt": "Hi", "output_tokens": 7}, {"output_tokens": 7}),
+        ("ultrachat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, {"users": ["Hi"]}),
+        ("ultrachat", {"messages": [{"role": "developer", "content": "Be kind"}, *CHAT]}, {"system": "Be kind"}),
+    ],
+)
+def test_import_reads_data_as_people_have_it(
+    tmp_path: Path, form: str, row: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    tally = Tally()
+    (prompt,) = _prompts(_written(tmp_path / "a.json", [row]), tally=tally)
+    assert tally.formats == {form}
+    found = {"users": [turn.user for turn in prompt.turns], "system": prompt.system, "language": prompt.language}
+    assert {**found, "output_tokens": prompt.output_tokens}.items() >= kept.items()
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f"}}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [CHAT[0], CALL, {"role": "tool", "content": "18C"}]}, "has tool calls"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "image_url"),
+        ({"messages": CHAT[::-1]}, "'assistant' does not follow"),
+        ({"messages": [{"role": "user", "content": 3}]}, "must be text"),
+        ({"other": 1}, "is missing"),
+    ],
+)
+def test_import_names_what_it_leaves_out(tmp_path: Path, row: dict[str, Any], reason: str) -> None:
+    tally = Tally()
+    rows = [{"messages": CHAT}, row, {"messages": CHAT}]
+    assert len(_prompts(_written(tmp_path / "a.jsonl", rows), tally=tally)) == 2
+    ((told, (count, first)),) = tally.unusable.items()
+    assert count == 1
+    assert reason in told
+    assert "a.jsonl, row 2: " in first
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json"])

@@ -256,3 +256,12 @@ def test_no_stream_is_left_idle_by_long_conversations() -> None:
 def test_profile_none_sends_no_sampling_field() -> None:
     body = payloads(sessions(options=RequestOptions(model="m", profile="none")))[0]
     assert not {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "chat_template_kwargs"} & body.keys()
+
+
+def test_a_prompts_own_answer_length_counts_unless_the_user_gave_one() -> None:
+    prompts = [Prompt(id="a", turns=(PromptTurn(user="x"),), output_tokens=7)]
+    for own, expected in ((True, {7}), (False, {16})):
+        options = RequestOptions(model="m", own_lengths=own)
+        scenario = Scenario(name="t", output_tokens=Lengths(min=16, max=16))
+        planned = PlannedSessions(scenario, prompts, options, 1, 4)
+        assert {turn.output_tokens for session in planned for turn in session.turns} == expected

@@ -9,7 +9,7 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -57,10 +57,18 @@ def dataset_files(source: Path) -> list[Path]:
     return [source]
 
 
-def read_rows(source: Path) -> Iterator[DatasetRow]:
+Skip = Callable[[UsageError], None]
+
+
+def _raise(problem: UsageError) -> None:
+    raise problem
+
+
+def read_rows(source: Path, skip: Skip = _raise) -> Iterator[DatasetRow]:
     """Every row of a file, or of all files below a directory.
 
-    Raises UsageError with file and row: bytes that are no UTF-8, no valid JSON, a row that is no object or too long.
+    A row that cannot be used - bytes that are no UTF-8, no valid JSON, no object, too long - is handed to `skip` as the
+    UsageError that names file and row; by default that is raised. Raises UsageError for a file that cannot be read on.
     """
     for path in dataset_files(source):
         check_input(path, "data set", 1024 * GIB)  # read row by row: any size will do, a pipe or a device will not
@@ -68,16 +76,17 @@ def read_rows(source: Path) -> Iterator[DatasetRow]:
             if path.name.endswith(".parquet"):
                 yield from _parquet_rows(path)
             elif path.name.endswith(".json"):
-                yield from _json_rows(path)
+                yield from _json_rows(path, skip)
             else:
-                yield from _jsonl_rows(path)
+                yield from _jsonl_rows(path, skip)
         except (OSError, EOFError, zlib.error) as error:
             raise UsageError(f"{path}: cannot be read: {error}.") from error
 
 
-def _object(value: Any, path: Path, number: int) -> DatasetRow:
+def _object(value: Any, path: Path, number: int, skip: Skip) -> DatasetRow | None:
     if not isinstance(value, dict):
-        raise UsageError(f"{path}, row {number}: a JSON object with named columns was expected.")
+        skip(UsageError(f"{path}, row {number}: a JSON object with named columns was expected."))
+        return None
     return DatasetRow(path, number, value)
 
 
@@ -94,13 +103,16 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
 
 
-def _jsonl_rows(path: Path) -> Iterator[DatasetRow]:
+def _jsonl_rows(path: Path, skip: Skip) -> Iterator[DatasetRow]:
     with _open(path) as file:
         number = 0
         while line := file.readline(MAX_ROW_BYTES + 1):
             number += 1
             if len(line) > MAX_ROW_BYTES:
-                raise _too_long(path, number)
+                skip(_too_long(path, number))
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(MAX_ROW_BYTES)
+                continue
             if number == 1:
                 line = _without_mark(line, path)
             if not line.strip():
@@ -108,8 +120,11 @@ def _jsonl_rows(path: Path) -> Iterator[DatasetRow]:
             try:
                 value = orjson.loads(line)
             except orjson.JSONDecodeError as error:
-                raise _bad_line(line, path, number, error) from error
-            yield _object(value, path, number)
+                skip(_bad_line(line, path, number, error))
+                continue
+            row = _object(value, path, number, skip)
+            if row is not None:
+                yield row
 
 
 def _bad_line(line: bytes, path: Path, number: int, error: orjson.JSONDecodeError) -> UsageError:
@@ -184,26 +199,28 @@ class _JsonWindow:
             return value
 
 
-def _json_rows(path: Path) -> Iterator[DatasetRow]:
+def _json_rows(path: Path, skip: Skip) -> Iterator[DatasetRow]:
     """Elements of a JSON array, read one by one. JSON Lines in a file named .json are read as such."""
     with path.open("rb") as file:
         window = _JsonWindow(file, path)
         first = window.next_sign()
         if first == "[":
-            yield from _array_rows(window, path)
+            yield from _array_rows(window, path, skip)
             return
     if first != "{":
         raise UsageError(f"{path}: a JSON array of objects, or one object a line, was expected.")
-    yield from _jsonl_rows(path)
+    yield from _jsonl_rows(path, skip)
 
 
-def _array_rows(window: _JsonWindow, path: Path) -> Iterator[DatasetRow]:
+def _array_rows(window: _JsonWindow, path: Path, skip: Skip) -> Iterator[DatasetRow]:
     window.place += 1
     if window.next_sign() == "]":
         return
     while True:
         window.next_sign()
-        yield _object(window.value(), path, window.row)
+        row = _object(window.value(), path, window.row, skip)
+        if row is not None:
+            yield row
         sign = window.next_sign()
         if sign == "]":
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from qwenbench.workload.importing.row_formats import Content, RowFormat, content
 from qwenbench.workload.importing.token_count import TokenCounter
 from qwenbench.workload.prompts import Prompt
 
+_PLACE = re.compile(r"^.*?, row \d+: (?:(?:messages|conversations?)\.\d+: )?", re.DOTALL)
 DEFAULT_MAX_TOKENS = 8192
 """The sequence length of the seed's calibration."""
 
@@ -39,20 +41,43 @@ class Tally:
     read: int = 0
     without_text: int = 0
     too_long: int = 0
+    unusable: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """Reason -> how many rows it left out, and the first of them in full."""
     formats: set[str] = field(default_factory=set)
+
+    def leave_out(self, problem: UsageError) -> None:
+        """Count a row that cannot be used; `problem` begins with its file and row."""
+        first = str(problem)
+        reason = _PLACE.sub("", first)
+        count, shown = self.unusable.get(reason, (0, first))
+        self.unusable[reason] = count + 1, shown
 
 
 def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Tally) -> Iterator[Prompt]:
-    """The prompts of a source in the rows' order, those without text or above `max_tokens` left out and counted.
+    """The prompts of a source in the rows' order.
 
-    Raises UsageError with file and row for a row that cannot be read or lacks a column.
+    Those without text, above `max_tokens` or that cannot be used are left out and counted. Raises UsageError for a file
+    that cannot be read on and, when no row could be used, with what was wrong with the first.
     """
     form = source.form
-    for row in (row for path in source.paths for row in read_rows(path)):
-        form = form or detect_format(row)
+    problems: list[UsageError] = []
+    used = 0
+
+    def skip(problem: UsageError) -> None:
+        tally.leave_out(problem)
+        if not problems:
+            problems.append(problem)
+
+    for row in (row for path in source.paths for row in read_rows(path, skip)):
         tally.read += 1
+        try:
+            form = form or detect_format(row)
+            content = content_of(row, form)
+        except UsageError as problem:
+            skip(problem)
+            continue
+        used += 1
         tally.formats.add(form.name)
-        content = content_of(row, form)
         if content is None:
             tally.without_text += 1
             continue
@@ -63,6 +88,8 @@ def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Ta
             yield prompt
         else:
             tally.too_long += 1
+    if not used and problems:
+        raise problems[0]
 
 
 def _prompt(content: Content, form: RowFormat, prompt_id: str, where: str, licence: str | None) -> Prompt:
@@ -73,6 +100,7 @@ def _prompt(content: Content, form: RowFormat, prompt_id: str, where: str, licen
         system=content.system,
         turns=content.turns,
         answer=content.answer,
+        output_tokens=content.output_tokens,
         source=where,
         licence=licence,
     )

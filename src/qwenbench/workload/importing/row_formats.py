@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,6 +22,8 @@ class Content:
     language: str = "en"
     system: str | None = None
     answer: str | None = None
+    output_tokens: int | None = None
+    """Length of the answer in tokens, where the dataset tells one to ask for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +87,48 @@ def _plain(row: DatasetRow) -> Content | None:
     return _single(_text(row, "prompt"), language=language_code(_text(row, "language", optional=True) or "en"))
 
 
+def _vllm_custom(row: DatasetRow) -> Content | None:
+    tokens = row.values.get("output_tokens")
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens < 1_000_000):
+        raise UsageError(f"{row.where}: column 'output_tokens' is no number of tokens.")
+    return _single(_text(row, "prompt"), output_tokens=tokens)
+
+
+def _openai_batch(row: DatasetRow) -> Content | None:
+    body = row.values.get("body")
+    if not isinstance(body, Mapping):
+        raise UsageError(f"{row.where}: column 'body' is no object.")
+    if "messages" in body:
+        return _talk(row, body.get("messages"), "messages")
+    prompt = body.get("prompt", body.get("input"))
+    if not isinstance(prompt, str):
+        raise UsageError(f"{row.where}: the body has neither messages nor a prompt.")
+    return _single(prompt.strip())
+
+
 def _messages(row: DatasetRow) -> Content | None:
-    messages = row.values.get("messages")
+    return _talk(row, row.values.get("messages"), "messages")
+
+
+def _conversations(row: DatasetRow) -> Content | None:
+    return _talk(row, row.values.get("conversations"), "conversations")
+
+
+def _conversation(row: DatasetRow) -> Content | None:
+    content = _talk(row, row.values.get("conversation"), "conversation")
+    name = _text(row, "language", optional=True)
+    return replace(content, language=language_code(name)) if content and name else content
+
+
+def _talk(row: DatasetRow, messages: object, column: str) -> Content | None:
+    """A conversation as turns of a user and an assistant; raises UsageError for what cannot be replayed as one."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
-        raise UsageError(f"{row.where}: column 'messages' is no list.")
+        raise UsageError(f"{row.where}: column {column!r} is no list.")
     system: str | None = None
     turns: list[PromptTurn] = []
     asked: str | None = None
     for place, message in enumerate(messages):
-        role, content = _message(message, f"{row.where}: messages.{place}")
+        role, content = _message(message, f"{row.where}: {column}.{place}")
         if role == "system" and place == 0:
             system = content or None
         elif role == "user" and asked is None:
@@ -105,7 +140,7 @@ def _messages(row: DatasetRow) -> Content | None:
             asked = None
         else:
             raise UsageError(
-                f"{row.where}: messages.{place}: {role!r} does not follow; users and assistants alternate."
+                f"{row.where}: {column}.{place}: {role!r} does not follow; users and assistants alternate."
             )
     if asked:
         turns.append(PromptTurn(user=asked))
@@ -115,10 +150,39 @@ def _messages(row: DatasetRow) -> Content | None:
 def _message(message: Any, where: str) -> tuple[str, str]:
     if not isinstance(message, Mapping):
         raise UsageError(f"{where}: is no object with role and content.")
-    role, content = message.get("role"), message.get("content")
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if message.get("tool_calls") or message.get("function_call") or role in ("tool", "function", "observation"):
+        raise UsageError(f"{where}: has tool calls, which a prompt set cannot replay (a trace can: --trace).")
+    if isinstance(content, Sequence) and not isinstance(content, str | bytes):
+        content = _text_of_parts(content, where)
     if not isinstance(role, str) or not isinstance(content, str):
         raise UsageError(f"{where}: role and content must be text.")
-    return {"human": "user", "gpt": "assistant"}.get(role, role), content.strip()
+    return _ROLES.get(role.lower(), role), content.strip()
+
+
+_ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "developer": "system",
+}
+
+
+def _text_of_parts(parts: Sequence[Any], where: str) -> str:
+    """The text of content that is a list of parts. Raises UsageError for images, sound and files."""
+    texts = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            raise UsageError(f"{where}: has a part that is no text ({kind}).")
+    return "\n".join(texts)
 
 
 def _own(row: DatasetRow) -> Content | None:
@@ -127,7 +191,7 @@ def _own(row: DatasetRow) -> Content | None:
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(f"{row.where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from error
-    return Content(prompt.turns, prompt.language, prompt.system, prompt.answer)
+    return Content(prompt.turns, prompt.language, prompt.system, prompt.answer, prompt.output_tokens)
 
 
 FORMATS: Mapping[str, RowFormat] = {
@@ -141,6 +205,14 @@ FORMATS: Mapping[str, RowFormat] = {
         RowFormat("aya", "Aya", ("inputs", "targets"), _aya, "CohereLabs/aya_dataset", "data", "train", "Apache-2.0"),
         RowFormat("humaneval", "HumanEval", ("task_id", "prompt"), _humaneval, "openai/openai_humaneval", "", "test",
                   "MIT"),
+        RowFormat("sharegpt", "ShareGPT", ("conversations",), _conversations,
+                  "anon8231489123/ShareGPT_Vicuna_unfiltered", "", "", "Apache-2.0"),
+        RowFormat("wildchat", "WildChat", ("conversation", "toxic"), _conversation, "allenai/WildChat-1M", "data",
+                  "train", "ODC-BY"),
+        RowFormat("lmsys", "LMSYS-Chat", ("conversation",), _conversation, "lmsys/lmsys-chat-1m", "data", "train",
+                  "LMSYS-Chat-1M Dataset License Agreement"),
+        RowFormat("openai-batch", "OpenAI batch", ("custom_id", "body"), _openai_batch),
+        RowFormat("vllm-custom", "vLLM custom", ("prompt", "output_tokens"), _vllm_custom),
         RowFormat("qwenbench", "qwenbench prompt set", ("id", "turns"), _own),
         RowFormat("prompt", "plain prompts", ("prompt",), _plain),
     )

@@ -18,6 +18,7 @@ from qwenbench.workload.prompts import Prompt
 
 TIMEOUT_S = 30.0
 """Longest wait for one answer of /tokenize."""
+_MOST_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,20 @@ def from_tokenizer_file(path: Path) -> TokenCounter:
     return TokenCounter(lambda text: len(tokenizer.encode(text, add_special_tokens=False)), f"tokenizer {file.name}")
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Prompts and keys go to the server that was named and to no other: a redirect is an error."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def from_server(base_url: str, model: str | None, headers: dict[str, str] | None = None) -> TokenCounter:
     """Counts with a server's /tokenize, asked once at once. Raises UsageError when it does not answer."""
     base = base_url.rstrip("/").removesuffix("/v1")
     if not base.startswith(("http://", "https://")):
         raise UsageError(f"--url {base_url}: must begin with http:// or https://.")
+
+    opener = urllib.request.build_opener(_NoRedirect)
 
     def count(text: str) -> int:
         body: dict[str, Any] = {"prompt": text, "add_special_tokens": False}
@@ -97,8 +107,8 @@ def from_server(base_url: str, model: str | None, headers: dict[str, str] | None
             f"{base}/tokenize", orjson.dumps(body), {"Content-Type": "application/json", **(headers or {})}
         )
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-                return int(orjson.loads(response.read())["count"])
+            with opener.open(request, timeout=TIMEOUT_S) as response:
+                return int(orjson.loads(response.read(_MOST_BYTES))["count"])
         except urllib.error.HTTPError as error:
             raise UsageError(f"--url {base_url}: /tokenize answered HTTP {error.code}; give --tokenizer.") from error
         except (OSError, ValueError, KeyError, TypeError) as error:
