@@ -204,7 +204,7 @@ async def test_a_broken_driver(tmp_path: Path, deployment: Deployment) -> None:
 
 @pytest.mark.parametrize(
     ("fail", "kind"),
-    [("exit-silently", "unknown"), ("oom-at-start", "oom_start"), ("kv-too-small", "kv_cache_too_small")],
+    [("exit-silently", "unknown"), ("oom-at-start", "oom_graph_capture"), ("kv-too-small", "kv_cache_too_small")],
 )
 async def test_a_container_that_exits_at_once(tmp_path: Path, deployment: Deployment, fail: str, kind: str) -> None:
     server = await launch(deployment("rtx5090-headless", "--sim-fail", fail), tmp_path)

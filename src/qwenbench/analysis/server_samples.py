@@ -86,11 +86,14 @@ def vram_peaks_mib(cards: Mapping[str, CardSamples]) -> dict[str, float]:
 
 def own_peaks_mib(cards: Mapping[str, CardSamples], before_mib: Mapping[str, float]) -> dict[str, float]:
     """Largest memory of the server itself on each card: as NVML tells it per process, else what is used above what
-    was used before the launch (what is not known to have been used counts as the server's)."""
+    was used before the launch; a card of which neither is known is missing."""
     own = {}
     for name, peak_mib in vram_peaks_mib(cards).items():
         told = cards[name].own_mib[~np.isnan(cards[name].own_mib)]
-        own[name] = float(told.max()) if len(told) else peak_mib - before_mib.get(name, 0.0)
+        if len(told):
+            own[name] = float(told.max())
+        elif name in before_mib or name == SIMULATED_CARD:
+            own[name] = peak_mib - before_mib.get(name, 0.0)
     return own
 
 

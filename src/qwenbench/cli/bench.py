@@ -51,10 +51,10 @@ def command(
     Writes the same run folder as `sweep`, with one configuration, and ends with the same exit status.
     """
     from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
-    from qwenbench.engine.attached import AttachedLauncher
+    from qwenbench.engine.attached import AttachedLauncher, is_local, processes_behind
     from qwenbench.runfolder.lookup import find_run
     from qwenbench.sweep.extension import extended_fields
-    from qwenbench.sweep.hardware import find_hardware
+    from qwenbench.sweep.hardware import find_attached_hardware
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_bench_plan
     from qwenbench.sweep.record import Site
@@ -66,19 +66,17 @@ def command(
     else:
         folder = new_folder(out, run_id)
     options = checked_options({**fields, "launcher": "url"})
-    launcher = AttachedLauncher(url)
+    launcher = AttachedLauncher(url, options.server_log)
     server, version = run_asyncio(_attached_server(url, model, options))
     launcher.simulated = "simulated" in (version or "")
     plan = make_bench_plan(options, server)
-    site = Site(launcher, find_hardware(options, local=_is_local(url)), version)
+    local = is_local(url) and not launcher.simulated
+    hardware, launcher.pids = find_attached_hardware(
+        options, run_asyncio(processes_behind(url)) if local else (), local
+    )
+    site = Site(launcher, hardware, version)
     command_line = f"bench --url {shlex.quote(url)}"
     return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report)
-
-
-def _is_local(url: str) -> bool:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
 
 
 async def _attached_server(url: str, model: str | None, options: SweepOptions) -> tuple[ServerConfig, str | None]:
@@ -90,7 +88,7 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
 
     from qwenbench.engine.config import ServerConfig
     from qwenbench.errors import UsageError
-    from qwenbench.sweep.probing import check_served, wait_for_server
+    from qwenbench.sweep.probing import check_served, model_facts, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 
     base = url.rstrip("/").removesuffix("/v1")
@@ -107,9 +105,10 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
             starting=starting,
             tell=lambda text: print(text, file=sys.stderr, flush=True),
         )
-    chosen = model or (found.models[0] if found.models else None)
+        chosen = model or (found.models[0] if found.models else None)
+        root, length = await model_facts(session, base, headers, chosen)
     if chosen is None:
         raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
     if found.models:
         check_served(chosen, found.models, base)
-    return ServerConfig(model=chosen, served_model_name=chosen), found.version
+    return ServerConfig(model=root or chosen, served_model_name=chosen, max_model_len=length), found.version

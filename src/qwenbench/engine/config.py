@@ -53,6 +53,8 @@ class ServerConfig:
     """The cards that it was given, and is watched on; empty: it takes what it finds."""
     host: str = "127.0.0.1"
     port: int = 8000
+    max_model_len: int | None = None
+    """As a server that runs already tells it, in tokens."""
 
     def with_flag(self, name: str, value: FlagValue) -> ServerConfig:
         """A copy in which the flag has this value: replaced where it stood, else added at the end."""

@@ -27,6 +27,8 @@ from qwenbench.processes import oom_kills
 class ProcessLauncher:
     """Starts `COMMAND MODEL flags --host H --port P` under a supervisor. No shell is involved."""
 
+    starts_servers = True
+
     def __init__(
         self, command: Sequence[str], *, name: str = "process", simulated: bool = False, caches: Caches = "kept"
     ) -> None:

@@ -71,8 +71,9 @@ class Server(ABC):
         """Process ids on this host that belong to the server (for telling apart others on the card)."""
 
     @abstractmethod
-    async def failure(self, phase: str) -> Failure:
-        """Why it died, from its exit state and log."""
+    async def failure(self, phase: str, said: Sequence[str] = ()) -> Failure:
+        """Why it died, from its exit state and log; `said` is what it answered to requests that failed, the most
+        frequent first."""
 
     @abstractmethod
     async def stop(self, grace_s: float = 30.0) -> StopReport:
@@ -128,7 +129,7 @@ class LaunchedServer(Server):
             if time.monotonic() - self._dying_since > DYING_S:
                 raise readiness.DiedError
 
-    async def failure(self, phase: str) -> Failure:
+    async def failure(self, phase: str, said: Sequence[str] = ()) -> Failure:
         """Why it died, from its end state and its log; waits a moment for the end of both."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._process.gone(), DYING_S)
@@ -162,6 +163,8 @@ class Launcher(Protocol):
 
     name: str
     simulated: bool
+    starts_servers: bool
+    """False: what it gives runs already, and is neither stopped nor waited for."""
 
     def shown_line(self, config: ServerConfig) -> list[str]:
         """The argv that is shown to the user for this configuration."""

@@ -99,16 +99,41 @@ def _known_card(gpus: Sequence[Gpu]) -> Card | None:
         return None
 
 
-def find_hardware(options: SweepOptions, local: bool = True) -> Hardware:
-    """Looks at the cards (`local` False: the server is elsewhere, so this machine's say nothing).
+def find_attached_hardware(
+    options: SweepOptions, processes: Sequence[Collection[int]], local: bool
+) -> tuple[Hardware, tuple[int, ...]]:
+    """The cards of a server that runs already, and its processes: those of --devices, else where NVML sees one of
+    its processes (guesses at them, the narrowest first).
+
+    A server on another machine, or of which NVML sees nothing, has no cards here.
+    """
+    wanted = find_card(options.card) if options.card else None
+    if not local and not options.devices:
+        return Hardware((), None, "the server is on another machine: no NVML", wanted, None, _platform()), ()
+    found = find_hardware(options)
+    own = tuple(processes[0]) if processes else ()
+    if options.devices or found.nvml is None:
+        return found, own
+    on_cards = found.nvml.processes()
+    for pids in processes:
+        uuids = [uuid for uuid, running in on_cards.items() if any(process.pid in pids for process in running)]
+        if uuids:
+            return found.only(uuids), tuple(pids)
+    nothing_told = not any(on_cards.values())
+    if processes and len(found.gpus) == 1 and nothing_told:  # WSL names no processes
+        return found, own
+    why = "NVML shows no process of this server on any card (name them with --devices where it runs on some)"
+    return Hardware((), None, why, wanted, None, _platform()), own
+
+
+def find_hardware(options: SweepOptions) -> Hardware:
+    """Looks at the cards.
 
     Raises UsageError for an unknown --card or a device that is not there."""
     wanted = find_card(options.card) if options.card else None
     if options.launcher == "sim":
         card = wanted or find_card("rtx-5090")
         return Hardware((), None, "simulated card: no NVML", card, card, "linux")
-    if not local:
-        return Hardware((), None, "the server is on another machine: no NVML", wanted, None, _platform())
     nvml, note = open_nvml()
     gpus: tuple[Gpu, ...] = ()
     machine: tuple[Gpu, ...] = ()

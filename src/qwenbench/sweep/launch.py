@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.engine.config import Configuration
@@ -18,6 +21,7 @@ from qwenbench.engine.server import Server
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
+from qwenbench.observe.cache_config import with_cache_labels
 from qwenbench.observe.ledger import MemoryLedger, build_ledger
 from qwenbench.observe.metrics import scrape
 from qwenbench.observe.vram import VramPhases, wait_drained
@@ -88,9 +92,12 @@ class LaunchRun:
         refusal = self._preflight()
         if refusal is not None:
             return self._failed(refusal, 0)
+        ours = sweep.site.launcher.starts_servers
         sweep.schedule.launching(self._configuration.config_id, self._launch.number)
-        sweep.progress.launching(self._configuration, self._launch.number)
-        before = self._used_mib()
+        if ours:
+            sweep.progress.launching(self._configuration, self._launch.number)
+        # a server that runs already holds its memory: what was used before it is not known
+        before = self._used_mib() if ours else {}
         try:
             with sweep.timings.phase("start"):
                 server = await sweep.site.launcher.launch(self._server_config, self._folder, sweep.run_id)
@@ -102,9 +109,10 @@ class LaunchRun:
         ledger: MemoryLedger | None = None
         try:
             with sweep.timings.phase("start"):
-                startup_s = await self._until_ready(server)
-            sweep.progress.ready(self._configuration, startup_s)
-            ready = await self._look_at(server, startup_s, before)
+                seconds = await self._until_ready(server)
+            if ours:
+                sweep.progress.ready(self._configuration, seconds)
+            ready = await self._look_at(server, seconds if ours else None, before)
             ledger = ready.ledger
             done, failure = await self._measure_all(server, ready)
         except LaunchError as error:
@@ -114,9 +122,9 @@ class LaunchRun:
                 await server.stop()
         with sweep.timings.phase("vram_gate"):
             # after Ctrl-C no launch follows that could need the memory
-            left = None if sweep.stop.is_set() else await self._given_back(before)
+            left = await self._given_back(before) if ours and not sweep.stop.is_set() else None
         if ledger is not None:
-            after = None if sweep.stop.is_set() else largest(self._used_mib())
+            after = largest(self._used_mib()) if ours and not sweep.stop.is_set() else None
             vram = replace(ledger.vram, peak_mib=self._peak_mib(), after_mib=after)
             self._write_ledger(replace(ledger, vram=vram))
         if failure is not None and not sweep.stop.is_set():
@@ -159,7 +167,7 @@ class LaunchRun:
             await asyncio.sleep(START_TOLD_EVERY_S)
             self._sweep.progress.starting(self._configuration, time.monotonic() - began, None)
 
-    async def _look_at(self, server: Server, startup_s: float, before: Mapping[str, float]) -> ReadyServer:
+    async def _look_at(self, server: Server, startup_s: float | None, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
         sweep = self._sweep
         startup = parse_startup_log(_read(server.log_path))
@@ -167,6 +175,7 @@ class LaunchRun:
         if reading is None:
             sweep.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
+        startup = with_cache_labels(startup, labels, self._server_config.max_model_len, sweep.site.vllm_version)
         layout = served_layout(sweep.shape, startup, labels)
         ready_mib = largest(self._used_mib())
         if ready_mib is None and reading is not None:
@@ -244,7 +253,7 @@ class LaunchRun:
             if self._sweep.stop.is_set():
                 return done, None  # stopped by the user: nothing half-measured is kept
             if not server.alive() or result.engine_dead:
-                return done, await server.failure("load")
+                return done, await server.failure("load", most_frequent_errors(result.requests))
             self._sweep.recorder.record(cell, result)
             self._sweep.schedule.cell_done(cell)
             self._sweep.progress.cell_done(cell, result.point)
@@ -340,6 +349,12 @@ def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str
         if width is None or width > target:
             more.append(replace(point, repeat=max(int(row["repeat"]) for row in rows) + 1))
     return more
+
+
+def most_frequent_errors(requests: pa.Table, most: int = 3) -> list[str]:
+    """What a server answered to the requests that failed, the most frequent first."""
+    counted = Counter(detail for detail in requests["error_detail"].to_pylist() if detail)
+    return [detail for detail, _ in counted.most_common(most)]
 
 
 def keep_earlier_log(folder: Path) -> None:

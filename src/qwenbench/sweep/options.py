@@ -108,8 +108,28 @@ class SweepOptions(BaseModel):
         str | None, _server("sim: the card to simulate (rtx-5090); else keep this smaller card's budget")
     ] = None
     devices: Annotated[
-        tuple[str, ...], _server("Cards to use; several run side by side", "0,1|UUID,..", list_of(str, any_word))
+        tuple[str, ...],
+        Flag(
+            "Cards to use; several run side by side (bench: the cards that the server is on)",
+            SERVERS,
+            "0,1|UUID,..",
+            list_of(str, any_word),
+        ),
     ] = ()
+    server_log: Annotated[
+        str | None,
+        Flag("The server's log: a file, or a container's name", SERVERS, "FILE|NAME", commands=("bench",)),
+    ] = None
+    model_folder: Annotated[
+        str | None,
+        Flag(
+            "The model's config.json or folder: its shape makes KV figures",
+            SERVERS,
+            "PATH",
+            names=("--model-config",),
+            commands=("bench",),
+        ),
+    ] = None
     model: Annotated[str | None, _server("Model to serve")] = None
     served_model_name: Annotated[str | None, _server("Name under which it is served")] = None
     image: Annotated[str | None, _server("docker: image and tag")] = None

@@ -155,6 +155,22 @@ async def served_models(session: aiohttp.ClientSession, base_url: str, headers: 
     return (model_names(reply.json()) or ()) if reply.status == 200 else ()
 
 
+async def model_facts(
+    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], model: str | None
+) -> tuple[str | None, int | None]:
+    """What /v1/models tells of a served model: the name or folder that it was loaded from, and its longest request
+    in tokens; None where it does not."""
+    try:
+        reply = await ask(session, f"{base_url}/v1/models", headers=headers, timeout_s=QUESTION_S)
+    except NoReplyError:
+        return None, None
+    data = reply.json() if reply.status == 200 else None
+    rows = data.get("data") if isinstance(data, dict) else None
+    row = next((row for row in rows or [] if isinstance(row, dict) and row.get("id") == model), {})
+    root, length = row.get("root"), row.get("max_model_len")
+    return (visible(root)[:400] if isinstance(root, str) and root else None, length if isinstance(length, int) else None)
+
+
 async def server_version(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> str | None:
     """What /version says, or None."""
     try:

@@ -41,6 +41,8 @@ def slots_for(plan: Plan, hardware: Hardware) -> list[Slot]:
     Raises UsageError when a configuration needs more cards than were named.
     """
     devices = plan.options.devices
+    if plan.options.launcher == "url":
+        return [Slot(0, hardware.gpus, named=True)]  # all that were found are the server's
     servers = [configuration.server for configuration in plan.configurations]
     needed = max(map(cards_needed, servers))
     if not devices:
@@ -64,7 +66,7 @@ def _first_slot(launcher: str, servers: Sequence[ServerConfig], needed: int, har
     if named is not None:
         return Slot(0, tuple(named), named=True)
     if launcher not in ("process", "docker") or needed > len(hardware.gpus):
-        return Slot(0)  # a server that runs already, or one that spans several machines
+        return Slot(0)  # a simulated one, or one that spans several machines
     return Slot(0, hardware.gpus[:needed], alone=hardware.machine_gpus == 1)
 
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -30,7 +31,7 @@ from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.hardware import budget_note
 from qwenbench.sweep.launch import Launch, LaunchRun, next_repeats
-from qwenbench.sweep.model_files import find_shape
+from qwenbench.sweep.model_files import find_shape, read_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
@@ -316,4 +317,6 @@ def _from_environment(variable: str, option: str) -> str:
 
 def _shape_of(plan: Plan) -> ModelShape | None:
     server = plan.configurations[0].server
+    if plan.options.model_folder is not None:
+        return read_shape(Path(plan.options.model_folder), server.model)
     return find_shape(server.model, server.docker.cache_mount)

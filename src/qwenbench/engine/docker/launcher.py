@@ -41,6 +41,7 @@ class DockerLauncher:
 
     name = "docker"
     simulated = False
+    starts_servers = True
 
     def __init__(self, tell: Callable[[str], None] = tell_on_stderr, caches: Caches = "kept") -> None:
         self._tell = tell
