@@ -55,7 +55,18 @@ def test_the_image_runs_as_nobody_and_is_healthy_without_a_gpu(client_image: str
 
 
 def test_it_measures_a_server_container_by_name(client_image: str, network: str, tmp_path: Path) -> None:
-    docker("run", "-d", "--name", "vllm", "--network", network, SERVER_IMAGE, "ig1/Qwen3.5-9B-NVFP4", "--served-model-name", "m")
+    docker(
+        "run",
+        "-d",
+        "--name",
+        "vllm",
+        "--network",
+        network,
+        SERVER_IMAGE,
+        "ig1/Qwen3.5-9B-NVFP4",
+        "--served-model-name",
+        "m",
+    )
     tmp_path.chmod(0o777)
     load = ["--scenario", "math", "--concurrency", "2", "--requests", "4", "--output-tokens", "8", "--run-id", "run"]
     client = ["docker", "run", "--rm", "--network", network, "-v", f"{tmp_path}:/data/results", client_image]

@@ -168,7 +168,10 @@ async def model_facts(
     rows = data.get("data") if isinstance(data, dict) else None
     row = next((row for row in rows or [] if isinstance(row, dict) and row.get("id") == model), {})
     root, length = row.get("root"), row.get("max_model_len")
-    return (visible(root)[:400] if isinstance(root, str) and root else None, length if isinstance(length, int) else None)
+    return (
+        visible(root)[:400] if isinstance(root, str) and root else None,
+        length if isinstance(length, int) else None,
+    )
 
 
 async def server_version(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> str | None:
