@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 from sweep_runs import QUICK, Ended, free_port, points, qwenbench, record
+
+from qwenbench.observe.nvml import Gpu
+from qwenbench.sweep.card_lock import card_locks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import fake_cards
@@ -98,3 +102,96 @@ def test_both_cards_of_a_tensor_parallel_server_are_its_own(machine: fake_cards.
     assert ended.status == 0, ended.err
     launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
     assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.fixture
+def attached(machine: fake_cards.FakeNvml, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server of somebody else's on the second card. (A simulator, which for once does not say so.)"""
+    port = free_port()
+    words = ["ig1/Qwen3.5-9B-NVFP4", "--served-model-name", "mine", "--port", str(port), "--sim-time-scale", "0.2"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+    async def version(*_: object) -> str:
+        return "0.32.0"
+
+    monkeypatch.setattr("qwenbench.sweep.probing.server_version", version)
+    with subprocess.Popen(
+        [sys.executable, str(SERVER), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        log = machine.folder.parent / "theirs.log"
+        with log.open("w") as file:
+            for line in server.stdout:
+                file.write(line)
+                if "Application startup complete" in line:
+                    break
+        yield f"http://127.0.0.1:{port}"
+        assert server.poll() is None, "bench ended a server that was not its own"
+        server.terminate()
+        server.stdout.read()
+
+
+def bench(url: str, folder: Path, *arguments: str) -> Ended:
+    load = ("--scenario", "math", "--concurrency", "2", "--requests", "4", "--output-tokens", "8-16")
+    return qwenbench("bench", "--url", url, "--out", str(folder.parent), "--run-id", folder.name, *load, *arguments)
+
+
+def test_bench_finds_the_servers_card_and_leaves_the_other_alone(
+    machine: fake_cards.FakeNvml, attached: str, tmp_path: Path
+) -> None:
+    """Another qwenbench measures on the first card meanwhile; the server there may hold what it likes."""
+    run = tmp_path / "run"
+    with card_locks([Gpu(0, "GPU-000", NAME, 32607.0, "580.0")]):
+        ended = bench(attached, run)
+    assert ended.status == 0, ended.err
+    for words in ("starting the server", "ready after", "given back", "next launch"):
+        assert words not in ended.err
+    assert [gpu["index"] for gpu in record(run / "run.json")["hardware"]["gpus"]] == [1]
+    (point,) = points(run)
+    assert float(point["vram_own_peak_mib"]) == 20_000
+    assert float(point["vram_peak_mib"]) == fake_cards.RESERVED_MIB + NEIGHBOUR_MIB + 20_000
+    assert (point["vram_before_mib"], point["startup_s"]) == ("", ""), "of a server that runs already neither is known"
+    assert len([line for line in ended.err.splitlines() if "another process is on the card" in line]) == 1
+    with card_locks([Gpu(1, "GPU-111", NAME, 32607.0, "580.0")]):
+        refused = bench(attached, tmp_path / "refused")
+    assert refused.status == 2
+    assert "card 1" in refused.err
+
+
+def test_bench_of_a_server_that_no_card_shows_watches_none_unless_told(
+    machine: fake_cards.FakeNvml, attached: str, tmp_path: Path
+) -> None:
+    for file in machine.folder.glob("*.json"):
+        file.unlink()
+    ended = bench(attached, tmp_path / "run")
+    assert ended.status == 0, ended.err
+    assert "--devices" in ended.err
+    assert [point["vram_peak_mib"] for point in points(tmp_path / "run")] == [""]
+    told = bench(attached, tmp_path / "told", "--devices", "1")
+    assert told.status == 0, told.err
+    assert [float(point["vram_peak_mib"]) for point in points(tmp_path / "told")] == [fake_cards.RESERVED_MIB]
+
+
+def test_bench_reads_the_servers_log_and_its_labels(
+    machine: fake_cards.FakeNvml, attached: str, tmp_path: Path
+) -> None:
+    ended = bench(attached, tmp_path / "labels")
+    (point,) = points(tmp_path / "labels")
+    assert ended.status == 0, ended.err
+    assert int(point["kv_cache_blocks"]) > 900
+    assert int(point["kv_cache_tokens"]) == 262_144
+    assert int(point["requests_that_fit"]) > 100
+    log = machine.folder.parent / "theirs.log"
+    ended = bench(attached, tmp_path / "log", "--server-log", str(log))
+    assert ended.status == 0, ended.err
+    memory = record(tmp_path / "log" / "servers" / "server" / "memory.json")
+    assert memory["weights_gib"] == 10.57
+    assert (tmp_path / "log" / "servers" / "server" / "server.log").read_text() == log.read_text()
+    missing = bench(attached, tmp_path / "missing", "--server-log", str(tmp_path / "no.log"))
+    assert missing.status == 2
+    assert "--server-log" in missing.err
+    assert "Traceback" not in missing.err
