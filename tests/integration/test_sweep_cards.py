@@ -39,6 +39,12 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[fake_ca
         neighbour.kill()
 
 
+def went_well(ended: Ended) -> None:
+    """All was measured; on a busy machine the client may have been too late for a point to count."""
+    assert ended.status == 0 or (ended.status == 1 and "are INVALID" in ended.err), ended.err
+    assert "FAILED" not in ended.err
+
+
 def sweep(folder: Path, *arguments: str) -> Ended:
     target = ("--out", str(folder.parent), "--run-id", folder.name, "--port", str(free_port(2)))
     command = f"{sys.executable} {SERVER}"
@@ -50,7 +56,7 @@ def sweep(folder: Path, *arguments: str) -> Ended:
 def test_two_servers_side_by_side_are_watched_on_their_own_cards(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended = sweep(run, "--devices", "0,1", "--capture", "8,16,32", "--repeats", "2")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     assert "not given back" not in ended.err, "a neighbour's server is no memory of ours"
     seen = set()
     for config in ("cap8-seq8", "cap16-seq16", "cap32-seq32"):
@@ -76,7 +82,7 @@ def test_devices_count_among_the_cards_that_were_inherited(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     ended = sweep(tmp_path / "run", "--devices", "0", "--capture", "8")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
     assert launch["server"]["cards"] == [{"index": 1, "uuid": "GPU-111", "name": NAME}]
     assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "1"
@@ -88,7 +94,7 @@ def test_devices_count_among_the_cards_that_were_inherited(
 def test_without_devices_a_server_is_kept_on_the_first_card(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
     machine.per_process = False  # as under WSL: only the card's total is told
     ended = sweep(tmp_path / "run", "--capture", "8")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     assert json.loads((tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json").read_text())["server"]["cards"] == [
         {"index": 0, "uuid": "GPU-000", "name": NAME}
     ]
@@ -99,7 +105,7 @@ def test_without_devices_a_server_is_kept_on_the_first_card(machine: fake_cards.
 
 def test_both_cards_of_a_tensor_parallel_server_are_its_own(machine: fake_cards.FakeNvml, tmp_path: Path) -> None:
     ended = sweep(tmp_path / "run", "--capture", "8", "--vllm-arg=--tensor-parallel-size=2")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     launch = record(tmp_path / "run" / "servers" / "cap8-seq8" / "launch.json")
     assert launch["env"]["CUDA_VISIBLE_DEVICES"] == "0,1"
 
@@ -147,7 +153,7 @@ def test_bench_finds_the_servers_card_and_leaves_the_other_alone(
     run = tmp_path / "run"
     with card_locks([Gpu(0, "GPU-000", NAME, 32607.0, "580.0")]):
         ended = bench(attached, run)
-    assert ended.status == 0, ended.err
+    went_well(ended)
     for words in ("starting the server", "ready after", "given back", "next launch"):
         assert words not in ended.err
     assert [gpu["index"] for gpu in record(run / "run.json")["hardware"]["gpus"]] == [1]
@@ -168,11 +174,11 @@ def test_bench_of_a_server_that_no_card_shows_watches_none_unless_told(
     for file in machine.folder.glob("*.json"):
         file.unlink()
     ended = bench(attached, tmp_path / "run")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     assert "--devices" in ended.err
     assert [point["vram_peak_mib"] for point in points(tmp_path / "run")] == [""]
     told = bench(attached, tmp_path / "told", "--devices", "1")
-    assert told.status == 0, told.err
+    went_well(told)
     assert [float(point["vram_peak_mib"]) for point in points(tmp_path / "told")] == [fake_cards.RESERVED_MIB]
 
 
@@ -181,15 +187,15 @@ def test_bench_reads_the_servers_log_and_its_labels(
 ) -> None:
     ended = bench(attached, tmp_path / "labels")
     (point,) = points(tmp_path / "labels")
-    assert ended.status == 0, ended.err
+    went_well(ended)
     assert int(point["kv_cache_blocks"]) > 900
     assert int(point["kv_cache_tokens"]) == 262_144
     assert int(point["requests_that_fit"]) > 100
     log = machine.folder.parent / "theirs.log"
     ended = bench(attached, tmp_path / "log", "--server-log", str(log))
-    assert ended.status == 0, ended.err
+    went_well(ended)
     memory = record(tmp_path / "log" / "servers" / "server" / "memory.json")
-    assert memory["weights_gib"] == 10.57
+    assert (memory["weights_gib"], memory["kv_cache_gib"]) == (10.57, 15.15)
     assert (tmp_path / "log" / "servers" / "server" / "server.log").read_text() == log.read_text()
     missing = bench(attached, tmp_path / "missing", "--server-log", str(tmp_path / "no.log"))
     assert missing.status == 2

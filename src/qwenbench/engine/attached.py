@@ -127,7 +127,10 @@ class AttachedServer(Server):
         self._log = log
 
     async def wait_ready(self, timeout_s: float) -> float:
-        """At once: `bench` has waited for its first answer before it planned anything."""
+        """At once: `bench` has waited for its first answer before it planned anything. Reads its log, where that is
+        named."""
+        if self._log is not None:
+            await self._log.copy_to(self.log_path)
         return time.monotonic() - self._began
 
     def alive(self) -> bool:
@@ -137,10 +140,6 @@ class AttachedServer(Server):
     def gpu_pids(self) -> Sequence[int]:
         """Its processes, where they were found."""
         return self._pids
-
-    async def _look_when_ready(self) -> None:
-        if self._log is not None:
-            await self._log.copy_to(self.log_path)
 
     async def failure(self, phase: str, said: Sequence[str] = ()) -> Failure:
         """Why it stopped serving: from its log where that was named, else from its own words and whether it answers."""
@@ -164,13 +163,6 @@ class AttachedServer(Server):
     async def stop(self, grace_s: float = 30.0) -> StopReport:
         """Does nothing: it is not ours."""
         return StopReport(exit_code=None, seconds=0.0, killed=False)
-
-    def _not_ready(self, timeout_s: float, seen: str) -> Failure:
-        return Failure("unreachable", f"{self.base_url}: {seen}", "Is the server running, and is that its address?")
-
-    def _wrong_model(self, served: Sequence[str]) -> Failure:
-        evidence = f"{self.base_url} does not serve {self._model!r} but {', '.join(served)}"
-        return Failure("wrong_model", evidence, "Choose one of these with --model.")
 
 
 class AttachedLauncher:
