@@ -14,6 +14,8 @@ from qwenbench.input_files import KIB, read_input_text
 M = TypeVar("M", bound=BaseModel)
 MOST_BYTES = 256 * KIB
 """The largest YAML file: ten times the longest campaign that anybody would write."""
+MOST_PROBLEMS = 8
+"""Told at once."""
 MOST_NODES = 20_000
 """With every alias written out."""
 
@@ -97,8 +99,15 @@ def parse_yaml_model(model: type[M], text: str, where: str) -> M:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problem = error.errors()[0]
-        line_number = _line_of(node, problem["loc"])
-        line = f", line {line_number}" if line_number else ""
-        field = ".".join(str(part) for part in problem["loc"]) or "file"
-        raise UsageError(f"{where}{line}, field {field}: {problem['msg'].removeprefix('Value error, ')}.") from error
+        problems = error.errors()
+        told = [_told(node, problem["loc"], problem["msg"]) for problem in problems[:MOST_PROBLEMS]]
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        raise UsageError(f"{where}, {'; '.join(told)}{more}.") from error
+
+
+def _told(node: yaml.Node | None, place: tuple[int | str, ...], message: str) -> str:
+    """One problem of a file: line, field and what is wrong."""
+    line_number = _line_of(node, place)
+    line = f"line {line_number}, " if line_number else ""
+    field = ".".join(str(part) for part in place) or "file"
+    return f"{line}field {field}: {message.removeprefix('Value error, ')}"

@@ -19,7 +19,12 @@ def command(
     given: dict[str, Any],
     campaign: Annotated[
         str | None,
-        typer.Option(help="A whole sweep as a YAML file", rich_help_panel=RUN, metavar="FILE", show_default=False),
+        typer.Option(
+            help="Sweeps as a YAML file, or by a shipped name (seed)",
+            rich_help_panel=RUN,
+            metavar="FILE|NAME",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
     run_id: Annotated[

@@ -69,11 +69,11 @@ def run_campaign(
     campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool
 ) -> int:
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
-    from qwenbench.sweep.campaign import load_campaign
+    from qwenbench.sweep.campaign import find_campaign, load_campaign
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_plan
 
-    sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(Path(campaign)).items()}
+    sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(find_campaign(campaign)).items()}
     for sweep in sweeps.values():
         make_plan(checked_options(sweep))  # none is begun before all are known to be good
     base = run_id or datetime.now().strftime("%Y%m%d-%H%M%S")

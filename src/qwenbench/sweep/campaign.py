@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.names import check_name
 from qwenbench.sweep.options import SweepOptions
+from qwenbench.workload.scenario import scenario_folder
 from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
 
 
@@ -30,6 +32,24 @@ class Campaign(BaseModel):
     name: str
     description: str = ""
     sweeps: tuple[NamedSweep, ...] = Field(min_length=1)
+
+
+def campaign_folder() -> Path:
+    """Where the campaigns lie that come with qwenbench."""
+    return scenario_folder() / "campaigns"
+
+
+def find_campaign(named: str) -> Path:
+    """A campaign's file: a path, or the name of one that comes with qwenbench. Raises UsageError with a near miss."""
+    path = Path(named)
+    if path.exists() or path.suffix in (".yaml", ".yml") or "/" in named:
+        return path
+    shipped = {file.stem: file for file in sorted(campaign_folder().glob("*.yaml"))}
+    if named in shipped:
+        return shipped[named]
+    close = difflib.get_close_matches(named, shipped, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UsageError(f"--campaign {named!r}: unknown.{hint} Known: {', '.join(shipped)}, or a .yaml path.")
 
 
 def load_campaign(path: Path) -> dict[str, dict[str, Any]]:

@@ -32,6 +32,7 @@ from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
 from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.workload.planning import PlannedSessions
+from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.quality import cut_in_reasoning
 
 if TYPE_CHECKING:
@@ -129,6 +130,13 @@ class PointMeter:
         before, all_before = self._sweep.cut_answers.get(cell.point.profile, (0, 0))
         answers = result.requests["error"].null_count
         self._sweep.cut_answers[cell.point.profile] = (before + cut, all_before + answers)
+        thinking = find_profile(cell.point.profile).enable_thinking
+        attached = self._sweep.site.launcher.name == "url"  # of its own servers the sweep knows the flags
+        if attached and thinking and answers and not any(columns[0]) and any(columns[1]):
+            self._sweep.note(
+                f"profile {cell.point.profile} asks for thinking, and no answer carried reasoning apart: the server "
+                "has no --reasoning-parser (TTFO then equals TTFT), or the model does not think"
+            )
 
     def _name_others(self, samples: Samples) -> None:
         """Says once per run which other processes were on the card; a server that is not ours has unknown pids."""

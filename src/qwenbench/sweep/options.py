@@ -168,6 +168,18 @@ class SweepOptions(BaseModel):
             default="--ignore-eos",
         ),
     ] = True
+    natural_stop_check: Annotated[
+        bool,
+        Flag(
+            "Before the load, let a few answers per scenario end by themselves and look for broken output",
+            SCENARIOS,
+            names=("--natural-stop-check/--no-natural-stop-check",),
+            default="on",
+        ),
+    ] = True
+    natural_stop_limit_s: Annotated[float, Flag("Longest time for that check, for each launch", SCENARIOS, "S")] = (
+        Field(default=60.0, gt=0)
+    )
     prefix_reuse: Annotated[
         Literal["none", "natural"],
         Flag("none: no prompt finds another's prefix cached; natural: as it comes", SCENARIOS),

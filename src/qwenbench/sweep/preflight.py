@@ -271,6 +271,8 @@ class Preflight:
 
     def check(self, server: ServerConfig) -> PreflightResult:
         """What is known of one configuration, as it will be launched."""
+        if self._launcher == "url":  # its flags are not known, so nothing can be said against them
+            return PreflightResult(prediction=None, problems=(), cannot_start=None)
         version = self._version(server)
         planned = self._planned(server, version)
         problems = known_problems(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -38,14 +39,23 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
     """
     options = sweep.plan.options
     canary = await _canary(sweep, server) if options.canary else None
-    if not options.ignore_eos or not server.traits.judge_text or sweep.site.simulated:
+    wanted = options.natural_stop_check and options.ignore_eos
+    if not wanted or not server.traits.judge_text or sweep.site.simulated:
         return TextChecks(canary)
+    deadline = time.monotonic() + options.natural_stop_limit_s
     shares: dict[tuple[str, str], float] = {}
     told: dict[tuple[str, str], str] = {}
     for point in sweep.plan.points:
         key = (point.scenario, point.profile)
         if key in shares or sweep.stop.is_set():
             continue
+        left_s = deadline - time.monotonic()
+        if left_s <= 0:
+            sweep.note(
+                f"the natural-stop check took its {options.natural_stop_limit_s:g} s before every scenario was looked "
+                "at (--natural-stop-limit gives it more, --no-natural-stop-check leaves it out)"
+            )
+            break
         loaded = sweep.plan.scenarios[point.scenario]
         sessions = natural_pass(
             loaded.file.scenario,
@@ -56,7 +66,11 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
         if not len(sessions):
             continue
         spec = LoadSpec(
-            server.target, ClosedLoop(len(sessions)), sessions, timeout_s=options.timeout_s, judge_text=True
+            server.target,
+            ClosedLoop(len(sessions)),
+            sessions,
+            timeout_s=min(left_s, options.timeout_s),
+            judge_text=True,
         )
         result = await client.run(spec, stop=sweep.stop)
         judged = [row for row in result.requests["broken"].to_pylist() if row is not None]
@@ -66,7 +80,9 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
         if kinds:
             told[key] = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
             sweep.note(
-                f"{server.configuration.config_id}, {key[0]}: broken output in the natural-stop pass: {told[key]}"
+                f"{key[0]}: broken output where answers may end by themselves: {told[key]}. If the weights are random "
+                "(--load-format dummy), --no-natural-stop-check leaves this check out",
+                server.configuration.config_id,
             )
     return TextChecks(canary, shares, told)
 

@@ -97,6 +97,8 @@ def load_scenario(name_or_path: str) -> ScenarioFile:
     Raises UsageError: unknown name (with the near miss), unreadable file, malformed YAML (file, line, field).
     """
     given = Path(name_or_path)
+    if given.suffix == ".jsonl":
+        return _of_prompt_set(given)
     if given.suffix in (".yaml", ".yml") or "/" in name_or_path:
         path = given
     else:
@@ -105,10 +107,22 @@ def load_scenario(name_or_path: str) -> ScenarioFile:
             known = [*shipped_scenarios(), "synthetic"]
             close = difflib.get_close_matches(name_or_path, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"--scenario {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path.")
+            raise UsageError(
+                f"--scenario {name_or_path!r}: unknown.{hint}"
+                f" Known: {', '.join(known)}, or the path of a .yaml scenario or a .jsonl prompt set."
+            )
     text = read_yaml_text(path, "scenario")
     scenario = parse_yaml_model(Scenario, text, f"scenario {path}")
     return ScenarioFile(scenario, path, text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _of_prompt_set(path: Path) -> ScenarioFile:
+    """A prompt set by itself: answers as long as in chat, everything else a scenario's default."""
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:40] or "prompts"
+    lengths = Lengths(median=120, sigma=0.7, min=16, max=512)
+    scenario = Scenario(name=name, prompts=str(path.absolute()), output_tokens=lengths)
+    text = scenario.model_dump_json(exclude={"prompts"})
+    return ScenarioFile(scenario, None, text, hashlib.sha256(text.encode()).hexdigest())
 
 
 def synthetic_scenario(input_tokens: Lengths, output_tokens: Lengths) -> ScenarioFile:

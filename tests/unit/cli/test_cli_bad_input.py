@@ -82,6 +82,7 @@ OPTIONS = [
     (("--until-ci", "0%"), ["--until-ci '0%'"]),
     (("--order", "random"), ["--order"]),
     (("--seed", "-1"), ["--seed"]),
+    (("--natural-stop-limit", "0"), ["--natural-stop-limit"]),
     (("--timeout", "-1"), ["--timeout"]),
     (("--startup-timeout", "0"), ["--startup-timeout"]),
     (("--slo", "ttft"), ["--slo 'ttft'", "METRIC=LIMIT"]),
@@ -142,6 +143,17 @@ def test_malformed_yaml_is_told_with_file_line_and_field(refused: Callable[..., 
     assert "mine.yaml, line 3, field output_tokens: " in refused(*SIM, "--scenario", str(file))
     file.write_text("name: [\n")
     assert "mine.yaml, line 2: no valid YAML" in refused(*SIM, "--scenario", str(file))
+
+
+def test_all_missing_fields_are_told_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("description: nothing else\nseed: -1\n")
+    line = refused(*SIM, "--scenario", str(file))
+    assert "field name: " in line and "field output_tokens: " in line and "line 2, field seed: " in line
+
+
+def test_an_unknown_campaign_has_a_near_miss(refused: Callable[..., str]) -> None:
+    assert "Did you mean 'seed'?" in refused(*SIM, "--campaign", "sed")
 
 
 def test_a_broken_row_of_a_prompt_set_is_told_with_its_line(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from qwenbench.engine.deployments import deployment_names
-from qwenbench.sweep.campaign import load_campaign
+from qwenbench.sweep.campaign import find_campaign, load_campaign
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import make_plan
 from qwenbench.workload.profiles import PROFILES
-from qwenbench.workload.scenario import scenario_folder
 
 
 def test_sweep_seed_campaign_is_every_deployment_under_every_profile_and_scenario() -> None:
-    sweeps = load_campaign(scenario_folder() / "campaigns" / "seed.yaml")
+    sweeps = load_campaign(find_campaign("seed"))
     assert {options["deployment"] for options in sweeps.values()} == set(deployment_names())
     for options in sweeps.values():
         plan = make_plan(SweepOptions(**options))

@@ -112,3 +112,12 @@ def test_a_synthetic_scenario_has_no_file() -> None:
     found = synthetic_scenario(Lengths(min=512, max=512), Lengths(min=64, max=64))
     assert found.path is None
     assert found.prompts_path is None
+
+
+def test_a_prompt_set_alone_is_a_scenario(tmp_path: Path) -> None:
+    prompts = tmp_path / "My prompts.jsonl"
+    prompts.write_text('{"id": "a", "turns": [{"user": "x"}]}\n')
+    file = load_scenario(str(prompts))
+    assert file.scenario.name == "My-prompts"
+    assert file.prompts_path == prompts
+    assert str(tmp_path) not in file.text, "the same set elsewhere is the same scenario"
