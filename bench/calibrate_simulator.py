@@ -21,11 +21,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
 
+from qwenbench.simulator.recorded import Comparison, Load, compare, judged  # noqa: E402
 from qwenbench.simulator.steptime import CALIBRATION_FILE  # noqa: E402
 from simulator_calibration import report  # noqa: E402 - the folder of this script is put on the path first
-from simulator_calibration.compare import Comparison, compare, judged  # noqa: E402
 from simulator_calibration.fit import fit, model_for, rounded  # noqa: E402
-from simulator_calibration.loads import Load, read_folder  # noqa: E402
+from simulator_calibration.loads import read_folder  # noqa: E402
 from simulator_calibration.startup import read_starts, typical  # noqa: E402
 from simulator_calibration.transfer import elsewhere, uncertainty, with_typical_host  # noqa: E402
 

@@ -9,13 +9,11 @@ not fitted: START's stay.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from qwenbench.simulator.recorded import Load, compare, distance, judged
 from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel
-from simulator_calibration.compare import LIMITS, Comparison, compare, judged
-from simulator_calibration.loads import Load
 
 Path = tuple[str | int, ...]
 """Where a number stands in the calibration."""
@@ -43,14 +41,15 @@ _HOST = {
     "launch_ms": 65.0,
     "eager_ms": 40.0,
     "row_ms": 0.2,
+    "mixed_ms": 6.0,
     "serial_ms": 2.0,
     "serial_row_ms": 0.045,
     "frontend_ms": 10.0,
     "frontend_token_ms": 0.0035,
     "frontend_stream_ms": 0.5,
-    "jitter": 0.1,
-    "point_spread": 0.08,
-    "launch_spread": 0.08,
+    "jitter": 0.15,
+    "point_spread": 0.12,
+    "launch_spread": 0.12,
 }
 START: Mapping[str, Any] = {
     "cards": {
@@ -70,7 +69,7 @@ trace-steps.csv (0.26), steps that use the whole token budget (0.20.2). Contexts
 took 13 ms on an H200; extrapolated beyond. Hosts all begin at the same middle values."""
 
 _HOST_FIELDS = (
-    *("launch_ms", "piecewise_ms", "row_ms", "frontend_ms", "frontend_stream_ms", "graph_ms", "eager_ms"),
+    *("launch_ms", "piecewise_ms", "mixed_ms", "row_ms", "frontend_ms", "frontend_stream_ms", "graph_ms", "eager_ms"),
     *("serial_ms", "serial_row_ms"),
 )
 _GPU_FIELDS = (
@@ -97,17 +96,6 @@ def model_for(calibration: Mapping[str, Any], load: Load, machine: str | None = 
     name = machine or load.server.machine
     host = {"name": name, **calibration["hosts"][name]["times"]}
     return StepModel(GpuTimes.from_json(gpu), HostTimes.from_json(host))
-
-
-def distance(comparison: Comparison) -> float:
-    """How far a load is off; single streams, of which there are many alike, count a third."""
-    total = 0.0
-    for key, limit in LIMITS.items():
-        residual = comparison.residual(key)
-        if residual is not None and math.isfinite(residual):
-            off = abs(math.log1p(residual)) / limit
-            total += off * off if off < 1 else 2 * off - 1
-    return total if comparison.load.concurrency > 1 else total / 3
 
 
 def fit(

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from simulator_calibration.compare import LIMITS, Comparison, judged
-from simulator_calibration.loads import Load
-from simulator_calibration.measures import one_off_stalls
+from qwenbench.simulator.recorded import LIMITS, Comparison, Load, judged, one_off_stalls
 from simulator_calibration.startup import Phases
 
 NAMES = {"itl_p50_ms": "ITL p50", "tokens_per_s": "tokens/s", "ttft_p50_ms": "TTFT p50"}

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from qwenbench.capacity.cards import find_card
+from qwenbench.simulator.recorded import LIMITS, Comparison, Load, compare, judged
 from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel, scaled
-from simulator_calibration.compare import LIMITS, Comparison, compare, judged
-from simulator_calibration.loads import Load
 
 OTHER_HOST = "the typical host of the other machines"
 OTHER_CARD = "the other card's kernels, scaled, in the typical host of the other machines"

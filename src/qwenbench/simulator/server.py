@@ -35,7 +35,8 @@ from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.replay import launch_pace, scheduler_of
 from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
-from qwenbench.simulator.steptime import calibration, measured_cards, step_model
+from qwenbench.simulator.steptime import calibration, step_model
+from qwenbench.simulator.uncertainty import of_options
 
 STATS_PERIOD_S = 10.0
 EXIT_AFTER_DEATH_S = 2.5
@@ -208,9 +209,7 @@ async def serve(options: ServeOptions) -> int:
     card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
     phases, times = _start_times(options)
-    measured = measured_cards()
-    extrapolated = "" if card.name in measured else f", speed extrapolated from {' and '.join(measured)}"
-    note = f"Card {card.name}{extrapolated}; host {options.machine or 'typical of those measured'}."
+    note = f"Card {card.name}, host {options.machine or 'typical'}: {of_options(options).text()}."
     lines = ServerLog(options, plan, phases, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()

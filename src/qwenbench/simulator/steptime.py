@@ -108,6 +108,8 @@ class HostTimes(_Timings):
     """A decode step launched kernel by kernel, beyond the graphs."""
     row_ms: float
     """Each row of a step that is not one graph."""
+    mixed_ms: float
+    """What a step with prefill costs more where sequences decode beside it: both kinds' attention is launched."""
     serial_ms: float
     serial_row_ms: float
     """Scheduling before a step and taking its tokens in after it, for the step and for each row."""
@@ -180,6 +182,7 @@ class StepModel:
         else:
             kind = host.launch_ms if shape.prefill_tokens else host.eager_ms
             launching = (host.piecewise_ms if graphs else kind) + host.row_ms * rows
+            launching += host.mixed_ms if shape.prefill_tokens and rows else 0.0
         if settings.drafted:
             sequences = shape.decodes + shape.prompts
             drafting = settings.drafted * (gpu.draft_first_ms + gpu.draft_row_ms * sequences)

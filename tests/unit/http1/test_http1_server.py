@@ -1,6 +1,7 @@
 """The server's connections: however the bytes arrive, the same requests come out; limits hold for all of them."""
 
 import asyncio
+import contextlib
 import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -133,6 +134,12 @@ async def _serving(
         await server.close()
 
 
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 def _ok(_request: HttpRequest, connection: HttpConnection) -> None:
     connection.respond(200, b"")
 
@@ -150,7 +157,7 @@ async def test_tokens_are_not_held_back_by_nagles_algorithm():
         assert connection._transport is not None
         accepted = connection._transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
-        writer.close()
+        await _close(writer)
         await server.close()
 
 
@@ -164,7 +171,7 @@ async def test_a_request_that_does_not_get_whole_is_ended(sent: bytes):
         async with asyncio.timeout(10):
             answer = await reader.read()
         assert answer.startswith(b"HTTP/1.1 408 ")
-        writer.close()
+        await _close(writer)
 
 
 async def test_bytes_that_trickle_do_not_prolong_a_head():
@@ -176,7 +183,7 @@ async def test_bytes_that_trickle_do_not_prolong_a_head():
             if answered in (await asyncio.wait({answered}, timeout=0.05))[0]:
                 break
         assert (await answered).startswith(b"HTTP/1.1 408 ")
-        writer.close()
+        await _close(writer)
 
 
 async def test_an_idle_connection_is_closed_without_a_word():
@@ -184,7 +191,7 @@ async def test_an_idle_connection_is_closed_without_a_word():
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(10):
             assert await reader.read() == b""
-        writer.close()
+        await _close(writer)
 
 
 async def test_all_connections_together_are_limited_and_what_they_held_is_given_back():
@@ -197,14 +204,14 @@ async def test_all_connections_together_are_limited_and_what_they_held_is_given_
             await writer.drain()
             clients.append((reader, writer))
         async with asyncio.timeout(10):
-            refused = [
-                reader
-                for reader, _ in clients
-                if (await asyncio.wait({asyncio.ensure_future(reader.read(12))}, timeout=0.5))[0]
-            ]
+            reads = [asyncio.ensure_future(reader.read(12)) for reader, _ in clients]
+            refused, _ = await asyncio.wait(reads, timeout=0.5)
         assert 1 <= len(refused) < 5
+        for reading in reads:
+            reading.cancel()
         for _, writer in clients:
             writer.transport.abort()
+            await _close(writer)
         async with asyncio.timeout(10):
             while server.connections:  # noqa: ASYNC110 - the server tells nobody that a connection has gone
                 await asyncio.sleep(0)
@@ -231,6 +238,6 @@ async def test_a_client_that_leaves_is_told_to_the_exchange():
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET / HTTP/1.1\r\n\r\n")
         await writer.drain()
-        writer.close()
+        await _close(writer)
         async with asyncio.timeout(10):
             await left.wait()

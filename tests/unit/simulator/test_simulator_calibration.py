@@ -14,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
+from qwenbench.simulator.hosts import measure_host, typical_host
+from qwenbench.simulator.recorded import Load, ServerFacts, compare, figures, judged, read_run_folder, simulate
 from qwenbench.simulator.replay import Planned, Replayed
 from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 
-from simulator_calibration.compare import compare, judged, simulate
 from simulator_calibration.fit import fit, model_for, start
-from simulator_calibration.loads import Load, ServerFacts, read_folder, read_run_folder
-from simulator_calibration.measures import engine_steps, figures
+from simulator_calibration.loads import read_folder
+from simulator_calibration.measures import engine_steps
 from simulator_calibration.transfer import elsewhere, uncertainty, with_typical_host
 
 
@@ -164,3 +166,38 @@ def test_run_folder_is_read_and_a_simulated_one_is_not(tmp_path: Path):
     assert load.streams is not None and load.streams[0][1].think_s == pytest.approx(0.02)
     (tmp_path / "run.json").write_text(json.dumps({"simulated": True}))
     assert read_run_folder(tmp_path) == []
+
+
+def write_run(folder: Path, load: Load) -> Path:
+    """A run folder as a sweep would have left it of this load."""
+    (folder / "requests").mkdir(parents=True)
+    rows = []
+    for number, item in enumerate(load.requests):
+        gaps = [1e3 * (after - before) for before, after in itertools.pairwise(item.token_times)]
+        ttft = 1e3 * (item.token_times[0] - item.start)
+        rows.append(
+            dict.fromkeys(REQUEST_SCHEMA.names)
+            | {"sent_ns": int(1e9 * (10 + item.start)), "process": 0, "stream": number, "gaps_merged": 0}
+            | {"input_tokens": item.planned.prompt_tokens, "output_tokens": item.planned.output_tokens}
+            | {"ttft_ms": ttft, "decode_ms": sum(gaps), "e2e_ms": ttft + sum(gaps), "itl_ms": gaps}
+        )
+    pq.write_table(pa.Table.from_pylist(rows, schema=REQUEST_SCHEMA), folder / "requests" / "c.l1.math.c.1.parquet")
+    (folder / "points.csv").write_text("config_id,capture,max_num_seqs,kv_cache_blocks\nc,64,64,1053\n")
+    hardware = {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]}
+    (folder / "run.json").write_text(
+        json.dumps({"simulated": False, "hardware": hardware, "versions": {"vllm": "0.26.0"}})
+    )
+    return folder
+
+
+def test_a_host_is_measured_from_a_run(tmp_path: Path):
+    truth = copy.deepcopy(TRUTH)
+    truth["hosts"]["here"]["times"]["launch_ms"] *= 2
+    load = made(FACTS[0], 16, truth, prompt=200)
+    single = replace(load, requests=load.requests[:16], streams=None)
+    host, lines = measure_host(write_run(tmp_path / "run", single))
+    assert host.name == "run" and host.launch_ms > 1.4 * typical_host().launch_ms
+    assert len(lines) == 1 and "simulated / measured" in lines[0]
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"simulated": True}))
+    with pytest.raises(UsageError, match="no measured load"):
+        measure_host(tmp_path / "run")

@@ -1,0 +1,92 @@
+"""How far a simulated figure may be off, as a value that can be printed: what was seen to go wrong, by what is known.
+
+calibration.json holds, for each figure, the least and the largest recorded / simulated over all recorded loads: with
+numbers fitted without the load's own run (the machine known), with the typical host of the other machines, and with
+the other card's kernels as well. A card that was never measured gets the last, widened by what an architecture may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qwenbench.capacity.cards import find_card
+from qwenbench.simulator.options import ServeOptions
+from qwenbench.simulator.steptime import calibration, measured_cards
+
+FIGURES = {
+    "output_tokens_per_s": "tokens_per_s",
+    "itl_ms": "itl_p50_ms",
+    "tpot_ms": "itl_p50_ms",
+    "ttft_ms": "ttft_p50_ms",
+    "e2e_ms": "tokens_per_s",
+}
+"""points.csv's figures (the part before _p50 and the like) -> which of the judged figures stands for them."""
+OTHER_ARCHITECTURE = 2.0
+"""Stated, not measured: both measured cards are Hopper, where NVFP4 runs through Marlin (weights only). A card with
+FP4 kernels of its own may prefill several times as fast as its BF16 figure says, one without Marlin's tuning slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A simulated figure with the least and the most that was seen to be real beside such a figure."""
+
+    low: float
+    value: float
+    high: float
+    basis: str
+    """In words what it rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncertainty:
+    """recorded / simulated, least and largest, by figure (keys of FIGURES' values)."""
+
+    factors: Mapping[str, tuple[float, float]]
+    basis: str
+
+    def interval(self, figure: str, value: float) -> Interval:
+        """The interval of a figure named as in points.csv, e.g. `ttft_ms_p99`. Raises KeyError for another name."""
+        name = next(name for name in (*FIGURES, "") if not name or figure.startswith(name))
+        low, high = self.factors[FIGURES[name]]
+        if name == "e2e_ms":
+            low, high = 1 / high, 1 / low
+        return Interval(value * low, value, value * high, self.basis)
+
+    def text(self) -> str:
+        """One sentence for a log, a report or a README."""
+        names = {"tokens_per_s": "tokens/s", "itl_p50_ms": "ITL", "ttft_p50_ms": "TTFT"}
+        shown = ", ".join(
+            f"{label} {self.factors[key][0]:.2g} to {self.factors[key][1]:.2g} times" for key, label in names.items()
+        )
+        return f"real figures lay at {shown} the simulated ones ({self.basis})"
+
+
+def uncertainty_of(card: str, machine: str | None = None) -> Uncertainty:
+    """What is known of a card in a machine (--sim-host; None: the typical one).
+
+    Raises UsageError for an unknown card.
+    """
+    values = calibration()["uncertainty"]
+    name = find_card(card).name
+    if name not in measured_cards():
+        factors = {
+            key: (low / OTHER_ARCHITECTURE, high * OTHER_ARCHITECTURE)
+            for key, (low, high) in values["other_card"].items()
+        }
+        basis = (
+            f"{name} was never measured: the spread seen from one card to another, widened {OTHER_ARCHITECTURE:g} "
+            "times for another architecture"
+        )
+        return Uncertainty(factors, basis)
+    known = "same_host" if machine is not None else "other_host"
+    basis = {
+        "same_host": f"{name} in a machine that was measured: every run judged by the others",
+        "other_host": f"{name} in a machine that was not measured: every machine judged by the others",
+    }[known]
+    return Uncertainty({key: (low, high) for key, (low, high) in values[known].items()}, basis)
+
+
+def of_options(options: ServeOptions) -> Uncertainty:
+    """The same for a server's options."""
+    return uncertainty_of(options.card, options.machine)

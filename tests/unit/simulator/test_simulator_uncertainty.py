@@ -1,0 +1,34 @@
+"""How far a simulated figure may be off, as it is told."""
+
+import pytest
+
+from qwenbench.capacity.cards import CARDS
+from qwenbench.simulator.hosts import measured_hosts
+from qwenbench.simulator.options import parse
+from qwenbench.simulator.steptime import measured_cards
+from qwenbench.simulator.uncertainty import FIGURES, of_options, uncertainty_of
+
+
+@pytest.mark.parametrize("card", sorted(CARDS))
+def test_every_card_has_an_interval_that_holds_its_figure(card):
+    for figure in ("output_tokens_per_s", "itl_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2e_ms_p50"):
+        interval = uncertainty_of(card).interval(figure, 100.0)
+        assert 0 < interval.low < 100.0 < interval.high and card in interval.basis
+
+
+def test_the_less_is_known_the_wider_it_is():
+    host = next(iter(measured_hosts()))
+    known, typical, never = uncertainty_of("h100", host), uncertainty_of("h100"), uncertainty_of("rtx-5090")
+    for key in set(FIGURES.values()):
+        low, high = never.factors[key]
+        assert low < known.factors[key][0] and high > known.factors[key][1]
+        assert low < typical.factors[key][0] and high > typical.factors[key][1]
+    # the simulator of before was 75 % too fast on a card that it had not seen
+    assert never.factors["tokens_per_s"][0] <= 1 / 1.75
+    assert "rtx-5090" not in measured_cards() and "never measured" in never.text()
+
+
+def test_a_servers_options_name_card_and_host():
+    assert of_options(parse(["M", "--sim-card", "h200"])) == uncertainty_of("h200")
+    with pytest.raises(KeyError):
+        uncertainty_of("h200").interval("kv_cache_gib", 1.0)
