@@ -12,7 +12,9 @@ import pyarrow.compute as pc
 
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import bounds
+from qwenbench.analysis.clocks import clock_columns
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
+from qwenbench.analysis.drafting import drafting_columns
 from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.request_arrays import (
     Gaps,
@@ -118,6 +120,8 @@ def summarise_point(
         row["broken_share"] = context.natural_broken_share
     row |= _memory(arrays, context)
     row |= _server(metrics)
+    row |= drafting_columns(metrics)
+    row |= clock_columns(nvml, window)
     row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
     row |= _validity(row, _broken_kinds(requests) or context.natural_broken_kinds, context)
     if window is not None:

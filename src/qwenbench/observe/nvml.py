@@ -116,6 +116,7 @@ class Nvml:
             milliwatts = self._try(nvml.nvmlDeviceGetPowerUsage, handle)
             millijoules = self._try(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
             utilisation = self._try(nvml.nvmlDeviceGetUtilizationRates, handle)
+            limit = self._try(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
             rows.append(
                 {
                     "t_ns": now,
@@ -127,6 +128,8 @@ class Nvml:
                     "sm_clock_mhz": self._try(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
                     "mem_clock_mhz": self._try(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
                     "temperature_c": self._try(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+                    "power_limit_w": None if limit is None else limit / 1e3,
+                    "throttle": self._try(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
                 }
             )
         return rows

@@ -16,6 +16,8 @@ NVML_SCHEMA = pa.schema(
         ("sm_clock_mhz", pa.float64()),
         ("mem_clock_mhz", pa.float64()),
         ("temperature_c", pa.float64()),
+        ("power_limit_w", pa.float64()),  # as enforced now
+        ("throttle", pa.int64()),  # NVML's clock event reasons, a bit each (analysis/clocks.py)
         ("other_pids", pa.string()),  # comma-separated pid:name of processes that are not the server's
     ]
 )
@@ -27,6 +29,9 @@ METRICS_SCHEMA = pa.schema(
         ("waiting", pa.float64()),
         ("kv_cache_usage", pa.float64()),  # 0..1
         ("preemptions_total", pa.float64()),
+        ("drafts_total", pa.float64()),  # vllm:spec_decode_*: drafts of all requests, a drafter's only
+        ("drafted_tokens_total", pa.float64()),
+        ("accepted_tokens_total", pa.float64()),
         ("prompt_tokens_total", pa.float64()),
         ("generation_tokens_total", pa.float64()),
         ("prefix_queries_total", pa.float64()),  # tokens looked up

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qwenbench.analysis.clocks import throttle_note
 from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.bounded_http import NoReplyError, ask
@@ -119,6 +120,8 @@ class PointMeter:
                 sweep.note(f"{cell.cell_id}: {told}")
         context = self._context(cell, result, client_error)
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
+        if (throttled := throttle_note(row)) is not None:
+            sweep.note(f"{cell.cell_id}: {throttled}")
         return CellResult(row, result.requests, samples, result.texts, not await self._healthy())
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:

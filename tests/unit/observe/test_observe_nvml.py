@@ -46,6 +46,8 @@ class FakeLibrary:
             "nvmlDeviceGetUtilizationRates": lambda card: SimpleNamespace(gpu=99, memory=50),
             "nvmlDeviceGetClockInfo": lambda card, kind: 2_400 if kind == pynvml.NVML_CLOCK_SM else 14_000,
             "nvmlDeviceGetTemperature": lambda card, sensor: 61,
+            "nvmlDeviceGetEnforcedPowerLimit": lambda card: 575_000,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": lambda card: 0x4,
             "nvmlDeviceGetComputeRunningProcesses": lambda card: [
                 SimpleNamespace(pid=pid, usedGpuMemory=self.per_process.get(pid)) for pid in self.processes[card]
             ],
@@ -91,6 +93,8 @@ def test_a_sample_is_in_the_columns_units(library: FakeLibrary) -> None:
         "sm_clock_mhz": 2400,
         "mem_clock_mhz": 14000,
         "temperature_c": 61,
+        "power_limit_w": 575.0,
+        "throttle": 4,
     }
 
 
@@ -102,6 +106,8 @@ def test_a_sample_is_in_the_columns_units(library: FakeLibrary) -> None:
         ("nvmlDeviceGetUtilizationRates", "util_pct"),
         ("nvmlDeviceGetClockInfo", "sm_clock_mhz"),
         ("nvmlDeviceGetTemperature", "temperature_c"),
+        ("nvmlDeviceGetEnforcedPowerLimit", "power_limit_w"),
+        ("nvmlDeviceGetCurrentClocksThrottleReasons", "throttle"),
     ],
 )
 def test_what_a_card_does_not_support_is_unknown(library: FakeLibrary, function: str, column: str) -> None:
