@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-docker test-browser test-vllm bench bench-client lock clean
+.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm bench bench-client lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -45,6 +45,9 @@ test-wheel: dev ## the wheel, built and installed in an environment of its own a
 
 test-docker: dev ## the docker launcher against a real Docker engine (root; no GPU needed)
 	tests/docker/run.sh
+
+test-faults: dev ## damaged runs, hostile servers and kills: each a sentence, nothing lost
+	$(BIN)/python -m pytest --numprocesses 2 --timeout 300 tests/faults $(PYTEST_ARGS)
 
 test-browser: dev ## the HTML report in headless Chromium
 	tests/browser/run.sh

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import orjson
 
 from qwenbench.analysis.columns import (
     BOOLEAN,
@@ -31,7 +30,8 @@ from qwenbench.analysis.columns import (
 from qwenbench.analysis.window import Window
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.damage import if_readable, object_or_none, read_run_json, table_or_none, tell_damage
+from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import RunPaths
 
 if TYPE_CHECKING:
@@ -100,8 +100,13 @@ class Run:
 
     @property
     def simulated(self) -> bool:
-        """Whether any of it was made by the simulator."""
-        return bool(self.meta.get("simulated"))
+        """Whether any of it was made by the simulator: one place that says so is enough, whatever the others say."""
+        told = [self.meta, *self.launches.values(), *self.ledgers.values()]
+        return (
+            any(place.get("simulated") is True for place in told)
+            or bool(self.meta.get("notice"))
+            or bool(self.points["simulated"].fillna(False).astype(bool).any())
+        )
 
     @property
     def run_id(self) -> str:
@@ -115,34 +120,50 @@ class Run:
 
     def requests(self, cell_id: str) -> pa.Table | None:
         """The request records of a cell, or None when the folder was shipped without them."""
-        return _table(RunPaths(self.path).cell_requests(cell_id))
+        return table_or_none(RunPaths(self.path).cell_requests(cell_id), "its point has no request records")
 
     def metrics(self, config_id: str, cell_id: str) -> pa.Table | None:
         """The /metrics samples of a cell, or None."""
-        return _table(RunPaths(self.path).metrics_samples(config_id, cell_id))
+        return table_or_none(RunPaths(self.path).metrics_samples(config_id, cell_id), "its point has no course")
 
     def nvml(self, config_id: str, cell_id: str) -> pa.Table | None:
         """The NVML samples of a cell, or None."""
-        return _table(RunPaths(self.path).nvml_samples(config_id, cell_id))
+        return table_or_none(RunPaths(self.path).nvml_samples(config_id, cell_id), "its point has no VRAM course")
 
 
 def load_run(path: Path) -> Run:
-    """Reads a run's folder. Raises UsageError when it is none, or when a file in it cannot be read."""
+    """Reads a run's folder.
+
+    A damaged file is named on the log and costs only what stood in it; rows that points.csv lacks are taken from the
+    journal. Raises UsageError when the folder is no run, or when run.json or every record of a point cannot be read.
+    """
     paths = RunPaths(path)
-    if not paths.run_json.exists():
-        raise UsageError(f"{path}: no run here (run.json is missing). Give the folder that a sweep or bench wrote.")
-    try:
-        return Run(
-            path=path,
-            meta=read_json(paths.run_json),
-            points=read_points(paths.points) if paths.points.exists() else point_frame([]),
-            launches=_objects(paths.servers, "launch.json"),
-            ledgers=_objects(paths.servers, "memory.json"),
-            failures=_failures(paths.servers),
-            predictions=_objects(paths.servers, "prediction.json"),
+    return Run(
+        path=path,
+        meta=read_run_json(paths.run_json),
+        points=_points(paths),
+        launches=_objects(paths.servers, "launch.json", "its settings are missing"),
+        ledgers=_objects(paths.servers, "memory.json", "its memory is missing"),
+        failures=_failures(paths.servers),
+        predictions=_objects(paths.servers, "prediction.json", "its prediction is missing"),
+    )
+
+
+def _points(paths: RunPaths) -> pd.DataFrame:
+    """points.csv, and what it lacks of the journal."""
+    frame = if_readable(read_points, paths.points, "its rows are taken from the journal")
+    entries = Journal(paths.journal).readable_entries()
+    known = set() if frame is None or not entries else {Cell.of_row(row).cell_id for row in records(frame)}
+    lost = [entry.point for entry in entries if entry.cell not in known]
+    if frame is None and not lost and paths.points.exists():
+        raise UsageError(
+            f"{paths.points}: the run cannot be read: this file is damaged, and the journal has no points."
         )
-    except (ValueError, TypeError, orjson.JSONDecodeError, OSError) as error:
-        raise UsageError(f"{path}: the run cannot be read: {error}") from error
+    if not lost:
+        return point_frame([]) if frame is None else frame
+    if frame is not None:
+        tell_damage(paths.points, f"lacks {len(lost)} of {len(entries)} rows", "they are taken from the journal")
+    return point_frame([*([] if frame is None else records(frame)), *lost])
 
 
 def points_csv(points: Iterable[Mapping[str, Any]], vary: Sequence[str]) -> bytes:
@@ -166,10 +187,12 @@ def _written(name: str, value: Any) -> str:
 
 
 def read_points(path: Path) -> pd.DataFrame:
-    """points.csv, typed. Raises ValueError or TypeError for a value that is not of its column's kind."""
+    """points.csv, typed. Raises ValueError or TypeError: a value not of its column's kind, no column of a point."""
     import pandas as pd
 
     header = pd.read_csv(path, nrows=0).columns
+    if "config_id" not in header:
+        raise ValueError("no points: config_id is not among its columns")
     # read by kind: pandas would guess, and `1024` and `fp8` may stand in one column
     dtypes = {str(name): _READ_AS[_kind(str(name))] for name in header}
     frame = pd.read_csv(path, dtype=dtypes)
@@ -221,17 +244,15 @@ def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["valid"].fillna(False).astype(bool)]
 
 
-def _table(path: Path) -> pa.Table | None:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path) if path.exists() else None
-
-
-def _objects(servers: Path, name: str) -> dict[str, dict[str, Any]]:
-    return {file.parent.name: read_json(file) for file in sorted(servers.glob(f"*/{name}"))}
+def _objects(servers: Path, name: str, cost: str) -> dict[str, dict[str, Any]]:
+    found = {file.parent.name: object_or_none(file, cost) for file in sorted(servers.glob(f"*/{name}"))}
+    return {config: value for config, value in found.items() if value is not None}
 
 
 def _failures(servers: Path) -> dict[str, dict[str, Any]]:
     """A configuration failed when any of its launches did."""
-    relaunches = {file.parent.parent.name: read_json(file) for file in servers.glob("*/relaunch-*/failure.json")}
-    return {**relaunches, **_objects(servers, "failure.json")}
+    relaunches = {
+        file.parent.parent.name: object_or_none(file, "why it failed is missing") or {}
+        for file in servers.glob("*/relaunch-*/failure.json")
+    }
+    return {**relaunches, **_objects(servers, "failure.json", "why it failed is missing")}

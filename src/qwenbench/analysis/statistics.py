@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qwenbench.analysis.columns import METRICS
@@ -20,6 +19,7 @@ from qwenbench.analysis.intervals import Estimate, mean_variance, percentile_var
 from qwenbench.analysis.request_arrays import COLUMNS, Floats, RequestArrays
 from qwenbench.analysis.run import LOAD_POINT, Point, records
 from qwenbench.analysis.window import CLOSED, Window, window_of
+from qwenbench.runfolder.damage import table_or_none
 from qwenbench.runfolder.names import RunPaths
 
 KEYS = tuple(METRICS)
@@ -72,8 +72,8 @@ def requests_under(folder: Path) -> RequestsOf:
     paths = RunPaths(folder)
 
     def read(cell_id: str) -> pa.Table | None:
-        file = paths.cell_requests(cell_id)
-        return pq.read_table(file, columns=list(COLUMNS), use_threads=False) if file.exists() else None
+        cost = "intervals of its point come from repeats alone"
+        return table_or_none(paths.cell_requests(cell_id), cost, columns=list(COLUMNS))
 
     return read
 

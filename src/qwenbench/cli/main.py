@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -119,6 +122,33 @@ def _one_line(text: str) -> str:
     return visible(Masker.from_environment()(" ".join(text.split())))
 
 
+class _OnceOnStderr(logging.Handler):
+    """Warnings of the rooms, each a line, and the same one once a command."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(logging.WARNING)
+        self._command = command
+        self._shown: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"qwenbench {self._command}: {_one_line(record.getMessage())}"
+        if line not in self._shown:
+            self._shown.add(line)
+            print(line, file=sys.stderr)
+
+
+@contextmanager
+def _warnings_on_stderr(command: str) -> Iterator[None]:
+    handler, log = _OnceOnStderr(command), logging.getLogger("qwenbench")
+    log.addHandler(handler)
+    propagate, log.propagate = log.propagate, False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagate
+
+
 def dispatch(arguments: list[str]) -> int:
     """Runs `qwenbench` with these arguments; returns the exit status and prints errors as one line on stderr."""
     if "_QWENBENCH_COMPLETE" in os.environ or arguments[:1] in (["--install-completion"], ["--show-completion"]):
@@ -134,7 +164,8 @@ def dispatch(arguments: list[str]) -> int:
         print(f"qwenbench: no command {name!r}.{_near_miss(name)} `qwenbench --help` lists them.", file=sys.stderr)
         return EXIT_USAGE
     try:
-        return _run(name, rest)
+        with _warnings_on_stderr(name):
+            return _run(name, rest)
     except UsageError as error:
         print(f"qwenbench {name}: {_one_line(str(error))}", file=sys.stderr)
         return EXIT_USAGE
@@ -144,6 +175,13 @@ def dispatch(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"qwenbench {name}: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:
+        # a file's trouble (no room, no right, a folder in its place) names the file; any other is a fault of ours
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        where = error.filename2 or error.filename or "the disk"
+        print(f"qwenbench {name}: {_one_line(f'{where}: {error.strerror}')}.", file=sys.stderr)
+        return EXIT_FAILED
     except Exception as error:
         usage = _typer_usage_message(error)
         if usage is None:

@@ -159,9 +159,12 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
             print_document(closing_answer(answer))
     if build_report and len(run.points):
         from qwenbench.report.page import build_report as build
-        from qwenbench.runfolder.files import write_bytes
+        from qwenbench.runfolder.files import disk_trouble, write_bytes
 
-        write_bytes(folder / "report.html", build(run).encode())
+        try:
+            write_bytes(folder / "report.html", build(run).encode())
+        except OSError as error:
+            raise disk_trouble(error, folder) or error from error
         print(f"report: {folder / 'report.html'}")
     print(f"run:    {folder}")
     return outcome.exit_status

@@ -8,7 +8,6 @@ from datetime import datetime
 from typing import Any
 
 from qwenbench.analysis.run import Run
-from qwenbench.errors import UsageError
 from qwenbench.report.document import Block, Config, Number, Paragraph, Picture, Row, Table
 from qwenbench.report.page_data import PageData
 from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
@@ -58,10 +57,7 @@ def course_of(run: Run) -> tuple[LaunchCourse, ...]:
     No file holds when a launch began: it is taken from the end of the one before, or from its own first point where
     the two ran side by side.
     """
-    try:
-        entries = Journal(RunPaths(run.path).journal).entries()
-    except UsageError:
-        return ()
+    entries = Journal(RunPaths(run.path).journal).readable_entries()
     groups: dict[tuple[str, int], list[Entry]] = {}
     for entry in sorted(entries, key=lambda entry: entry.finished_ns):
         groups.setdefault((entry.config, entry.launch), []).append(entry)

@@ -14,6 +14,7 @@ from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import interval_of_means
 from qwenbench.analysis.run import LOAD_POINT, records
 from qwenbench.runfolder.cells import load_label
+from qwenbench.runfolder.damage import if_readable
 
 Estimate = tuple[float, float | None, float | None]
 """Value, low and high (95 %). Low and high are None where one repeat gives no interval."""
@@ -91,10 +92,8 @@ def level_of(row: Mapping[Any, Any]) -> float | None:
 
 def read_summary(path: Path) -> Summary:
     """points_summary.csv by load point; empty when the folder was shipped without it."""
-    if not path.exists():
-        return {}
-    table = pd.read_csv(path)
-    if not set(LOAD_POINT) <= set(table.columns):
+    table = if_readable(pd.read_csv, path, "intervals come from repeats alone")
+    if table is None or not set(LOAD_POINT) <= set(table.columns):
         return {}
     return {_key(row): row for row in records(table)}
 

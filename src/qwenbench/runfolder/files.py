@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,10 +11,23 @@ from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
+from qwenbench.errors import RunError
 from qwenbench.masking import Masker, masked
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+
+
+def disk_trouble(error: BaseException, run: Path) -> RunError | None:
+    """A disk that is full, read-only or broken, as the user is told it; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
+        return None
+    return RunError(
+        f"{error.filename or run}: {error.strerror}. Finished cells are safe: make room, then --resume {run}."
+    )
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from qwenbench.errors import UsageError
+from qwenbench.runfolder.damage import if_readable, tell_damage
 from qwenbench.runfolder.files import sync_folder
 
 
@@ -40,11 +41,24 @@ class Journal:
         found: dict[str, Entry] = {}
         for number, line in enumerate(self._whole_lines(), start=1):
             try:
-                entry = Entry(**orjson.loads(line))
+                entry = _entry(line)
             except (orjson.JSONDecodeError, TypeError) as error:
                 raise UsageError(
                     f"{self._path}, line {number}: no journal entry ({error}). Remove that line to redo its cell."
                 ) from error
+            found.pop(entry.cell, None)
+            found[entry.cell] = entry
+        return list(found.values())
+
+    def readable_entries(self) -> list[Entry]:
+        """The same for a reader: lines that are no entry are told and passed over, they cost their cell only."""
+        found: dict[str, Entry] = {}
+        for number, line in enumerate(if_readable(self._read_lines, self._path, "what it holds is missing") or (), 1):
+            try:
+                entry = _entry(line)
+            except (orjson.JSONDecodeError, TypeError) as error:
+                tell_damage(self._path, f"line {number}: {error}", "its cell is taken from points.csv alone")
+                continue
             found.pop(entry.cell, None)
             found[entry.cell] = entry
         return list(found.values())
@@ -74,7 +88,20 @@ class Journal:
 
     def _whole_lines(self) -> list[bytes]:
         try:
-            data = self._path.read_bytes()
+            return self._read_lines(self._path)
         except FileNotFoundError:
             return []
-        return data.split(b"\n")[:-1]
+        except OSError as error:
+            raise UsageError(f"{self._path}: cannot be read: {error.strerror or error}.") from error
+
+    @staticmethod
+    def _read_lines(path: Path) -> list[bytes]:
+        return path.read_bytes().split(b"\n")[:-1]
+
+
+def _entry(line: bytes) -> Entry:
+    """Raises TypeError or JSONDecodeError for what is no entry."""
+    entry = Entry(**orjson.loads(line))
+    if not isinstance(entry.point, Mapping) or not isinstance(entry.cell, str):
+        raise TypeError("no point in it")
+    return entry

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
-from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.damage import read_run_json
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.options import SweepOptions
 
@@ -20,11 +20,9 @@ NEVER_FEWER = ("repeats", "relaunch_repeats")
 
 def stored_options(run: Path) -> SweepOptions:
     """The options that a run was begun or last gone on with. Raises UsageError when there is no run."""
-    paths = RunPaths(run)
-    if not paths.run_json.exists():
-        raise UsageError(f"--resume {run}: no run there (run.json is missing).")
+    kept = read_run_json(RunPaths(run).run_json)
     try:
-        return SweepOptions.model_validate(read_json(paths.run_json)["options"])
+        return SweepOptions.model_validate(kept["options"])
     except (ValidationError, KeyError) as error:
         problem = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("options",), "msg": "missing"}
         where = ".".join(map(str, problem["loc"]))
@@ -58,7 +56,7 @@ def extended_fields(run: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_configurations(run: Path) -> dict[str, str]:
     """Hash of a configuration -> the name that the run gave it: in a larger plan it would get another."""
-    kept = read_json(RunPaths(run).run_json).get("plan", {}).get("configurations")
+    kept = (read_run_json(RunPaths(run).run_json).get("plan") or {}).get("configurations")
     return {value: name for name, value in kept.items()} if isinstance(kept, dict) else {}
 
 

@@ -19,7 +19,8 @@ from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.files import read_json, write_bytes, write_json, write_table
+from qwenbench.runfolder.damage import read_run_json
+from qwenbench.runfolder.files import write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.extension import changed_parts
@@ -154,6 +155,10 @@ def masker_of(options: SweepOptions) -> Masker:
     return Masker.from_environment([*options.header_env.values(), options.bearer_env or ""])
 
 
+_RESUMED_BY: dict[str, type] = {"run_id": str, "simulated": bool, "options": dict, "plan": dict, "versions": dict}
+"""What run.json must hold for a run to go on."""
+
+
 def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
     """Writes run.json for a new run, or checks a resumed one against it and adds what its plan has more.
 
@@ -162,11 +167,17 @@ def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
     if not paths.run_json.exists():
         write_json(paths.run_json, description)
         return dict(description)
-    known = read_json(paths.run_json)
+    known = read_run_json(paths.run_json)
     if known.get("schema_version") != SCHEMA_VERSION:
         raise UsageError(
             f"{paths.root}: written with schema version {known.get('schema_version')}, this is {SCHEMA_VERSION}. "
             "Finish it with the qwenbench that began it."
+        )
+    missing = [name for name, kind in _RESUMED_BY.items() if not isinstance(known.get(name), kind)]
+    if missing:
+        raise UsageError(
+            f"{paths.run_json}: {', '.join(missing)} cannot be read, so the run cannot go on. Restore the file, or "
+            "start a new run."
         )
     if known["simulated"] != description["simulated"]:
         raise UsageError(f"--resume {paths.root}: simulated and measured points do not go into one run.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import signal
 import time
@@ -20,12 +19,13 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.startup_log import parse_startup_log
-from qwenbench.errors import RunError, UsageError
+from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
 from qwenbench.masking import masked, remember_variables
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.damage import object_or_none
+from qwenbench.runfolder.files import disk_trouble
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
@@ -41,8 +41,6 @@ from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.sweep.timing import Schedule, Timings, expected
 from qwenbench.workload.canary import CanaryResult
 from qwenbench.workload.profiles import find_profile
-
-_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -268,12 +266,7 @@ class Sweep:
 
     def _explained(self, error: Exception) -> Exception:
         """What ended the sweep, as the user is told it: a full disk is no traceback."""
-        if not isinstance(error, OSError) or error.errno not in _DISK_TROUBLE:
-            return error
-        where = error.filename or self.paths.root
-        return RunError(
-            f"{where}: {error.strerror}. Finished cells are safe: make room, then --resume {self.paths.root}."
-        )
+        return disk_trouble(error, self.paths.root) or error
 
     def _finish(self, meta: dict[str, Any]) -> None:
         interrupted = self.stop.is_set()
@@ -290,7 +283,7 @@ class Sweep:
     def _vllm_version(self) -> str | None:
         """As the first server's log says it."""
         for file in sorted(self.paths.servers.glob("*/memory.json")):
-            version = read_json(file).get("vllm_version")
+            version = (object_or_none(file, "it is not asked for vLLM's version") or {}).get("vllm_version")
             if version:
                 return str(version)
         return None

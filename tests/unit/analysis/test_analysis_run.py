@@ -32,11 +32,21 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         load_run(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("run.json", "{"), ("run.json", "[]"), ("points.csv", ""), ("servers/a/launch.json", "nope")]
-)
+@pytest.mark.parametrize(("name", "content"), [("run.json", "{"), ("run.json", "[]"), ("points.csv", "")])
 def test_a_broken_file_is_one_line(tmp_path: Path, name: str, content: str) -> None:
     write_json(tmp_path / "run.json", {"run_id": "x"})
     write_bytes(tmp_path / name, content.encode())
     with pytest.raises(UsageError, match="the run cannot be read"):
         load_run(tmp_path)
+
+
+def test_a_broken_file_beside_the_points_costs_what_stood_in_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_json(tmp_path / "run.json", {"run_id": "x"})
+    write_bytes(tmp_path / "points.csv", b"config_id,ttft_ms_p50\na,1.5\n")
+    write_bytes(tmp_path / "servers/a/launch.json", b"nope")
+    run = load_run(tmp_path)
+    assert run.launches == {}
+    assert len(run.points) == 1
+    assert "launch.json is damaged" in caplog.text
