@@ -123,7 +123,7 @@ def _findings(comparison: Comparison) -> Iterator[Block]:
     yield from _gate(comparison)
     several = len(comparison.runs) > 2
     rows = [
-        Row((*_run(run, several), found.what, _value(found.before), _value(found.after)))
+        Row((*_run(run, several), condition_words(found.what), _value(found.before), _value(found.after)))
         for run, found in comparison.conditions
     ]
     mattering = [row for row, (_, found) in zip(rows, comparison.conditions, strict=True) if not incidental(found.what)]
@@ -151,6 +151,17 @@ def _findings(comparison: Comparison) -> Iterator[Block]:
 def incidental(condition: str) -> bool:
     """Whether a condition differs between machines and days without a say in the figures."""
     return bool(_INCIDENTAL.search(condition))
+
+
+def condition_words(condition: str) -> str:
+    """A condition's path in the run's files, for people: `versions.vllm` -> `vllm version`, `options.ramp_s` ->
+    `--ramp-s`."""
+    group, _, name = condition.partition(".")
+    if group == "options" and name:
+        return f"--{name.replace('_', '-')}"
+    if group == "versions" and name:
+        return f"{name} version"
+    return name.replace("_", " ") if group == "hardware" and name else condition
 
 
 def _run(word: str, several: bool) -> tuple[str, ...]:
