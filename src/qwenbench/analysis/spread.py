@@ -72,6 +72,8 @@ def spread_of(run: Run) -> Spread:
 
 
 def _own(run: Run) -> Spread | None:
+    if run.points.empty:
+        return None
     points: dict[tuple[object, ...], dict[int, list[float]]] = {}
     for row in records(valid_rows(run.points), (*LOAD_POINT, "launch", METRIC)):
         value, launch = row[METRIC], row["launch"]

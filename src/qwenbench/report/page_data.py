@@ -15,6 +15,7 @@ import pandas as pd
 from qwenbench.analysis.columns import METRICS, Column, label
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.analysis.run import LOAD_POINT, Run, records
+from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.report.names import titled
 from qwenbench.report.points import PointView, known, level_of, point_views, read_summary, workload_index
 from qwenbench.report.subject import subject_of
@@ -111,7 +112,9 @@ class PageData:
     timelines: tuple[TimelineView, ...]
     timelines_left_out: int
     """Points that have samples but carry no time line, to keep the file small."""
-    prices: tuple[PriceView, ...] = ()
+    prices: tuple[PriceView, ...]
+    spread: Spread
+    """How far launches of one configuration lie apart, which one launch cannot show."""
 
 
 def page_data(run: Run, samples: bool = True) -> PageData:
@@ -135,6 +138,7 @@ def page_data(run: Run, samples: bool = True) -> PageData:
         timelines=lines,
         timelines_left_out=left_out,
         prices=price_views(run),
+        spread=spread_of(run),
     )
 
 

@@ -36,6 +36,8 @@ class PointView:
     """The same for people: `32`, `2/s`, `trace`."""
     n: int
     """Repeats that the estimates stand on."""
+    launches: int
+    """Launches that they are of."""
     valid: bool
     invalid_reason: str | None
     bound: str | None
@@ -125,6 +127,7 @@ def _view(key: tuple[Any, ...], rows: list[Row], summary: Summary) -> PointView:
         level=level_of(rows[0]),
         load=load_label(known(rows[0].get("concurrency")), known(rows[0].get("rate")), short=True),
         n=len(used),
+        launches=len({known(row.get("launch")) for row in used}),
         valid=valid,
         invalid_reason=None if valid else _joined(rows, "invalid_reason"),
         bound=_most_common(used, "bound"),

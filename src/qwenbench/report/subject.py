@@ -43,7 +43,7 @@ class Subject:
         """The card, in words: `an RTX 5090`, `an H200 kept to an RTX 5090's memory`."""
         if self.simulated:
             return f"a simulated {card_words(self.card)}" if self.card else "a simulated card"
-        real = (self.gpu or "").removeprefix("NVIDIA ").removeprefix("GeForce ")
+        real = _gpu_words(self.gpu)
         if self.budget_on_larger:
             return f"{_with_article(real)} kept to {_with_article(card_words(self.card))}'s memory"
         return _with_article(real or card_words(self.card)) if real or self.card else "a card that is not named"
@@ -59,6 +59,12 @@ def card_words(card: str | None) -> str:
     if card is None:
         return "card"
     return card.upper().replace("-", " ") if card == card.lower() else card.removeprefix("NVIDIA ")
+
+
+def _gpu_words(gpu: str | None) -> str:
+    """NVML's name of a card, short: `NVIDIA H100 80GB HBM3` -> `H100`."""
+    known = _card(gpu)
+    return card_words(known.name) if known is not None else (gpu or "").removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
 def _with_article(name: str) -> str:

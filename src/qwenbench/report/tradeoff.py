@@ -9,7 +9,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from qwenbench.analysis.intervals import critical
 from qwenbench.analysis.recommend import Answer
+from qwenbench.analysis.spread import Spread
 from qwenbench.report.page_data import ConfigView, PageData
 from qwenbench.report.points import Estimate, PointView
 from qwenbench.report.subject import Subject
@@ -76,7 +78,11 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
     The load in question is the measured one at or above the answer's users, the highest where nobody asked.
     """
     users = answer.users if isinstance(answer, Answer) else None
-    points = [point for point in data.points if point.valid and "output_tokens_per_s" in point.metrics]
+    points = [
+        _with_spread(point, data.spread)
+        for point in data.points
+        if point.valid and "output_tokens_per_s" in point.metrics
+    ]
     level, load = _level(points, users)
     at_load = [point for point in points if point.level == level]
     if not at_load:
@@ -89,9 +95,10 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
         marked = _with_frontier(lanes)
         panels.append(Panel(_panel_title(names, len(groups)), _best(marked)))
         left_out = max(left_out, len(marked) - MOST_LANES)
+    about = (subject.title, f"at {load}", _scenario_words(groups), *_spread_words(at_load, data.spread))
     return Tradeoff(
         title=" ".join(_statements(panels, load)),
-        subtitle=" · ".join((subject.title, f"at {load}", _scenario_words(groups))),
+        subtitle=" · ".join(about),
         load=load,
         asked=answer.question.users if isinstance(answer, Answer) else None,
         panels=tuple(panels),
@@ -99,6 +106,30 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
         chosen=answer.config_id if isinstance(answer, Answer) else None,
         simulated=data.simulated,
     )
+
+
+def _with_spread(point: PointView, spread: Spread) -> PointView:
+    """The point with intervals that hold what one launch cannot show, as those of the answer do."""
+    metrics = {key: _widened(point.metrics[key], point, spread) for key in _DRAWN if key in point.metrics}
+    return replace(point, metrics=metrics)
+
+
+_DRAWN = ("output_tokens_per_s", "ttft_p50")
+
+
+def _widened(estimate: Estimate, point: PointView, spread: Spread) -> Estimate:
+    value, low, high = estimate
+    if point.launches != 1 or (spread.launch == 0 and spread.point == 0):
+        return estimate
+    factor = critical(spread.degrees) * value
+    within = (high - low) / 2 if low is not None and high is not None else factor * spread.point / math.sqrt(point.n)
+    half = math.hypot(within, factor * spread.launch)
+    return (value, max(0.0, value - half), value + half)
+
+
+def _spread_words(points: Sequence[PointView], spread: Spread) -> list[str]:
+    widened = any(point.launches == 1 for point in points) and (spread.launch > 0 or spread.point > 0)
+    return ["bars hold the spread between launches"] if widened else []
 
 
 def _level(points: Sequence[PointView], users: int | None) -> tuple[float | None, str]:

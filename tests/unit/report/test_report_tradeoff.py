@@ -13,7 +13,7 @@ from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.run import Run
 from qwenbench.report.answer import answered
 from qwenbench.report.page_data import page_data
-from qwenbench.report.subject import subject_of
+from qwenbench.report.subject import _gpu_words, subject_of
 from qwenbench.report.tradeoff import MOST_LANES, Tradeoff, faster, tradeoff_of
 from qwenbench.report.tradeoff_drawing import file_svg, picture
 
@@ -120,3 +120,21 @@ def test_nothing_valid_is_no_figure(planted: Planted) -> None:
     run.points["valid"] = False
     assert tradeoff_of(page_data(run, samples=False), subject_of(run)) is None
     assert tradeoff_of(page_data(replace(run, points=pd.DataFrame()), samples=False), subject_of(run)) is None
+
+
+def test_one_launch_of_a_real_server_is_held_against_the_spread_between_launches(planted: Planted) -> None:
+    rates = {("math", 16): 1000.0, ("math", 64): 1090.0, ("code", 16): 1090.0, ("code", 64): 1000.0}
+    recipe = {"captures": (16, 64), "scenarios": ("math", "code"), "concurrencies": (64,)}
+    simulated, measured = planted(**recipe), planted(**recipe, simulated=False)
+    # 9 % apart: more than a simulator without spread plays, less than two launches of a real server lie apart
+    assert len(drawn(with_rates(simulated, rates)).panels) == 2
+    figure = drawn(with_rates(measured, rates))
+    assert len(figure.panels) == 1 and "are not told apart" in figure.title
+    assert "bars hold the spread between launches" in figure.subtitle
+    rate = figure.panels[0].lanes[0].rate
+    assert rate is not None and rate[1] is not None and rate[1] < 0.95 * rate[0]
+
+
+def test_the_cards_name_is_short() -> None:
+    assert _gpu_words("NVIDIA H100 80GB HBM3") == "H100"
+    assert _gpu_words("NVIDIA Unheard Of 3000") == "Unheard Of 3000"
