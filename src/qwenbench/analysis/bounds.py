@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,11 +15,23 @@ BOUNDS = {
     "kv": "the KV cache is full: requests were preempted or wait for blocks",
     "scheduler": "--max-num-seqs is reached while requests wait",
     "graph-miss": "decode batches are larger than the largest captured FULL graph",
-    "prefill": "prompts take half of each step's token budget or more",
-    "load": "nothing is full: more clients would still gain",
+    "prefill": "most of the time between tokens goes into steps that carry other requests' prompts",
+    "load": "nothing is full, and a higher load that was measured gives more",
     "decode": "every decode step is as full as it gets: more clients would not gain",
 }
 """Bound -> what it means, in the order in which the first that holds is taken."""
+ADVICE = {
+    "kv": "more KV cache (a higher --gpu-memory-utilization where VRAM allows it, --kv-cache-dtype fp8), or fewer "
+    "requests at a time (--max-num-seqs)",
+    "scheduler": "a higher --max-num-seqs, with --max-cudagraph-capture-size to match",
+    "graph-miss": "--max-cudagraph-capture-size of at least the batch, times 1 + drafted tokens with a drafter "
+    "(24.0 -> 13 ms a token at 128 streams, H200)",
+    "prefill": "no fewer than 2,048 --max-num-batched-tokens (1,024 cost 11 to 21 % of tokens/s), asynchronous "
+    "scheduling on (off cost 16 to 21 %), FlashInfer's sampler where top-k or top-p is used (without it ITL 6.0 -> 9.0 "
+    "ms at 16 streams), a capture size above the prompts' length (TTFT -12 to -35 % at one stream), a host with faster "
+    "cores: such a step waits for it (all measured on an H100, docs/metrics.md)",
+}
+"""Bound -> what was measured to help, never a guess."""
 
 KV_FULL = 0.95
 """KV usage at which waiting requests wait for blocks."""
@@ -28,16 +41,62 @@ HALF = 0.5
 Values = NDArray[np.float64]
 
 
+NEARLY = 0.95
+"""Share of the places that must run for them to count as taken."""
+TAKEN = 0.25
+"""Share of samples with every place taken from which on a queue is one for places."""
+QUEUE_SHARE = 0.1
+"""Share of the requests' time in the server's queue from which on they wait."""
+MORE = 1.05
+"""A higher load gives more when its tokens/s are so many times these."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeShares:
+    """Where the time of the window's requests went, as shares of it. None: not known."""
+
+    decode: float
+    """Ordinary gaps between tokens."""
+    stalls: float
+    """Gaps over 2.5 x the median one: other requests' prefills, or the host."""
+    first_token: float
+    """To the first token, the queue left out where it is known: their own prefill."""
+    queue: float | None
+
+    def __str__(self) -> str:
+        first = "own prefill" if self.queue is not None else "first token"
+        named = (("decode", self.decode), ("prefill of others", self.stalls), (first, self.first_token))
+        parts = [f"{name} {share:.0%}" for name, share in named]
+        return ", ".join(parts if self.queue is None else [*parts, f"queue {self.queue:.0%}"])
+
+    @property
+    def stalls_lead(self) -> bool:
+        """Whether stalls hold the largest share."""
+        return self.stalls > max(self.decode, self.first_token, self.queue or 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class Bound:
     """What bounded a point."""
 
     first: str | None
-    """The first bound that holds; None when the server's gauges are not known."""
+    """The first bound that holds; None when the server's gauges are not known, or when nothing is full and no higher
+    load tells whether more clients would gain."""
     all: tuple[str, ...]
     """Every bound that holds, in the order of BOUNDS."""
     evidence: Mapping[str, str]
     """Bound -> the figures that say so; also for those that were checked and did not hold."""
+
+    def told(self, shares: TimeShares | None) -> str | None:
+        """Every bound that holds with its evidence, and where the time went."""
+        words = [f"{name} ({self.evidence[name]})" if name in self.evidence else name for name in self.all]
+        if self.first is None and "load" in self.evidence:
+            words.append(f"{NOT_KNOWN}: {self.evidence['load']}")
+        return "; ".join([*words, *([f"time: {shares}"] if shares is not None else [])]) or None
+
+
+NOT_KNOWN = "whether more clients would gain is not known"
+"""Beginning of what `bound_all` says where only a higher load could tell."""
 
 
 def bounds(
@@ -47,25 +106,27 @@ def bounds(
     capture_effective_full: int | None,
     max_num_batched_tokens: int | None,
     client_saturated: bool,
-    more_load_gains: bool | None = None,
+    drafted: int = 0,
+    shares: TimeShares | None = None,
 ) -> Bound:
-    """What bounded a point, by design.md's thresholds.
+    """What bounded a point.
 
     `metrics` has METRICS_SCHEMA, only rows within the window. `capture_effective_full` is the largest FULL graph
-    (0: none at all; None: not known, or a device without graphs). `more_load_gains` says whether the next higher
-    load gave more tokens/s; where that is not known, free places under max_num_seqs count as gain to be had.
-    Unknown limits and gauges leave their bound unchecked.
+    (0: none at all; None: not known, or a device without graphs), in rows: with a drafter of `drafted` tokens a request
+    takes 1 + drafted of them. Unknown limits and gauges leave their bound unchecked. Whether a higher load gives more
+    cannot be seen in one point: see `settle_load`.
     """
     evidence: dict[str, str] = {}
     holding: list[str] = []
     running, waiting, usage = (_column(metrics, name) for name in ("running", "waiting", "kv_cache_usage"))
+    queue = _queue(waiting, shares)
     checks = {
         "client": (client_saturated, "the client was saturated") if client_saturated else None,
         "kv": _kv(metrics, waiting, usage),
-        "scheduler": _scheduler(running, waiting, max_num_seqs),
-        "graph-miss": _graph_miss(running, capture_effective_full),
-        "prefill": _prefill(metrics, max_num_batched_tokens),
+        "scheduler": _scheduler(running, max_num_seqs, queue),
+        "graph-miss": _graph_miss(running, capture_effective_full, 1 + drafted),
     }
+    checks["prefill"] = _prefill(metrics, max_num_batched_tokens, shares, queue, _holds(checks, "kv", "scheduler"))
     for name, outcome in checks.items():
         if outcome is None:
             continue
@@ -73,9 +134,64 @@ def bounds(
         if holds:
             holding.append(name)
     if not holding and _known(running).any():
-        name, evidence[name] = _load_or_decode(running, max_num_seqs, more_load_gains)
-        holding.append(name)
+        name, evidence[name] = _load_or_decode(running, max_num_seqs)
+        if name == "decode":
+            holding.append(name)
     return Bound(holding[0] if holding else None, tuple(holding), evidence)
+
+
+def settle_load(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Rows of points.csv with `load` or `decode` as the bound where a higher measured load of the same configuration,
+    workload and launch tells which; the others are left as they are.
+
+    `load`: the next higher load gave over MORE times the tokens/s (means over repeats of valid points).
+    """
+    rates: dict[tuple[Any, ...], dict[float, list[float]]] = {}
+    for row in points:
+        level, rate = _level(row), row.get("output_tokens_per_s")
+        if level is not None and rate is not None and row.get("valid"):
+            rates.setdefault(_same(row), {}).setdefault(level, []).append(float(rate))
+    return [_settled(row, rates.get(_same(row), {})) for row in points]
+
+
+def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(name) for name in ("config_id", "scenario", "profile", "load_shape", "launch"))
+
+
+def _level(row: Mapping[str, Any]) -> float | None:
+    value = row.get("concurrency") if row.get("concurrency") is not None else row.get("rate")
+    return None if value is None else float(value)
+
+
+def _settled(row: Mapping[str, Any], rates: Mapping[float, Sequence[float]]) -> Mapping[str, Any]:
+    told, level = row.get("bound_all"), _level(row)
+    if row.get("bound") is not None or not told or NOT_KNOWN not in told or level is None or level not in rates:
+        return row
+    higher = min((other for other in rates if other > level), default=None)
+    if higher is None:
+        return row
+    ours, theirs = (sum(rates[load]) / len(rates[load]) for load in (level, higher))
+    bound = "load" if theirs > MORE * ours else "decode"
+    words = f"{bound} ({theirs / ours - 1:+.0%} tokens/s at {higher:g})" if ours > 0 else bound
+    return {**row, "bound": bound, "bound_all": told.replace(NOT_KNOWN, words, 1)}
+
+
+def _holds(checks: Mapping[str, tuple[bool, str] | None], *names: str) -> bool:
+    return any(outcome[0] for name in names if (outcome := checks[name]) is not None)
+
+
+def _queue(waiting: Values, shares: TimeShares | None) -> tuple[bool, str] | None:
+    """Whether requests wait in the server, from its gauge and from its own clock."""
+    known, parts = waiting[_known(waiting)], []
+    share = float((known > 0).mean()) if known.size else None
+    if share is not None:
+        parts.append(f"requests waiting in {share:.0%} of {known.size} samples, {known.max():.0f} at the peak")
+    spent = shares.queue if shares is not None else None
+    if spent is not None:
+        parts.append(f"{spent:.0%} of their time was in the queue")
+    if not parts:
+        return None
+    return (share or 0.0) >= HALF or (spent or 0.0) >= QUEUE_SHARE, ", ".join(parts)
 
 
 def _kv(metrics: pa.Table, waiting: Values, usage: Values) -> tuple[bool, str] | None:
@@ -93,44 +209,67 @@ def _kv(metrics: pa.Table, waiting: Values, usage: Values) -> tuple[bool, str] |
     return bool((preempted or 0) > 0 or full.any()), ", ".join(parts)
 
 
-def _scheduler(running: Values, waiting: Values, max_num_seqs: int | None) -> tuple[bool, str] | None:
-    both = _known(running) & _known(waiting)
-    if max_num_seqs is None or not both.any():
+def _scheduler(running: Values, max_num_seqs: int | None, queue: tuple[bool, str] | None) -> tuple[bool, str] | None:
+    """Requests wait, and the places were taken in a quarter of the samples or more. The two gauges of one sample need
+    not agree: they are a step old, and a place is empty for a moment between two requests (recorded: 62 to 64 of 64
+    running while 64 waited).
+
+    Without a known --max-num-seqs (a server that was already there) the places are as many as ran at the most, if that
+    is where it stayed: in half the samples or more.
+    """
+    known = running[_known(running)]
+    if queue is None or not known.size:
         return None
-    share = float(((running[both] >= max_num_seqs) & (waiting[both] > 0)).mean())
-    return (
-        share >= HALF,
-        f"all {max_num_seqs} places taken with requests waiting in {share:.0%} of {both.sum()} samples",
-    )
+    most, places = float(known.max()), max_num_seqs
+    if places is None:
+        if float((known >= NEARLY * most).mean()) < HALF:
+            return None
+        places = round(most)
+    taken = float((known >= NEARLY * places).mean())
+    words = f"the {places} places taken in {taken:.0%} of {known.size} samples, {queue[1]}"
+    return taken >= TAKEN and queue[0], words
 
 
-def _graph_miss(running: Values, capture: int | None) -> tuple[bool, str] | None:
+def _graph_miss(running: Values, capture: int | None, rows: int) -> tuple[bool, str] | None:
     known = running[_known(running)]
     if capture is None or not known.size:
         return None
-    share = float((known > capture).mean())
-    words = f"more than {capture} running in {share:.0%} of {known.size} samples, mean {known.mean():.1f}"
-    return share >= HALF, words
+    share = float((known * rows > capture).mean())
+    batch = f"more than {capture} running" if rows == 1 else f"more than {capture} rows ({rows} a request)"
+    return share >= HALF, f"{batch} in {share:.0%} of {known.size} samples, mean {known.mean():.1f}"
 
 
-def _prefill(metrics: pa.Table, budget: int | None) -> tuple[bool, str] | None:
-    """Prompt tokens computed (found in the prefix cache: not computed) per step, against the step's budget."""
+def _prefill(
+    metrics: pa.Table,
+    budget: int | None,
+    shares: TimeShares | None,
+    queue: tuple[bool, str] | None,
+    places_or_blocks: bool,
+) -> tuple[bool, str] | None:
+    """Stalls hold the largest share of the requests' time; or prompt tokens computed (found in the prefix cache: not
+    computed) take half of each step's budget; or requests wait though places and blocks are free."""
+    parts, holds = [], False
+    if shares is not None:
+        holds = shares.stalls_lead
+        parts.append(f"{shares.stalls:.0%} of the requests' time went into stalls, {shares.decode:.0%} into decoding")
     steps = _grown(_column(metrics, "iteration_tokens_count"))
     prompts = _grown(_column(metrics, "prompt_tokens_total"))
-    if not budget or not steps or prompts is None:
-        return None
-    computed = max(0.0, prompts - (_grown(_column(metrics, "prefix_hits_total")) or 0.0))
-    share = computed / steps / budget
-    return share >= HALF, f"{computed / steps:.0f} prompt tokens per step, {share:.0%} of the budget of {budget}"
+    if budget and steps and prompts is not None:
+        computed = max(0.0, prompts - (_grown(_column(metrics, "prefix_hits_total")) or 0.0))
+        share = computed / steps / budget
+        holds = holds or share >= HALF
+        parts.append(f"{computed / steps:.0f} prompt tokens per step, {share:.0%} of the budget of {budget}")
+    if queue is not None and queue[0] and not places_or_blocks:
+        holds = True
+        parts.append(f"{queue[1]}, with places and blocks free")
+    return (holds, ", ".join(parts)) if parts else None
 
 
-def _load_or_decode(running: Values, max_num_seqs: int | None, gains: bool | None) -> tuple[str, str]:
+def _load_or_decode(running: Values, max_num_seqs: int | None) -> tuple[str, str]:
     peak = float(np.nanmax(running))
-    if gains is not None:
-        return ("load", "the next higher load gave more") if gains else ("decode", "the next higher load gave no more")
     if max_num_seqs is None or peak < max_num_seqs:
         limit = "" if max_num_seqs is None else f" of {max_num_seqs} places"
-        return "load", f"at most {peak:.0f}{limit} were running, and none of the other bounds holds"
+        return "load", f"at most {peak:.0f}{limit} were running, and nothing is full"
     return "decode", f"all {max_num_seqs} places were in use, and none of the other bounds holds"
 
 

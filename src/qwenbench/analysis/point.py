@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from qwenbench.analysis import server_samples as server
-from qwenbench.analysis.bounds import bounds
+from qwenbench.analysis.bounds import TimeShares, bounds
 from qwenbench.analysis.clocks import clock_columns
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
 from qwenbench.analysis.drafting import drafting_columns
@@ -24,7 +24,7 @@ from qwenbench.analysis.request_arrays import (
     latency_columns,
     met_limits,
 )
-from qwenbench.analysis.window import CLOSED, Window, window_of
+from qwenbench.analysis.window import CLOSED, IN_FLIGHT_SHARE, Window, mean_in_flight, window_of
 from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.startup_log import StartupLog
@@ -112,6 +112,7 @@ def summarise_point(
         row |= {"window": window.kind, "duration_s": window.duration_s}
         row |= {"window_start_ns": window.start_ns, "window_end_ns": window.end_ns}
         row["requests_in_window"] = int(started.sum())
+        row |= _in_flight(arrays, window, context)
         row |= _rates(arrays, window, context)
         row |= _latencies(requests, arrays, started)
         row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)
@@ -125,7 +126,7 @@ def summarise_point(
     row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
     row |= _validity(row, _broken_kinds(requests) or context.natural_broken_kinds, context)
     if window is not None:
-        row |= _bounds(metrics, window, context)
+        row |= _bounds(requests, arrays, metrics, window, context)
     return row
 
 
@@ -160,8 +161,9 @@ def _identity(context: PointContext) -> dict[str, Any]:
 
 def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict[str, Any]:
     seconds = window.duration_s
-    if seconds <= 0:
-        return {}
+    completed = int((window.holds_end(arrays.ended_ns) & arrays.ok).sum())
+    if seconds <= 0 or completed == 0:
+        return {}  # nothing ended: a rate of 0 would be made of what did not end
     started = window.holds_start(arrays.begin_ns) & arrays.ok
     inputs = _sum(arrays.input_tokens[started])
     generated = arrays.tokens_between(window.start_ns, window.end_ns)
@@ -169,7 +171,7 @@ def _rates(arrays: RequestArrays, window: Window, context: PointContext) -> dict
     input_rate = inputs / seconds if inputs is not None else None
     users = context.cell.point.concurrency if context.load_shape == CLOSED else None
     return {
-        "requests_per_s": int((window.holds_end(arrays.ended_ns) & arrays.ok).sum()) / seconds,
+        "requests_per_s": completed / seconds,
         "input_tokens_per_s": input_rate,
         "output_tokens_per_s": outputs,
         "total_tokens_per_s": input_rate + outputs if input_rate is not None and outputs is not None else None,
@@ -183,7 +185,19 @@ def _latencies(requests: pa.Table, arrays: RequestArrays, started: np.ndarray) -
         columns |= latency_columns(name, values[started])
     gaps = gaps_of(requests, started)
     columns |= latency_columns("itl", gaps.values_ms) if gaps.usable else empty_columns("itl")
+    stalls = gaps.stalls()
+    if stalls is not None:
+        columns |= {"itl_stall_share": stalls[0], "itl_stall_ms_p50": None if np.isnan(stalls[1]) else stalls[1]}
     return columns | {"merged_share": gaps.merged_share}
+
+
+def _in_flight(arrays: RequestArrays, window: Window, context: PointContext) -> dict[str, Any]:
+    """What the load really was, and a note where a closed loop held less than its label says."""
+    mean, streams = mean_in_flight(arrays, window), context.cell.point.concurrency
+    note = None
+    if mean is not None and streams is not None and mean < IN_FLIGHT_SHARE * streams:
+        note = f"{mean:.1f} of {streams} streams were under way on average: this is not the load that its name says"
+    return {"in_flight_mean": mean, "window_note": note}
 
 
 def _goodput(requests: pa.Table, arrays: RequestArrays, window: Window, slo: Mapping[str, float]) -> float | None:
@@ -258,6 +272,7 @@ def _cards(
         "vram_over_budget_mib": over,
     }
     if window is not None:
+        row["gpu_util_mean"] = server.mean_utilization_pct(cards, window)
         row["power_w_mean"] = server.mean_power_w(cards, window)
         row["energy_j_per_output_token"] = server.energy_per_token_j(cards, window, arrays.tokens_between)
     return row
@@ -281,19 +296,53 @@ def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) 
     return {"valid": not reasons, "invalid_reason": "; ".join(reasons) or None}
 
 
-def _bounds(metrics: pa.Table | None, window: Window, context: PointContext) -> dict[str, Any]:
+def _bounds(
+    requests: pa.Table, arrays: RequestArrays, metrics: pa.Table | None, window: Window, context: PointContext
+) -> dict[str, Any]:
     if metrics is None or metrics.num_rows == 0:
         return {"bound": "client", "bound_all": "client"} if context.client_saturated else {}
     times = server.sample_times(metrics)
+    inside = metrics.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns)))
+    clock = server.server_clock(inside)
+    shares = _time_shares(requests, arrays, window.holds_start(arrays.begin_ns) & arrays.ok, clock.queue_ms_mean)
     found = bounds(
-        metrics.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns))),
+        inside,
         max_num_seqs=context.configuration.server.max_num_seqs,
         capture_effective_full=context.ledger.startup.capture_effective_full,
         max_num_batched_tokens=context.max_num_batched_tokens,
         client_saturated=context.client_saturated,
+        drafted=context.ledger.startup.speculative_tokens or 0,
+        shares=shares,
     )
-    told = [f"{name} ({found.evidence[name]})" if name in found.evidence else name for name in found.all]
-    return {"bound": found.first, "bound_all": "; ".join(told) or None}
+    return {
+        "bound": found.first,
+        "bound_all": found.told(shares),
+        "server_steps": clock.steps,
+        "server_tokens_per_step": clock.tokens_per_step,
+        "server_prefill_step_share": clock.prefill_step_share,
+        "server_queue_ms_mean": clock.queue_ms_mean,
+        "server_prefill_ms_mean": clock.prefill_ms_mean,
+    }
+
+
+def _time_shares(
+    requests: pa.Table, arrays: RequestArrays, started: np.ndarray, queue_ms: float | None
+) -> TimeShares | None:
+    """Where the time of these requests went: their E2E is the time to the first token and the gaps after it."""
+    gaps = gaps_of(requests, started)
+    stalls, total = gaps.stalls(), float(np.nansum(arrays.e2e_ms[started]))
+    first = arrays.ttft_ms[started]
+    if stalls is None or total <= 0 or np.isnan(first).all():
+        return None
+    between = float(gaps.values_ms.sum(dtype=np.float64)) / total
+    queue = None if queue_ms is None else queue_ms * int(started.sum()) / total
+    to_first = float(np.nansum(first)) / total
+    return TimeShares(
+        decode=between * (1 - stalls[0]),
+        stalls=between * stalls[0],
+        first_token=max(0.0, to_first - (queue or 0.0)),
+        queue=queue,
+    )
 
 
 def _known(values: np.ndarray) -> bool:

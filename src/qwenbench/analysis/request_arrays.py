@@ -119,6 +119,8 @@ def _session_numbers(column: pa.ChunkedArray) -> Ints:
 
 STATISTICS = ("mean", "p50", "p90", "p99")
 MIN_P99_VALUES = 100
+STALL = 2.5
+"""A gap over so many times the point's median gap is a stall."""
 MAX_MERGED_SHARE = 0.01
 """Above this share of gaps with unknown times the ITL columns are empty."""
 LIMITS = ("ttft", "ttfo", "tpot", "itl", "e2e")
@@ -163,6 +165,21 @@ class Gaps:
     def usable(self) -> bool:
         """Whether few enough gaps are missing for the others to speak for all."""
         return (self.merged_share or 0.0) <= MAX_MERGED_SHARE
+
+    def stalls(self) -> tuple[float, float] | None:
+        """(share of the time between chunks that went into stalls, median stall in ms).
+
+        A stall is a gap over STALL x the median gap: another request's prefill, or a step of the host's, came between
+        two tokens. Without any the median is NaN; None where too many gaps are missing, or there is none.
+        """
+        if not self.usable or len(self.values_ms) == 0:
+            return None
+        total = float(self.values_ms.sum(dtype=np.float64))
+        stalls = self.values_ms[self.values_ms > STALL * float(np.median(self.values_ms))]
+        if total <= 0:
+            return None
+        share = float(stalls.sum(dtype=np.float64)) / total
+        return share, float(np.median(stalls)) if len(stalls) else float("nan")
 
     def mean_per_request_ms(self) -> Floats:
         """Mean gap of each request; NaN where it has none."""

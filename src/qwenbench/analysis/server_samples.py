@@ -28,6 +28,7 @@ class CardSamples:
     """Of it the server's processes, where NVML tells."""
     power_w: NDArray[np.float64]
     energy_j: NDArray[np.float64]
+    util_pct: NDArray[np.float64]
 
 
 def column_values(table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -75,6 +76,7 @@ def _card(table: pa.Table, used: str) -> CardSamples:
         own_mib=column_values(table, "own_mib"),
         power_w=column_values(table, "power_w"),
         energy_j=column_values(table, "energy_j"),
+        util_pct=column_values(table, "util_pct"),
     )
 
 
@@ -132,6 +134,65 @@ def energy_per_token_j(
         at = np.interp([0.0, float(end - start)], (times - start).astype(np.float64), joules)
         joules_used += float(at[1] - at[0])
     return joules_used / tokens
+
+
+def mean_utilization_pct(cards: Mapping[str, CardSamples], window: Window) -> float | None:
+    """NVML's utilisation over the window, mean over time and cards; None when a card tells none."""
+    means = []
+    for card in cards.values():
+        inside = (card.t_ns >= window.start_ns) & (card.t_ns <= window.end_ns) & ~np.isnan(card.util_pct)
+        if not inside.any():
+            return None
+        means.append(float(card.util_pct[inside].mean()))
+    return float(np.mean(means)) if means else None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerClock:
+    """What the server counted itself between two samples. None: not told."""
+
+    steps: int | None = None
+    tokens_per_step: float | None = None
+    prefill_step_share: float | None = None
+    queue_ms_mean: float | None = None
+    prefill_ms_mean: float | None = None
+
+
+def server_clock(metrics: pa.Table) -> ServerClock:
+    """The server's own counts over these samples (those within the window).
+
+    A step of more tokens than the most requests that ran at once carried a prefill; the histogram tells how many steps
+    had more than the next bucket's edge, so the share is a lower bound. (With a drafter a step has up to 1 + n tokens a
+    request, and then more steps count than carried one: the share is left out where no edge separates them.)
+    """
+    steps, tokens = growth(metrics, "iteration_tokens_count"), growth(metrics, "iteration_tokens_sum")
+    return ServerClock(
+        steps=None if steps is None else round(steps),
+        tokens_per_step=tokens / steps if steps and tokens is not None else None,
+        prefill_step_share=_prefill_share(metrics),
+        queue_ms_mean=_mean_ms(metrics, "queue_time"),
+        prefill_ms_mean=_mean_ms(metrics, "prefill_time"),
+    )
+
+
+def _mean_ms(metrics: pa.Table, name: str) -> float | None:
+    seconds, count = growth(metrics, f"{name}_sum"), growth(metrics, f"{name}_count")
+    return 1000 * seconds / count if seconds is not None and count else None
+
+
+def _prefill_share(metrics: pa.Table) -> float | None:
+    largest = peak(metrics, "running")
+    if "iteration_tokens_buckets" not in metrics.column_names or largest is None:
+        return None
+    known = [dict(row) for row in metrics["iteration_tokens_buckets"].to_pylist() if row]
+    if len(known) < 2:
+        return None
+    edges = sorted(edge for edge in known[-1] if edge >= largest)
+    total = known[-1].get(float("inf"), 0.0) - known[0].get(float("inf"), 0.0)
+    if not edges or total <= 0:
+        return None
+    small = known[-1][edges[0]] - known[0].get(edges[0], 0.0)
+    return float(max(0.0, 1 - small / total))
 
 
 def _known(card: CardSamples) -> NDArray[np.bool_]:

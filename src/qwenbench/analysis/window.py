@@ -107,6 +107,16 @@ def span_of_load(starts_ns: NDArray[np.int64], ends_ns: NDArray[np.int64], neede
     return int(first), int(last)
 
 
+def mean_in_flight(requests: RequestArrays, window: Window) -> float | None:
+    """Sessions under way on average over the window; think time between the turns of a session counts."""
+    length = window.end_ns - window.start_ns
+    if length <= 0:
+        return None
+    starts, ends = _session_spans(requests)
+    inside = np.minimum(ends, window.end_ns) - np.maximum(starts, window.start_ns)
+    return float(np.clip(inside, 0, None).sum()) / length
+
+
 def _open(
     requests: RequestArrays, ramp_s: float, schedule_start_ns: int | None, schedule_s: float | None
 ) -> Window | None:

@@ -34,6 +34,10 @@ _GAUGES = {
     "vllm:prefix_cache_hits_total": "prefix_hits_total",
     "vllm:iteration_tokens_total_sum": "iteration_tokens_sum",
     "vllm:iteration_tokens_total_count": "iteration_tokens_count",
+    "vllm:request_queue_time_seconds_sum": "queue_time_sum",
+    "vllm:request_queue_time_seconds_count": "queue_time_count",
+    "vllm:request_prefill_time_seconds_sum": "prefill_time_sum",
+    "vllm:request_prefill_time_seconds_count": "prefill_time_count",
     "qwenbench_sim:server_late_mean_ms": "server_late_mean_ms",
     "qwenbench_sim:server_late_p99_ms": "server_late_p99_ms",
     "qwenbench_sim:vram_used_mib": "vram_used_mib",
@@ -50,34 +54,44 @@ class Scrape:
     values: Mapping[str, float]
     """METRICS_SCHEMA names that the server has; several engines (data parallel) are added up, usages are the
     largest."""
+    step_buckets: Mapping[float, float]
+    """Tokens -> steps of at most so many tokens (vllm:iteration_tokens_total); all engines added up."""
     cache_config: Mapping[str, str]
     """Labels of vllm:cache_config_info (num_gpu_blocks, block_size, ...)."""
 
 
-_WANTED = tuple(name.encode() for name in (*_GAUGES, "vllm:cache_config_info"))
+_BUCKETS = "vllm:iteration_tokens_total_bucket"
+_BY_REASON = "vllm:num_requests_waiting_by_reason"
+_NAMES = (*_GAUGES, _BUCKETS, _BY_REASON, "vllm:cache_config_info")
+_WANTED = tuple(name.encode() for name in _NAMES)
 """Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
 _TIMEOUT_S = 5.0
 
 
 def _relevant(text: str) -> str:
-    wanted = (*_GAUGES, "vllm:cache_config_info")
-    return "\n".join(line for line in text.split("\n") if line.startswith(wanted)) + "\n"
+    return "\n".join(line for line in text.split("\n") if line.startswith(_NAMES)) + "\n"
 
 
 def parse_metrics(text: str) -> Scrape:
     """Reads a /metrics answer. What is not there is missing from the result, never 0."""
     values: dict[str, float] = {}
+    buckets: dict[float, float] = {}
     cache_config: dict[str, str] = {}
     for family in text_string_to_metric_families(_relevant(text)):
         for sample in family.samples:
             if sample.name == "vllm:cache_config_info":
                 cache_config = dict(sample.labels)
+            if sample.name == _BUCKETS and math.isfinite(sample.value):
+                edge = float(sample.labels["le"])
+                buckets[edge] = buckets.get(edge, 0.0) + sample.value
             name = _GAUGES.get(sample.name)
+            if sample.name == _BY_REASON and (reason := sample.labels.get("reason")) in ("capacity", "deferred"):
+                name = f"waiting_{reason}"
             if name is None or not math.isfinite(sample.value):
                 continue  # +Inf and NaN are no readings
             combine = max if name in _WORST_OF_ENGINES else _add
             values[name] = combine(values[name], sample.value) if name in values else sample.value
-    return Scrape(values, cache_config)
+    return Scrape(values, buckets, cache_config)
 
 
 def _add(left: float, right: float) -> float:
@@ -124,7 +138,8 @@ class MetricsScraper:
     async def _read(self) -> None:
         reading = await scrape(self._session, self._base_url, self._headers)
         if reading is not None and reading.values:
-            self._rows.append({"t_ns": time.time_ns(), **reading.values})
+            buckets = sorted(reading.step_buckets.items()) or None
+            self._rows.append({"t_ns": time.time_ns(), **reading.values, "iteration_tokens_buckets": buckets})
 
     async def _run(self) -> None:
         clock = asyncio.get_running_loop()

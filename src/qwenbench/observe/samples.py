@@ -38,6 +38,13 @@ METRICS_SCHEMA = pa.schema(
         ("prefix_hits_total", pa.float64()),  # tokens found
         ("iteration_tokens_sum", pa.float64()),  # vllm:iteration_tokens_total histogram: tokens of all steps
         ("iteration_tokens_count", pa.float64()),  # and the number of steps
+        ("iteration_tokens_buckets", pa.map_(pa.float64(), pa.float64())),  # steps of at most so many tokens
+        ("queue_time_sum", pa.float64()),  # vllm:request_queue_time_seconds, s of finished requests
+        ("queue_time_count", pa.float64()),
+        ("prefill_time_sum", pa.float64()),  # vllm:request_prefill_time_seconds, s
+        ("prefill_time_count", pa.float64()),
+        ("waiting_capacity", pa.float64()),  # vllm:num_requests_waiting_by_reason: for a place, blocks or budget
+        ("waiting_deferred", pa.float64()),  # for something else (a grammar, KV from elsewhere)
         ("server_late_mean_ms", pa.float64()),  # simulator and truth server only: own lateness per token
         ("server_late_p99_ms", pa.float64()),
         ("vram_used_mib", pa.float64()),  # simulator only

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from qwenbench import __version__
+from qwenbench.analysis.bounds import settle_load
 from qwenbench.analysis.run import point_frame, points_csv
 from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
@@ -64,7 +65,7 @@ class Recorder:
 
     def write_points(self) -> None:
         """Derives points.csv from the journal."""
-        write_bytes(self._paths.points, points_csv(self.points, self._vary))
+        write_bytes(self._paths.points, points_csv(settle_load(self.points), self._vary))
 
     def write_summary(self) -> None:
         """Derives points_summary.csv from the points."""

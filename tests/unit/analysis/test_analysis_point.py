@@ -205,6 +205,55 @@ def test_a_clock_step_is_told_once() -> None:
     assert reason.count("clock") == 1 and "1.5 ms" in reason
 
 
+def test_stalls_are_gaps_over_two_and_a_half_medians() -> None:
+    # 8 gaps of 10 ms and 2 of 60: 120 of 200 ms; 25 ms is none yet
+    row = point(back_to_back(4, itl_ms=[10.0] * 8 + [60.0, 60.0]))
+    assert (row["itl_stall_share"], row["itl_stall_ms_p50"]) == (pytest.approx(0.6), 60.0)
+    none = point(back_to_back(4, itl_ms=[10.0] * 9 + [25.0]))
+    assert (none["itl_stall_share"], none["itl_stall_ms_p50"]) == (0.0, None)
+    assert point(back_to_back(4, itl_ms=[10.0] * 98, gaps_merged=2))["itl_stall_share"] is None
+    assert point(back_to_back(4))["itl_stall_share"] is None
+
+
+def test_a_load_that_is_not_what_its_name_says_is_told() -> None:
+    # four streams asked for; the second pair of sessions ends half-way
+    rows = [request(0, 1000), request(0, 1000), request(0, 500), request(0, 500)]
+    row = point(rows, concurrency=4)
+    assert (row["window"], row["in_flight_mean"]) == ("whole", pytest.approx(3.0))
+    assert row["window_note"].startswith("3.0 of 4 streams were under way")
+    full = point(back_to_back(4))
+    assert (full["in_flight_mean"], full["window_note"]) == (pytest.approx(1.0), None)
+
+
+def test_a_window_in_which_nothing_ended_gives_no_rate() -> None:
+    # the only answer came from before the ramp's end and lasted beyond the schedule; nothing else was answered
+    rows = [request(0, 900), *(request(start, start + 100, error="timeout") for start in (2000, 3000))]
+    row = point(rows, concurrency=None, load_shape="poisson", ramp_s=1.0, schedule_start_ns=at_ms(0))
+    assert row["window"] == "whole" and row["requests_per_s"] == pytest.approx(1 / 3.1)
+
+
+def test_the_servers_own_clock_stands_beside_the_clients() -> None:
+    samples = [
+        {"t_ns": at_ms(i * 1000), "running": 4.0, "waiting": 0.0, "iteration_tokens_count": 100.0 * i,
+         "iteration_tokens_sum": 1000.0 * i, "queue_time_sum": 0.5 * i, "queue_time_count": 10.0 * i,
+         "prefill_time_sum": 1.0 * i, "prefill_time_count": 10.0 * i,
+         "iteration_tokens_buckets": [(1.0, 10.0 * i), (8.0, 80.0 * i), (float("inf"), 100.0 * i)]}
+        for i in range(5)
+    ]  # fmt: skip
+    row = point(back_to_back(4), metrics=samples)
+    assert (row["server_steps"], row["server_tokens_per_step"]) == (400, 10.0)
+    assert row["server_prefill_step_share"] == pytest.approx(0.2)  # 4 ran at most: more than 8 tokens is a prefill
+    assert (row["server_queue_ms_mean"], row["server_prefill_ms_mean"]) == (50.0, 100.0)
+    assert point(back_to_back(4))["server_steps"] is None
+
+
+def test_gpu_utilisation_over_the_window() -> None:
+    nvml = [{"t_ns": at_ms(s * 1000), "gpu": uuid, "util_pct": pct if 0 <= s <= 4 else 0.0}
+            for s in range(-2, 8) for uuid, pct in (("a", 60.0), ("b", 80.0))]  # fmt: skip
+    assert point(back_to_back(4), nvml=nvml)["gpu_util_mean"] == pytest.approx(70.0)
+    assert point(back_to_back(4))["gpu_util_mean"] is None
+
+
 def test_open_loop_latencies_count_from_the_schedule_and_there_are_no_users() -> None:
     rows = [request(i * 100 + 50, i * 100 + 150, scheduled_ns=at_ms(i * 100), e2e_ms=150.0) for i in range(50)]
     row = point(rows, load_shape="poisson", concurrency=None, rate=10.0, ramp_s=1.0, schedule_start_ns=at_ms(0))

@@ -53,7 +53,9 @@ def test_known_names_are_read_and_others_left_alone() -> None:
         "prefix_queries_total": 5000,
         "iteration_tokens_sum": 4200,
         "iteration_tokens_count": 100,
+        "waiting_capacity": 40,
     }
+    assert found.step_buckets == {1.0: 3.0}
     assert found.cache_config["num_gpu_blocks"] == "1072"
 
 
