@@ -28,6 +28,7 @@ SEED_FLAGS = (
     *("--max-model-len", "auto", "--limit-mm-per-prompt.video", "0", "--max-cudagraph-capture-size", "64"),
     *("--max-num-seqs", "64", "--max-num-batched-tokens", "2048", "--reasoning-parser", "qwen3"),
 )
+OLDER = ("--sim-vllm-version", "0.20.2")
 QUICK = ("--sim-time-scale", "0.1", "--enable-prompt-tokens-details")
 
 
@@ -129,7 +130,7 @@ def start() -> Iterator[Any]:
 
 
 def test_start_up_log_says_simulated_and_is_read_like_the_recorded_server(start: Any) -> None:
-    simulator = start(*SEED_FLAGS, "--gpu-memory-utilization", "0.21546", "--sim-card", "h200").ready()
+    simulator = start(*SEED_FLAGS, "--gpu-memory-utilization", "0.21546", "--sim-card", "h200", *OLDER).ready()
     assert simulator.lines[0].startswith("SIMULATED")
     read = parse_startup_log(simulator.log)
     assert read.vllm_version == "0.20.2"
@@ -147,7 +148,7 @@ def test_models_version_health(server: Simulator) -> None:
     status, text = server.call("GET", "/v1/models")
     (model,) = json.loads(text)["data"]
     assert status == 200 and model["id"] == NAME and model["root"] == MODEL and model["max_model_len"] == 262_144
-    assert json.loads(server.call("GET", "/version")[1]) == {"version": "0.20.2+simulated"}
+    assert json.loads(server.call("GET", "/version")[1]) == {"version": "0.26.0+simulated"}
     assert server.call("GET", "/health") == (200, "")
     assert server.call("GET", "/nothing")[0] == 404
     assert server.call("GET", "/v1/chat/completions")[0] == 405
@@ -272,7 +273,7 @@ def test_pipelined_requests_and_chunked_bodies_are_answered_in_turn(server: Simu
             + b"GET /version HTTP/1.1\r\nconnection: close\r\n\r\n"
         )
         answer = b"".join(iter(lambda: client.recv(65536), b""))
-    assert answer.index(b"chat.completion") < answer.index(b"0.20.2+simulated")
+    assert answer.index(b"chat.completion") < answer.index(b"0.26.0+simulated")
     assert answer.count(b"HTTP/1.1 200 OK") == 2
 
 
@@ -329,7 +330,7 @@ def test_starts_that_fail(start: Any, flags: tuple[str, ...], code: int, words: 
 
 
 def test_the_lines_of_a_newer_version_are_read_as_its_logs_are(start: Any) -> None:
-    flags = ("--sim-vllm-version", "0.26.0", "--sim-card", "h100", "--gpu-memory-utilization", "0.37658", "--sim-warm")
+    flags = ("--sim-card", "h100", "--gpu-memory-utilization", "0.37658", "--sim-warm")
     simulator = start(*SEED_FLAGS, *flags, "--no-async-scheduling").ready()
     read = parse_startup_log(simulator.log)
     assert read.vllm_version == "0.26.0" and read.weights_gib == 10.57 and read.graphs_actual_gib == 0.14
@@ -383,7 +384,7 @@ def test_sigterm_under_load_ends_at_once(start: Any) -> None:
         client.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
         assert client.recv(65536).startswith(b"HTTP/1.1 200 OK")
         assert simulator.end() == 0
-    assert "Shutdown complete" in simulator.log and "Traceback" not in simulator.log
+    assert "Application shutdown complete" in simulator.log and "Traceback" not in simulator.log
 
 
 def test_real_start_up_takes_its_phases(start: Any) -> None:
@@ -409,7 +410,7 @@ def test_engine_death_looks_like_the_recorded_one(start: Any, kind: str) -> None
     assert simulator.call("POST", "/v1/chat/completions", chat_body("x"))[0] == 500
     assert simulator.process.wait(20) == 0  # by itself, with exit status 0 as recorded
     simulator.end()
-    assert simulator.log.index("EngineCore encountered a fatal error") < simulator.log.index("Shutdown initiated")
+    assert simulator.log.index("EngineCore encountered a fatal error") < simulator.log.index("[shutdown] EngineCore")
 
 
 def test_qwenbench_simulate_is_the_same_server() -> None:

@@ -67,7 +67,7 @@ def test_bench_marks_the_simulator_and_resumes(url: str, tmp_path: Path, monkeyp
     assert all(row["kv_cache_usage_peak"] and row["canary_accuracy"] for row in rows)
     run = record(folder / "run.json")
     assert run["simulated"] is True
-    assert run["versions"]["vllm"] == "0.20.2+simulated"
+    assert run["versions"]["vllm"] == "0.26.0+simulated"
     assert record(folder / "servers" / "server" / "launch.json")["launcher"] == "url"
     for path in folder.rglob("*"):
         assert path.is_dir() or KEY.encode() not in path.read_bytes(), path

@@ -78,7 +78,7 @@ def test_run_json_holds_the_conditions(whole: tuple[Path, Ended]) -> None:
     assert run["notice"].startswith("SIMULATED")
     assert run["command_line"][0] == "qwenbench"
     assert set(run["versions"]) == {"qwenbench", "python", "vllm", "driver"}
-    assert run["versions"]["vllm"] == "0.20.2"
+    assert run["versions"]["vllm"] == "0.26.0"
     assert run["versions"]["driver"] is None
     assert run["hardware"]["card"] == "rtx-5090"
     assert sorted(run["order"]) == ["math.instruct-reasoning.c1.1", "math.instruct-reasoning.c4.1"]
@@ -145,7 +145,7 @@ def test_a_server_folder_is_complete(whole: tuple[Path, Ended], config: str) -> 
     assert "image_digest" in launch
     memory = record(server / "memory.json")
     assert list(memory) == list(MemoryLedger(StartupLog()).to_json())
-    assert memory["vllm_version"] == "0.20.2"
+    assert memory["vllm_version"] == "0.26.0"
     assert memory["capture_effective"] == int(config[3:5])
     assert memory["vram_peak_mib"] >= memory["vram_ready_mib"] > 0
     assert "SIMULATED" in (server / "server.log").read_text()

@@ -21,7 +21,7 @@ SIMULATED stand-in for `vllm serve`. MODEL: ig1/Qwen3.5-9B-NVFP4, or a folder wi
   --sim-startup fast|real  real: start-up takes as long as it was recorded (fast)
   --sim-startup-s S        start-up takes S seconds in all, shared among its phases as recorded
   --sim-warm               start-up phases and lines of a warm compile cache
-  --sim-vllm-version V     whose start-up lines are printed: 0.20.2 or 0.26.0 (0.20.2)
+  --sim-vllm-version V     whose start-up lines are printed: 0.20.2 or 0.26.0 (0.26.0); step times follow
   --sim-acceptance X       chance that a drafter's token is accepted, given those before it (0)
   --sim-spread             the host's speed differs between launches (--sim-seed) as it was seen to
   --sim-time-scale X       every simulated duration times X (1)

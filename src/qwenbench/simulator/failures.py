@@ -134,7 +134,7 @@ class _Fuse:
 
 def _die(engine: Engine, error: str) -> None:
     where = "core.py:1138"
-    log.say(log.CORE, "dump_input.py:72", "Dumping input data for V1 LLM engine (v0.20.2)", "ERROR")
+    log.say(log.CORE, "dump_input.py:72", "Dumping input data for V1 LLM engine", "ERROR")
     log.say(log.CORE, where, "EngineCore encountered a fatal error.", "ERROR")
     log.say(log.CORE, where, "Traceback (most recent call last):", "ERROR")
     log.say(log.CORE, where, error, "ERROR")

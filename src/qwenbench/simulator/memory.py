@@ -106,21 +106,26 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
     Raises UsageError for a context length beyond the model's, in vLLM's words, and where the weights' size or the
     cache's layout cannot be known.
     """
-    if shape.weights_gib is None:
-        raise UsageError(f"SIMULATED: the size of {shape.name}'s weights cannot be counted from its config.json")
+    if shape.weights is None:
+        raise UsageError(f"SIMULATED: the size of {shape.name}'s weights is not known: {shape.weights_unknown}")
+    drafter = _drafter(options)
+    weights_gib = shape.weights.total_gib(
+        text_only="language-model-only" in options.ignored, drafter=drafter is not None and drafter.method == "mtp"
+    )
+    rows = drafter.rows_per_sequence if drafter is not None else 1
     model_length = shape.max_position or 0
     if options.max_model_len is not None and options.max_model_len > model_length:
         raise UsageError(
             f"vllm serve: error: User-specified max_model_len ({options.max_model_len}) is greater than the derived "
             f"max_model_len (max_position_embeddings={model_length} or model_max_length=None in model's config.json)."
         )
-    layout = _layout(options, shape)
+    layout = _layout(options, shape, drafter)
     requested = options.gpu_memory_utilization * card.cuda_gib()
     capture = max(options.capture_sizes, default=0)
-    estimated = graphs_gib(capture, options.max_num_seqs)
-    actual = figures["graphs_actual_gib_each"] * sum(graph_counts(capture, options.max_num_seqs))
+    estimated = graphs_gib(capture, options.max_num_seqs, rows_per_sequence=rows)
+    actual = figures["graphs_actual_gib_each"] * sum(graph_counts(capture, options.max_num_seqs, rows))
     counted = estimated if options.count_graphs else 0.0
-    kv_gib = requested - shape.weights_gib - figures["activations_gib"] - counted
+    kv_gib = requested - weights_gib - figures["activations_gib"] - counted
     if options.kv_cache_memory_bytes is not None:
         kv_gib = options.kv_cache_memory_bytes / GIB
     profiled = max(blocks_for_gib(kv_gib, layout), 0)
@@ -132,14 +137,14 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
         figures["before_mib"]
         + figures["process_mib"]
         + figures["process_mib_per_seq"] * options.max_num_seqs
-        + 1024 * (shape.weights_gib + actual)
+        + 1024 * (weights_gib + actual)
         + num_blocks * layout.bytes_per_block / 2**20
     )
     return MemoryPlan(
         total_gib=card.cuda_gib(),
         free_gib=card.cuda_gib() - figures["context_gib"],
         requested_gib=requested,
-        weights_gib=shape.weights_gib,
+        weights_gib=weights_gib,
         activations_gib=figures["activations_gib"],
         non_torch_gib=figures["non_torch_gib"],
         graphs_estimated_gib=estimated,
@@ -154,17 +159,18 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
     )
 
 
-def _layout(options: ServeOptions, shape: ModelShape) -> KvLayout:
+def _layout(options: ServeOptions, shape: ModelShape, drafter: Drafter | None) -> KvLayout:
     return kv_layout(
         shape,
         options.kv_cache_dtype,
         mamba_cache_mode="align" if options.enable_prefix_caching else "none",
-        drafter=_drafter(options),
+        drafter=drafter,
         max_num_batched_tokens=options.max_num_batched_tokens,
     )
 
 
 def _drafter(options: ServeOptions) -> Drafter | None:
+    """Raises UsageError for a method that is not known."""
     if not options.speculative_tokens:
         return None
     method = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}

@@ -27,7 +27,7 @@ FAILURES = (
     "crash-first-request",
 )
 """What --sim-fail takes."""
-VLLM_VERSIONS = ("0.20.2", "0.26.0")
+VLLM_VERSIONS = ("0.26.0", "0.20.2")
 """Versions whose start-up lines the simulator has; the first is the default."""
 FALSE_WORDS = ("0", "false", "False")
 
@@ -109,7 +109,7 @@ class ServeOptions(BaseModel):
             return tuple(sorted(set(self.cudagraph_capture_sizes)))
         limit = self.max_cudagraph_capture_size
         limit = min(2 * self.max_num_seqs, 512) if limit is None else limit
-        return capture_sizes(min(limit, self.max_num_batched_tokens))
+        return capture_sizes(min(limit, self.max_num_batched_tokens), 1 + self.speculative_tokens)
 
 
 def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> ServeOptions:
@@ -265,11 +265,14 @@ def _values(
     values["access_log"] = not quiet and given.pop("uvicorn_log_level", "info") in ("debug", "info", "trace")
     values["count_graphs"] = environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in FALSE_WORDS
     values["flashinfer_sampler"] = environ.get("VLLM_USE_FLASHINFER_SAMPLER", "1") not in FALSE_WORDS
-    drafter = {**(given.pop("speculative_config", None) or {}), **nested.get("speculative-config", {})}
+    config = given.pop("speculative_config", None) or {}
+    if not isinstance(config, dict):
+        raise UsageError("vllm serve: error: argument --speculative-config: Input should be a valid dictionary")
+    drafter = {**config, **nested.get("speculative-config", {})}
     drafted = given.pop("spec_tokens", drafter.get("num_speculative_tokens", 0))
     values["speculative_tokens"] = drafted
     values["speculative_method"] = str(
-        given.pop("spec_method", drafter.get("method", "draft_model" if drafter else ""))
+        given.pop("spec_method", drafter.get("method", "draft_model" if drafted else ""))
     )
     values["ignored"] = _ignored(given, nested)
     return values

@@ -235,7 +235,7 @@ def simulate_point(
     scheduler = scheduler_of(options, plan, model, seed=seed)
     if options.spread:
         scheduler.host_pace = launch_pace(model, 1000 * seed + launch) * point_pace(model, 1000 * seed + launch, point)
-    gauge = VramGauge(plan, card, figures["memory"]["overshoot_mib"])
+    gauge = VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens)
     peaks = [0, 0, 0.0]
 
     def watch(running: int, waiting: int) -> None:

@@ -62,7 +62,7 @@ class App:
             scheduler.host_pace = launch_pace(model, options.seed)
         self.engine = Engine(
             scheduler,
-            VramGauge(plan, card, figures["memory"]["overshoot_mib"]),
+            VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens),
             EnergyMeter(figures["power"], power_limit_w(card)),
         )
         self.finished = asyncio.Event()

@@ -71,6 +71,8 @@ def test_recorded_numbers_of_graphs():
         ("M N", "unrecognized arguments: N"),
         ("M --sim-acceptance 1.5", "acceptance: Input should be less than or equal to 1"),
         ("M --speculative-config {", "invalid loads value"),
+        ("M --speculative-config [1]", "valid dictionary"),
+        ("M --spec-method mtp --spec-tokens many", "invalid int value"),
         ("M --sim-fail always", "invalid choice"),
         ("M --sim-startup slow", "invalid choice"),
         ("M --sim-time-scale 0", "time_scale: Input should be greater than 0"),
