@@ -18,9 +18,15 @@ VISION_GIB = 1.92
 VISION_HIDDEN = 1152
 """Peak of a vision encoder of this width at its largest picture (16,384 tokens): printed by vLLM 0.26 in six recorded
 logs of the seed's model, whatever the batched tokens; a published 27B on 0.27 came to 1.84."""
+VISION_SPLIT_SHARE = 0.34
+"""Share of it that tensor parallelism splits: two RTX 5090 printed 1.59 GiB each (27B, 0.27)."""
 SAMPLER_COPIES = 2.0
 """Copies of the logits in float32 that the sampler's profiling run holds. A published Llama 3.1 8B on an H100 with
 1,024 sequences printed 1.2 GiB, which is 2.4 copies; a small Qwen with 256 sequences 1.6."""
+DRAFTED_SAMPLER_COPIES = 7.5
+"""The same with a drafter, whose rejection sampler is warmed up on top: random logits of two rows a sequence in
+bfloat16, their bonus rows, the target's rows twice in float32, sorted for top-k and as probabilities (30 bytes;
+counted in 0.26's gpu_model_runner._dummy_sampler_run and rejection_sampler)."""
 LANGUAGE_ERROR = 0.5
 """Share by which the count for a step's tokens may be off: 0.27 counted for 0.27 printed (9B, 2,048 tokens), but 1.54
 for 0.85 in a published log of a 27B on another kernel."""
@@ -35,6 +41,8 @@ class Load:
     max_num_seqs: int
     text_only: bool = False
     tensor_parallel: int = 1
+    drafting: bool = False
+    """With a drafter."""
 
 
 def bytes_per_token(widths: LayerWidths, tensor_parallel: int = 1) -> float:
@@ -63,12 +71,14 @@ def language_gib(widths: LayerWidths, load: Load) -> float:
 
 def sampler_gib(widths: LayerWidths, load: Load) -> float:
     """Logits of all sequences in float32, GiB."""
-    return SAMPLER_COPIES * 4 * widths.vocab * load.max_num_seqs / GIB
+    copies = DRAFTED_SAMPLER_COPIES if load.drafting else SAMPLER_COPIES
+    return copies * 4 * widths.vocab * load.max_num_seqs / GIB
 
 
 def vision_gib(widths: LayerWidths, load: Load) -> float:
     """The vision encoder at its largest picture, GiB; 0 for text-only servers."""
-    return 0.0 if load.text_only else VISION_GIB * widths.vision_hidden / VISION_HIDDEN
+    share = 1 - VISION_SPLIT_SHARE + VISION_SPLIT_SHARE / load.tensor_parallel
+    return 0.0 if load.text_only else VISION_GIB * share * widths.vision_hidden / VISION_HIDDEN
 
 
 def activations_gib(widths: LayerWidths, load: Load) -> float:

@@ -60,6 +60,7 @@ def load_of(settings: Settings, cuda_total_gib: float) -> Load:
         max_num_seqs=settings.max_num_seqs or default_max_num_seqs(cuda_total_gib),
         text_only=settings.text_only,
         tensor_parallel=settings.tensor_parallel,
+        drafting=settings.drafter is not None,
     )
 
 

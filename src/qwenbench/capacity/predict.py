@@ -73,7 +73,8 @@ class Target:
     @property
     def load(self) -> Load:
         """What the profiling run holds."""
-        return Load(self.batched_tokens, self.max_num_seqs, self.text_only, self.tensor_parallel)
+        drafting = self.rows_per_sequence > 1
+        return Load(self.batched_tokens, self.max_num_seqs, self.text_only, self.tensor_parallel, drafting)
 
 
 @dataclass(frozen=True, slots=True)

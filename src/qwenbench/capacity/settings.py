@@ -36,8 +36,9 @@ SWITCHES = {
 
 
 def default_utilization(version: str) -> float:
-    """vLLM's default --gpu-memory-utilization (0.90 up to 0.20, 0.92 from 0.28 on; read in both)."""
-    return 0.92 if release_minor(version) >= 28 else 0.90
+    """vLLM's default --gpu-memory-utilization: 0.90 up to 0.20, 0.92 since graphs are profiled by default (0.21,
+    vLLM's pull request 38284)."""
+    return 0.92 if release_minor(version) >= 21 else 0.90
 
 
 def default_max_num_seqs(cuda_total_gib: float) -> int:
