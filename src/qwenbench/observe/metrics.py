@@ -38,6 +38,7 @@ _GAUGES = {
     "vllm:request_queue_time_seconds_count": "queue_time_count",
     "vllm:request_prefill_time_seconds_sum": "prefill_time_sum",
     "vllm:request_prefill_time_seconds_count": "prefill_time_count",
+    "process_resident_memory_bytes": "rss_bytes",
     "qwenbench_sim:server_late_mean_ms": "server_late_mean_ms",
     "qwenbench_sim:server_late_p99_ms": "server_late_p99_ms",
     "qwenbench_sim:vram_used_mib": "vram_used_mib",

@@ -47,6 +47,7 @@ METRICS_SCHEMA = pa.schema(
         ("waiting_deferred", pa.float64()),  # for something else (a grammar, KV from elsewhere)
         ("server_late_mean_ms", pa.float64()),  # simulator and truth server only: own lateness per token
         ("server_late_p99_ms", pa.float64()),
+        ("rss_bytes", pa.float64()),  # main memory of the API server's process
         ("vram_used_mib", pa.float64()),  # simulator only
         ("power_w", pa.float64()),  # simulator only
         ("energy_j", pa.float64()),  # simulator only

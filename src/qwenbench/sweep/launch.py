@@ -27,6 +27,7 @@ from qwenbench.observe.metrics import scrape
 from qwenbench.observe.vram import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
+from qwenbench.sweep.endurance import Endurance
 from qwenbench.sweep.hardware import budgeted, largest
 from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
@@ -114,7 +115,13 @@ class LaunchRun:
                 sweep.progress.ready(self._configuration, seconds)
             ready = await self._look_at(server, seconds if ours else None, before)
             ledger = ready.ledger
+            beyond = Endurance(sweep, server, ready, self._client)
+            with sweep.timings.phase("prefill_cost"):
+                await beyond.before_points()
             done, failure = await self._measure_all(server, ready)
+            if failure is None and not sweep.stop.is_set():
+                with sweep.timings.phase("endurance"):
+                    failure = await beyond.after_points()
         except LaunchError as error:
             failure = error.failure
         finally:

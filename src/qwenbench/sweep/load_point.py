@@ -122,7 +122,8 @@ class PointMeter:
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
         if (throttled := throttle_note(row)) is not None:
             sweep.note(f"{cell.cell_id}: {throttled}")
-        return CellResult(row, result.requests, samples, result.texts, not await self._healthy())
+        healthy = await server_is_healthy(sweep, server.target)
+        return CellResult(row, result.requests, samples, result.texts, not healthy)
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
         """Counts the answers that reached their output limit before they answered: their TTFO is empty."""
@@ -151,17 +152,6 @@ class PointMeter:
             self._sweep.note(
                 f"another process is on the card: {name} (pid:name); its memory and work are in the figures"
             )
-
-    async def _healthy(self) -> bool:
-        """Whether nothing speaks against the server's health. After an engine's death /health says 503 while /metrics
-        and /v1/models still answer; a server that does not answer in time counts as dead."""
-        url = f"{self._server.target.base_url}/health"
-        limit_s = min(QUESTION_S, self._sweep.plan.options.timeout_s)
-        try:
-            reply = await ask(self._sweep.http, url, headers=self._sweep.headers, timeout_s=limit_s)
-        except NoReplyError as problem:
-            return problem.kind == "redirect"  # not followed, and no sign of trouble either
-        return reply.status < 500  # a gateway may have no /health, or none for us
 
     def _length_controlled(self, cell: Cell, result: LoadResult) -> bool:
         """Whether answers had the lengths asked for: forced by fields that the server took, and so it came out."""
@@ -212,6 +202,17 @@ class PointMeter:
             natural_broken_share=texts.broken_share.get(kind),
             natural_broken_kinds=texts.broken_kinds.get(kind, ""),
         )
+
+
+async def server_is_healthy(sweep: Sweep, target: Target) -> bool:
+    """Whether nothing speaks against a server's health. After an engine's death /health says 503 while /metrics and
+    /v1/models still answer; a server that does not answer in time counts as dead."""
+    limit_s = min(QUESTION_S, sweep.plan.options.timeout_s)
+    try:
+        reply = await ask(sweep.http, f"{target.base_url}/health", headers=sweep.headers, timeout_s=limit_s)
+    except NoReplyError as problem:
+        return problem.kind == "redirect"  # not followed, and no sign of trouble either
+    return reply.status < 500  # a gateway may have no /health, or none for us
 
 
 class Watch:

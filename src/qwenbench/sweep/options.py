@@ -280,6 +280,25 @@ class SweepOptions(BaseModel):
         "shuffled"
     )
     seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)
+    prefill_cost: Annotated[
+        bool,
+        Flag(
+            "Before the load, see what a prompt costs by its length, one at a time (a few seconds a launch)",
+            LOAD,
+            names=("--prefill-cost/--no-prefill-cost",),
+            default="on, off when simulated",
+        ),
+    ] = True
+    ladder: Annotated[
+        bool,
+        Flag("After the load, send prompts of 1k, 4k, 16k, ... tokens, alone and in pairs: do they kill it?", LOAD),
+    ] = False
+    soak_min: Annotated[
+        float | None,
+        Flag(
+            "After the load, hold its heaviest point so many minutes: does memory grow?", LOAD, "MIN", names=("--soak",)
+        ),
+    ] = Field(default=None, gt=0)
     canary: Annotated[bool, Flag("Ask 32 questions with known answers first", REPEATS)] = False
     force: Annotated[bool, _server("Start configurations that cannot work; take over another host's lock")] = False
 

@@ -13,7 +13,9 @@ import numpy as np
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.sweep.plan import Plan
 
-Phase = Literal["start", "stop", "vram_gate", "warm_up", "load", "self_check", "text_checks"]
+Phase = Literal[
+    "start", "stop", "vram_gate", "warm_up", "load", "self_check", "text_checks", "prefill_cost", "endurance"
+]
 
 
 class Timings:

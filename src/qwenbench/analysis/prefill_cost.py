@@ -1,0 +1,112 @@
+"""What a step costs that carries a prompt: the floor below which a shorter prompt saves nothing, the price of a token.
+
+TTFT at one stream over a few prompt lengths. Launching a step's kernels takes the host the same time however short the
+prompt is, the GPU's part grows with its tokens, the greater of the two counts: TTFT(n) = max(floor, base + slope n).
+(Measured on an H100 with vLLM 0.26: 70 to 95 ms of the host's, 6.3 ms + 0.038 ms a token of the GPU's.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+_FLAT = 1.2
+"""Lengths whose TTFT is at most so many times the least belong to the floor: single requests scatter by a tenth."""
+_LEAST_STRETCH = 3.0
+"""A floor is one where the longest prompt on it has at least so many times the tokens of the shortest."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillCost:
+    """The cost of a prompt at one stream."""
+
+    lengths: tuple[int, ...]
+    """Prompt tokens of the rungs, as the server counted them."""
+    ttft_ms: tuple[float, ...]
+    """Median TTFT of each."""
+    floor_ms: float | None
+    """What the shortest prompts cost; None when even they cost more with each token."""
+    ms_per_token: float | None
+    """Above the floor; None unless two lengths or more came above it."""
+    same_cost_up_to_tokens: int | None
+    """Prompts up to so many tokens cost the floor; None without a floor."""
+    at_least: bool = False
+    """The longest prompt tried was still on the floor: it reaches further than `same_cost_up_to_tokens`."""
+
+    def to_json(self) -> dict[str, Any]:
+        """prefill.json's object."""
+        return {**asdict(self), "sentence": self.sentence()}
+
+    def sentence(self) -> str:
+        """For people: whose time it is."""
+        if self.floor_ms is None:
+            price = "" if self.ms_per_token is None else f", {1000 * self.ms_per_token:.0f} ms per 1,000 tokens"
+            return (
+                f"from {self.lengths[0]:,} tokens on a longer prompt takes longer{price}: no length is seen under "
+                "which prompts cost the same (the GPU's time more than the host's)"
+            )
+        reach = f"{self.same_cost_up_to_tokens:,}"
+        further = " (and perhaps further)" if self.at_least else ""
+        text = (
+            f"a step that carries a prompt takes {self.floor_ms:.0f} ms on this machine however short the prompt is: "
+            f"the host's time; prompts up to {reach} tokens{further} cost the same"
+        )
+        return text if self.ms_per_token is None else f"{text}, then {1000 * self.ms_per_token:.0f} ms per 1,000 tokens"
+
+
+def prefill_cost(measured: Sequence[tuple[int, float]]) -> PrefillCost | None:
+    """From (prompt tokens, TTFT in ms) of requests that were alone on the server; None under two lengths.
+
+    Requests whose lengths are within a quarter of each other are one rung.
+    """
+    rungs = _rungs(measured)
+    if len(rungs) < 2:
+        return None
+    lengths = np.array([length for length, _ in rungs], dtype=np.float64)
+    times = np.array([time for _, time in rungs])
+    on_floor = _floor_of(times)
+    above = ~on_floor
+    slope = None
+    if above.sum() >= 2:
+        slope = float(np.polyfit(lengths[above], times[above], 1)[0])
+    slope = slope if slope is not None and slope > 0 else None
+    flat = lengths[on_floor]
+    told = tuple(int(length) for length in lengths), tuple(round(float(time), 3) for time in times)
+    if len(flat) < 2 or flat.max() < _LEAST_STRETCH * flat.min():
+        everything = float(np.polyfit(lengths, times, 1)[0])
+        return PrefillCost(*told, None, everything if everything > 0 else None, None)
+    floor = float(np.median(times[on_floor]))
+    return PrefillCost(*told, floor, slope, _reach(lengths, times, on_floor, floor, slope), at_least=not above.any())
+
+
+def _rungs(measured: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
+    """Median length and median TTFT of requests of about one length, shortest first."""
+    groups: list[list[tuple[int, float]]] = []
+    for length, time in sorted(measured):
+        if groups and length <= 1.25 * groups[-1][0][0]:
+            groups[-1].append((length, time))
+        else:
+            groups.append([(length, time)])
+    return [
+        (float(np.median([length for length, _ in group])), float(np.median([time for _, time in group])))
+        for group in groups
+    ]
+
+
+def _floor_of(times: np.ndarray) -> np.ndarray:
+    """Which rungs, from the shortest on, cost about the same."""
+    last = int(np.flatnonzero(times <= _FLAT * times.min()).max())
+    return np.asarray(np.arange(len(times)) <= last)  # a shorter prompt that took longer is the host's scatter
+
+
+def _reach(lengths: np.ndarray, times: np.ndarray, on_floor: np.ndarray, floor: float, slope: float | None) -> int:
+    """Tokens up to which the floor holds: where the line above meets it, within what was measured on both sides."""
+    last = float(lengths[on_floor].max())
+    if slope is None:
+        return int(last)
+    first_above = int(np.flatnonzero(~on_floor).min())
+    meets = float(lengths[first_above]) - (float(times[first_above]) - floor) / slope
+    return int(min(max(meets, last), float(lengths[first_above])))
