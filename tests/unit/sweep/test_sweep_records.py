@@ -200,5 +200,5 @@ def test_a_run_of_another_schema_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_no_run_no_options(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no run there"):
+    with pytest.raises(UsageError, match="no run here"):
         stored_options(tmp_path)
