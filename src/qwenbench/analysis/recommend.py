@@ -443,7 +443,7 @@ def _to_win(winner: Candidate, second: Candidate, question: Question) -> str:
     ours, theirs = winner.objective.value or 0.0, second.objective.value or 0.0
     if abs(ours - theirs) <= EQUAL * abs(ours):
         same = f"{in_words(key)} is the same within {EQUAL:.0%} ({show(theirs, unit)})"
-        return f"{same}; {winner.config_id} is the safer of the two"
+        return f"anything in its favour would do: {same}, and {winner.config_id} is the safer of the two"
     change = f" by {abs(ours / theirs - 1):.1%}" if theirs else ""
     verb = "rise" if ours > theirs else "fall"
     return f"{in_words(key)} would have to {verb}{change}, from {show(theirs, unit)} to {show(ours, unit)}"

@@ -61,7 +61,7 @@ def test_the_frontier_leaves_out_what_another_beats_on_both(planted: Planted) ->
     lanes = drawn(planted(captures=(16, 64), utilizations=(0.9, 0.95))).panels[0].lanes
     assert [lane.config.id for lane in lanes if lane.frontier] == ["cap64-seq64-util0.95"]
     # slower, but with a larger cache: nothing beats it on both
-    bought = with_rates(planted(captures=(16, 64), utilizations=(0.9, 0.95)), {})
+    bought = planted(captures=(16, 64), utilizations=(0.9, 0.95))
     points = bought.points.copy()
     points.loc[points["config_id"] == "cap16-seq16-util0.95", "kv_cache_gib"] = 25.0
     lanes = drawn(replace(bought, points=points)).panels[0].lanes
