@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from typing import Any
 
-from sweep_runs import Ended, journal, points, record, sweep
+import pytest
+from sweep_runs import Ended, journal, points, qwenbench, record, sweep
+
+from qwenbench.load.run import LoadClient
+from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec
 
 LISTED = ("--order", "listed", "--requests", "8", "--output-tokens", "24")
 
@@ -94,3 +101,40 @@ def test_one_that_cannot_start_is_skipped_with_the_arithmetic_unless_forced(tmp_
     assert sweep(forced, *few, "--force").status == 1
     assert (forced / "servers" / doomed.name / "server.log").exists(), "--force launches it"
     assert failure(forced, doomed.name)["phase"] == "graph_capture"
+
+
+def test_a_point_whose_client_was_killed_is_not_kept_and_resume_measures_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_load = LoadClient.run
+    loads = 0
+
+    async def run(self: LoadClient, spec: LoadSpec, **given: Any) -> LoadResult:
+        nonlocal loads
+        loads += 1
+        told = given.get("on_progress")
+
+        def kill_once(progress: LoadProgress) -> None:
+            if loads == doomed and progress.in_flight:
+                for process in self._processes:
+                    os.kill(process.pid, signal.SIGKILL)
+            if told is not None:
+                told(progress)
+
+        return await run_load(self, spec, **{**given, "on_progress": kill_once})
+
+    monkeypatch.setattr(LoadClient, "run", run)
+    folder = tmp_path / "r"
+    arguments = ("--capture", "16", "--concurrency", "1,2", "--order", "listed", "--duration", "4")
+    doomed = 4  # after the text checks: warm-up, load, warm-up, load
+    ended = sweep(folder, *arguments, "--no-natural-stop-check")
+    assert ended.status == 1, ended.err
+    assert [point["concurrency"] for point in points(folder)] == ["1"]
+    reason = failure(folder, "cap16-seq16")
+    assert reason["class"] == "client_lost"
+    assert "signal 9" in str(reason["evidence"])
+    doomed = 0
+    again = qwenbench("sweep", "--resume", str(folder))
+    assert again.status in (0, 1), again.err  # 1: a busy machine made a point invalid
+    assert [point["concurrency"] for point in points(folder)] == ["1", "2"]
+    assert not (folder / "servers" / "cap16-seq16" / "failure.json").exists()

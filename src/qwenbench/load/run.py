@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -44,7 +45,9 @@ from qwenbench.load.spec import (
     OpenLoop,
     address_of,
 )
+from qwenbench.processes import ProcessIdentity, process_start_time
 
+_FOLDER = "qwenbench-client-"
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""
 _LOG_ROOM_BYTES = 4 * 1024 * 1024
@@ -87,7 +90,9 @@ class LoadClient:
         self._processes: list[ClientProcess] = []
         # in memory where there is such a place: a write to a busy disk can hold a client process up for a second
         memory = "/dev/shm" if _has_room("/dev/shm") else None
-        self._folder = tempfile.TemporaryDirectory(prefix="qwenbench-client-", dir=memory)
+        remove_abandoned_folders(Path(memory or tempfile.gettempdir()))
+        identity = ProcessIdentity.current()
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{identity.pid}-{identity.start_time}-", dir=memory)
         self._points = 0
 
     async def __aenter__(self) -> LoadClient:
@@ -191,6 +196,15 @@ class LoadClient:
         ended_ns = max((run.ended_ns for run in runs), default=started_ns)
         lost = next((run.lost for run in runs if run.lost is not None), None)
         return LoadResult(table, started_ns, ended_ns, health, texts, lost)
+
+
+def remove_abandoned_folders(where: Path) -> None:
+    """Removes what a killed qwenbench left there; a folder whose process still runs, or that is another's, stays."""
+    for folder in where.glob(f"{_FOLDER}*-*-*"):
+        pid, start, _ = folder.name.removeprefix(_FOLDER).split("-", 2)
+        with contextlib.suppress(OSError, ValueError):
+            if process_start_time(int(pid)) != float(start) and folder.stat().st_uid == os.getuid():
+                shutil.rmtree(folder)
 
 
 def _has_room(folder: str) -> bool:

@@ -73,6 +73,14 @@ def _relevant(text: str) -> str:
     return "\n".join(line for line in text.split("\n") if line.startswith(_NAMES)) + "\n"
 
 
+def _can_be(label: str) -> bool:
+    """Whether a label's value is text, or a number that counts something: no infinity, nothing beyond 2^53."""
+    try:
+        return abs(float(label)) < 2.0**53
+    except ValueError:
+        return True
+
+
 def parse_metrics(text: str) -> Scrape:
     """Reads a /metrics answer. What is not there is missing from the result, never 0."""
     values: dict[str, float] = {}
@@ -81,7 +89,7 @@ def parse_metrics(text: str) -> Scrape:
     for family in text_string_to_metric_families(_relevant(text)):
         for sample in family.samples:
             if sample.name == "vllm:cache_config_info":
-                cache_config = dict(sample.labels)
+                cache_config = {name: value for name, value in sample.labels.items() if _can_be(value)}
             if sample.name == _BUCKETS and math.isfinite(sample.value):
                 edge = float(sample.labels["le"])
                 buckets[edge] = buckets.get(edge, 0.0) + sample.value

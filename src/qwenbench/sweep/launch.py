@@ -40,6 +40,10 @@ from qwenbench.sweep.text_checks import TextChecks, check_texts
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
 
+_CLIENT_LOST = (
+    "The point is not kept, and --resume measures it. If the kernel ended the process for want of memory (dmesg), use "
+    "fewer streams or more --client-processes."
+)
 ALIVE_EVERY_S = 0.25
 """How often a server under load is looked at."""
 START_TOLD_EVERY_S = 1.0
@@ -252,6 +256,7 @@ class LaunchRun:
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:
         """Measures cell after cell until all are done, the server fails or the user stops."""
         done = 0
+        lost: Failure | None = None
         meter = PointMeter(self._sweep, ready, self._client)
         pending = list(self._launch.cells)
         while pending:
@@ -261,6 +266,10 @@ class LaunchRun:
                 return done, None  # stopped by the user: nothing half-measured is kept
             if not server.alive() or result.engine_dead:
                 return done, await server.failure("load", most_frequent_errors(result.requests))
+            if result.client_lost is not None:
+                lost = Failure("client_lost", f"{cell.cell_id}: {result.client_lost}", _CLIENT_LOST, phase="load")
+                self._sweep.note(f"{lost.evidence}. {lost.advice}")
+                continue
             self._sweep.recorder.record(cell, result)
             self._sweep.schedule.cell_done(cell)
             self._sweep.progress.cell_done(cell, result.point)
@@ -268,7 +277,7 @@ class LaunchRun:
             if not pending:
                 pending = self._more_repeats()
                 self._sweep.schedule.add(pending)
-        return done, None
+        return done, lost
 
     async def _measure_one(self, server: Server, meter: PointMeter, cell: Cell) -> CellResult:
         self._sweep.schedule.cell_started(cell)

@@ -84,6 +84,8 @@ class CellResult:
     texts: Mapping[str, str]
     engine_dead: bool
     """The server stopped being healthy under this load: the point is not kept."""
+    client_lost: str | None = None
+    """Why a client process died under this load: the point is not kept either."""
 
 
 class PointMeter:
@@ -123,7 +125,7 @@ class PointMeter:
         if (throttled := throttle_note(row)) is not None:
             sweep.note(f"{cell.cell_id}: {throttled}")
         healthy = await server_is_healthy(sweep, server.target)
-        return CellResult(row, result.requests, samples, result.texts, not healthy)
+        return CellResult(row, result.requests, samples, result.texts, not healthy, result.client_lost)
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
         """Counts the answers that reached their output limit before they answered: their TTFO is empty."""

@@ -25,7 +25,7 @@ from qwenbench.load.run import LoadClient
 from qwenbench.masking import masked, remember_variables
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import object_or_none
-from qwenbench.runfolder.files import disk_trouble
+from qwenbench.runfolder.files import disk_trouble, remove_unfinished
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.card_lock import card_locks
@@ -140,6 +140,7 @@ class Sweep:
             meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
             self.run_id = str(meta["run_id"])
             await self._end_leftovers()
+            remove_unfinished(self.paths.root)
             if resumed:
                 await self._check(slots)  # not earlier: our own leftover may have held the port
             if hardware.note and not self.site.simulated:

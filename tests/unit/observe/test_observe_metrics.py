@@ -180,3 +180,9 @@ async def test_a_server_without_metrics_leaves_an_empty_table(
     table = await scraper.stop()
     assert table.num_rows == 0
     assert table.schema.equals(METRICS_SCHEMA)
+
+
+@pytest.mark.parametrize("odd", ["99999999999999999999999999", "+Inf", "nan", "-1e300"])
+def test_a_label_that_counts_beyond_all_reason_stays_unknown(odd: str) -> None:
+    text = f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{odd}",cache_dtype="auto"}} 1.0\n'
+    assert parse_metrics(text).cache_config == {"block_size": "16", "cache_dtype": "auto"}

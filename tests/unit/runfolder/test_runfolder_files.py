@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qwenbench.runfolder.files import read_json, replacing, write_bytes, write_json, write_table
+from qwenbench.runfolder.files import read_json, remove_unfinished, replacing, write_bytes, write_json, write_table
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path) -> None:
@@ -55,3 +55,14 @@ def test_a_table_keeps_its_nulls(tmp_path: Path) -> None:
     table = pa.table({"ttft_ms": pa.array([1.5, None], pa.float64())})
     write_table(tmp_path / "requests" / "cell.parquet", table)
     assert pq.read_table(tmp_path / "requests" / "cell.parquet").equals(table)
+
+
+def test_what_a_killed_writer_left_beside_its_files_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "requests").mkdir()
+    left = tmp_path / "requests" / ".cell.parquet.4711.tmp"
+    kept = tmp_path / "requests" / "cell.parquet"
+    for file in (left, kept):
+        file.write_bytes(b"x")
+    assert remove_unfinished(tmp_path) == 1
+    assert not left.exists()
+    assert kept.exists()
