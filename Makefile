@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm bench bench-client lock clean
+.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm test-servers bench bench-client lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -54,6 +54,9 @@ test-browser: dev ## the HTML report in headless Chromium
 
 test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
 	tests/vllm/run.sh
+
+test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1.5 GB)
+	tests/servers/run.sh
 
 bench: dev ## qwenbench's own costs as one table: installing, demo, sweep overhead, SSE, tables
 	$(BIN)/python bench/table.py $(DEMO)

@@ -21,6 +21,8 @@ from qwenbench.server_words import error_message, visible
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """An answer to a question is read up to here."""
 _MAX_LINE_BYTES = 256 * 1024
+_KEPT_CONNECTIONS = 2
+"""Questions are asked again after so many connections that were closed before they answered."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 NoReplyKind = Literal["refused", "timeout", "redirect", "too_long", "broken"]
@@ -130,22 +132,16 @@ async def _answer(
         data = orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
         sent = {**sent, "Content-Type": "application/json"}
     try:
-        async with (
-            asyncio.timeout(timeout_s),
-            session.request(
-                "GET" if body is None else "POST",
-                url,
-                data=data,
-                headers=sent,
-                allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=None),
-            ) as answer,
-        ):
-            if answer.status in _REDIRECTS:
-                answer.close()
-                target = _without_secrets(urljoin(url, answer.headers.get("Location", "")))
-                raise NoReplyError("redirect", f"a redirect (HTTP {answer.status}) to {target}, which is not followed")
-            yield answer
+        async with asyncio.timeout(timeout_s):
+            answer = await _asked(session, url, data, sent)
+            try:
+                if answer.status in _REDIRECTS:
+                    target = _without_secrets(urljoin(url, answer.headers.get("Location", "")))
+                    text = f"a redirect (HTTP {answer.status}) to {target}, which is not followed"
+                    raise NoReplyError("redirect", text)
+                yield answer
+            finally:
+                answer.release()
     except TimeoutError:
         raise NoReplyError("timeout", f"no whole answer within {timeout_s:g} s") from None
     except (aiohttp.ClientConnectorError, ConnectionRefusedError) as problem:
@@ -153,6 +149,23 @@ async def _answer(
         raise NoReplyError("refused", f"no connection ({visible(str(reason or type(problem).__name__))})") from None
     except (aiohttp.ClientError, OSError, ValueError) as problem:
         raise NoReplyError("broken", f"no valid HTTP answer ({type(problem).__name__})") from None
+
+
+async def _asked(
+    session: aiohttp.ClientSession, url: str, data: bytes | None, headers: Mapping[str, str]
+) -> aiohttp.ClientResponse:
+    """The answer's head; a kept connection that the server has closed meanwhile is no answer, so it is asked again."""
+    method = "GET" if data is None else "POST"
+    no_limit = aiohttp.ClientTimeout(total=None)  # the caller has one over all of it
+    for _ in range(_KEPT_CONNECTIONS):
+        try:
+            return await session.request(
+                method, url, data=data, headers=headers, allow_redirects=False, timeout=no_limit
+            )
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as problem:
+            if isinstance(problem, aiohttp.ClientConnectorError):
+                raise
+    return await session.request(method, url, data=data, headers=headers, allow_redirects=False, timeout=no_limit)
 
 
 def _without_secrets(url: str) -> str:

