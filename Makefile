@@ -1,5 +1,5 @@
 # Needs only python3 (3.11 or later, with venv) and make. Everything else goes into .venv, at the versions and hashes
-# of the lock files; nothing is installed outside this folder but by test-vllm and test-browser, which say so.
+# of the lock files; nothing is installed outside this folder but by test-vllm, test-recipe and test-browser, which say so.
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm test-servers bench bench-client lock clean
+.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm test-servers test-recipe bench bench-client lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -27,8 +27,8 @@ demo: install ## install, sweep three capture sizes over a simulated vLLM server
 test: lint typecheck unit ## install, ruff, mypy --strict, unit and integration tests
 
 lint: dev
-	@$(BIN)/ruff check --no-cache --quiet src tests bench
-	@$(BIN)/ruff format --quiet --check src tests bench
+	@$(BIN)/ruff check --no-cache --quiet src tests bench recipes
+	@$(BIN)/ruff format --quiet --check src tests bench recipes
 
 typecheck: dev
 	@$(BIN)/mypy --no-error-summary
@@ -57,6 +57,9 @@ test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under
 
 test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1.5 GB)
 	tests/servers/run.sh
+
+test-recipe: dev ## the NVFP4 recipe on a tiny hybrid (installs llm-compressor under ~/.cache/qwenbench, 1.5 GB)
+	tests/recipe/run.sh
 
 bench: dev ## qwenbench's own costs as one table: installing, demo, sweep overhead, SSE, tables
 	$(BIN)/python bench/table.py $(DEMO)

@@ -1,0 +1,230 @@
+"""Quantises a model to NVFP4 as the model card ig1/Qwen3.5-9B-NVFP4 was.
+
+    python quantize.py --model Qwen/Qwen3.5-9B --calibration seed.jsonl --out Qwen3.5-9B-NVFP4
+
+Follows llm-compressor's example examples/quantization_w4a4_fp4/qwen3_5_example.py; README.md says where it departs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from calibration import SETS, RecipeError, choose, read_conversations, token_ids
+from checkpoint import GROUP, IGNORED, check
+
+KV_WARNING = (
+    "warning: --kv-cache-scheme fp8 puts FP8 into the forward pass while the weights' scales are computed. On "
+    "Qwen3.5-9B the model card's authors got gibberish from it, also with the FP8 KV cache off: the weights' own "
+    "scales were damaged for good. Check the answers (qwenbench sweep --canary) before anyone uses the result."
+)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; argparse exits 2 for what it cannot read."""
+    parser = argparse.ArgumentParser(
+        description="Quantise a model to NVFP4 with a calibration set of qwenbench prompts import --mix seed."
+    )
+    parser.add_argument("--model", required=True, help="model folder or name")
+    parser.add_argument(
+        "--calibration", required=True, type=Path, help="prompt set: qwenbench prompts import --mix seed"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder for the checkpoint; must not exist")
+    parser.add_argument("--samples-per-set", type=_positive, default=256, help="rows of each set (default: 256)")
+    parser.add_argument("--sets", default=",".join(SETS), help=f"sets to draw from (default: {','.join(SETS)})")
+    parser.add_argument("--length", type=_positive, default=8192, help="longest sample in tokens (default: 8192)")
+    parser.add_argument(
+        "--kv-cache-scheme", choices=["none", "fp8"], default="none", help="static FP8 KV scales; see README"
+    )
+    parser.add_argument("--seed", type=int, default=42, help="draw and order of the samples (default: 42)")
+    return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return number
+
+
+def check_output(out: Path, needed: int) -> None:
+    """Raises RecipeError when `out` exists already or its disk has less than `needed` bytes free."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RecipeError(f"{out}: exists already and is not empty. Name another --out")
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RecipeError(
+            f"{out}: needs about {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free on that disk. Free some, "
+            "or name an --out elsewhere"
+        )
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Model (its own dtype) and tokenizer. Raises RecipeError when there is no such model or it cannot be loaded."""
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name)
+        if getattr(config, "quantization_config", None):
+            raise RecipeError(f"{name}: is quantised already. Name the model in its original precision")
+        # the class of config.json, so that a vision tower stays part of the checkpoint, as in the card's
+        named = (config.architectures or ["AutoModelForCausalLM"])[0]
+        loader = getattr(transformers, named, transformers.AutoModelForCausalLM)
+        model = loader.from_pretrained(name, dtype="auto")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise RecipeError(f"{name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return model, tokenizer
+
+
+def target_layers(model: Any) -> list[str]:
+    """Names of the linear layers that will be quantised.
+
+    Raises RecipeError when there is none, or when the width of one is no multiple of the group of 16 weights.
+    """
+    import re
+
+    import torch
+
+    patterns = [re.compile(pattern.removeprefix("re:")) for pattern in IGNORED]
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear) and not any(pattern.match(name) for pattern in patterns):
+            if module.in_features % GROUP:
+                raise RecipeError(
+                    f"{name}: {module.in_features} inputs do not divide into groups of {GROUP}, so NVFP4 cannot hold "
+                    "it. This model cannot be quantised with this recipe"
+                )
+            found.append(name)
+    if not found:
+        raise RecipeError("the model has no linear layer that NVFP4 applies to")
+    return found
+
+
+def quantize(options: argparse.Namespace) -> None:
+    """The whole recipe. Raises RecipeError for bad input."""
+    sets = [name.strip() for name in options.sets.split(",") if name.strip()]
+    chosen = choose(list(read_conversations(options.calibration)), options.samples_per_set, sets, options.seed)
+    check_output(options.out, 0)
+    model, tokenizer = load_model(options.model)
+    layers = target_layers(model)
+    parameters = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    check_output(options.out, parameters)
+    samples = [token_ids(conversation, tokenizer, options.length) for conversation in chosen]
+    tokens = [len(sample) for sample in samples]
+    print(
+        f"{len(samples)} samples of {len(sets)} sets, {sum(tokens)} tokens, the longest {max(tokens)}; "
+        f"{len(layers)} linear layers to NVFP4",
+        flush=True,
+    )
+    started = time.monotonic()
+    _oneshot(model, tokenizer, samples, options)
+    model.save_pretrained(options.out)
+    keep_tokenizer(options.model, tokenizer, options.out)
+    _write_provenance(options, sets, tokens)
+    verdict = check(options.out)
+    print(f"{options.out}: {verdict.bytes / 2**30:.2f} GiB after {time.monotonic() - started:.0f} s", flush=True)
+    if verdict.wrong:
+        raise RecipeError(
+            f"{options.out}: {verdict.wrong[0]} ({len(verdict.wrong)} differences from the card's format)"
+        )
+
+
+def _oneshot(model: Any, tokenizer: Any, samples: Sequence[Sequence[int]], options: argparse.Namespace) -> None:
+    from datasets import Dataset
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    kv_cache = {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True}
+    recipe = QuantizationModifier(
+        targets="Linear",
+        scheme="NVFP4",
+        ignore=list(IGNORED),
+        kv_cache_scheme=kv_cache if options.kv_cache_scheme == "fp8" else None,
+    )
+    rows = [{"input_ids": list(sample), "attention_mask": [1] * len(sample)} for sample in samples]
+    oneshot(
+        model=model,
+        processor=tokenizer,  # else it looks for an image processor, which text alone does not need
+        recipe=recipe,
+        dataset=Dataset.from_list(rows),
+        max_seq_length=options.length,
+        num_calibration_samples=len(rows),
+        shuffle_calibration_samples=False,  # they are shuffled, by --seed
+    )
+
+
+def keep_tokenizer(model: str, tokenizer: Any, out: Path) -> None:
+    """Put the model's own tokenizer files into `out`, and transformers' rewritten ones into out/transformers_v5.
+
+    Quantising needs transformers 5, whose tokenizer files older servers cannot read: the card does the same.
+    """
+    tokenizer.save_pretrained(out / "transformers_v5")
+    originals = _tokenizer_files(model)
+    if not originals:  # a name without files of its own here: what transformers wrote is all there is
+        tokenizer.save_pretrained(out)
+    for file in originals:
+        shutil.copyfile(file, out / file.name)
+
+
+def _tokenizer_files(model: str) -> list[Path]:
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(
+            snapshot_download(model, allow_patterns=["*.json", "*.jinja", "*.txt"], ignore_patterns=["*.index.json"])
+        )
+    names = (
+        "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+        "added_tokens.json", "chat_template.jinja", "chat_template.json", "preprocessor_config.json",
+        "video_preprocessor_config.json",
+    )  # fmt: skip
+    return [folder / name for name in names if (folder / name).is_file()]
+
+
+def _write_provenance(options: argparse.Namespace, sets: Sequence[str], tokens: Sequence[int]) -> None:
+    from importlib.metadata import version
+
+    packages = ("llmcompressor", "compressed-tensors", "transformers", "torch")
+    made = {
+        "model": options.model,
+        "calibration": {
+            "sets": list(sets),
+            "samples_per_set": options.samples_per_set,
+            "samples": len(tokens),
+            "tokens": sum(tokens),
+            "longest": max(tokens),
+            "length": options.length,
+            "seed": options.seed,
+        },
+        "kv_cache_scheme": options.kv_cache_scheme,
+        "versions": {name: version(name) for name in packages},
+    }
+    (options.out / "made_with.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line. Exit 0: the checkpoint is there and has the card's format; 2: bad input, in one line."""
+    options = parse(arguments)
+    if options.kv_cache_scheme != "none":
+        print(KV_WARNING, file=sys.stderr)
+    try:
+        quantize(options)
+    except RecipeError as error:
+        print(f"quantize.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""A tiny model with Qwen3.5-9B's shape and random weights: gated-delta-net and full attention layers, a vision tower.
+
+    python build_hybrid.py FOLDER
+
+4 layers (3 linear attention + 1 full), hidden size 256, heads of 256 for attention and 128 for linear attention, as in
+the real model; a byte-level tokenizer of 1,024 tokens with a chat template. 8 MB, a few seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>",
+           "<|vision_end|>")  # fmt: skip
+VOCABULARY = 1024
+
+
+def build(folder: Path, *, intermediate_size: int = 512, chat_template: bool = True) -> None:
+    """Write model and tokenizer into `folder`. The size of the MLP's middle can be one that no group of 16 divides."""
+    import torch
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    ids = _write_tokenizer(folder, chat_template)
+    text = {
+        "vocab_size": VOCABULARY, "hidden_size": 256, "intermediate_size": intermediate_size, "num_hidden_layers": 4,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256, "attn_output_gate": True,
+        "linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+        "max_position_embeddings": 32768, "tie_word_embeddings": False, "dtype": "bfloat16",
+        "eos_token_id": ids["<|im_end|>"], "pad_token_id": ids["<|endoftext|>"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10_000_000, "partial_rotary_factor": 0.25,
+                            "mrope_section": [11, 11, 10], "mrope_interleaved": True},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 64, "intermediate_size": 128, "num_heads": 2, "in_channels": 3, "patch_size": 16,
+        "spatial_merge_size": 2, "temporal_patch_size": 2, "out_hidden_size": 256, "num_position_embeddings": 64,
+        "deepstack_visual_indexes": [],
+    }  # fmt: skip
+    config = Qwen3_5Config(
+        text_config=text, vision_config=vision, tie_word_embeddings=False, dtype="bfloat16",
+        image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Qwen3_5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _write_tokenizer(folder: Path, chat_template: bool) -> dict[str, int]:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=list(SPECIAL),
+        show_progress=False,
+    )  # fmt: skip
+    prompts = Path(__file__).resolve().parents[2] / "scenarios" / "prompts"
+    tokenizer.train([str(path) for path in sorted(prompts.glob("*.jsonl"))], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=32768
+    )
+    if chat_template:
+        fast.chat_template = TEMPLATE
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(folder)
+    return {name: tokenizer.token_to_id(name) for name in SPECIAL}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("usage: build_hybrid.py FOLDER")
+    build(Path(sys.argv[1]))
