@@ -55,9 +55,10 @@ class PlainLines:
         self._say(f"{configuration.config_id}: starting the server{again}")
 
     def starting(self, configuration: Configuration, seconds: float, phase: str | None) -> None:
-        """A line for each new phase."""
-        if phase is not None and self._phases.get(configuration.config_id) != phase:
-            self._phases[configuration.config_id] = phase
+        """A line for each new phase, not for each step of its count."""
+        name = phase.partition(" (")[0] if phase is not None else None
+        if name is not None and self._phases.get(configuration.config_id) != name:
+            self._phases[configuration.config_id] = name
             self._say(f"{configuration.config_id}: {duration(seconds)}: {phase}")
 
     def ready(self, configuration: Configuration, seconds: float) -> None:

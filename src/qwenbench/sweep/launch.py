@@ -17,7 +17,9 @@ from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import write_launch_record
+from qwenbench.engine.log_sink import LogReader
 from qwenbench.engine.server import Server
+from qwenbench.engine.start_phases import StartPhases
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
@@ -161,7 +163,7 @@ class LaunchRun:
         """Seconds from launch to ready; ends early when the user stops the sweep."""
         ready = asyncio.ensure_future(server.wait_ready(self._sweep.plan.options.startup_timeout_s))
         stopped = asyncio.ensure_future(self._sweep.stop.wait())
-        telling = asyncio.ensure_future(self._tell_start())
+        telling = asyncio.ensure_future(self._tell_start(server))
         try:
             await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if ready.done():
@@ -172,11 +174,11 @@ class LaunchRun:
                 task.cancel()
             await asyncio.gather(ready, stopped, telling, return_exceptions=True)
 
-    async def _tell_start(self) -> None:
-        began = time.monotonic()
+    async def _tell_start(self, server: Server) -> None:
+        began, phases = time.monotonic(), StartPhases(LogReader(server.log_path))
         while True:
             await asyncio.sleep(START_TOLD_EVERY_S)
-            self._sweep.progress.starting(self._configuration, time.monotonic() - began, None)
+            self._sweep.progress.starting(self._configuration, time.monotonic() - began, phases.now())
 
     async def _look_at(self, server: Server, startup_s: float | None, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
