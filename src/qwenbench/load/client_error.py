@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,6 +32,22 @@ _CHUNKS_PER_S = 20_000
 _TOKENS = 30
 
 
+RELATIVE_LIMIT = 0.05
+TTFT_FLOOR_MS = 2.0
+ITL_FLOOR_MS = 0.5
+P99_FLOOR_MS = 10.0
+P99_REQUESTS = 100
+"""Fewer requests of a self-check say nothing of its 99th percentile."""
+LONGEST_AGE_S = 24 * 3600.0
+"""A good self-check holds for so long, on the same machine since the same boot."""
+DOUBTFUL_AGE_S = 60.0
+"""One in which the client was disturbed holds for so long."""
+CPU_SATURATED = 0.9
+"""CPU share of the busiest client process from which on it may have been what was measured."""
+MERGED_LIMIT = 0.1
+"""Share of merged gaps that, from a client that lagged, makes first-token times doubtful too."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClientError:
     """How far the client's times were from the truth, in ms; absolute values, server lateness left out.
@@ -49,7 +67,18 @@ class ClientError:
     requests: int
     processes: int
     stamp_source: str
+    measured_at: float = 0.0
+    """Unix time of the measurement, s."""
     cached: bool = False
+
+    @property
+    def doubtful(self) -> bool:
+        """Large enough to spoil a fast point: what disturbed the check may be over by the next one."""
+        return self.mean_ms > TTFT_FLOOR_MS or (self.itl_mean_ms or 0.0) > ITL_FLOOR_MS
+
+    def valid_at(self, now: float) -> bool:
+        """Whether it still holds at this Unix time: a good check for a day, a doubtful one for a minute."""
+        return 0 <= now - self.measured_at < (DOUBTFUL_AGE_S if self.doubtful else LONGEST_AGE_S)
 
 
 async def measure_client_error(
@@ -61,15 +90,15 @@ async def measure_client_error(
     cache_dir: Path | None = None,
     refresh: bool = False,
 ) -> ClientError:
-    """Measure the client at `concurrency` streams: about 3 s, once per host, version and concurrency.
+    """Measure the client at `concurrency` streams: about 3 s.
 
-    The result is kept in `cache_dir` (default: the user's cache folder); `refresh` measures again. Raises
-    RunError when the truth server cannot start or every request to it failed.
+    The result is kept in `cache_dir` (default: the user's cache folder) for this machine as it is now (`valid_at` says
+    how long); `refresh` measures again. Raises RunError when the truth server cannot start or every request failed.
     """
     count = processes or default_processes(concurrency)
     path = (cache_dir or default_cache_dir()) / "client-error.json"
-    key = "|".join([platform.node(), __version__, str(concurrency), str(count), ",".join(map(str, cpus))])
-    if not refresh and (known := _load(path).get(key)) is not None:
+    key = "|".join([*_machine(), __version__, str(concurrency), str(count), ",".join(map(str, cpus))])
+    if not refresh and (known := _load(path).get(key)) is not None and known.valid_at(time.time()):
         return replace(known, cached=True)
     timing = Timing(_TTFT_MS, max(_FASTEST_ITL_MS, concurrency / _CHUNKS_PER_S * 1000))
     async with truth_server(timing) as server:
@@ -89,8 +118,18 @@ async def measure_client_error(
             result = await client.run(spec)
         served = await server.take_served()
     error = compare(result.requests, served, timing, concurrency, result.health.stamp_source, count)
+    error = replace(error, measured_at=time.time())
     _keep(path, key, error)
     return error
+
+
+def _machine() -> list[str]:
+    """What the client's speed depends on: another kernel, boot or number of usable cores is another machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    boot = ""
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return [platform.node(), platform.machine(), platform.release(), platform.python_version(), str(cores), boot]
 
 
 def compare(
@@ -165,7 +204,8 @@ def _load(path: Path) -> dict[str, ClientError]:
 
 
 def _keep(path: Path, key: str, error: ClientError) -> None:
-    known = {**_load(path), key: error}
+    now = time.time()
+    known = {name: one for name, one in _load(path).items() if one.valid_at(now)} | {key: error}
     text = json.dumps({name: asdict(one) for name, one in known.items()}, indent=1)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -176,21 +216,13 @@ def _keep(path: Path, key: str, error: ClientError) -> None:
         beside.unlink(missing_ok=True)  # a cache that cannot be written costs the next run 3 s, no more
 
 
-RELATIVE_LIMIT = 0.05
-TTFT_FLOOR_MS = 2.0
-ITL_FLOOR_MS = 0.5
-CPU_SATURATED = 0.9
-"""CPU share of the busiest client process from which on it may have been what was measured."""
-MERGED_LIMIT = 0.1
-"""Share of merged gaps that, from a client that lagged, makes first-token times doubtful too."""
-
-
 def invalid_reason(
     health: ClientHealth,
     error: ClientError | None,
     ttft_p50_ms: float | None,
     itl_p50_ms: float | None,
     merged_share: float | None = None,
+    ttft_p99_ms: float | None = None,
 ) -> str | None:
     """Why a point is invalid on the client's account, None when it is valid.
 
@@ -216,6 +248,9 @@ def invalid_reason(
     limit = _limit(ttft_p50_ms, TTFT_FLOOR_MS)
     if error.mean_ms > limit:
         return f"the client's own TTFT error of {error.mean_ms:.2f} ms exceeds {limit:.2f} ms"
+    limit = max(RELATIVE_LIMIT * (ttft_p99_ms or 0.0), limit, P99_FLOOR_MS)
+    if error.requests >= P99_REQUESTS and error.p99_ms > limit:
+        return f"the client's own TTFT error of {error.p99_ms:.1f} ms (p99) exceeds {limit:.1f} ms"
     limit = _limit(itl_p50_ms, ITL_FLOOR_MS)
     if error.itl_mean_ms is not None and error.itl_mean_ms > limit:
         return f"the client's own ITL error of {error.itl_mean_ms:.2f} ms exceeds {limit:.2f} ms"
@@ -230,7 +265,14 @@ def client_verdict(result: LoadResult, error: ClientError | None) -> str | None:
     """Why the point is invalid on the client's account, None when it is valid. All times in ms."""
     ok = result.requests.filter(pc.is_null(result.requests["error"]))
     gaps = pc.list_flatten(ok["itl_ms"])
-    return invalid_reason(result.health, error, _median(ok["ttft_ms"]), _median(gaps), _merged_share(ok, len(gaps)))
+    return invalid_reason(
+        result.health,
+        error,
+        _median(ok["ttft_ms"]),
+        _median(gaps),
+        _merged_share(ok, len(gaps)),
+        _quantile(ok["ttft_ms"], 0.99),
+    )
 
 
 def _merged_share(ok: pa.Table, timed: int) -> float | None:
@@ -240,6 +282,10 @@ def _merged_share(ok: pa.Table, timed: int) -> float | None:
 
 
 def _median(values: pa.ChunkedArray) -> float | None:
-    """The median of the known values, or None."""
-    value = pc.quantile(values, 0.5, skip_nulls=True)[0].as_py()
+    return _quantile(values, 0.5)
+
+
+def _quantile(values: pa.ChunkedArray, share: float) -> float | None:
+    """A quantile of the known values, or None."""
+    value = pc.quantile(values, share, skip_nulls=True)[0].as_py()
     return None if value is None else float(value)

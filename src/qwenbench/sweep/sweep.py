@@ -104,7 +104,7 @@ class Sweep:
         self.cut_answers: dict[str, tuple[int, int]] = {}
         """Profile -> answers that were still thinking at their limit, and all answers."""
         self._told: set[str] = set()
-        self._client_errors: dict[int, ClientError | None] = {}
+        self._client_errors: dict[int, ClientError] = {}
 
     def note(self, text: str, config_id: str | None = None) -> None:
         """Tells the user once, and keeps it for run.json; `config_id` is the configuration that it is about first."""
@@ -116,10 +116,11 @@ class Sweep:
         self.notes.append(told)
 
     async def client_error(self, concurrency: int) -> ClientError | None:
-        """The client's own error at so many streams, measured once per run and concurrency."""
-        if concurrency not in self._client_errors:
-            self._client_errors[concurrency] = await measure_client_error(concurrency)
-        return self._client_errors[concurrency]
+        """The client's own error at so many streams, as long as a measurement of it is valid."""
+        known = self._client_errors.get(concurrency)
+        if known is None or not known.valid_at(time.time()):
+            known = self._client_errors[concurrency] = await measure_client_error(concurrency)
+        return known
 
     async def run(self, command_line: Sequence[str]) -> SweepOutcome:
         """Runs what is not finished yet.

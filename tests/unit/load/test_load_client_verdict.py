@@ -45,3 +45,20 @@ def test_failed_requests_say_nothing_of_the_client() -> None:
 
 def test_nothing_measured_is_no_crash() -> None:
     assert client_verdict(result([]), FINE) is None
+
+
+def test_the_99th_percentile_counts_where_there_are_enough_requests() -> None:
+    jumpy = replace(FINE, p99_ms=40.0)
+    assert "40.0 ms (p99)" in str(client_verdict(result([row(ttft_ms=50.0)] * 3), jumpy))
+    assert client_verdict(result([row(ttft_ms=50.0)] * 3), replace(jumpy, requests=99)) is None
+    assert client_verdict(result([row(ttft_ms=900.0)] * 3), jumpy) is None, "40 ms of 900 are within 5 %"
+
+
+def test_a_bad_minute_of_the_client_is_not_remembered_for_ever() -> None:
+    bad = replace(FINE, mean_ms=5.0, measured_at=1000.0)
+    good = replace(FINE, measured_at=1000.0)
+    assert bad.doubtful and not good.doubtful
+    assert (bad.valid_at(1059.0), bad.valid_at(1060.0)) == (True, False)
+    assert (good.valid_at(1000.0 + 86399), good.valid_at(1000.0 + 86400)) == (True, False)
+    assert not good.valid_at(999.0), "a clock that was set back"
+    assert replace(good, itl_mean_ms=0.6).doubtful
