@@ -14,11 +14,15 @@ from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.requests import request_options, seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
-from qwenbench.workload.planning import natural_pass
+from qwenbench.workload.planning import REQUESTS, natural_pass
 
 if TYPE_CHECKING:
+    from qwenbench.runfolder.cells import LoadPoint
     from qwenbench.sweep.load_point import ReadyServer
     from qwenbench.sweep.sweep import Sweep
+
+MORE_REQUESTS = 12
+"""Answers that are looked at besides, when one of the first few was broken: 16 in all, of which one may be."""
 
 
 @dataclass(frozen=True)
@@ -56,24 +60,10 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
                 "at (--natural-stop-limit gives it more, --no-natural-stop-check leaves it out)"
             )
             break
-        loaded = sweep.plan.scenarios[point.scenario]
-        sessions = natural_pass(
-            loaded.file.scenario,
-            loaded.prompts,
-            request_options(sweep.plan, point, server.traits, f"{sweep.nonce}n", server.configuration, measured=False),
-            seed_of(sweep.plan, point),
-        )
-        if not len(sessions):
-            continue
-        spec = LoadSpec(
-            server.target,
-            ClosedLoop(len(sessions)),
-            sessions,
-            timeout_s=min(left_s, options.timeout_s),
-            judge_text=True,
-        )
-        result = await client.run(spec, stop=sweep.stop)
-        judged = [row for row in result.requests["broken"].to_pylist() if row is not None]
+        judged = await _natural_answers(sweep, server, client, point, deadline, REQUESTS)
+        if any(judged):
+            # one odd answer of four says little, since a small model rambles now and then: ask for more
+            judged += await _natural_answers(sweep, server, client, point, deadline, MORE_REQUESTS)
         if judged:
             shares[key] = sum(bool(row) for row in judged) / len(judged)
         kinds = Counter(kind for row in judged for kind in row)
@@ -85,6 +75,33 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
                 server.configuration.config_id,
             )
     return TextChecks(canary, shares, told)
+
+
+async def _natural_answers(
+    sweep: Sweep, server: ReadyServer, client: LoadClient, point: LoadPoint, deadline: float, requests: int
+) -> list[list[str]]:
+    """The kinds of broken output of each answer that was judged; requests of another number are other requests."""
+    loaded = sweep.plan.scenarios[point.scenario]
+    salt = f"{sweep.nonce}n{requests}"
+    sessions = natural_pass(
+        loaded.file.scenario,
+        loaded.prompts,
+        request_options(sweep.plan, point, server.traits, salt, server.configuration, measured=False),
+        seed_of(sweep.plan, point) + requests,
+        requests,
+    )
+    left_s = deadline - time.monotonic()
+    if not len(sessions) or left_s <= 0:
+        return []
+    spec = LoadSpec(
+        server.target,
+        ClosedLoop(len(sessions)),
+        sessions,
+        timeout_s=min(left_s, sweep.plan.options.timeout_s),
+        judge_text=True,
+    )
+    result = await client.run(spec, stop=sweep.stop)
+    return [row for row in result.requests["broken"].to_pylist() if row is not None]
 
 
 async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:

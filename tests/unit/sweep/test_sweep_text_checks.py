@@ -1,0 +1,59 @@
+"""The natural-stop pass: one odd answer of a few is looked into before it condemns a configuration."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from qwenbench.sweep import text_checks
+from qwenbench.sweep.text_checks import MORE_REQUESTS, TextChecks, check_texts
+from qwenbench.workload.planning import REQUESTS
+
+FINE: list[str] = []
+LOOP = ["loop"]
+
+
+def _checked(monkeypatch: pytest.MonkeyPatch, answers: dict[int, list[list[str]]]) -> tuple[TextChecks, list[int]]:
+    """What is found when a pass of so many requests is answered like that, and which passes were made."""
+    asked: list[int] = []
+
+    async def natural_answers(*arguments: Any) -> list[list[str]]:
+        asked.append(arguments[-1])
+        return list(answers[arguments[-1]])
+
+    monkeypatch.setattr(text_checks, "_natural_answers", natural_answers)
+    options = SimpleNamespace(canary=False, natural_stop_check=True, ignore_eos=True, natural_stop_limit_s=60.0)
+    point = SimpleNamespace(scenario="math", profile="instruct-general")
+    sweep: Any = SimpleNamespace(
+        plan=SimpleNamespace(options=options, points=(point, point)), stop=asyncio.Event(),
+        note=lambda *words: None, site=SimpleNamespace(simulated=False),
+    )  # fmt: skip
+    server: Any = SimpleNamespace(
+        traits=SimpleNamespace(judge_text=True), configuration=SimpleNamespace(config_id="cap64-seq64")
+    )
+    client: Any = None
+    return asyncio.run(check_texts(sweep, server, client)), asked
+
+
+KEY = ("math", "instruct-general")
+
+
+def test_answers_that_are_fine_cost_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = _checked(monkeypatch, {REQUESTS: [FINE] * 4})
+    assert found.broken_share == {KEY: 0.0}
+    assert asked == [REQUESTS]
+
+
+def test_one_loop_of_a_small_model_is_outweighed_by_more_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, asked = _checked(monkeypatch, {REQUESTS: [LOOP, FINE, FINE, FINE], MORE_REQUESTS: [FINE] * 12})
+    assert found.broken_share == {KEY: 1 / 16}
+    assert found.broken_kinds == {KEY: "loop 1"}
+    assert asked == [REQUESTS, MORE_REQUESTS]
+
+
+def test_a_broken_server_stays_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, _ = _checked(monkeypatch, {REQUESTS: [LOOP] * 4, MORE_REQUESTS: [LOOP] * 12})
+    assert found.broken_share == {KEY: 1.0}
