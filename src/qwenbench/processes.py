@@ -133,6 +133,44 @@ def send(pids: Iterable[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[str]:
+    """Segments of /dev/shm that these processes map or hold open, by name; unlinked ones are left out."""
+    found = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+                path = line.partition("/dev/shm/")[2]
+                if path and not path.endswith("(deleted)"):
+                    found.add(path)
+        with contextlib.suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    path = str(handle.readlink()).partition("/dev/shm/")[2]
+                    if path and not path.endswith("(deleted)"):
+                        found.add(path)
+    return found
+
+
+def remove_unused_shared_memory(names: Iterable[str]) -> list[str]:
+    """Removes those of these segments that are still there, are this user's, and that no process of his maps any more;
+    what was removed. A server that is killed has no time to do it."""
+    wanted = set(names)
+    if not wanted:
+        return []
+    wanted -= shared_memory_of(process.pid for process in _of_this_user())
+    removed = []
+    for name in sorted(wanted):
+        path = _SHARED_MEMORY / name
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.stat().st_uid == os.getuid():
+                path.unlink()
+                removed.append(name)
+    return removed
+
+
 def listener_pid(port: int) -> int | None:
     """The process that listens on this TCP port of this machine; None when it cannot be told."""
     with contextlib.suppress(psutil.Error, OSError):

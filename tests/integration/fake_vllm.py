@@ -3,7 +3,9 @@
 import argparse
 import http.server
 import json
+import mmap
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -26,6 +28,7 @@ parser.add_argument("--say-env", help="variable whose value is printed")
 parser.add_argument("--exit", type=int, help="exit at once with this code")
 parser.add_argument("--exit-on-get", type=int, help="exit with this code at the first GET /die")
 parser.add_argument("--never-healthy", action="store_true")
+parser.add_argument("--shared-memory", help="a segment of /dev/shm that is mapped and never removed")
 parser.add_argument("--never-listen", action="store_true")
 given, _ = parser.parse_known_args()
 
@@ -33,6 +36,10 @@ if given.stubborn_child:
     subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True)
 if given.bare_child:
     subprocess.Popen([sys.executable, "-c", CHILD], env={})
+if given.shared_memory:
+    segment = pathlib.Path(given.shared_memory).open("w+b")  # noqa: SIM115 - held until the end
+    segment.truncate(4096)
+    mapped = mmap.mmap(segment.fileno(), 4096)
 if given.ignore_term:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 else:

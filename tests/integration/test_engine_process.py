@@ -73,6 +73,23 @@ async def test_ready_then_stopped_with_log_and_launch_record(tmp_path: Path, por
     assert await server.stop() == report
 
 
+async def test_shared_memory_of_a_killed_server_is_removed_and_anothers_is_not(tmp_path: Path, port: int) -> None:
+    own, others = (Path("/dev/shm") / f"qwenbench-test-{os.getpid()}-{name}" for name in ("own", "others"))
+    others.write_bytes(b"x")
+    try:
+        server = await launch(tmp_path, port, "--shared-memory", str(own))
+        await server.wait_ready(20)
+        assert own.exists()
+        assert server.record.pid is not None
+        os.kill(server.record.pid, signal.SIGKILL)  # it gets no chance to clean up
+        await server.stop(10)
+        assert not own.exists()
+        assert others.exists()
+    finally:
+        own.unlink(missing_ok=True)
+        others.unlink(missing_ok=True)
+
+
 async def test_fresh_caches_are_a_launchs_own_and_go_with_it(tmp_path: Path, port: int) -> None:
     launcher = ProcessLauncher((sys.executable, str(FAKE)), caches="fresh")
     folders = set()
@@ -149,7 +166,8 @@ async def test_an_early_exit_does_not_wait_for_the_limit(tmp_path: Path, port: i
     with pytest.raises(LaunchError) as error:
         await server.wait_ready(600)
     failure = error.value.failure
-    assert (failure.kind, failure.exit_code, failure.advice) == ("unknown", 1, "")
+    assert (failure.kind, failure.exit_code) == ("unknown", 1)
+    assert failure.advice == f"It ended with exit status 1. The whole log: {tmp_path / 'server.log'}"
     assert failure.evidence == "ValueError: a reason nobody knows"
 
 

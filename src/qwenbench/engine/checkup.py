@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +29,25 @@ _DRIVERS = {"13": 580, "12.8": 570, "12.9": 575}
 _CUDA_TAG = re.compile(r"-cu(\d{2})(\d)\b")
 _CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
 _GOVERNORS = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor"
+_SAMPLER_COST = (
+    "top-k and top-p without FlashInfer's sampler took 9 for 6 ms a token at 16 streams, 14 for 10 at 64 "
+    "(H100, vLLM 0.26)"
+)
+_SLOW_VARIABLES = {
+    "VLLM_USE_FLASHINFER_SAMPLER": ("0", _SAMPLER_COST),
+    "CUDA_LAUNCH_BLOCKING": ("1", "every kernel is waited for"),
+    "VLLM_DISABLE_COMPILE_CACHE": ("1", "every start compiles anew (40 to 60 s)"),
+    "VLLM_ENABLE_V1_MULTIPROCESSING": ("0", "the engine shares its process with the HTTP server"),
+    "VLLM_LOGGING_LEVEL": ("DEBUG", "the log itself takes time"),
+}
+_SLOW_FLAGS = {
+    "--enforce-eager": "no CUDA graphs: every step launches its kernels one by one",
+    "--no-async-scheduling": "a step waits for the scheduler: 21 % fewer tokens/s at one stream, 16 % at 64 (H100)",
+    "--no-enable-chunked-prefill": "a long prompt stops all others",
+}
+"""Costs measured on vLLM 0.26, H100: docs/memory.md and engine/speed_settings.py."""
+_SM_120 = re.compile(r"RTX 50\d\d|RTX PRO \d000 Blackwell|GB10\b|RTX PRO [456]000\b")
+_TOOLKIT_OF_SM_120 = (12, 9)
 _STEADY_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
 
 
@@ -203,6 +223,63 @@ def check_governor(pattern: str = _GOVERNORS) -> Check:
     return Check("cpu_governor", "warning", ", ".join(sorted(found)), fix)
 
 
+def check_command(vllm_command: str) -> Check:
+    """Whether the program of --vllm-command is here (--launcher process)."""
+    words = vllm_command.split()
+    found = shutil.which(words[0]) if words else None
+    if found is not None:
+        return Check("vllm", "ok", found)
+    fix = "Install vLLM, or give its path: --vllm-command '/opt/vllm/bin/vllm serve'."
+    return Check("vllm", "missing", f"{words[0] if words else 'nothing'} is no program that can be run here", fix)
+
+
+def check_toolkit(gpus: Sequence[Gpu], environ: Mapping[str, str] = os.environ) -> Check:
+    """The CUDA toolkit that FlashInfer compiles its kernels with (--launcher process; images bring their own).
+
+    An RTX 50 card with one before 12.9 loses FlashInfer's sampler (vllm#48956); vLLM before that change died at start
+    (vllm#42393, #50705).
+    """
+    home = environ.get("CUDA_HOME") or environ.get("CUDA_PATH")
+    nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else None
+    nvcc = nvcc or shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+    fix = (
+        "Install CUDA toolkit 12.9 or newer and point CUDA_HOME at it, or flashinfer-jit-cache in its version. "
+        f"Without: {_SAMPLER_COST}"
+    )
+    if nvcc is None:
+        return Check("cuda_toolkit", "warning", "no nvcc: FlashInfer can compile no kernel that its wheel lacks", fix)
+    version = _nvcc_version(nvcc)
+    if version is None:
+        return Check("cuda_toolkit", "warning", f"{nvcc} does not tell its version", fix)
+    told = f"CUDA {version[0]}.{version[1]} ({nvcc})"
+    blackwell = [gpu.name for gpu in gpus if _SM_120.search(gpu.name)]
+    if blackwell and version < _TOOLKIT_OF_SM_120:
+        return Check("cuda_toolkit", "warning", f"{told} does not know {blackwell[0]}: no FlashInfer sampler", fix)
+    return Check("cuda_toolkit", "ok", told)
+
+
+def _nvcc_version(nvcc: str) -> tuple[int, int] | None:
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"release (\d+)\.(\d+)", said)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def check_speed(config: ServerConfig, environ: Mapping[str, str] = os.environ) -> Check:
+    """Settings of the deployment, and of this environment for processes, that cost speed in silence."""
+    found = []
+    for name, (value, cost) in _SLOW_VARIABLES.items():
+        if (config.env.get(name) or environ.get(name)) == value:
+            found.append(f"{name}={value}: {cost}")
+    words = {*(f"--{flag}" for flag in config.flags), *(word.partition("=")[0] for word in config.extra_args)}
+    found += [f"{flag}: {cost}" for flag, cost in _SLOW_FLAGS.items() if flag in words]
+    if not found:
+        return Check("speed", "ok", "nothing that is known to cost speed is set")
+    return Check("speed", "warning", "; ".join(found), "Leave it out, unless it is what you want to measure.")
+
+
 def check_leftovers(leftovers: Sequence[Leftover]) -> Check:
     """Servers that dead qwenbench processes have left behind."""
     if not leftovers:
@@ -212,12 +289,25 @@ def check_leftovers(leftovers: Sequence[Leftover]) -> Check:
 
 
 def check_all(
-    config: ServerConfig, gpus: Sequence[Gpu], no_gpu_reason: str, leftovers: Sequence[Leftover]
+    config: ServerConfig,
+    gpus: Sequence[Gpu],
+    no_gpu_reason: str,
+    leftovers: Sequence[Leftover],
+    vllm_command: str | None = None,
 ) -> list[Check]:
-    """Every check for one deployment, secrets masked. Takes up to 20 s when the engine hangs."""
+    """Every check for one deployment, secrets masked: as containers, or as processes of `vllm_command`.
+
+    Takes up to 20 s when the engine hangs.
+    """
+    by_launcher = (
+        asyncio.run(check_docker(config))
+        if vllm_command is None
+        else [check_command(vllm_command), check_toolkit(gpus)]
+    )
     checks = [
-        *asyncio.run(check_docker(config)),
+        *by_launcher,
         *check_gpu(gpus, no_gpu_reason, config),
+        check_speed(config, {} if vllm_command is None else os.environ),
         check_port(config),
         check_disk(config),
         check_token(),

@@ -21,7 +21,7 @@ from qwenbench.engine.server import EndState, LaunchedServer
 from qwenbench.engine.supervised import RefusedError, SupervisedProcess
 from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
-from qwenbench.processes import oom_kills
+from qwenbench.processes import oom_kills, remove_unused_shared_memory, shared_memory_of
 
 
 class ProcessLauncher:
@@ -111,6 +111,7 @@ class ProcessServer(LaunchedServer):
         self._port = config.port
         self._oom_kills_before = oom_kills()
         self._fresh_caches = fresh_caches
+        self._shared_memory: set[str] = set()
 
     def gpu_pids(self) -> Sequence[int]:
         """The server's processes on this host."""
@@ -119,6 +120,7 @@ class ProcessServer(LaunchedServer):
     async def _look_when_ready(self) -> None:
         """Raises LaunchError when the answer came from somebody else's server on the same port."""
         stranger = readiness.foreign_listener(self._port, self._process.pids(), self.record.start_time)
+        self._shared_memory |= shared_memory_of(self._process.pids())
         if stranger is not None:
             text = f"{readiness.port_text(self._port)} It belongs to pid {stranger}."
             raise LaunchError(failures.port_taken(text))
@@ -128,7 +130,9 @@ class ProcessServer(LaunchedServer):
 
     async def _end(self, grace_s: float) -> tuple[int | None, bool]:
         """SIGTERM to the group, SIGKILL after the grace to whatever is left."""
+        self._shared_memory |= shared_memory_of(self._process.pids())
         ended = await self._process.stop(grace_s)
+        await asyncio.to_thread(remove_unused_shared_memory, self._shared_memory)
         if self._fresh_caches is not None:
             await asyncio.to_thread(self._fresh_caches.cleanup)
         return ended.exit_code, ended.killed

@@ -15,6 +15,7 @@ from qwenbench.engine.config import DockerOptions, ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.docker.command import Said
 from qwenbench.engine.leftovers import Leftover
+from qwenbench.observe.nvml import Gpu
 
 NAMES = [
     "engine",
@@ -22,6 +23,7 @@ NAMES = [
     "image",
     "gpu",
     "driver",
+    "speed",
     "port",
     "disk",
     "hf_token",
@@ -126,6 +128,60 @@ def test_clock_and_governor(tmp_path: Path) -> None:
     assert checkup.check_governor(f"{tmp_path}/g*").status == "warning"
 
 
+def fake_nvcc(folder: Path, release: str) -> dict[str, str]:
+    """A toolkit whose compiler tells this release, as CUDA_HOME."""
+    program = folder / "bin" / "nvcc"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.93'\n")
+    program.chmod(0o755)
+    return {"CUDA_HOME": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("card", "release", "status"),
+    [
+        ("NVIDIA GeForce RTX 5090", "12.8", "warning"),
+        ("NVIDIA GeForce RTX 5060 Ti", "12.8", "warning"),
+        ("NVIDIA GeForce RTX 5090", "12.9", "ok"),
+        ("NVIDIA GeForce RTX 5090", "13.0", "ok"),
+        ("NVIDIA GeForce RTX 4090", "12.4", "ok"),
+    ],
+)
+def test_a_toolkit_that_does_not_know_the_card_costs_the_sampler(
+    tmp_path: Path, card: str, release: str, status: str
+) -> None:
+    found = checkup.check_toolkit([Gpu(0, "GPU-a", card, 32_607.0, "580.0")], fake_nvcc(tmp_path, release))
+    assert found.status == status
+    assert release in found.detail
+    if status == "warning":
+        assert "sampler" in found.detail
+        assert "12.9" in found.fix
+
+
+def test_settings_that_cost_speed_are_told_with_their_cost() -> None:
+    assert checkup.check_speed(ServerConfig(), {}).status == "ok"
+    slow = ServerConfig(flags={"enforce-eager": None}, env={"VLLM_USE_FLASHINFER_SAMPLER": "0"})
+    found = checkup.check_speed(slow, {"CUDA_LAUNCH_BLOCKING": "1"})
+    assert found.status == "warning"
+    for name in ("--enforce-eager", "VLLM_USE_FLASHINFER_SAMPLER=0: top-k", "CUDA_LAUNCH_BLOCKING=1"):
+        assert name in found.detail
+    assert checkup.check_speed(ServerConfig(extra_args=("--no-async-scheduling",)), {}).status == "warning"
+
+
+def test_for_processes_the_program_is_what_is_needed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dispatch(["doctor", "--launcher", "process", "--vllm-command", str(tmp_path / "no"), "--json"]) == 1
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert "engine" not in checks
+    assert checks["vllm"]["status"] == "missing"
+    assert "--vllm-command" in checks["vllm"]["fix"]
+    ok = [checkup.Check("vllm", "ok", ""), checkup.Check("clock", "warning", "", "x")]
+    monkeypatch.setattr(checkup, "check_all", lambda *_: ok)
+    assert dispatch(["doctor", "--launcher", "process"]) == 0, "a warning is nothing that is missing"
+    assert dispatch(["doctor", "--launcher", "sim"]) == 2
+
+
 def test_leftovers_are_named_with_the_way_to_remove_them() -> None:
     found = checkup.check_leftovers([Leftover("container", "qwenbench-r-1", "r", container="qwenbench-r-1")])
     assert (found.status, found.detail) == ("warning", "qwenbench-r-1 of run r")
@@ -137,7 +193,7 @@ def test_json_holds_every_check_and_no_secret(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "planted-secret-0123456789")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/planted-secret-0123456789.sock")
-    assert dispatch(["doctor", "--json"]) == 0
+    assert dispatch(["doctor", "--json"]) == 1, "no engine answers there"
     out = capsys.readouterr().out
     checks = json.loads(out)["checks"]
     assert [check["name"] for check in checks] == NAMES
