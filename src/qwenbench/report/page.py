@@ -29,6 +29,7 @@ from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter
 from qwenbench.report.subject import Subject, subject_of
 from qwenbench.report.svg import css_variables
+from qwenbench.report.time_use import time_use
 from qwenbench.report.tradeoff import tradeoff_of
 from qwenbench.report.tradeoff_drawing import picture
 
@@ -62,6 +63,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "tradeoff": write(_tradeoff(data, answer, subject)),
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
+            "time": write(time_use(run, data, answer.config_id if isinstance(answer, Answer) else None)),
             "course": write(course(run, data)),
             "speed": write(sections.speed_settings(data)),
             "price": write(sections.prices(data)),

@@ -18,7 +18,7 @@ _MEANING = {
     "k": "KV cache full",
     "s": "max-num-seqs reached",
     "g": "batch above the captured size",
-    "p": "prefill takes half the steps",
+    "p": "other requests' prompts take most of the time",
     "c": "the client was too slow",
     "!": "invalid",
 }

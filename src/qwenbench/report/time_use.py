@@ -1,0 +1,212 @@
+"""Where the time goes: stalls, the server's own clock, the GPU's part, throttling and what a drafter gained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from qwenbench.analysis.bounds import ADVICE
+from qwenbench.analysis.run import Run, valid_rows
+from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Picture, Row, Span, Table
+from qwenbench.report.page_data import PageData
+from qwenbench.report.points import workload_names
+from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
+
+_COLUMNS = (
+    "itl_ms_p50", "itl_stall_share", "itl_stall_ms_p50", "server_tokens_per_step", "server_prefill_step_share",
+    "server_queue_ms_mean", "server_prefill_ms_mean", "gpu_util_mean",
+)  # fmt: skip
+_HEAD = (
+    "ITL p50, ms", "stalls, % of the time between tokens", "median stall, ms", "tokens a step",
+    "steps with a prompt, % at least", "queue, ms", "queue to first token, ms", "GPU busy, %",
+)  # fmt: skip
+_PERCENT = frozenset({"itl_stall_share", "server_prefill_step_share"})
+_NOTABLE = 0.05
+"""Share of samples from which on clocks that are held back are told."""
+MOST_ROWS = 24
+"""Rows of the figure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One load of one configuration, mean over scenarios, repeats and launches. None: not known."""
+
+    config: str
+    load: str
+    level: float
+    stalls: float | None
+    """Share of the time between tokens, 0 to 1."""
+    stall_ms: float | None
+    gpu: float | None
+    """Share of the window in which any kernel ran, 0 to 1."""
+
+
+def uses_of(run: Run) -> list[Use]:
+    """Every load of every configuration, in their order; empty where nothing of it is known."""
+    points = valid_rows(run.points) if len(run.points) else run.points
+    if points.empty or points["itl_stall_share"].isna().all():
+        return []
+    rates = points["concurrency"].isna().all()
+    found = []
+    for (config, load), rows in points.groupby(["config_id", "rate" if rates else "concurrency"], sort=False):
+        level = float(str(load))
+        gpu = _mean(rows, "gpu_util_mean")
+        found.append(
+            Use(
+                config=str(config),
+                load=f"{level:g}/s" if rates else f"{level:g} stream{'' if level == 1 else 's'}",
+                level=level,
+                stalls=_mean(rows, "itl_stall_share"),
+                stall_ms=_mean(rows, "itl_stall_ms_p50"),
+                gpu=None if gpu is None else gpu / 100,
+            )
+        )
+    order = {config: index for index, config in enumerate(dict.fromkeys(use.config for use in found))}
+    return sorted(found, key=lambda use: (order[use.config], use.level))
+
+
+def _mean(rows: pd.DataFrame, column: str) -> float | None:
+    values = pd.to_numeric(rows[column], errors="coerce").dropna() if column in rows else pd.Series(dtype=float)
+    return float(values.mean()) if len(values) else None
+
+
+def time_use(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
+    """Sentence, figure and table for the page; `chosen` is the recommended configuration."""
+    uses = [use for use in uses_of(run) if use.stalls is not None]
+    if uses:
+        yield Paragraph(sentence(uses, chosen))
+        shown = [use for use in uses if use.config == chosen] if chosen else []
+        shown = shown or uses
+        drawn = (uses if len(uses) <= MOST_ROWS else shown)[:MOST_ROWS]
+        yield Picture(
+            _draw(drawn, data, 1084.0).svg(), "Where the time between tokens goes", _draw(drawn, data, 358.0).svg()
+        )
+        if "prefill" in set(run.points["bound"].dropna()):
+            yield Paragraph((Span("What was measured to help: "), ADVICE["prefill"], "."), "quiet")
+        rows = list(_rows(run))
+        table = Table(("Configuration", "Scenario", "Load", *_HEAD), rows, numbers_from=3)
+        yield Fold("Client's and server's clocks, point by point", (table,), count=len(rows))
+    else:
+        yield Paragraph("Stalls were not measured in this run.", "quiet")
+    yield from _drafting(run)
+    yield from _throttling(run)
+
+
+def sentence(uses: Sequence[Use], chosen: str | None) -> str:
+    """The figure in words: of the recommended configuration at its highest load."""
+    own = [use for use in uses if use.config == chosen] or uses
+    use = max(own, key=lambda use: use.level)
+    assert use.stalls is not None
+    stall = "" if use.stall_ms is None else f" (a stall takes {use.stall_ms:,.0f} ms at the median)"
+    words = f"Under {use.load}, {use.config} spent {use.stalls:.0%} of the time between tokens in stalls{stall}: "
+    words += "steps that carry other requests' prompts, or wait for the host."
+    if use.gpu is not None:
+        words += f" The GPU was idle {1 - use.gpu:.0%} of that time."
+    return words
+
+
+def _rows(run: Run) -> Iterator[Row]:
+    points = valid_rows(run.points)
+    points = points.assign(_workload=workload_names(points), _level=points["concurrency"].fillna(points["rate"]))
+    for (config, workload, level), rows in points.groupby(["config_id", "_workload", "_level"], sort=False):
+        cells = [_cell(rows, column) for column in _COLUMNS]
+        if any(cell.value is not None for cell in cells[1:]):
+            yield Row((Config(str(config)), str(workload), f"{level:g}", *cells), str(config), str(workload))
+
+
+def _cell(rows: pd.DataFrame, column: str) -> Number:
+    value = _mean(rows, column)
+    if value is not None and column in _PERCENT:
+        value *= 100
+    return Number(value, digits=1 if column in ("itl_ms_p50", "server_tokens_per_step") else 0)
+
+
+def _drafting(run: Run) -> Iterator[Block]:
+    """What a drafter gained, where one ran."""
+    points = run.points
+    if points.empty or points["acceptance_length"].isna().all():
+        return
+    points = points[points["acceptance_length"].notna()]
+    rows = [
+        Row(
+            (
+                Config(str(config)),
+                f"{level:g}",
+                Number(100 * (_mean(group, "acceptance_rate") or 0.0), digits=0),
+                Number(_mean(group, "acceptance_length"), digits=2),
+            ),
+            config=str(config),
+        )
+        for (config, level), group in points.groupby(["config_id", "concurrency"], sort=False)
+    ]
+    head = ("Configuration", "Load", "accepted, % of the drafted", "tokens a request gained in a step")
+    yield Table(head, rows, caption="Drafter")
+
+
+def _throttling(run: Run) -> Iterator[Block]:
+    """Where the clocks were held back, and by what."""
+    points = run.points
+    if points.empty or points["throttled_share"].isna().all():
+        return
+    held = points[pd.to_numeric(points["throttled_share"], errors="coerce") > _NOTABLE]
+    items: list[Inline] = []
+    for config, rows in held.groupby("config_id", sort=False):
+        reasons = "; ".join(dict.fromkeys(str(reason) for reason in rows["throttle_reasons"].dropna()))
+        share = float(rows["throttled_share"].max())
+        items.append((Config(str(config)), f": clocks held back in up to {share:.0%} of a point's samples ({reasons})"))
+    if items:
+        yield Bullets(items)
+
+
+def _draw(uses: Sequence[Use], data: PageData, width: float) -> Drawing:
+    """A bar a load: the share of stalls, and the share of the time in which the GPU was busy as a tick."""
+    drawing, narrow = Drawing(width, on_page()), width < 500
+    place = {view.id: index for index, view in enumerate(data.configs)}
+    names = 0.0 if narrow else min(220.0, max(text_width(use.config, 13, bold=True) for use in uses) + 16)
+    left = names + 92
+    right = width - 52
+    if data.simulated:
+        drawing.simulated(width, 14)
+    y = 26.0
+    for before, use in zip([None, *uses[:-1]], uses, strict=True):
+        drawing.group(config=use.config)
+        if before is None or before.config != use.config:
+            y += 6 if before is not None else 0
+            drawing.text(
+                0, y + 12, shortened(use.config, width if narrow else names - 8, 13, bold=True), size=13, bold=True
+            )
+            y += 20 if narrow else 0
+        drawing.text(left - 8, y + 12, use.load, colour="soft", size=12, anchor="end")
+        drawing.rect(left, y + 2, right - left, 13, colour="wash")
+        stalls = use.stalls or 0.0
+        drawing.rect(
+            left, y + 2, (right - left) * stalls, 13, colour=f"s{place.get(use.config, 0) % SERIES}", opacity=0.85
+        )
+        if use.gpu is not None:
+            at = left + (right - left) * min(1.0, use.gpu)
+            drawing.line(at, y - 1, at, y + 18, colour="ink", width=2)
+        drawing.text(right + 8, y + 13, f"{stalls:.0%}", size=12.5, bold=True)
+        drawing.end()
+        y += 22
+    y = _axis(drawing, left, right, y)
+    return _key(drawing, uses, y)
+
+
+def _axis(drawing: Drawing, left: float, right: float, y: float) -> float:
+    drawing.line(left, y, right, y, colour="rule")
+    for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
+        drawing.text(left + (right - left) * share, y + 15, f"{share:.0%}", colour="soft", size=12, anchor=anchor)
+    return y + 38
+
+
+def _key(drawing: Drawing, uses: Iterable[Use], y: float) -> Drawing:
+    drawing.rect(0, y - 10, 16, 11, colour="s7", opacity=0.85)
+    drawing.text(24, y, "stalls, share of the time between tokens", colour="soft", size=12)
+    if any(use.gpu is not None for use in uses):
+        y += 19
+        drawing.line(8, y - 11, 8, y + 3, colour="ink", width=2)
+        drawing.text(24, y, "GPU busy, share of the time", colour="soft", size=12)
+    drawing.height = y + 8
+    return drawing
