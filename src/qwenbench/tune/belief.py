@@ -5,18 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-LENGTH = 0.5
+LENGTH = 0.8
 """Arms this far apart, in units of each dimension's range, are hardly alike."""
 LEVEL_SPREAD = 0.4
 """How far all predictions together may be off: by half their order still counts, by a factor of 3 hardly."""
 OK_BEFORE = 9.0
 """Launches that went well that are taken for granted, against one that failed."""
+NEARER = 6
+"""Fates are alike within a shorter reach than speeds: likeness to this power (LENGTH / 2.4)."""
+FAILURE = 3.0
+"""Weight of a failed launch or a dead engine for an arm just like it: its chance then falls from 0.9 to 0.7."""
+BROKEN = 18.0
+"""Weight of a broken limit: its chance falls to a third."""
+Fate = Literal["held", "failed", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +135,18 @@ def _world(
     return prior + gained @ off, covariance - gained @ covariance[arms], evidence
 
 
-def chance_ok(alike: Floats, outcomes: Sequence[tuple[int, bool]]) -> Floats:
-    """For each arm the chance that it works and holds the limits: its neighbours' outcomes, weighted by likeness.
+def chance_ok(alike: Floats, outcomes: Sequence[tuple[int, Fate]]) -> Floats:
+    """For each arm the chance that it works and holds the limits: its neighbours' fates, weighted by likeness.
 
-    What failed makes what is near it less likely, and nothing impossible.
+    What failed makes what is near it less likely, and nothing impossible. Limits are broken for a reason that
+    neighbours share; an engine that dies may do so for its own.
     """
+    near = alike**NEARER
     good = np.full(len(alike), OK_BEFORE)
     bad = np.ones(len(alike))
-    for arm, worked in outcomes:
-        weight = OK_BEFORE * alike[arm]
-        if worked:
-            good += weight
+    for arm, fate in outcomes:
+        if fate == "held":
+            good += OK_BEFORE * near[arm]
         else:
-            bad += 2 * weight
+            bad += (FAILURE if fate == "failed" else BROKEN) * near[arm]
     return np.asarray(good / (good + bad), dtype=np.float64)

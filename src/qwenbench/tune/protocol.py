@@ -54,7 +54,7 @@ class Rules:
     """Relative standard deviation between points of one launch."""
     prior_spread: float = 0.25
     """How far predictions are off, as a relative standard deviation."""
-    random_share: float = 0.2
+    random_share: float = 0.15
     """Share of the exploring launches that are drawn at random, so that a wrong prediction is survived."""
     probes: int = 2
     """Probes at `users` within a launch."""

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from qwenbench.tune.belief import Belief, Noise, believe, chance_ok, likeness, scaled
+from qwenbench.tune.belief import Belief, Fate, Noise, believe, chance_ok, likeness, scaled
 from qwenbench.tune.knee import knee
 from qwenbench.tune.protocol import (
     Answer,
@@ -60,6 +60,7 @@ class _Record:
     """Limit -> requests within it and requests, over all probes at the users asked for (or at the knee)."""
     launches: int = 0
     dropped: str | None = None
+    fate: Fate = "held"
 
 
 class _Race:
@@ -175,9 +176,11 @@ class _Race:
         if value is not None:
             record.values.append(value)
         if verdict == "broken":
-            record.dropped = "its limits are broken"
+            record.dropped, record.fate = "its limits are broken", "broken"
         elif verdict != "failed" and value is None and record.dropped is None:
             record.dropped = "nothing could be measured of it"
+        if record.dropped is not None and record.fate == "held":
+            record.fate = "failed"
         self._path.append(Tried(arm.config_id, record.launches, why, value, verdict, record.dropped))
 
     def _at_users(self, index: int) -> Generator[Step, Answer, float | None]:
@@ -265,8 +268,8 @@ class _Race:
         return believe(self._prior, self._alike, measured, noise, rules.prior_spread)
 
     def _chance_ok(self) -> np.ndarray:
-        outcomes = [(i, record.dropped is None) for i, record in enumerate(self._records) if record.launches]
-        return chance_ok(self._alike, outcomes)
+        fates = [(i, record.fate) for i, record in enumerate(self._records) if record.launches]
+        return chance_ok(self._alike, fates)
 
     # --- the end
 
