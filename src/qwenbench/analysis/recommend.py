@@ -17,6 +17,7 @@ from qwenbench.analysis.levels import Curve, Workload, curves_of, workloads_of
 from qwenbench.analysis.limit_tests import LimitState
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
+from qwenbench.analysis.side_prices import start_differences, without_cold_capacities
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.engine.deployments import find_deployment
 from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
@@ -154,7 +155,8 @@ def recommend(run: Run, question: Question) -> Answer:
     workloads = workloads_of(points, question.weights or {})
     names = list(dict.fromkeys([*run.points["config_id"].astype(str), *run.launches, *run.failures]))
     spread = spread_of(run)
-    curves = curves_of(points, workloads, spread)
+    cold = start_differences(run)
+    curves = curves_of(without_cold_capacities(points, cold), workloads, spread)
     judged = [
         judge(run, name, question, [curves.get((name, workload), Curve(workload, ())) for workload in workloads])
         for name in names
@@ -188,7 +190,11 @@ def recommend(run: Run, question: Question) -> Answer:
         doubts=tuple(doubts),
         spread=spread.source if once else None,
         risks=tuple(_risks(winner)),
-        notes=(*doubts, *_notes(winner, question, len(judged), spread if once else None)),
+        notes=(
+            *doubts,
+            *_notes(winner, question, len(judged), spread if once else None),
+            *(str(found) for found in cold if found.config_id == winner.config_id),
+        ),
         headroom=_headroom(winner),
         lines=deploy_lines(
             run.launches.get(winner.config_id, {}), vllm_version=_version(run, winner.config_id), port=_port(run)

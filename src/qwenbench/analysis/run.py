@@ -118,6 +118,16 @@ class Run:
         """The points one by one, in the order of points.csv."""
         return tuple(map(Point.of, records(self.points)))
 
+    @cached_property
+    def launch_ledgers(self) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """(config_id, launch) -> memory.json of that launch."""
+        found: dict[tuple[str, int], Mapping[str, Any]] = {(name, 1): ledger for name, ledger in self.ledgers.items()}
+        for file in sorted(RunPaths(self.path).servers.glob("*/relaunch-*/memory.json")):
+            number, ledger = file.parent.name.removeprefix("relaunch-"), object_or_none(file, "its memory is missing")
+            if ledger is not None and number.isdecimal():
+                found[file.parent.parent.name, int(number)] = ledger
+        return found
+
     def requests(self, cell_id: str) -> pa.Table | None:
         """The request records of a cell, or None when the folder was shipped without them."""
         return table_or_none(RunPaths(self.path).cell_requests(cell_id), "its point has no request records")
