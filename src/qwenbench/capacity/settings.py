@@ -187,7 +187,7 @@ def parse_flags(arguments: Sequence[str]) -> dict[str, str | None]:
         name, equals, value = argument.lstrip("-").partition("=")
         if equals:
             flags[name] = value
-        elif name in SWITCHES or index >= len(arguments) or arguments[index].startswith("--"):
+        elif name in SWITCHES or index >= len(arguments) or re.match("--?[A-Za-z]", arguments[index]):
             flags[name] = None
         else:
             flags[name] = arguments[index]
