@@ -121,3 +121,108 @@ def test_plan_says_when_nothing_is_left(capsys):
     out, err = capsys.readouterr()
     assert json.loads(out)["kv_cache_gib"] is None
     assert "cannot start" in err and "7.7" in err
+
+
+class TestSeveralLedgers:
+    """Several logs, or the folder of a run."""
+
+    def test_a_table_and_json_of_several(self, unpacked, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        logs = [unpacked(f"vllm-0.26.0/{name}.log.gz") for name in ("pair-cap64", "pair-cap1024", "mtp3")]
+        assert dispatch(["ledger", *logs]) == 0
+        out = capsys.readouterr().out
+        for figure in ("1,053", "1,026", "902", "552,075", "478,651", "16.98"):
+            assert figure in out
+        assert dispatch(["ledger", *logs, "--json"]) == 0
+        ledgers = json.loads(capsys.readouterr().out)["ledgers"]
+        assert [ledger["server"] for ledger in ledgers] == logs
+        assert [ledger["kv_cache_blocks"] for ledger in ledgers] == [1053, 1026, 902]
+
+    def test_a_runs_folder_and_a_configurations(self, capsys, tmp_path):
+        for number, name in enumerate(("pair-cap64", "pair-cap512")):
+            folder = tmp_path / "run" / "servers" / f"c{number}"
+            folder.mkdir(parents=True)
+            log = gzip.decompress((DATA / f"vllm-0.26.0/{name}.log.gz").read_bytes())
+            (folder / "server.log").write_bytes(log)
+            (folder / "memory.json").write_text(json.dumps({"vram_ready_mib": 30_000.0 + number}))
+        assert dispatch(["ledger", str(tmp_path / "run"), "--json"]) == 0
+        ledgers = json.loads(capsys.readouterr().out)["ledgers"]
+        assert [ledger["server"] for ledger in ledgers] == ["c0", "c1"]
+        assert [ledger["vram_ready_mib"] for ledger in ledgers] == [30_000.0, 30_001.0]
+        assert dispatch(["ledger", str(tmp_path / "run/servers/c1"), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["kv_cache_gib"] == 16.76
+        assert dispatch(["ledger", str(tmp_path)]) == 2
+        assert "neither a run's folder" in capsys.readouterr().err
+
+    def test_another_cards_log_is_questioned(self, unpacked, capsys):
+        log = unpacked("h200-vllm-0.20.2/cap64-seq64.log.gz")
+        assert dispatch(["ledger", log, "--card", "rtx-5090"]) == 0
+        said = capsys.readouterr()
+        assert "is it another card" in " ".join((said.out + said.err).split())
+        assert dispatch(["ledger", log, "--card", "h200"]) == 0
+        said = capsys.readouterr()
+        assert "is it another card" not in said.out + said.err
+
+    def test_a_dead_engines_log_is_questioned(self, unpacked, capsys):
+        assert dispatch(["ledger", unpacked("cpu-vllm-0.28.0/qwen35-crash.log.gz"), "--json"]) == 0
+        said = capsys.readouterr()
+        assert json.loads(said.out)["died"]
+        assert "died" in said.err
+
+
+class TestSeveralPlans:
+    """vLLM's own spellings, and a row for each capture size."""
+
+    def test_a_row_each(self, capsys, monkeypatch):
+        monkeypatch.setenv("COLUMNS", "200")
+        arguments = ["plan", "--card", "rtx-5090", "--max-num-seqs", "64", "--vllm", "0.26.0", "--capture", "16,64,512"]
+        assert dispatch([*arguments, "--prompt", "452", "--json"]) == 0
+        plans = json.loads(capsys.readouterr().out)["plans"]
+        assert [plan["capture"] for plan in plans] == [16, 64, 512]
+        assert [plan["graphs_gib"] for plan in plans] == pytest.approx([0.08, 0.11, 0.33], abs=0.01)
+        assert plans[0]["kv_cache_gib"] > plans[2]["kv_cache_gib"]
+        assert dispatch([*arguments, "--prompt", "452"]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "prompts of 452 tokens fit under capture 512" in out
+
+    @pytest.mark.parametrize(
+        "spelling",
+        [
+            ["--max-cudagraph-capture-size", "64", "-tp", "1"],
+            ["--capture", "64", "--tensor-parallel-size", "1"],
+            ["--compilation-config.max_cudagraph_capture_size", "64"],
+        ],
+    )
+    def test_spellings_give_one_plan(self, spelling, capsys):
+        common = ["plan", "--card", "rtx-5090", "--max-num-seqs", "64", "--vllm", "0.26.0", "--json"]
+        assert dispatch([*common, *spelling]) == 0
+        plan = json.loads(capsys.readouterr().out)
+        assert plan["graphs_gib"] == pytest.approx(0.11, abs=0.01)
+
+    def test_a_drafter_and_a_text_only_server(self, capsys):
+        common = ["plan", "--card", "rtx-5090", "--capture", "64", "--max-num-seqs", "16", "--vllm", "0.26.0", "--json"]
+        given = {}
+        for name, more in {
+            "plain": [],
+            "mtp": ["--speculative-config", '{"method":"mtp","num_speculative_tokens":3}'],
+            "text": ["--language-model-only"],
+        }.items():
+            assert dispatch([*common, *more]) == 0
+            given[name] = json.loads(capsys.readouterr().out)
+        assert given["mtp"]["kv_cache_blocks"] < given["plain"]["kv_cache_blocks"]
+        assert given["mtp"]["weights_gib"] == pytest.approx(10.70, abs=0.01)
+        assert given["text"]["weights_gib"] == pytest.approx(9.71, abs=0.01)
+        assert given["text"]["kv_cache_gib"] > given["plain"]["kv_cache_gib"] + 1.5
+
+    def test_a_probe_without_its_utilisation_has_its_versions_default(self, tmp_path, capsys):
+        log = tmp_path / "probe.log"
+        log.write_text(
+            "INFO 11-26 02:00:00 [core.py:1] Initializing a V1 LLM engine (v0.20.2) with config: model='m'\n"
+            "INFO 11-26 02:00:01 [x.py:1] Model loading took 10.57 GiB memory and 5 seconds\n"
+            "INFO 11-26 02:00:09 [x.py:1] Available KV cache memory: 14.5 GiB\n"
+        )
+        assert dispatch(["plan", "--card", "rtx-5090", "--vllm", "0.20.2", "--capture", "64", "--max-num-seqs", "64",
+                         "--probe", str(log), "--json"]) == 0  # fmt: skip
+        plan = json.loads(capsys.readouterr().out)
+        assert "0.9, its default" in plan["basis"]
+        assert plan["kv_cache_gib"] == pytest.approx(14.5, abs=0.2)

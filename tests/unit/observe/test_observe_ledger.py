@@ -13,7 +13,7 @@ from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
-from qwenbench.observe.ledger import build_ledger
+from qwenbench.observe.ledger import MemoryLedger, build_ledger, compare_starts
 from qwenbench.observe.vram import VramPhases, vram_phases
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
@@ -180,3 +180,30 @@ def test_json_flattens_the_log_and_the_phases_that_the_ledger_holds():
     assert ledger.startup is log
     data = ledger.to_json()
     assert (data["vram_peak_mib"], data["kv_cache_gib"], data["compile_s"]) == (1.0, 17.29, log.compile_s)
+
+
+class TestColdAndWarm:
+    """vLLM may charge compiling as activations: cold and warm starts are told apart."""
+
+    def start(self, cache: str, kv: float, activations: float, capture: int = 64) -> MemoryLedger:
+        log = StartupLog(
+            vllm_version="0.26.0", requested={"max_cudagraph_capture_size": capture}, kv_cache_gib=kv,
+            activations_gib=activations, compiled_from_cache=cache == "warm",
+        )  # fmt: skip
+        return build_ledger(log)
+
+    def test_a_first_start_that_held_less_is_told(self) -> None:
+        said = compare_starts([("first", self.start("cold", 16.1, 2.8)), ("again", self.start("warm", 16.98, 1.92))])
+        assert len(said) == 1
+        assert "54122" in said[0]
+        assert "2.80 and 1.92" in said[0]
+
+    def test_the_same_cache_is_told_as_well(self) -> None:
+        said = compare_starts([("first", self.start("cold", 16.98, 1.92)), ("again", self.start("warm", 16.98, 1.92))])
+        assert "was not charged" in said[0]
+
+    def test_other_settings_and_two_warm_starts_say_nothing(self) -> None:
+        assert not compare_starts(
+            [("a", self.start("cold", 16.1, 2.8)), ("b", self.start("warm", 16.9, 1.9, capture=512))]
+        )
+        assert not compare_starts([("a", self.start("warm", 16.1, 2.8)), ("b", self.start("warm", 16.9, 1.9))])

@@ -81,3 +81,44 @@ def test_an_ordinary_configuration_is_not_refused() -> None:
 @pytest.mark.parametrize("launcher", ["process", "docker"])
 def test_nothing_is_predicted_for_a_model_whose_shape_is_unknown(launcher: str, tmp_path: Path) -> None:
     assert preflight(launcher, known_model=False).check(server()).prediction is None
+
+
+class TestWhyNothingIsPredicted:
+    """Where there is no prediction, the reason is said."""
+
+    def test_the_models_shape(self) -> None:
+        assert "config.json" in str(preflight(known_model=False).check(server()).unknown)
+
+    def test_an_image_that_names_no_version(self) -> None:
+        config = replace(server(), docker=DockerOptions(image="my/own:latest"))
+        assert "my/own:latest names no vLLM version" in str(preflight().check(config).unknown)
+
+    def test_a_command_that_does_not_tell_its_version(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[object] = []
+        monkeypatch.setattr("qwenbench.sweep.preflight.version_of_command", asked.append)
+        looking = preflight("process")
+        assert "does not tell its vLLM version" in str(looking.check(server()).unknown)
+        looking.check(server())
+        assert len(asked) == 1, "asked once a run"
+
+    def test_a_command_that_tells_it_is_predicted_before_the_first_launch(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("qwenbench.sweep.preflight.version_of_command", lambda command: "0.26.0")
+        found = preflight("process").check(server(max_cudagraph_capture_size="64", max_num_seqs="64"))
+        assert found.unknown is None
+        assert found.prediction is not None
+
+
+def test_sequences_beyond_a_drafters_graphs_are_told() -> None:
+    config = replace(
+        server(
+            max_cudagraph_capture_size="64", max_num_seqs="64",
+            speculative_config='{"method":"mtp","num_speculative_tokens":3}',
+        ),
+        docker=DockerOptions(image="vllm/vllm-openai:v0.26.0"),
+    )  # fmt: skip
+    found = preflight().check(config)
+    assert found.refusal() is None
+    assert found.prediction is not None
+    assert "16 sequences of 4 rows" in found.prediction["basis"]
