@@ -108,13 +108,15 @@ def bounds(
     client_saturated: bool,
     drafted: int = 0,
     shares: TimeShares | None = None,
+    full_graph_share: float | None = None,
 ) -> Bound:
     """What bounded a point.
 
     `metrics` has METRICS_SCHEMA, only rows within the window. `capture_effective_full` is the largest FULL graph
     (0: none at all; None: not known, or a device without graphs), in rows: with a drafter of `drafted` tokens a request
-    takes 1 + drafted of them. Unknown limits and gauges leave their bound unchecked. Whether a higher load gives more
-    cannot be seen in one point: see `settle_load`.
+    takes 1 + drafted of them. `full_graph_share` is what the server itself counted of decode steps
+    (observe/graph_steps.py): it outranks what the number of running requests lets expect. Unknown limits and gauges
+    leave their bound unchecked. Whether a higher load gives more cannot be seen in one point: see `settle_load`.
     """
     evidence: dict[str, str] = {}
     holding: list[str] = []
@@ -124,7 +126,7 @@ def bounds(
         "client": (client_saturated, "the client was saturated") if client_saturated else None,
         "kv": _kv(metrics, waiting, usage),
         "scheduler": _scheduler(running, max_num_seqs, queue),
-        "graph-miss": _graph_miss(running, capture_effective_full, 1 + drafted),
+        "graph-miss": _graph_miss(running, capture_effective_full, 1 + drafted, full_graph_share),
     }
     checks["prefill"] = _prefill(metrics, max_num_batched_tokens, shares, queue, _holds(checks, "kv", "scheduler"))
     for name, outcome in checks.items():
@@ -230,13 +232,15 @@ def _scheduler(running: Values, max_num_seqs: int | None, queue: tuple[bool, str
     return taken >= TAKEN and queue[0], words
 
 
-def _graph_miss(running: Values, capture: int | None, rows: int) -> tuple[bool, str] | None:
+def _graph_miss(running: Values, capture: int | None, rows: int, counted: float | None) -> tuple[bool, str] | None:
+    if counted is not None:
+        return 1.0 - counted >= HALF, f"measured: {1.0 - counted:.0%} of decode steps ran outside of a full graph"
     known = running[_known(running)]
     if capture is None or not known.size:
         return None
     share = float((known * rows > capture).mean())
     batch = f"more than {capture} running" if rows == 1 else f"more than {capture} rows ({rows} a request)"
-    return share >= HALF, f"{batch} in {share:.0%} of {known.size} samples, mean {known.mean():.1f}"
+    return share >= HALF, f"{batch} in {share:.0%} of {known.size} samples, mean {known.mean():.1f}; inferred"
 
 
 def _prefill(

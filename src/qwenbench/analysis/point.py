@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from qwenbench.analysis.window import CLOSED, IN_FLIGHT_SHARE, Window, mean_in_f
 from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.startup_log import StartupLog
+from qwenbench.observe.graph_steps import GraphSteps, full_graph_share
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.vram import MIB_PER_GIB
 from qwenbench.runfolder.cells import Cell
@@ -79,6 +80,8 @@ class PointContext:
     client_error: ClientError | None = None
     client_invalid_reason: str | None = None
     """Why the client or its clock was not good enough for this point (load/client_error.py), told there only."""
+    graph_steps: Sequence[GraphSteps] = ()
+    """Steps of the point by graph, where the server's log counts them."""
     client_saturated: bool = False
     """A client process used up its core during the point."""
     canary_accuracy: float | None = None
@@ -296,6 +299,12 @@ def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) 
     return {"valid": not reasons, "invalid_reason": "; ".join(reasons) or None}
 
 
+def _full_graph_share(context: PointContext) -> float | None:
+    seqs = context.configuration.server.max_num_seqs
+    rows = 1 + (context.ledger.startup.speculative_tokens or 0)
+    return full_graph_share(context.graph_steps, None if seqs is None else seqs * rows)
+
+
 def _bounds(
     requests: pa.Table, arrays: RequestArrays, metrics: pa.Table | None, window: Window, context: PointContext
 ) -> dict[str, Any]:
@@ -313,6 +322,7 @@ def _bounds(
         client_saturated=context.client_saturated,
         drafted=context.ledger.startup.speculative_tokens or 0,
         shares=shares,
+        full_graph_share=_full_graph_share(context),
     )
     return {
         "bound": found.first,

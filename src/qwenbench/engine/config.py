@@ -72,6 +72,10 @@ class ServerConfig:
         except ValueError:
             return None
 
+    def has_flag(self, name: str) -> bool:
+        """Whether a flag is set, with or without a value, here or among the extra arguments."""
+        return name in self.flags or any(word.partition("=")[0] == f"--{name}" for word in self.extra_args)
+
     @property
     def capture(self) -> int | None:
         """--max-cudagraph-capture-size as requested."""

@@ -215,6 +215,7 @@ class LaunchRun:
             traits=await self._traits(server, startup),
             own_pids=tuple(server.gpu_pids()),
             texts=TextChecks(),
+            log_path=server.log_path if sweep.site.launcher.starts_servers else None,
         )
         with sweep.timings.phase("text_checks"):
             return replace(ready, texts=await check_texts(sweep, ready, self._client))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,9 +20,11 @@ from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.log_sink import LogReader
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
+from qwenbench.observe.graph_steps import GraphSteps, graph_steps
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.metrics import MetricsScraper
 from qwenbench.observe.nvml import NvmlSampler
@@ -62,6 +65,8 @@ class ReadyServer:
     traits: ServerTraits
     own_pids: tuple[int, ...]
     texts: TextChecks
+    log_path: Path | None = None
+    """Its growing log; None where it is not ours to see."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Samples:
 
     metrics: pa.Table
     nvml: pa.Table
+    graph_steps: Sequence[GraphSteps] = ()
+    """Steps by graph, where the server's log counts them."""
     problem: str | None = None
 
 
@@ -120,7 +127,7 @@ class PointMeter:
         for told in (failure_reasons(result.requests), disagreements(result.requests)):
             if told and not halt.is_set():
                 sweep.note(f"{cell.cell_id}: {told}")
-        context = self._context(cell, result, client_error)
+        context = replace(self._context(cell, result, client_error), graph_steps=samples.graph_steps)
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
         if (throttled := throttle_note(row)) is not None:
             sweep.note(f"{cell.cell_id}: {throttled}")
@@ -224,20 +231,25 @@ class Watch:
         nvml = server.hardware.nvml
         self.scraper = MetricsScraper(sweep.http, server.target.base_url, sweep.headers)
         self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
+        counts = server.log_path is not None and server.server_config.has_flag("cudagraph-metrics")
+        self._log = LogReader(server.log_path) if counts and server.log_path is not None else None
 
     async def start(self) -> Watch:
         """Begins to watch; counters have their start values when this returns."""
         if self.sampler is not None:
             self.sampler.start()
+        if self._log is not None:
+            self._log.new_lines()  # what was counted before is no part of the point
         await self.scraper.start()
         return self
 
     async def stop(self) -> Samples:
         """Ends both."""
         metrics = await self.scraper.stop()
+        steps = () if self._log is None else tuple(graph_steps(self._log.new_lines()))
         if self.sampler is None:
-            return Samples(metrics, pa.Table.from_pylist([], schema=NVML_SCHEMA))
-        return Samples(metrics, self.sampler.stop(), self.sampler.error)
+            return Samples(metrics, pa.Table.from_pylist([], schema=NVML_SCHEMA), steps)
+        return Samples(metrics, self.sampler.stop(), steps, self.sampler.error)
 
     def vram_mib(self) -> float | None:
         """Used memory of the fullest card now; the simulator's own figure under the simulator."""
