@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
-from qwenbench.analysis.columns import POINT_COLUMNS
+from qwenbench.analysis.columns import POINT_COLUMNS, label
+from qwenbench.analysis.profile_cost import profile_costs
 from qwenbench.analysis.run import Run, records
 from qwenbench.report.document import (
     Block,
@@ -216,6 +217,37 @@ def speed_settings(data: PageData) -> Iterator[Block]:
     ]
     head = ("What the log says", "What it costs", "What to do", "Configurations", "Known from")
     yield Table(head, rows, numbers_from=99)
+
+
+def profile_prices(run: Run) -> Iterator[Block]:
+    """What each sampling profile costs against none; nothing to say where no scenario was run without one too."""
+    costs = profile_costs(run)
+    if not costs:
+        return
+    yield Heading("Price of a profile", 3)
+    rows = [
+        Row(
+            (
+                Config(cost.config_id),
+                cost.scenario,
+                load_label(cost.concurrency, cost.rate),
+                cost.profile,
+                label(cost.metric),
+                number(cost.metric, cost.before),
+                number(cost.metric, cost.after),
+                Number(100 * cost.change, "%", 1, _percent(cost.low), _percent(cost.high), signed=True),
+            ),
+            config=cost.config_id,
+        )
+        for cost in costs
+    ]
+    head = ("Configuration", "Scenario", "Load", "Profile", "Metric", "without sampling fields", "with them", "change")
+    table = Table(head, rows, numbers_from=5, caption="Change against the same requests without sampling fields")
+    yield table if len(rows) <= 24 else Fold("Every load", (table,), count=len(rows))
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
 
 
 _COSTS = ("graphs_actual_gib", "kv_cache_gib", "kv_cache_blocks", "vram_ready_mib", "capture_s", "startup_s")

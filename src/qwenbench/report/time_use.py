@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qwenbench.analysis.bounds import ADVICE
+from qwenbench.analysis.drafting import break_evens
 from qwenbench.analysis.run import Run, valid_rows
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Picture, Row, Span, Table
 from qwenbench.report.page_data import PageData
@@ -124,25 +125,33 @@ def _cell(rows: pd.DataFrame, column: str) -> Number:
 
 
 def _drafting(run: Run) -> Iterator[Block]:
-    """What a drafter gained, where one ran."""
+    """What a drafter gained, and where the run tells it, what it had to gain."""
     points = run.points
     if points.empty or points["acceptance_length"].isna().all():
         return
     points = points[points["acceptance_length"].notna()]
-    rows = [
-        Row(
-            (
-                Config(str(config)),
-                f"{level:g}",
-                Number(100 * (_mean(group, "acceptance_rate") or 0.0), digits=0),
-                Number(_mean(group, "acceptance_length"), digits=2),
-            ),
-            config=str(config),
-        )
-        for (config, level), group in points.groupby(["config_id", "concurrency"], sort=False)
-    ]
-    head = ("Configuration", "Load", "accepted, % of the drafted", "tokens a request gained in a step")
-    yield Table(head, rows, caption="Drafter")
+    even = {(found.config_id, found.level): found for found in break_evens(run)}
+    rows = []
+    for (config, load), group in points.groupby(["config_id", "concurrency"], sort=False):
+        found = even.get((str(config), float(str(load))))
+        share = _mean(group, "acceptance_rate")
+        cells: list[Inline] = [
+            Config(str(config)),
+            f"{load:g}",
+            Number(None if share is None else 100 * share, digits=0),
+            Number(_mean(group, "acceptance_length"), digits=2),
+        ]
+        if even:
+            cells += [
+                Number(found.needed if found else None, digits=2),
+                Number(found.step_ms if found else None, digits=1),
+                Number(found.step_without_ms if found else None, digits=1),
+                None if found is None else found.pays,
+            ]
+        rows.append(Row(cells, config=str(config)))
+    head = ["Configuration", "Load", "accepted, % of the drafted", "tokens gained a step"]
+    head += ["needed to pay", "a step, ms", "without, ms", "pays"] if even else []
+    yield Table(head, rows, caption="Drafter", numbers_to=7)
 
 
 def _throttling(run: Run) -> Iterator[Block]:
