@@ -50,7 +50,7 @@ def command(
         typer.Option(help="--max-cudagraph-capture-size, one or several (vLLM's default when unset).", metavar="N,.."),
     ] = None,
     max_num_seqs: Annotated[
-        int | None, typer.Option(help="--max-num-seqs (the capture size when unset, as the seed advises).", min=1)
+        int | None, typer.Option(help="--max-num-seqs (the capture size when unset, as the model card advises).", min=1)
     ] = None,
     gpu_memory_utilization: Annotated[
         float | None, typer.Option(help="Share of the card's memory (vLLM's default when unset).")
