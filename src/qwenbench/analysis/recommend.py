@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
+from qwenbench.analysis.cold_starts import start_differences, without_cold_capacities
 from qwenbench.analysis.columns import METRICS, in_words
 from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Curve, Workload, curves_of, workloads_of
 from qwenbench.analysis.limit_tests import LimitState
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
-from qwenbench.analysis.side_prices import start_differences, without_cold_capacities
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.engine.deployments import find_deployment
 from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
