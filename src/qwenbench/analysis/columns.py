@@ -130,6 +130,7 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("server_prefill_ms_mean", "ms", "Mean time from the queue to the first token, by the server's own clock.", "lower"),
     Column("gpu_util_mean", "%", "NVML's GPU utilisation over the window, mean over time and cards: time in which any kernel ran."),
     Column("requests_in_window", "", "Requests that started in the window and succeeded: what latencies are of.", kind=INTEGER),
+    Column("interference", "", "With --interfere: ITL of these requests while a long prompt was read, and otherwise.", kind=TEXT),
     Column("window_start_ns", "ns", "Start of the window, CLOCK_REALTIME: requests that start from here on count.", kind=INTEGER),
     Column("window_end_ns", "ns", "End of the window, CLOCK_REALTIME.", kind=INTEGER),
 )  # fmt: skip

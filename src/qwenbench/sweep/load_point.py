@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 
 from qwenbench.analysis.clocks import throttle_note
 from qwenbench.analysis.failures import disagreements, failure_reasons
+from qwenbench.analysis.interference import interference
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
@@ -33,7 +35,14 @@ from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.probing import QUESTION_S
 from qwenbench.sweep.progress import Live
-from qwenbench.sweep.requests import ServerTraits, load_shape_name, measured_load, seed_of, warm_up_load
+from qwenbench.sweep.requests import (
+    ServerTraits,
+    interfering_load,
+    load_shape_name,
+    measured_load,
+    seed_of,
+    warm_up_load,
+)
 from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.profiles import find_profile
@@ -117,7 +126,11 @@ class PointMeter:
         try:
             with sweep.timings.phase("load"):
                 listener = _Listener(sweep, cell, "load", load, watch)
-                result = await self._client.run(load, on_progress=listener, stop=halt)
+                beside = interfering_load(
+                    sweep.plan, server.configuration, point, server.traits, server.target, salt + "i"
+                )
+                async with _running_beside(beside) as long_prompts:
+                    result = await self._client.run(load, on_progress=listener, stop=halt)
         finally:
             samples = await watch.stop()
         if samples.problem:
@@ -129,6 +142,9 @@ class PointMeter:
                 sweep.note(f"{cell.cell_id}: {told}")
         context = replace(self._context(cell, result, client_error), graph_steps=samples.graph_steps)
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
+        row["interference"] = next((interference(result.requests, table) for table in long_prompts), None)
+        if row["interference"] is not None:
+            sweep.note(f"{cell.cell_id}: {row['interference']}")
         if (throttled := throttle_note(row)) is not None:
             sweep.note(f"{cell.cell_id}: {throttled}")
         healthy = await server_is_healthy(sweep, server.target)
@@ -222,6 +238,23 @@ async def server_is_healthy(sweep: Sweep, target: Target) -> bool:
     except NoReplyError as problem:
         return problem.kind == "redirect"  # not followed, and no sign of trouble either
     return reply.status < 500  # a gateway may have no /health, or none for us
+
+
+@asynccontextmanager
+async def _running_beside(spec: LoadSpec | None) -> AsyncIterator[list[pa.Table]]:
+    """Another load while the block runs, in client processes of its own; its records are in the list afterwards."""
+    records: list[pa.Table] = []
+    if spec is None:
+        yield records
+        return
+    stop = asyncio.Event()
+    async with LoadClient() as client:
+        running = asyncio.create_task(client.run(spec, stop=stop))
+        try:
+            yield records
+        finally:
+            stop.set()
+            records.append((await running).requests)
 
 
 class Watch:

@@ -215,6 +215,21 @@ def json_object(text: str, option: str) -> dict[str, Any]:
     return value
 
 
+def interference(text: str, option: str) -> str:
+    """Reads `32768@0.1`: prompts of so many tokens at a rate a second. Raises UsageError."""
+    long_prompts(text, option)
+    return text
+
+
+def long_prompts(text: str, option: str = "--interfere") -> tuple[int, float]:
+    """Tokens and rate (1/s) of `32768@0.1`. Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,7})@(\d*\.?\d+)", text.strip())
+    tokens, rate = (int(match[1]), float(match[2])) if match else (0, 0.0)
+    if tokens < 1 or not 0 < rate <= 1000:
+        raise UsageError(f"{option} {text!r}: give TOKENS@RATE, e.g. 32768@0.1 (one such prompt every ten seconds).")
+    return tokens, rate
+
+
 def gamma_shape(text: str, option: str) -> float | str:
     """Reads a gamma shape, or `constant`."""
     if text == "constant":

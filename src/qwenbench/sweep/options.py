@@ -20,6 +20,7 @@ from qwenbench.sweep.option_values import (
     any_word,
     fraction,
     gamma_shape,
+    interference,
     json_object,
     list_of,
     match_or_list,
@@ -241,6 +242,9 @@ class SweepOptions(BaseModel):
     speed: Annotated[float, Flag("Replay the trace so many times as fast", LOAD, "X")] = Field(
         default=1.0, gt=0, le=1e6
     )
+    interfere: Annotated[
+        str | None, Flag("Long prompts beside the load: tokens at a rate a second", LOAD, "TOKENS@RATE", interference)
+    ] = None
     requests: Annotated[
         str | None,
         Flag(

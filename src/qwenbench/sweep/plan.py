@@ -74,6 +74,8 @@ class Plan:
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """Part of the plan -> name -> hash of what it means. A resumed run must agree in every name that it has."""
         fixed = self.options.model_dump(mode="json", include=MEANING) | {"until_steady": self.options.until_steady}
+        if self.options.interfere is not None:
+            fixed["interfere"] = self.options.interfere
         trace = [[row.start_s, row.input_tokens, row.output_tokens, *_told_by(row)] for row in self.trace]
         parts: dict[str, dict[str, Any]] = {
             "load options": fixed,

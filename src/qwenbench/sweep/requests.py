@@ -12,13 +12,17 @@ from qwenbench.analysis.window import MIN_COMPLETIONS_PER_STREAM, MIN_MEDIAN_E2E
 from qwenbench.engine.config import Configuration
 from qwenbench.load.spec import ClosedLoop, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
+from qwenbench.sweep.option_values import long_prompts
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within, sessions_of
 from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed, request_body
 from qwenbench.workload.profiles import REQUEST_PROFILES
+from qwenbench.workload.scenario import synthetic_scenario
 
+_INTERFERING_OUTPUT = 8
+_MOST_INTERFERING = 10_000
 WARM_UP_OUTPUT = 32
 """Longest answer of a warm-up request in tokens: long enough for every stream to decode together."""
 STEADY_COMPLETIONS = MIN_COMPLETIONS_PER_STREAM
@@ -166,6 +170,21 @@ def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
         count = scenario.request_count(max(1, math.ceil(rate * 10)))
         times = arrival_times(rate, count, shape, random, burstiness, options.ramp_s)
     return [float(time) for time in times]
+
+
+def interfering_load(
+    plan: Plan, configuration: Configuration, point: LoadPoint, traits: ServerTraits, target: Target, salt: str
+) -> LoadSpec | None:
+    """--interfere: long prompts at a constant rate, stopped with the load that they disturb; None: not asked for."""
+    if plan.options.interfere is None:
+        return None
+    tokens, rate = long_prompts(plan.options.interfere)
+    lengths = Lengths(min=tokens, max=tokens)
+    file = synthetic_scenario(lengths, Lengths(min=_INTERFERING_OUTPUT, max=_INTERFERING_OUTPUT))
+    common = request_options(plan, point, traits, salt, configuration, measured=False)
+    starts = [number / rate for number in range(_MOST_INTERFERING)]
+    sessions = PlannedSessions(file.scenario, (), common, seed_of(plan, point), len(starts), starts=starts)
+    return LoadSpec(target, OpenLoop(rate=rate), sessions, timeout_s=plan.options.timeout_s, processes=1)
 
 
 def warm_up_load(
