@@ -93,6 +93,18 @@ def break_evens(run: Run) -> list[BreakEven]:
     return found
 
 
+def pays_up_to(found: Sequence[BreakEven]) -> float | None:
+    """The load up to which one configuration's drafter pays at every measured one; 0: at none, None: not known."""
+    best = 0.0
+    for each in sorted(found, key=lambda each: each.level):
+        if each.pays is None:
+            return None
+        if not each.pays:
+            break
+        best = each.level
+    return best
+
+
 def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
     values = [float(row[column]) for row in rows if row.get(column) is not None]
     return sum(values) / len(values) if values else None

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from qwenbench.analysis.cold_starts import start_differences
 from qwenbench.analysis.run import Run
-from qwenbench.report.document import Block, Config, Number, Paragraph, Picture, Row, Table
+from qwenbench.report.document import Block, Bullets, Config, Number, Paragraph, Picture, Row, Table
 from qwenbench.report.page_data import PageData
 from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
 from qwenbench.runfolder.journal import Entry, Journal
@@ -117,6 +118,8 @@ def course(run: Run, data: PageData) -> Iterator[Block]:
     if rows:
         head = ("Configuration", "ready after, s", *_PHASES.values(), "rest", "compile cache")
         yield Table(head, rows, caption="Start-up by phase, seconds, as the server's log tells it", numbers_to=8)
+    if cold := start_differences(run):
+        yield Bullets([str(found) for found in cold])
     if not launches and not rows:
         yield Paragraph("The run holds neither its journal nor a ledger.", "quiet")
 

@@ -65,7 +65,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "points": write(sections.points(data)),
             "time": write(time_use(run, data, answer.config_id if isinstance(answer, Answer) else None)),
             "course": write(course(run, data)),
-            "speed": join((write(sections.speed_settings(data)), write(sections.profile_prices(run)))),
+            "speed": join((write(sections.speed_settings(data)), write(sections.profile_price_table(run)))),
             "price": write(sections.prices(data)),
             "bounds": write(sections.bounds(data)),
             "failures": write(sections.failures(run)),

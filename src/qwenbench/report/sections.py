@@ -219,7 +219,7 @@ def speed_settings(data: PageData) -> Iterator[Block]:
     yield Table(head, rows, numbers_from=99)
 
 
-def profile_prices(run: Run) -> Iterator[Block]:
+def profile_price_table(run: Run) -> Iterator[Block]:
     """What each sampling profile costs against none; nothing to say where no scenario was run without one too."""
     costs = profile_costs(run)
     if not costs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from qwenbench.analysis.bounds import ADVICE
-from qwenbench.analysis.drafting import break_evens
+from qwenbench.analysis.drafting import break_evens, pays_up_to
 from qwenbench.analysis.run import Run, valid_rows
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Picture, Row, Span, Table
 from qwenbench.report.page_data import PageData
@@ -152,6 +152,11 @@ def _drafting(run: Run) -> Iterator[Block]:
     head = ["Configuration", "Load", "accepted, % of the drafted", "tokens gained a step"]
     head += ["needed to pay", "a step, ms", "without, ms", "pays"] if even else []
     yield Table(head, rows, caption="Drafter", numbers_to=7)
+    for config in dict.fromkeys(each.config_id for each in even.values()):
+        most = pays_up_to([each for each in even.values() if each.config_id == config])
+        if most is not None:
+            words = f"pays up to {most:g} stream{'' if most == 1 else 's'}" if most else "pays at no measured load"
+            yield Paragraph((Config(config), f": the drafter {words}."))
 
 
 def _throttling(run: Run) -> Iterator[Block]:

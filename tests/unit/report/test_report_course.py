@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.run import Run, load_run
 from qwenbench.report.course import course, course_of, duration
 from qwenbench.report.document import Picture, Table
@@ -23,7 +24,9 @@ def journalled(run: Run, *cells: tuple[str, int, float, float, float]) -> Run:
     """Adds cells (configuration, launch, start, end, start-up) to the run's journal, seconds since it began."""
     journal = Journal(RunPaths(run.path).journal)
     for number, (config, launch, start, end, startup) in enumerate(cells):
-        point = {"duration_s": end - start, "startup_s": startup, "scenario": "math", "concurrency": 8, "rate": None}
+        point = {**dict.fromkeys(COLUMN_NAMES), "config_id": config, "launch": launch, "repeat": number + 1}
+        point |= {"scenario": "math", "profile": "general", "load_shape": "closed", "concurrency": 8, "valid": True}
+        point |= {"duration_s": end - start, "startup_s": startup}
         journal.append(Entry(f"cell-{number}", config, launch, point, int((BEGUN + end) * 1e9)))
     return load_run(run.path)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from report_runs import HOSTILE
 
@@ -100,3 +101,11 @@ def test_settings_that_cost_speed_are_told_once_with_what_to_do(planted: Planted
     page = build_report(replace(run, ledgers=ledgers))
     assert page.count("leave --enforce-eager out") == 1 + page.split('id="data">')[1].count("leave --enforce-eager out")
     assert "No start-up log was read." in build_report(run)
+
+
+def test_the_price_of_a_profile_stands_in_the_page_where_it_was_measured(planted: Planted) -> None:
+    run = planted(scenarios=("math",), captures=(16,))
+    assert "Price of a profile" not in build_report(run)
+    both = pd.concat([run.points.assign(profile="none"), run.points.assign(itl_ms_p50=run.points["itl_ms_p50"] * 1.5)])
+    page = build_report(replace(run, points=both.reset_index(drop=True)))
+    assert "Price of a profile" in page and "+50.0 %" in page

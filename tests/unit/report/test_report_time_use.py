@@ -60,3 +60,23 @@ def test_heat_and_drafters_are_told_where_they_were(planted: Planted) -> None:
     page = HtmlWriter().write(time_use(drafted, page_data(drafted, samples=False), None))
     assert "2.40" in page and ">70<" in page
     assert "Drafter" not in words(run)
+
+
+def test_a_drafter_is_told_up_to_how_many_streams_it_pays(planted: Planted) -> None:
+    """The break-even itself is `analysis/drafting.py`'s; here: a sentence and a row a load."""
+    run = planted(captures=(16, 32), scenarios=("math",), concurrencies=(1, 16, 64))
+    with_it = run.points["capture"] == 32
+    steps = {(16, 1): 4.4, (16, 16): 8.0, (16, 64): 11.8, (32, 1): 9.8, (32, 16): 19.8, (32, 64): 67.6}
+    keys = zip(run.points["capture"], run.points["concurrency"], strict=True)
+    run = with_columns(
+        run,
+        itl_ms_p50=[steps[int(capture), int(level)] for capture, level in keys],
+        acceptance_length=with_it.map({True: 2.6, False: None}).astype(float),
+        drafted_tokens=with_it.map({True: 100, False: None}).astype("Int64"),
+        vary_speculative_config=with_it.map({True: "mtp", False: None}),
+        capture=16,
+        max_num_seqs=16,
+    )
+    text = words(run)
+    assert "cap32-seq32: the drafter pays up to 16 streams." in text
+    assert "| 64 | – | 2.60 | 5.73 | 67.6 | 11.8 | no |" in text
