@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from qwenbench.capacity.calibration import Calibration, built_in_calibration, calibrate
 from qwenbench.capacity.cards import Card
 from qwenbench.capacity.doomed import cannot_start
-from qwenbench.capacity.kv import KvLayout, kv_layout, release_minor
+from qwenbench.capacity.kv import (
+    KvLayout,
+    blocks_from_printed_tokens,
+    blocks_range_for_printed_gib,
+    kv_layout,
+    release_minor,
+)
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.predict import Prediction, Target, predict
 from qwenbench.capacity.settings import (
@@ -22,6 +28,7 @@ from qwenbench.capacity.settings import (
 )
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
+from qwenbench.errors import UsageError
 
 SEEN_BATCHED_TOKENS = 2048
 """Step budget where neither the settings nor a card tell it."""
@@ -102,26 +109,47 @@ def layout_of_server(
 
     `cache_config` holds the labels of vllm:cache_config_info. Raises UsageError where shape and log differ.
 
-    The log's block size comes first, since older labels are wrong for hybrids; dense models never log theirs.
+    The log's block size comes first, since older labels are wrong for hybrids; dense models never log theirs. Where
+    nothing tells the mode in which a hybrid's states are cached, it is the one that meets the printed figures.
     """
     labels = {name: value for name, value in (cache_config or {}).items() if value not in ("", "None")}
     settings = settings_of_log(startup)
     block = startup.attention_block_tokens or _label_int(labels.get("effective_attention_block_size"))
     if block is None and not shape.hybrid:
         block = _label_int(labels.get("block_size"))
-    return kv_layout(
-        replace(shape, dtype=settings.dtype) if settings.dtype else shape,
-        labels.get("cache_dtype") or settings.kv_dtype,
-        state_dtype=labels.get("mamba_ssm_cache_dtype") or settings.state_dtype,
-        mamba_cache_mode=labels.get("mamba_cache_mode") or settings.mamba_cache_mode or "none",
-        drafter=settings.drafter,
-        drafter_shape=drafter_shape,
-        base_block_tokens=CPU_BLOCK_TOKENS if startup.device == "cpu" else 16,
-        block_tokens=block,
-        tensor_parallel=settings.tensor_parallel,
-        pipeline_parallel=settings.pipeline_parallel,
-        max_num_batched_tokens=settings.batched_tokens or SEEN_BATCHED_TOKENS,
-    )
+    told = labels.get("mamba_cache_mode") or settings.mamba_cache_mode
+    modes = [told] if told else ["align", "none"] if settings.prefix_caching else ["none", "align"]
+    layouts = [
+        kv_layout(
+            replace(shape, dtype=settings.dtype) if settings.dtype else shape,
+            labels.get("cache_dtype") or settings.kv_dtype,
+            state_dtype=labels.get("mamba_ssm_cache_dtype") or settings.state_dtype,
+            mamba_cache_mode=mode,
+            drafter=settings.drafter,
+            drafter_shape=drafter_shape,
+            base_block_tokens=CPU_BLOCK_TOKENS if startup.device == "cpu" else 16,
+            block_tokens=block,
+            tensor_parallel=settings.tensor_parallel,
+            pipeline_parallel=settings.pipeline_parallel,
+            max_num_batched_tokens=settings.batched_tokens or SEEN_BATCHED_TOKENS,
+        )
+        for mode in modes
+    ]
+    return next((layout for layout in layouts if _meets(layout, startup)), layouts[0])
+
+
+def _meets(layout: KvLayout, startup: StartupLog) -> bool:
+    """Whether printed tokens and GiB are figures of one number of these blocks; True where they are not told."""
+    tokens, formula = startup.kv_cache_tokens_logged, startup.kv_cache_tokens_formula
+    length = startup.max_concurrency_tokens or startup.max_model_len_effective
+    if tokens is None or formula is None or length is None or startup.kv_cache_gib is None:
+        return True
+    try:
+        fewest, most = blocks_from_printed_tokens(tokens, formula, layout, length)
+    except UsageError:
+        return False
+    low, high = blocks_range_for_printed_gib(startup.kv_cache_gib, layout)
+    return fewest <= high and low <= most
 
 
 def _label_int(text: str | None) -> int | None:

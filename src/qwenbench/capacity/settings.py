@@ -148,18 +148,21 @@ def settings_of_log(log: StartupLog) -> Settings:
     if log.eager or asked.get("enforce_eager"):
         capture = 0
     size = asked.get("kv_cache_memory_bytes")
+    caching = log.enable_prefix_caching
+    if caching is None and isinstance(asked.get("enable_prefix_caching"), bool):
+        caching = asked["enable_prefix_caching"]
     return Settings(
         utilization=asked.get("gpu_memory_utilization"),
         capture=capture,
         max_num_seqs=asked.get("max_num_seqs"),
         batched_tokens=log.max_num_batched_tokens,
         max_model_len=log.max_model_len_effective,
-        kv_dtype=log.kv_cache_dtype or "auto",
+        kv_dtype=log.kv_cache_dtype or asked.get("kv_cache_dtype") or "auto",
         dtype=_dtype(log.dtype),
         state_dtype=_dtype(asked.get("mamba_ssm_cache_dtype")),
         block_size=asked.get("block_size"),
-        prefix_caching=log.enable_prefix_caching,
-        mamba_cache_mode=log.mamba_cache_mode or ("none" if log.enable_prefix_caching is False else None),
+        prefix_caching=caching,
+        mamba_cache_mode=log.mamba_cache_mode or ("none" if caching is False else None),
         drafter=drafter,
         text_only=text_only,
         tensor_parallel=log.tensor_parallel or asked.get("tensor_parallel_size") or 1,

@@ -327,6 +327,10 @@ class _Start:
             self._values["requested"] = arguments
             if "max_num_batched_tokens" in arguments:
                 self._values["max_num_batched_tokens"] = arguments["max_num_batched_tokens"]
+            drafter = arguments.get("speculative_config")
+            if isinstance(drafter, dict):  # the engine's own line, where there is one, comes later and wins
+                self._values["speculative_method"] = drafter.get("method")
+                self._values["speculative_tokens"] = drafter.get("num_speculative_tokens")
             return
         self._stopping = self._stopping or patterns.stop_began(line)
         if patterns.engine_died(line) and (not self._stopping or "exited unexpectedly" in line):

@@ -25,6 +25,7 @@ from qwenbench.capacity.kv import (
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
+from qwenbench.observe.ledger import build_ledger
 
 RECORDED = Path(__file__).parents[2] / "data" / "memory" / "vllm-0.26.0"
 MTP3 = Drafter("mtp", 3)
@@ -89,6 +90,36 @@ def test_fifteen_requests_ran_at_once_in_sixty_three_blocks() -> None:
     assert layout.blocks_held(one_block) == 4
     assert layout.blocks_per_request(one_block) == 7, "vLLM's own bound counts two states a group"
     assert requests_that_fit(63, layout, one_block) == 15
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "gib", "tokens", "length", "concurrency", "blocks"),
+    [
+        ("qwen3.8-27b-fp8", "'tensor_parallel_size': 2, 'enable_prefix_caching': True, ", 12.52, "705,884", 262_144,
+         2.69, 482),
+        ("qwen3.8-27b-nvfp4", "'tensor_parallel_size': 2, 'enable_prefix_caching': True, ", 15.52, "875,765", 262_144,
+         3.34, 598),
+        ("qwen3.6-27b-nvfp4", "'tensor_parallel_size': 2, ", 14.68, "841,541", 262_144, 3.21, 565),
+        ("qwen3.6-35b-a3b-nvfp4", "'enable_prefix_caching': True, ", 5.98, "567,978", 131_072, 4.33, 299),
+    ],
+)  # fmt: skip
+def test_an_excerpt_of_a_published_log_without_the_engines_own_line(
+    model: str, more: str, gib: float, tokens: str, length: int, concurrency: float, blocks: int
+) -> None:
+    drafter = "" if "a3b" in model else ", 'speculative_config': {'method': 'mtp', 'num_speculative_tokens': 3}"
+    worker = "Worker_TP0 pid=168" if "tensor" in more else "EngineCore pid=107"
+    log = parse_startup_log(
+        "(APIServer pid=1) INFO 08-15 12:47:10 [api_utils.py:273] non-default args: "
+        f"{{'model': '/m/{model}', 'max_model_len': {length}, {more}'kv_cache_dtype': 'fp8'{drafter}}}\n"
+        f"({worker}) INFO 08-15 12:49:29 [gpu_worker.py:538] Available KV cache memory: {gib} GiB\n"
+        f"(EngineCore pid=152) INFO 08-15 12:49:29 [kv_cache_utils.py:2146] GPU KV cache size: {tokens} tokens\n"
+        "(EngineCore pid=152) INFO 08-15 12:49:29 [kv_cache_utils.py:2147] Maximum concurrency for "
+        f"{length:,} tokens per request: {concurrency}x\n"
+    )
+    shape = known_shape(model)
+    assert shape is not None
+    assert log.speculative_tokens == (3 if drafter else None)
+    assert build_ledger(log, layout=layout_of_server(shape, log)).kv_cache_blocks == blocks
 
 
 class TestSpeculativeConfig:
