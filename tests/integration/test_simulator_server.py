@@ -347,6 +347,28 @@ def test_the_lines_of_a_newer_version_are_read_as_its_logs_are(start: Any) -> No
     assert labels["block_size"] == "528" and int(labels["kv_cache_size_tokens"]) == read.kv_cache_tokens_logged
 
 
+def test_the_slow_sampler_is_told_at_its_first_use_and_a_drafter_counts(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    flags = ("--speculative-config", '{"method":"mtp","num_speculative_tokens":3}', "--sim-acceptance", "0.7")
+    simulator = start(*QUICK, *flags, "--sim-spread").ready()
+    assert "FlashInfer top-p/top-k sampling disabled" in simulator.log and "_topk_topp_kernel" not in simulator.log
+    body = chat_body("Tell me.", 60, stream=True, top_p=0.9, chat_template_kwargs={"enable_thinking": False})
+    chunks = events(simulator.call("POST", "/v1/chat/completions", body)[1])[1:-1]
+    assert len(chunks) < 50  # several tokens came in one chunk
+    simulator.wait_for_line("JIT compilation during inference: _topk_topp_kernel")
+    text = simulator.call("GET", "/metrics")[1]
+    drafts, accepted = (
+        float(re.search(rf"^vllm:spec_decode_{name}_total{{.*}} (.*)$", text, re.MULTILINE)[1])  # type: ignore[index]
+        for name in ("num_drafts", "num_accepted_tokens")
+    )
+    assert drafts == len(chunks) - 1 and accepted == 60 - 1 - drafts
+    whole = simulator.chat("Tell me.", 60, chat_template_kwargs={"enable_thinking": False})
+    streamed = "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)
+    assert whole["choices"][0]["message"]["content"] == streamed
+
+
 def test_a_start_takes_the_seconds_that_are_asked_for(start: Any) -> None:
     began = time.monotonic()
     simulator = start("--sim-startup-s", "1.2").ready()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import secrets
 import signal
 import socket
@@ -33,12 +34,14 @@ from qwenbench.simulator.memory import MemoryPlan, plan_memory, served_shape
 from qwenbench.simulator.meters import EnergyMeter, VramGauge, power_limit_w
 from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
-from qwenbench.simulator.replay import launch_pace, scheduler_of
+from qwenbench.simulator.replay import launch_pace, point_pace, scheduler_of
 from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
 from qwenbench.simulator.steptime import calibration, step_model
 from qwenbench.simulator.uncertainty import of_options
 
 STATS_PERIOD_S = 10.0
+SPREAD_PERIOD_S = 15.0
+"""About a load point: so long the host keeps one speed with --sim-spread."""
 EXIT_AFTER_DEATH_S = 2.5
 """A server whose engine died ends by itself so long after the next request found out (recorded: about 3 s)."""
 
@@ -46,10 +49,13 @@ EXIT_AFTER_DEATH_S = 2.5
 class App:
     """Routes requests to the engine."""
 
-    def __init__(self, options: ServeOptions, plan: MemoryPlan, card: Card) -> None:
+    def __init__(self, options: ServeOptions, plan: MemoryPlan, card: Card, lines: ServerLog) -> None:
         self.options = options
         self.plan = plan
         self.card = card
+        self._lines = lines
+        self._sampled = False
+        """Whether a request with sampling fields has come: Triton compiles the slow sampler's kernel at the first."""
         self.served = ServedModel(
             options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
         )
@@ -58,8 +64,6 @@ class App:
         )
         figures = calibration()
         scheduler = scheduler_of(options, plan, model)
-        if options.spread:
-            scheduler.host_pace = launch_pace(model, options.seed)
         self.engine = Engine(
             scheduler,
             VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens),
@@ -158,6 +162,9 @@ class App:
             self._give_up()
             raise ApiError(500, failures.DEATH_MESSAGE, "InternalServerError")
         asked = parse_generation(body, self.served, chat=chat)
+        if asked.filtered and not self._sampled:
+            self._sampled = True
+            self._lines.say("first_sampling")
         request = self._live_request(asked, received)
         kind = StreamAnswer if asked.stream else WholeAnswer
         answer = kind(asked, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
@@ -225,15 +232,18 @@ async def serve(options: ServeOptions) -> int:
             return failure.code
         if not started:
             return 0
-        app = App(options, plan, card)
+        app = App(options, plan, card, lines)
         failures.arm(options, app.engine, plan)
         server = HttpServer(app.handle, server_name="qwenbench-simulator")
         lines.say("listening", port=await server.start(sock=listener))
         gc.collect()
         gc.freeze()
-        stats = asyncio.create_task(_stats(app.engine, lines))
+        tasks = [asyncio.create_task(_stats(app.engine, lines))]
+        if options.spread:
+            tasks.append(asyncio.create_task(_spread(app.engine, 1000 * options.seed + os.getpid())))
         await _unless(stopped, app.finished.wait())
-        stats.cancel()
+        for task in tasks:
+            task.cancel()
         app.engine.close()
         await server.close()
         lines.say("shutdown")
@@ -277,6 +287,16 @@ def _bind(options: ServeOptions) -> socket.socket:
             "on; choose another --port"
         ) from None
     return listener
+
+
+async def _spread(engine: Engine, launch: int) -> None:
+    """--sim-spread: this launch has a speed of its own, and the host drifts around it."""
+    model = engine.scheduler.model
+    usual, point = launch_pace(model, launch), 0
+    while True:
+        engine.scheduler.host_pace = usual * point_pace(model, launch, point)
+        point += 1
+        await asyncio.sleep(SPREAD_PERIOD_S)
 
 
 async def _stats(engine: Engine, lines: ServerLog) -> None:
