@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 from qwenbench.simulator.recorded import Comparison, Load, compare, judged  # noqa: E402
 from qwenbench.simulator.steptime import CALIBRATION_FILE  # noqa: E402
 from simulator_calibration import report  # noqa: E402 - the folder of this script is put on the path first
-from simulator_calibration.fit import fit, model_for, rounded  # noqa: E402
+from simulator_calibration.fit import STEPS, fit, model_for, rounded  # noqa: E402
 from simulator_calibration.loads import read_folder  # noqa: E402
 from simulator_calibration.startup import read_starts, typical  # noqa: E402
 from simulator_calibration.transfer import elsewhere, uncertainty, with_typical_host  # noqa: E402
@@ -38,13 +38,14 @@ def main() -> int:
     loads = [load for folder in arguments.folders for load in read_folder(folder)]
     against = [load for folder in arguments.against for load in read_folder(folder)]
     values: dict[str, Any] = json.loads(CALIBRATION_FILE.read_text(encoding="utf-8"))
-    if arguments.fit:
-        values |= rounded(fit(loads))
+    if arguments.fit or arguments.refine:
+        begin = {name: values[name] for name in ("cards", "versions", "hosts")} if arguments.refine else None
+        values |= rounded(fit(loads, begin, steps=STEPS[-2:] if arguments.refine else STEPS))
         values["provenance"] = _provenance(arguments.folders, loads)
     values = with_typical_host(values)
     judged_by: list[tuple[str, list[Comparison]]] = [("the fit to all of these loads", _compare(values, loads))]
     if arguments.leave_one_out:
-        judged_by.append(("a fit without the load's own run", _leave_one_out(loads)))
+        judged_by.append(("a host fitted without the load's own run", _leave_one_out(values, loads)))
     transferred = elsewhere(values, loads)
     judged_by += [(f"{name}", comparisons) for name, comparisons in transferred.items()]
     values["uncertainty"] = uncertainty(judged_by)
@@ -77,8 +78,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--fit", action="store_true", help="fit to the loads (some minutes); else judge what is shipped"
     )
+    parser.add_argument("--refine", action="store_true", help="the same, beginning at the shipped calibration")
     parser.add_argument(
-        "--leave-one-out", action="store_true", help="also judge each run by a fit to all the others (half an hour)"
+        "--leave-one-out",
+        action="store_true",
+        help="also judge each run by a host fitted to the machine's others (minutes)",
     )
     parser.add_argument("--write", action="store_true", help="renew calibration.json and docs/simulator.md")
     return parser.parse_args()
@@ -93,19 +97,22 @@ def _compare(calibration: dict[str, Any], loads: list[Load]) -> list[Comparison]
     return found
 
 
-def _leave_one_out(loads: list[Load]) -> list[Comparison]:
-    """Each run judged by numbers fitted, from START on, to the others; its machine is known from its other runs."""
+def _leave_one_out(calibration: dict[str, Any], loads: list[Load]) -> list[Comparison]:
+    """Each run judged by a host fitted to the machine's other runs, from the other machines' mean on.
+
+    The cards' numbers stay those of the fit to all: they rest on traces and on many loads each.
+    """
     found = []
     for name in sorted({load.server.name for load in loads}):
         mine = [load for load in loads if load.server.name == name]
-        server = mine[0].server
-        near = [
-            load
-            for load in loads
-            if load.server.name != name and (load.server.machine == server.machine or load.server.card == server.card)
-        ]
-        calibration = with_typical_host(copy.deepcopy(fit(near, machines=[server.machine], cards=[server.card])))
-        found += _compare(calibration, mine)
+        machine = mine[0].server.machine
+        values = copy.deepcopy(calibration)
+        values["hosts"].pop(machine)
+        values["hosts"][machine] = with_typical_host(values)["hosts"]["typical"]
+        others = [load for load in loads if load.server.machine == machine and load.server.name != name]
+        if others:
+            values = fit(others, values, hosts_only=True)
+        found += _compare(values, mine)
         print(f"left out {name}", file=sys.stderr)
     return found
 

@@ -56,7 +56,11 @@ def elsewhere(calibration: Mapping[str, Any], loads: Sequence[Load]) -> dict[str
 
 def uncertainty(judged_by: Sequence[tuple[str, Sequence[Comparison]]]) -> dict[str, Any]:
     """recorded / simulated of each figure, from low to high, by how much was known."""
-    names = {OTHER_HOST: "other_host", OTHER_CARD: "other_card", "a fit without the load's own run": "same_host"}
+    names = {
+        OTHER_HOST: "other_host",
+        OTHER_CARD: "other_card",
+        "a host fitted without the load's own run": "same_host",
+    }
     result: dict[str, Any] = {}
     for name, comparisons in judged_by:
         key = names.get(name) or ("same_host" if "same_host" not in result and "all of these" in name else None)

@@ -141,7 +141,10 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
     if len(run.points):
         print_document(final_tables(run))
     if run.simulated:
-        print("SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU.")
+        interval = run.meta.get("simulated_interval") or ""
+        print(
+            f"SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU. {interval}".rstrip()
+        )
     for config_id, failure in outcome.failures.items():
         note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
     if outcome.cells_invalid:

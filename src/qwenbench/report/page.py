@@ -183,7 +183,13 @@ def _masthead(subject: Subject, data: PageData, points: int) -> Html:
         _count(points, "point"),
     ]
     banner = (
-        tag("p", tag("strong", "SIMULATED."), " No GPU was measured: every figure comes from a model.", class_="banner")
+        tag(
+            "p",
+            tag("strong", "SIMULATED."),
+            " No GPU was measured: every figure comes from a model.",
+            f" {subject.interval}" if subject.interval else "",
+            class_="banner",
+        )
         if subject.simulated
         else Html("")
     )

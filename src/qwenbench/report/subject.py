@@ -30,6 +30,8 @@ class Subject:
     nvml_gib: float | None
     """NVML's total, which VRAM figures are to be held against."""
     simulated: bool
+    interval: str | None
+    """How far real figures lay from such simulated ones, in words."""
     run_id: str
     started: str | None
 
@@ -94,6 +96,7 @@ def subject_of(run: Run) -> Subject:
         cuda_gib=total,
         nvml_gib=None if known is None else round(known.vram_mib / 1024, 3),
         simulated=run.simulated,
+        interval=None if run.meta.get("simulated_interval") is None else str(run.meta["simulated_interval"]),
         run_id=run.run_id,
         started=None if started is None else str(started),
     )

@@ -47,7 +47,8 @@ def run_summary(run: Run) -> Iterator[Block]:
     data = page_data(run, samples=False)
     yield Heading(f"qwenbench: {run.run_id}")
     if run.simulated:
-        yield Paragraph(SIMULATED, "warning")
+        interval = run.meta.get("simulated_interval")
+        yield Paragraph(f"{SIMULATED} {interval}" if interval else SIMULATED, "warning")
     yield from short_answer(answered(run, question_of(run)))
     yield from _tables(data, intervals=True)
     if data.points:

@@ -216,7 +216,7 @@ async def serve(options: ServeOptions) -> int:
     card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
     phases, times = _start_times(options)
-    note = f"Card {card.name}, host {options.machine or 'typical'}: {of_options(options).text()}."
+    note = f"Card {card.name}, host {options.machine or 'typical'}. {of_options(options).text()}"
     lines = ServerLog(options, plan, phases, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()

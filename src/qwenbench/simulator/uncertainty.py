@@ -59,7 +59,7 @@ class Uncertainty:
         shown = ", ".join(
             f"{label} {self.factors[key][0]:.2g} to {self.factors[key][1]:.2g} times" for key, label in names.items()
         )
-        return f"real figures lay at {shown} the simulated ones ({self.basis})"
+        return f"Real figures lay at {shown} the simulated ones ({self.basis})."
 
 
 def uncertainty_of(card: str, machine: str | None = None) -> Uncertainty:

@@ -24,6 +24,7 @@ from qwenbench.runfolder.damage import read_run_json
 from qwenbench.runfolder.files import write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.simulator.uncertainty import uncertainty_of
 from qwenbench.sweep.extension import changed_parts
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.load_point import CellResult
@@ -104,6 +105,12 @@ class Site:
         return self.launcher.simulated
 
 
+def _interval(site: Site) -> str | None:
+    """How far real figures lay from such simulated ones; None where the simulated card is not known."""
+    card = site.hardware.card
+    return uncertainty_of(card.name).text() if card is not None else None
+
+
 def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -> dict[str, Any]:
     """What is known when the run begins, without secrets."""
     masker = masker_of(plan.options)
@@ -114,6 +121,7 @@ def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -
         "run_id": run_id,
         "simulated": site.simulated,
         "notice": SIMULATED_NOTICE if site.simulated else None,
+        "simulated_interval": _interval(site) if site.simulated else None,
         "command_line": [masker(word) for word in command_line],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": None,

@@ -66,7 +66,7 @@ def test_fit_finds_a_slower_host_again():
     truth["hosts"]["here"]["times"]["launch_ms"] *= 1.4
     truth["hosts"]["here"]["times"]["eager_ms"] *= 1.4
     loads = [made(load.server, load.concurrency, truth, load.requests[0].planned.prompt_tokens) for load in LOADS]
-    found = fit(loads, TRUTH, steps=(1.15, 1.05), cards=[])
+    found = fit(loads, TRUTH, steps=(1.15, 1.05), hosts_only=True)
     for load, shape in ((loads[2], StepShape(8, 200, prompts=1)), (loads[4], StepShape(128))):
         expected, got = (max(model_for(times, load).step_ms(shape, load.server.settings)) for times in (truth, found))
         assert got == pytest.approx(expected, rel=0.12)

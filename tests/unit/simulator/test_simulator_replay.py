@@ -1,11 +1,13 @@
 """Points in virtual time, as calibration and the benchmark of tuning ask for them."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
 import pytest
 
 from qwenbench.errors import UsageError
+from qwenbench.simulator.hosts import to_json, typical_host
 from qwenbench.simulator.replay import CannotStart, LoadShape, simulate_point
 
 CONFIGURATION = {
@@ -71,10 +73,13 @@ def test_what_cannot_start_says_why_in_vllms_words():
         simulate_point(CONFIGURATION, replace(LOAD, streams=0))
 
 
-def test_a_slower_host_makes_stalls_longer_and_leaves_the_decode_step():
+def test_a_slower_host_makes_stalls_longer_and_leaves_the_decode_step(tmp_path):
+    usual = typical_host()
+    slower = replace(usual, launch_ms=2 * usual.launch_ms)
+    (tmp_path / "slow.json").write_text(json.dumps(to_json(slower)))
     fast, slow = (
         simulate_point(CONFIGURATION | {"sim-host": host}, replace(LOAD, streams=16, requests=64))
-        for host in ("h200-vllm-0.20.2", "h100-vllm-0.26.0-alone")
+        for host in ("typical", str(tmp_path / "slow.json"))
     )
     assert slow.itl_stall_share > fast.itl_stall_share and slow.output_tokens_per_s < fast.output_tokens_per_s
     assert slow.itl_ms_p50 == pytest.approx(fast.itl_ms_p50, rel=0.05)
