@@ -47,7 +47,8 @@ class PlainLines:
     def plan(self, schedule: Schedule) -> None:
         """See Progress."""
         self._schedule = schedule
-        self._say(f"{schedule.cells} points" + (f", {schedule.done} of them done already" if schedule.done else ""))
+        if schedule.cells:
+            self._say(f"{schedule.cells} points" + (f", {schedule.done} of them done already" if schedule.done else ""))
 
     def launching(self, configuration: Configuration, launch: int) -> None:
         """See Progress."""

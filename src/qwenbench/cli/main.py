@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS: dict[str, str] = {
     "sweep": "Sweep vLLM configurations x load points: the main job.",
     "bench": "Load points against a server that runs already.",
+    "tune": "The configuration to serve with, found in few launches.",
     "plan": "What a configuration will hold, before any launch.",
     "report": "(Re)build the HTML report of a run.",
     "recommend": "Which line to deploy for so many users and these limits.",

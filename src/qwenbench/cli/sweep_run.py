@@ -15,6 +15,7 @@ from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.analysis.run import Run
+    from qwenbench.sweep.options import SweepOptions
     from qwenbench.sweep.plan import Plan
     from qwenbench.sweep.record import Site
     from qwenbench.sweep.sweep import SweepOutcome
@@ -37,13 +38,9 @@ def run_one(
     fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool
 ) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
-    from qwenbench.engine.launchers import make_launcher
     from qwenbench.runfolder.lookup import find_run
-    from qwenbench.sweep.extension import extended_fields, known_configurations
-    from qwenbench.sweep.hardware import find_hardware
+    from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.options import checked_options
-    from qwenbench.sweep.plan import make_plan
-    from qwenbench.sweep.record import Site
 
     folder = None
     if resume is not None:
@@ -52,17 +49,29 @@ def run_one(
     options = checked_options(fields)
     if options.launcher == "url":
         raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
-    plan = make_plan(options, known_configurations(folder) if folder else {})
-    hardware = find_hardware(options)
-    card = hardware.card.name if hardware.card and options.launcher == "sim" else None
-    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
-    site = Site(launcher, hardware)
+    plan, site = plan_and_site(options, folder)
     if dry_run:
         show_plan(plan, site)
         return 0
     if folder is None:
         folder = new_folder(out, run_id)
     return run_plan(plan, folder, site, resumed_by="sweep", build_report=build_report)
+
+
+def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Site]:
+    """What will be done, and where; `folder` is that of a run that goes on. Raises UsageError; starts nothing."""
+    from qwenbench.engine.launchers import make_launcher
+    from qwenbench.sweep.extension import known_configurations
+    from qwenbench.sweep.hardware import find_hardware
+    from qwenbench.sweep.plan import make_plan
+    from qwenbench.sweep.record import Site
+
+    plan = make_plan(options, known_configurations(folder) if folder else {})
+    hardware = find_hardware(options)
+    card = hardware.card.name if hardware.card and options.launcher == "sim" else None
+    assert options.launcher != "url", "bench attaches to its server"
+    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
+    return plan, Site(launcher, hardware)
 
 
 def run_campaign(

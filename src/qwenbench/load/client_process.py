@@ -33,6 +33,8 @@ class Prepare:
     duration_s: float | None
     enough: Enough | None
     """This process's part of it."""
+    tell_times: bool
+    """Send the times of finished requests with each progress."""
     cpu: int | None
     save_text: bool
     judge_text: bool

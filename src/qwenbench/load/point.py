@@ -18,7 +18,7 @@ from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
 from qwenbench.load.exchange import Channel, RawExchange, Transport, too_long
 from qwenbench.load.records import Digest, Sending, digest, lost_row
 from qwenbench.load.source import ReadySession, SessionSource, encode
-from qwenbench.load.spec import Enough, LoadProgress
+from qwenbench.load.spec import Enough, LoadProgress, RequestTimes
 
 _LOOK_EVERY_S = 0.05
 _IDLE_LOOKS = 100
@@ -40,6 +40,7 @@ class PointRules:
     timeout_s: float
     duration_s: float | None
     enough: Enough | None
+    tell_times: bool
     keep_texts: bool
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
@@ -95,6 +96,7 @@ class PointRunner:
         self._winding_down = False
         self._e2e_ms: list[float] = []
         """Of the requests that were answered; kept only while LoadSpec.enough is waited for."""
+        self._news: list[RequestTimes] = []
         self._enough = False
         self._on_enough: Callable[[], None] = lambda: None
         self._start_ns = 0
@@ -148,8 +150,9 @@ class PointRunner:
         in_flight = sum(len(exchange.stamps) for exchange in busy if exchange is not None)
         done = self._sent - len(busy)
         tokens = self._tokens + in_flight
+        news, self._news = tuple(self._news), []
         return LoadProgress(
-            self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count, self._enough
+            self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count, news, self._enough
         )
 
     # sending
@@ -354,6 +357,8 @@ class PointRunner:
             self._ttft_count += 1
         if self._rules.enough is not None and not self._enough and not failed:
             self._count_towards(self._rules.enough, one.row["e2e_ms"], exchange.ended_ns)
+        if self._rules.tell_times:
+            self._news.append(_times(one))
         kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)
         return None if failed else one.answer
@@ -371,3 +376,12 @@ class PointRunner:
         more = self._active > 0 or self._arrivals_left or self._decoding or self._undecoded
         if not more and not self._finished.done():
             self._finished.set_result(None)
+
+
+def _times(one: Digest) -> RequestTimes:
+    row = one.row
+    if row["error"] is not None:
+        return RequestTimes(None, None, None, None)
+    decode_ms, tokens = row["decode_ms"], row["output_tokens"] or 0
+    tpot = decode_ms / (tokens - 1) if decode_ms is not None and tokens > 1 else None
+    return RequestTimes(row["ttft_ms"], row["ttfo_ms"], tpot, row["e2e_ms"])

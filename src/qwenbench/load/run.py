@@ -38,11 +38,13 @@ from qwenbench.load.source import Share, shares
 from qwenbench.load.spec import (
     ClientHealth,
     ClosedLoop,
+    Decided,
     Enough,
     LoadProgress,
     LoadResult,
     LoadSpec,
     OpenLoop,
+    RequestTimes,
     address_of,
 )
 from qwenbench.processes import ProcessIdentity, process_start_time
@@ -126,8 +128,9 @@ class LoadClient:
         *,
         on_progress: OnProgress | None = None,
         stop: asyncio.Event | None = None,
+        decided: Decided | None = None,
     ) -> LoadResult:
-        """Run one load point; see `run_load`."""
+        """Run one load point; see `run_load`. `decided` is asked about once a second; then the streams drain."""
         _check(spec)
         streams = streams_to_open(spec)
         count = min(spec.processes or default_processes(streams), max(1, streams))
@@ -135,11 +138,11 @@ class LoadClient:
         self._points += 1
         parts = shares(spec.sessions, streams, count, by_start=isinstance(spec.shape, OpenLoop))
         runs = [
-            _ProcessRun(process, self._prepare(spec, part, streams, count), spec)
+            _ProcessRun(process, self._prepare(spec, part, streams, count, decided is not None), spec)
             for process, part in zip(self._processes[:count], parts, strict=True)
         ]
         try:
-            return await self._run(spec, runs, on_progress, stop)
+            return await self._run(spec, runs, on_progress, stop, decided)
         except BaseException:
             # processes in an unknown state are of no use to the next point
             for run in runs:
@@ -149,7 +152,7 @@ class LoadClient:
             for run in runs:
                 Path(run.task.sent_log).unlink(missing_ok=True)
 
-    def _prepare(self, spec: LoadSpec, share: Share, streams: int, processes: int) -> Prepare:
+    def _prepare(self, spec: LoadSpec, share: Share, streams: int, processes: int, tell_times: bool) -> Prepare:
         cpu = spec.cpus[share.process % len(spec.cpus)] if spec.cpus else None
         log = Path(self._folder.name) / f"sent-{self._points}-{share.process}"
         own = len(range(share.process, streams, processes))
@@ -161,6 +164,7 @@ class LoadClient:
             spec.timeout_s,
             spec.duration_s,
             _part_of(spec.enough, own, streams),
+            tell_times,
             cpu,
             spec.save_text,
             spec.judge_text,
@@ -173,6 +177,7 @@ class LoadClient:
         runs: list[_ProcessRun],
         on_progress: OnProgress | None,
         stop: asyncio.Event | None,
+        decided: Decided | None,
     ) -> LoadResult:
         await asyncio.gather(*(run.prepare() for run in runs))
         clock = ClockWatch()
@@ -183,7 +188,7 @@ class LoadClient:
         if on_progress is not None:
             side_tasks.append(asyncio.ensure_future(_tell(runs, on_progress)))
         try:
-            await asyncio.gather(*(run.go(started_ns, partial(_wind_down_when_all_have_enough, runs)) for run in runs))
+            await asyncio.gather(*(run.go(started_ns, partial(_look, runs, decided)) for run in runs))
         finally:
             for task in side_tasks:
                 task.cancel()
@@ -231,6 +236,8 @@ class _ProcessRun:
         self._spec = spec
         self._moved = time.monotonic()
         self.has_enough = False
+        self.finished: list[RequestTimes] = []
+        self._winding_down = False
         self._going = False
         self._stop_wanted = False
 
@@ -246,10 +253,10 @@ class _ProcessRun:
             raise UsageError(answer.reason) if answer.usage else RunError(answer.reason)
         assert isinstance(answer, Prepared)
 
-    async def go(self, start_ns: int, on_enough: Callable[[], None]) -> None:
+    async def go(self, start_ns: int, on_news: Callable[[], None]) -> None:
         """Run to the end. A process that dies or fails leaves rows with error `client` for all that it had sent.
 
-        `on_enough` is called when the process has its part of LoadSpec.enough, or is lost.
+        `on_news` is called when the process has told how far it is, or is lost.
         """
         self._moved = time.monotonic()
         self._going = True
@@ -263,13 +270,13 @@ class _ProcessRun:
                 if isinstance(message, LoadProgress):
                     self._watch(message)
                     self.progress = message
-                    if message.enough and not self.has_enough:
-                        self.has_enough = True
-                        on_enough()
+                    self.finished.extend(message.finished)
+                    self.has_enough = self.has_enough or message.enough
+                    on_news()
         except ProcessLost as problem:
             self.process.kill()
             self.has_enough = True
-            on_enough()
+            on_news()
             self.lost = str(problem)
             self.table = self._lost(self.lost, start_ns)
             self.ended_ns = now_ns()
@@ -297,7 +304,8 @@ class _ProcessRun:
 
     def wind_down(self) -> None:
         """Ask the process to send nothing new."""
-        if self._going:
+        if self._going and not self._winding_down:
+            self._winding_down = True
             with contextlib.suppress(ProcessLost):
                 self.process.send(WindDown())
 
@@ -353,9 +361,13 @@ def _part_of(enough: Enough | None, own: int, streams: int) -> Enough | None:
     return None if enough is None else replace(enough, completions=math.ceil(enough.completions * own / streams))
 
 
-def _wind_down_when_all_have_enough(runs: list[_ProcessRun]) -> None:
-    """All together: a process that ended alone would leave the point less than full."""
-    if all(run.has_enough for run in runs):
+def _look(runs: list[_ProcessRun], decided: Decided | None) -> None:
+    """Winds the point down when all have enough, or when what they finished decides what is asked.
+
+    All together: a process that ended alone would leave the point less than full.
+    """
+    enough = all(run.has_enough for run in runs)
+    if enough or (decided is not None and decided([times for run in runs for times in run.finished])):
         for run in runs:
             run.wind_down()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -51,6 +52,19 @@ class Enough:
     """Requests that were answered."""
     median_requests: float
     """The time so far, in medians of their E2E."""
+
+
+class RequestTimes(NamedTuple):
+    """A finished request's latencies in ms, as they are known while a point runs. None: not known, or it failed."""
+
+    ttft: float | None
+    ttfo: float | None
+    tpot: float | None
+    e2e: float | None
+
+
+Decided = Callable[[Sequence[RequestTimes]], bool]
+"""Whether the requests finished so far are enough: then nothing new is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,8 @@ class LoadProgress:
     ttft_sum_ms: float = 0.0
     """Over the requests decoded so far that got a token."""
     ttft_count: int = 0
+    finished: tuple[RequestTimes, ...] = ()
+    """The requests that ended since the last message, where somebody decides by them."""
     enough: bool = False
     """This part of the point has what LoadSpec.enough asks for."""
 

@@ -184,7 +184,7 @@ def _rules(task: Prepare) -> PointRules:
     # of "Bearer abc" the second word alone is secret too
     secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
     keep = task.save_text or task.judge_text
-    return PointRules(task.open_loop, task.timeout_s, task.duration_s, task.enough, keep, secrets)
+    return PointRules(task.open_loop, task.timeout_s, task.duration_s, task.enough, task.tell_times, keep, secrets)
 
 
 def _ipc(table: pa.Table) -> bytes:

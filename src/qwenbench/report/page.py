@@ -27,6 +27,7 @@ from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, t
 from qwenbench.report.names import titled
 from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter
+from qwenbench.report.search import search_path
 from qwenbench.report.subject import Subject, subject_of
 from qwenbench.report.svg import css_variables
 from qwenbench.report.time_use import time_use
@@ -64,7 +65,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
             "time": write(time_use(run, data, answer.config_id if isinstance(answer, Answer) else None)),
-            "course": write(course(run, data)),
+            "course": write([*search_path(run), *course(run, data)]),
             "speed": join((write(sections.speed_settings(data)), write(sections.profile_price_table(run)))),
             "price": write(sections.prices(data)),
             "bounds": write(sections.bounds(data)),

@@ -39,7 +39,7 @@ class Journal:
         Raises UsageError for a whole line that is no entry: someone else wrote it, so nothing is guessed.
         """
         found: dict[str, Entry] = {}
-        for number, line in enumerate(self._whole_lines(), start=1):
+        for number, line in enumerate(whole_lines(self._path), start=1):
             try:
                 entry = _entry(line)
             except (orjson.JSONDecodeError, TypeError) as error:
@@ -53,7 +53,7 @@ class Journal:
     def readable_entries(self) -> list[Entry]:
         """The same for a reader: lines that are no entry are told and passed over, they cost their cell only."""
         found: dict[str, Entry] = {}
-        for number, line in enumerate(if_readable(self._read_lines, self._path, "what it holds is missing") or (), 1):
+        for number, line in enumerate(if_readable(_read_lines, self._path, "what it holds is missing") or (), 1):
             try:
                 entry = _entry(line)
             except (orjson.JSONDecodeError, TypeError) as error:
@@ -75,28 +75,7 @@ class Journal:
             },
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
-        whole = sum(len(known) + 1 for known in self._whole_lines())
-        new = not self._path.exists()
-        with self._path.open("w+b" if new else "r+b") as file:
-            file.truncate(whole)
-            file.seek(whole)
-            file.write(line + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if new:
-            sync_folder(self._path.parent)
-
-    def _whole_lines(self) -> list[bytes]:
-        try:
-            return self._read_lines(self._path)
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            raise UsageError(f"{self._path}: cannot be read: {error.strerror or error}.") from error
-
-    @staticmethod
-    def _read_lines(path: Path) -> list[bytes]:
-        return path.read_bytes().split(b"\n")[:-1]
+        append_line(self._path, line)
 
 
 def _entry(line: bytes) -> Entry:
@@ -105,3 +84,31 @@ def _entry(line: bytes) -> Entry:
     if not isinstance(entry.point, Mapping) or not isinstance(entry.cell, str):
         raise TypeError("no point in it")
     return entry
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Adds a line to a file of lines, durably. A torn last line is overwritten."""
+    whole = sum(len(known) + 1 for known in whole_lines(path))
+    new = not path.exists()
+    with path.open("w+b" if new else "r+b") as file:
+        file.truncate(whole)
+        file.seek(whole)
+        file.write(line + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines that were written whole; none where there is no file. Raises UsageError for an unreadable one."""
+    try:
+        return _read_lines(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror or error}.") from error
+
+
+def _read_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().split(b"\n")[:-1]

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -35,7 +35,7 @@ from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
-from qwenbench.sweep.requests import ServerTraits, probe_body
+from qwenbench.sweep.requests import ServerTraits, Until, probe_body
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts
 
@@ -65,6 +65,50 @@ class Launch:
     cells: tuple[Cell, ...]
 
 
+class Course(Protocol):
+    """What is measured in a launch, one load point after the other, by what the earlier ones gave."""
+
+    def ready(self, seconds: float) -> None:
+        """The server answers, so long after its start."""
+
+    def next(self) -> Cell | None:
+        """The next load point; None ends the launch."""
+
+    def until(self, cell: Cell) -> Until | None:
+        """When this point ends; None: as the plan's options say."""
+
+    def done(self, cell: Cell, result: CellResult) -> None:
+        """It is measured and on disk."""
+
+
+class ListedCells:
+    """A sweep's course: the launch's cells as they are listed, then what --until-ci adds to them."""
+
+    def __init__(self, sweep: Sweep, launch: Launch) -> None:
+        self._sweep = sweep
+        self._launch = launch
+        self._pending = list(launch.cells)
+
+    def ready(self, seconds: float) -> None:
+        """Nothing depends on it."""
+
+    def next(self) -> Cell | None:
+        """The next listed cell, or another repeat."""
+        if not self._pending:
+            config_id, number = self._launch.configuration.config_id, self._launch.number
+            points = next_repeats(self._sweep.plan, self._sweep.recorder.points, config_id, number)
+            self._pending = [Cell(config_id, number, point) for point in points]
+            self._sweep.schedule.add(self._pending)
+        return self._pending.pop(0) if self._pending else None
+
+    def until(self, cell: Cell) -> Until | None:
+        """As the options say."""
+        return None
+
+    def done(self, cell: Cell, result: CellResult) -> None:
+        """Nothing depends on it."""
+
+
 @dataclass(frozen=True)
 class LaunchOutcome:
     """How a launch went."""
@@ -79,9 +123,12 @@ class LaunchOutcome:
 class LaunchRun:
     """Makes one launch and measures its cells. One object per launch; `run` is called once."""
 
-    def __init__(self, sweep: Sweep, launch: Launch, slot: Slot, client: LoadClient) -> None:
-        """Raises UsageError when the budget of --card cannot be kept there."""
+    def __init__(
+        self, sweep: Sweep, launch: Launch, slot: Slot, client: LoadClient, course: Course | None = None
+    ) -> None:
+        """`course`: the launch's cells when left out. Raises UsageError when --card's budget cannot be kept there."""
         self._sweep = sweep
+        self._course = course or ListedCells(sweep, launch)
         self._launch = launch
         self._configuration = launch.configuration
         placed = slot.place(launch.configuration.server)
@@ -120,6 +167,7 @@ class LaunchRun:
             if ours:
                 sweep.progress.ready(self._configuration, seconds)
             ready = await self._look_at(server, seconds if ours else None, before)
+            self._course.ready(seconds)
             ledger = ready.ledger
             beyond = Endurance(sweep, server, ready, self._client)
             with sweep.timings.phase("prefill_cost"):
@@ -261,9 +309,7 @@ class LaunchRun:
         done = 0
         lost: Failure | None = None
         meter = PointMeter(self._sweep, ready, self._client)
-        pending = list(self._launch.cells)
-        while pending:
-            cell = pending.pop(0)
+        while (cell := self._course.next()) is not None:
             result = await self._measure_one(server, meter, cell)
             if self._sweep.stop.is_set():
                 return done, None  # stopped by the user: nothing half-measured is kept
@@ -276,10 +322,8 @@ class LaunchRun:
             self._sweep.recorder.record(cell, result)
             self._sweep.schedule.cell_done(cell)
             self._sweep.progress.cell_done(cell, result.point)
+            self._course.done(cell, result)
             done += 1
-            if not pending:
-                pending = self._more_repeats()
-                self._sweep.schedule.add(pending)
         return done, lost
 
     async def _measure_one(self, server: Server, meter: PointMeter, cell: Cell) -> CellResult:
@@ -288,7 +332,7 @@ class LaunchRun:
         halt = asyncio.Event()
         watching = asyncio.create_task(self._halt_when_over(server, halt))
         try:
-            return await meter.measure(cell, halt)
+            return await meter.measure(cell, halt, self._course.until(cell))
         finally:
             watching.cancel()
 
@@ -305,12 +349,6 @@ class LaunchRun:
         own = (self._configuration.config_id, self._launch.number)
         rows = (row for row in self._sweep.recorder.points if (row["config_id"], row["launch"]) == own)
         return max((row["vram_peak_mib"] for row in rows if row["vram_peak_mib"] is not None), default=None)
-
-    def _more_repeats(self) -> list[Cell]:
-        """--until-ci: another repeat of each load point whose interval is still too wide."""
-        config_id, number = self._configuration.config_id, self._launch.number
-        points = next_repeats(self._sweep.plan, self._sweep.recorder.points, config_id, number)
-        return [Cell(config_id, number, point) for point in points]
 
     async def _given_back(self, before: dict[str, float]) -> float | None:
         nvml = self._hardware.nvml

@@ -37,6 +37,7 @@ from qwenbench.sweep.probing import QUESTION_S
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import (
     ServerTraits,
+    Until,
     interfering_load,
     load_shape_name,
     measured_load,
@@ -112,25 +113,29 @@ class PointMeter:
         self._server = server
         self._client = client
 
-    async def measure(self, cell: Cell, halt: asyncio.Event) -> CellResult:
-        """Measures one load point. When `halt` was set meanwhile, what comes back is not to be kept."""
+    async def measure(self, cell: Cell, halt: asyncio.Event, until: Until | None = None) -> CellResult:
+        """Measures one load point; `until` ends it by another rule than the options'.
+
+        When `halt` was set meanwhile, what comes back is not to be kept.
+        """
         sweep, server, point = self._sweep, self._server, cell.point
         salt = f"{sweep.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
         warm_up = warm_up_load(sweep.plan, server.configuration, point, server.traits, server.target, salt + "w")
         with sweep.timings.phase("warm_up"):
             await self._client.run(warm_up, on_progress=_Listener(sweep, cell, "warm-up", warm_up), stop=halt)
-        load = measured_load(sweep.plan, server.configuration, point, server.traits, server.target, salt)
+        load = measured_load(sweep.plan, server.configuration, point, server.traits, server.target, salt, until)
         with sweep.timings.phase("self_check"):
             client_error = None if point.concurrency is None else await sweep.client_error(point.concurrency)
         watch = await Watch(sweep, server).start()
         try:
             with sweep.timings.phase("load"):
                 listener = _Listener(sweep, cell, "load", load, watch)
+                decided = until.decided if until is not None else None
                 beside = interfering_load(
                     sweep.plan, server.configuration, point, server.traits, server.target, salt + "i"
                 )
                 async with _running_beside(beside) as long_prompts:
-                    result = await self._client.run(load, on_progress=listener, stop=halt)
+                    result = await self._client.run(load, on_progress=listener, stop=halt, decided=decided)
         finally:
             samples = await watch.stop()
         if samples.problem:

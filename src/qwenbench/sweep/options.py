@@ -39,6 +39,9 @@ SCENARIOS = "What is sent"
 LOAD = "Load"
 REPEATS = "Repeats and order"
 
+SHAPED = ("sweep", "bench")
+"""Commands whose load points the user chooses; `tune` chooses its own."""
+
 _REQUESTS = re.compile(r"\d+x?\Z|\d+\.\d+x\Z")
 
 
@@ -58,11 +61,15 @@ class Flag:
     repeatable: bool = False
     default: str | None = None
     """What --help says the default is, where the field's own default does not say it."""
-    commands: tuple[str, ...] = ("sweep", "bench")
+    commands: tuple[str, ...] = ("sweep", "bench", "tune")
 
 
 def _server(help_text: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
-    return Flag(help_text, SERVERS, metavar, read, commands=("sweep",), **more)
+    return Flag(help_text, SERVERS, metavar, read, commands=("sweep", "tune"), **more)
+
+
+def _shaped(help_text: str, panel: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
+    return Flag(help_text, panel, metavar, read, commands=SHAPED, **more)
 
 
 class SweepOptions(BaseModel):
@@ -223,19 +230,20 @@ class SweepOptions(BaseModel):
     save_text: Annotated[bool, Flag("Keep answers in the run folder", SCENARIOS)] = False
 
     concurrency: Annotated[
-        tuple[int, ...], Flag("Client streams, closed loop", LOAD, "N,..", list_of(int, positive))
+        tuple[int, ...], _shaped("Client streams, closed loop", LOAD, "N,..", list_of(int, positive))
     ] = (1, 8, 32, 64)
     rate: Annotated[
-        tuple[float, ...], Flag("Open loop: sessions per second", LOAD, "R,..", list_of(float, positive))
+        tuple[float, ...],
+        _shaped("Open loop: sessions per second", LOAD, "R,..", list_of(float, positive)),
     ] = ()
     burstiness: Annotated[
         float | Literal["constant"] | None,
-        Flag("With --rate: gamma shape (1 is Poisson, below burstier), or `constant`", LOAD, "B", gamma_shape),
+        _shaped("With --rate: gamma shape (1 is Poisson, below burstier), or `constant`", LOAD, "B", gamma_shape),
     ] = None
-    ramp_s: Annotated[float, Flag("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(
+    ramp_s: Annotated[float, _shaped("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(
         default=0.0, ge=0
     )
-    trace: Annotated[str | None, Flag("Open loop: replay a trace (JSON Lines or CSV)", LOAD, "FILE")] = None
+    trace: Annotated[str | None, _shaped("Open loop: replay a trace (JSON Lines or CSV)", LOAD, "FILE")] = None
     trace_unit: Annotated[
         Literal["s", "ms"] | None, Flag("Unit of the trace's timestamps", LOAD, default="as its form says")
     ] = None
@@ -247,23 +255,18 @@ class SweepOptions(BaseModel):
     ] = None
     requests: Annotated[
         str | None,
-        Flag(
+        _shaped(
             "Send so many requests per load point, then let it drain",
             LOAD,
             "N|Nx",
             default="streams stay full until a steady window holds 4x, at least 16",
         ),
     ] = None
-    duration_s: Annotated[float | None, Flag("Load point by time instead", LOAD, "S")] = Field(default=None, gt=0)
+    duration_s: Annotated[float | None, _shaped("Load point by time instead", LOAD, "S")] = Field(default=None, gt=0)
     timeout_s: Annotated[float, Flag("Longest time for one request", LOAD, "S")] = Field(default=600.0, gt=0)
     slo: Annotated[
         dict[str, Annotated[float, Field(allow_inf_nan=True)]],
-        Flag(
-            "Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms",
-            LOAD,
-            "METRIC=LIMIT,..",
-            request_limits,
-        ),
+        _shaped("Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms", LOAD, "METRIC=LIMIT,..", request_limits),
     ] = Field(default_factory=dict)
     client_processes: Annotated[int | None, Flag("Client processes", LOAD, default="from cores and streams")] = Field(
         default=None, ge=1
@@ -272,15 +275,15 @@ class SweepOptions(BaseModel):
         tuple[int, ...], Flag("Pin client processes to these CPUs", LOAD, "LIST", list_of(int, not_negative))
     ] = ()
 
-    repeats: Annotated[int, Flag("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
+    repeats: Annotated[int, _shaped("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
     relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(
         default=1, ge=1, le=100
     )
     until_ci: Annotated[
         float | None,
-        Flag("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share),
+        _shaped("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share),
     ] = Field(default=None, gt=0, lt=1)
-    order: Annotated[Literal["listed", "shuffled"], Flag("Order of load points; shuffled by the seed", REPEATS)] = (
+    order: Annotated[Literal["listed", "shuffled"], _shaped("Order of load points; shuffled by the seed", REPEATS)] = (
         "shuffled"
     )
     seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)

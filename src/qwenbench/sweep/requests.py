@@ -10,7 +10,7 @@ import numpy as np
 
 from qwenbench.analysis.window import MIN_COMPLETIONS_PER_STREAM, MIN_MEDIAN_E2E
 from qwenbench.engine.config import Configuration
-from qwenbench.load.spec import ClosedLoop, Enough, LoadSpec, OpenLoop, Target
+from qwenbench.load.spec import ClosedLoop, Decided, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.option_values import long_prompts
 from qwenbench.sweep.options import SweepOptions
@@ -32,6 +32,15 @@ STEADY_MEDIANS = 1.2 * MIN_MEDIAN_E2E
 answers that are still under way may be the longer ones."""
 CEILING = 4
 """A point that does not become steady (all requests fail, few are long) ends after so many times the requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """When a closed-loop point ends that is to decide a question."""
+
+    most: int
+    """Requests, whatever they decide."""
+    decided: Decided
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,13 @@ def seed_of(plan: Plan, point: LoadPoint) -> int:
 
 
 def measured_load(
-    plan: Plan, configuration: Configuration, point: LoadPoint, traits: ServerTraits, target: Target, salt: str
+    plan: Plan,
+    configuration: Configuration,
+    point: LoadPoint,
+    traits: ServerTraits,
+    target: Target,
+    salt: str,
+    until: Until | None = None,
 ) -> LoadSpec:
     """The load that is measured."""
     options, loaded = plan.options, plan.scenarios[point.scenario]
@@ -116,7 +131,9 @@ def measured_load(
     if point.concurrency is not None:
         # until it was steady, or with --duration, the list is only an upper limit: it is lazy, so it costs little
         count = scenario.request_count(point.concurrency)
-        if options.until_steady:
+        if until is not None:
+            count = until.most
+        elif options.until_steady:
             enough = Enough(max(count, STEADY_COMPLETIONS * point.concurrency), STEADY_MEDIANS)
             count = CEILING * enough.completions
         elif options.duration_s is not None:

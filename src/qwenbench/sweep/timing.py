@@ -64,8 +64,10 @@ class Schedule:
         expected: Expected,
         slots: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        open_end: bool = False,
     ) -> None:
-        """`done` cells are there already; `slots` launches run side by side."""
+        """`done` cells are there already; `slots` launches run side by side; `open_end`: nobody knows how many come."""
+        self._open_end = open_end
         self.done = done
         self._pending = list(pending)
         self._given_up = 0
@@ -121,7 +123,7 @@ class Schedule:
 
     def seconds_left(self) -> float | None:
         """Starts, warm-ups and load points still to come; None before the first cell was timed."""
-        if not self._timed:
+        if not self._timed or self._open_end:
             return None
         now = self._clock()
         points = sum(self._cell_s(cell, now) for cell in self._pending)
@@ -137,6 +139,8 @@ class Schedule:
         return whole if began is None else max(0.0, whole - (now - began))
 
     def __str__(self) -> str:
+        if self._open_end:
+            return f"point {self.done}"
         left = self.seconds_left()
         return f"{self.done}/{self.cells} points" + ("" if left is None else f", {duration(left)} left")
 

@@ -1,0 +1,227 @@
+"""`qwenbench tune`: the best configuration for so many users and these limits, in few launches."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenbench.cli.option_parameters import takes_options
+from qwenbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.sweep.options import SweepOptions
+    from qwenbench.sweep.tuning import Quest, Tuning
+
+SEARCH = "What is sought"
+RUN = "Run folder"
+VALUES_LEFT_OUT = {"--resume": ""}
+"""--resume alone means the newest run."""
+_OBJECTIVES = ("tokens", "users")
+_SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
+
+
+@takes_options("tune")
+def command(
+    given: dict[str, Any],
+    users: Annotated[
+        int | None,
+        typer.Option(help="Concurrent users", rich_help_panel=SEARCH, min=1, max=4096, show_default=False),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(
+            help="Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms",
+            rich_help_panel=SEARCH,
+            metavar="METRIC_pNN=LIMIT,..",
+            show_default=False,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help="tokens: most tokens/s at --users; users: most users within the limits (default: tokens)",
+            rich_help_panel=SEARCH,
+            metavar="tokens|users",
+            show_default=False,
+        ),
+    ] = None,
+    max_launches: Annotated[
+        int | None,
+        typer.Option(
+            help="Servers to start at most (default: 8)", rich_help_panel=SEARCH, min=1, metavar="N", show_default=False
+        ),
+    ] = None,
+    max_time: Annotated[
+        str | None,
+        typer.Option(
+            help="Longest time for all of it, e.g. 90m or 2h (no launch begins after it)",
+            rich_help_panel=SEARCH,
+            metavar="T",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
+    run_id: Annotated[
+        str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this search (folder or name; the newest when left out)",
+            rich_help_panel=RUN,
+            metavar="[RUN]",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the space and what is predicted of it, start nothing", rich_help_panel=RUN
+        ),
+    ] = False,
+    no_report: Annotated[
+        bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)
+    ] = False,
+) -> int:
+    """Find the configuration to serve with, in few launches: predicted first, raced on equal requests, launched again.
+
+    The claim is `within so many % of the best that was tried, at 95 %`, never `optimal`. Without --capture, --vary or
+    --max-num-seqs the space is made from the users: captured sizes about them, three sizes of a step.
+    Exit status: 0 an answer; 1 nothing that was tried holds the limits; 2 bad usage or nothing could run;
+    130 interrupted (resumable).
+    """
+    from qwenbench.cli.sweep_run import new_folder
+    from qwenbench.runfolder.files import read_json
+    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.sweep.extension import stored_options
+    from qwenbench.sweep.options import checked_options
+    from qwenbench.sweep.tuning import Quest, default_space
+
+    folder = None
+    if resume is not None:
+        folder = find_run(resume, "--resume", Path(out))
+        kept = read_json(folder / "run.json").get("tune")
+        if kept is None:
+            raise UsageError(f"--resume {resume}: no search began this run. Go on with qwenbench sweep --resume.")
+        if any(value is not None for value in (users, slo, objective, max_launches, max_time)):
+            raise UsageError(
+                f"--resume {resume}: a search goes on with what it seeks (--users, --slo, --objective, --max-launches, "
+                "--max-time are kept in run.json). Leave them out, or start a new run."
+            )
+        quest = Quest.from_json(kept)
+        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **given}
+    else:
+        quest = _quest(users, slo, objective, max_launches, max_time)
+        fields = {"scenario": ("conversation",), **default_space(checked_options(given), quest.users), **given}
+        fields |= {"concurrency": (quest.users or 32,), "slo": {one.latency: one.bound for one in quest.limits}}
+    options = checked_options(fields)
+    if dry_run:
+        return _show(options, quest, folder)
+    return _run(options, quest, folder, folder or new_folder(out, run_id), build_report=not no_report)
+
+
+def _show(options: SweepOptions, quest: Quest, resumed: Path | None) -> int:
+    """--dry-run: the space in the order of what is predicted, and what is not launched at all."""
+    from rich.console import Console
+
+    from qwenbench.cli.live_view import PlainLines
+    from qwenbench.cli.sweep_run import plan_and_site
+    from qwenbench.runfolder.names import RunPaths
+    from qwenbench.sweep.tuning import Tuning, arms_of
+
+    plan, site = plan_and_site(options, resumed)
+    tuning = Tuning(plan, RunPaths(resumed or Path("results")), site, PlainLines(Console(stderr=True)), quest)
+    arms = sorted(arms_of(tuning), key=lambda arm: -(arm.prior or 0.0))
+    unit = "tokens/s" if quest.users else "users"
+    print(f"{len(arms)} configurations, at most {quest.rules.launches} launches (predictions are SIMULATED)")
+    for arm in arms:
+        predicted = "nothing predicted" if arm.prior is None else f"{arm.prior:,.0f} {unit} predicted"
+        print(f"  {arm.config_id}: {f'not launched: {arm.refused}' if arm.refused else predicted}")
+    return 0
+
+
+def _run(options: SweepOptions, quest: Quest, resumed: Path | None, folder: Path, build_report: bool) -> int:
+    from rich.console import Console
+
+    from qwenbench.cli.live_view import terminal_progress
+    from qwenbench.cli.sweep_run import plan_and_site, run_asyncio
+    from qwenbench.runfolder.names import RunPaths
+    from qwenbench.sweep.tuning import Tuning
+
+    plan, site = plan_and_site(options, resumed)
+
+    async def work() -> tuple[Tuning, int]:
+        with terminal_progress(Console(stderr=True)) as progress:
+            tuning = Tuning(plan, RunPaths(folder), site, progress, quest)
+            outcome = await tuning.run(["qwenbench", *sys.argv[1:]])
+            return tuning, outcome.exit_status
+
+    tuning, status = run_asyncio(work())
+    return _closing(tuning, status, folder, build_report)
+
+
+def _closing(tuning: Tuning, status: int, folder: Path, build_report: bool) -> int:
+    """Path, conclusion, answer and report; returns the exit status."""
+    from qwenbench.analysis.candidates import Question
+    from qwenbench.analysis.run import load_run
+    from qwenbench.cli.sweep_run import note
+    from qwenbench.report.answer import answered, closing_answer
+    from qwenbench.report.search import search_path
+    from qwenbench.report.text_writers import print_document
+
+    run = load_run(folder)
+    print_document(search_path(run))
+    found = tuning.outcome
+    if found is None:
+        note(
+            f"interrupted after {len(run.points)} points. To go on: qwenbench tune --resume {shlex.quote(str(folder))}"
+        )
+        return status
+    if found.config_id is not None:
+        quest = tuning.quest
+        users = quest.users or round(found.value or 1)
+        answer = answered(run, Question(users=users, limits=quest.limits))
+        if not isinstance(answer, str):
+            print_document(closing_answer(answer))
+    if build_report and len(run.points):
+        from qwenbench.report.page import build_report as build
+        from qwenbench.runfolder.files import write_bytes
+
+        write_bytes(folder / "report.html", build(run).encode())
+        print(f"report: {folder / 'report.html'}")
+    print(f"run:    {folder}")
+    return 1 if found.config_id is None and status == 0 else status
+
+
+def _quest(
+    users: int | None, slo: str | None, objective: str | None, max_launches: int | None, max_time: str | None
+) -> Quest:
+    from qwenbench.analysis.limits import parse_point_limits
+    from qwenbench.sweep.tuning import Quest
+    from qwenbench.tune.protocol import Rules
+
+    if objective is not None and objective not in _OBJECTIVES:
+        raise UsageError(f"--objective {objective!r}: choose {', '.join(_OBJECTIVES)}.")
+    limits = parse_point_limits(slo) if slo is not None else ()
+    if objective == "users":
+        if users is not None:
+            raise UsageError("--objective users seeks the users: leave --users out.")
+        if not limits:
+            raise UsageError("--objective users needs --slo: without a limit a server holds any number of users.")
+    elif users is None:
+        raise UsageError("give --users N, or --objective users with --slo. E.g. --users 32 --slo ttft_p99=1000ms.")
+    seconds = float("inf") if max_time is None else _seconds(max_time)
+    rules = Rules(launches=max_launches or Rules().launches, seconds=seconds)
+    return Quest(users, limits, rules)
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"--max-time {text!r}: give a time, e.g. 90m or 2h.")
+    return float(match[1]) * _SECONDS[match[2] or ""]

@@ -1,0 +1,376 @@
+"""A search on real launches: what tune/ asks for is launched and loaded, and what came of it is told back.
+
+Everything is a run folder like a sweep's. search.jsonl beside it holds each answer that the search was given, so that a
+run that was killed goes on where it was: the search is a function of its answers, and they are given to it again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import orjson
+
+from qwenbench.analysis.limits import Limit
+from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.failures import Failure
+from qwenbench.errors import UsageError
+from qwenbench.load.run import LoadClient
+from qwenbench.load.spec import RequestTimes
+from qwenbench.runfolder.cells import Cell, LoadPoint
+from qwenbench.runfolder.journal import append_line, whole_lines
+from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.hardware import budgeted
+from qwenbench.sweep.launch import Launch, LaunchRun
+from qwenbench.sweep.load_point import CellResult
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.plan import Plan
+from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.record import Site, finish
+from qwenbench.sweep.requests import Until
+from qwenbench.sweep.slots import Slot
+from qwenbench.sweep.sweep import Sweep, SweepOutcome
+from qwenbench.sweep.timing import Schedule, expected
+from qwenbench.tune import protocol
+from qwenbench.tune.search import search
+
+SEARCH_LOG = "search.jsonl"
+MOST_TRIES = 2
+"""Of one probe, when the client was lost under it."""
+LATENCIES = RequestTimes._fields
+"""What limits of a search may be on: latencies that are known of a request when it has ended."""
+_ANSWERS = {kind.__name__: kind for kind in (protocol.Launched, protocol.LaunchFailed, protocol.Probed, protocol.Died)}
+
+
+@dataclass(frozen=True, slots=True)
+class Quest:
+    """What is sought, and how much may be spent."""
+
+    users: int | None
+    """None: as many as can be held."""
+    limits: tuple[Limit, ...]
+    rules: protocol.Rules
+
+    @property
+    def goal(self) -> protocol.Goal:
+        """As the search takes it."""
+        return protocol.Goal(self.users, {limit.key: _share(limit) for limit in self.limits})
+
+    def to_json(self) -> dict[str, Any]:
+        """For run.json: what a resumed search must agree in."""
+        rules = {name: None if value == math.inf else value for name, value in asdict(self.rules).items()}
+        return {"users": self.users, "limits": {limit.key: limit.bound for limit in self.limits}, "rules": rules}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Quest:
+        """As run.json holds it."""
+        rules: dict[str, Any] = {name: math.inf if value is None else value for name, value in kept["rules"].items()}
+        limits = tuple(Limit(key, bound) for key, bound in kept["limits"].items())
+        return cls(kept["users"], limits, protocol.Rules(**rules))
+
+
+def _share(limit: Limit) -> float:
+    share = limit.share
+    if share is None or limit.latency not in LATENCIES:
+        known = ", ".join(f"{name}_p99" for name in LATENCIES)
+        raise UsageError(f"--slo {limit.key}: a search judges the share of requests within a limit: {known} and so on.")
+    return share
+
+
+def counts_of(limits: Sequence[Limit], latencies: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    """Limit -> (requests within it, requests); an unknown latency (a failed request's NaN) is within no limit."""
+    found = {}
+    for limit in limits:
+        values = latencies[limit.latency]
+        found[limit.key] = (int((values <= limit.bound).sum()), len(values))
+    return found
+
+
+class Tuning(Sweep):
+    """A sweep whose launches and load points a search chooses."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, site: Site, progress: Progress, quest: Quest) -> None:
+        """Raises UsageError as Sweep does, and for limits that a search cannot judge."""
+        super().__init__(plan, paths, site, progress)
+        self.quest = quest
+        self._goal = quest.goal
+        self.outcome: protocol.Outcome | None = None
+
+    async def _run(self, meta: dict[str, Any], slots: Sequence[Slot]) -> SweepOutcome:
+        self._agree(meta)
+        failures: dict[str, Failure] = {}
+        guess = expected(self.plan, self.site.launcher.name)
+        self.schedule = Schedule([], len(self.recorder.points), guess, open_end=True)
+        self.progress.plan(self.schedule)
+        arms = self._arms(meta)
+        path = self.paths.root / SEARCH_LOG
+        steps = _Steps(search(arms, self._goal, self.quest.rules, self.plan.options.seed), path)
+        async with LoadClient() as client:
+            while steps.step is not None and not self.stop.is_set():
+                failure = await self._launch(steps, slots[0], client)
+                if failure is not None:
+                    failures[steps.launch.config_id] = failure
+        self.outcome = steps.outcome
+        meta["search"] = self._search_record(arms)
+        self.recorder.write_points()
+        self.recorder.write_summary()
+        self._tell_cut_answers()
+        self._finish(meta)
+        done = len(self.recorder.points)
+        unanswered = sum(not point["requests_ok"] for point in self.recorder.points)
+        # what failed is what the search is for: it is no failure of the run
+        return SweepOutcome(done, done, {}, self.stop.is_set(), unanswered)
+
+    def _arms(self, meta: dict[str, Any]) -> list[protocol.Arm]:
+        """The space as it was when the search began: later logs would change predictions, and with them its steps."""
+        known = meta.get("search_space")
+        if known is not None:
+            return [protocol.Arm(**{**arm, "features": tuple(arm["features"])}) for arm in known]
+        arms = arms_of(self)
+        for arm in arms:
+            if arm.refused is not None:
+                self.note(f"not launched: {arm.refused}", arm.config_id)
+        finish(self.paths, meta, search_space=[asdict(arm) for arm in arms])
+        return arms
+
+    def _agree(self, meta: dict[str, Any]) -> None:
+        """Raises UsageError when the run seeks something else than is asked for now."""
+        known = meta.setdefault("tune", self.quest.to_json())
+        if known != self.quest.to_json():
+            raise UsageError(
+                f"--resume {self.paths.root}: this run seeks something else than is asked for now. Leave --users, "
+                "--slo, --objective and the limits of the search out, or start a new run."
+            )
+
+    async def _launch(self, steps: _Steps, slot: Slot, client: LoadClient) -> Failure | None:
+        """One launch with all its probes."""
+        asked = steps.launch
+        launch = Launch(self.plan.configuration(asked.config_id), asked.number, ())
+        course = _Probes(self, steps)
+        began = time.monotonic()
+        outcome = await LaunchRun(self, launch, slot, client, course).run()
+        if self.stop.is_set() or outcome.interrupted:
+            return None
+        if outcome.failure is not None:
+            seconds = time.monotonic() - began
+            reason = f"{outcome.failure.kind}: {outcome.failure.evidence}"
+            starting = isinstance(steps.step, protocol.Launch) and steps.step == asked
+            steps.answer(protocol.LaunchFailed(reason, seconds) if starting else protocol.Died(reason, seconds))
+        return outcome.failure
+
+    def _search_record(self, arms: Sequence[protocol.Arm]) -> dict[str, Any]:
+        """run.json's `search`: what was sought, the path, and the conclusion (null while it is not over)."""
+        return {
+            "users": self.quest.users,
+            "limits": [str(limit) for limit in self.quest.limits],
+            "rules": asdict(self.quest.rules),
+            "space": len(arms),
+            "outcome": None if self.outcome is None else asdict(self.outcome),
+        }
+
+
+class _Steps:
+    """The search's steps, with its answers on disk: those of an earlier process are given to it first."""
+
+    def __init__(self, steps: Generator[protocol.Step, protocol.Answer, protocol.Outcome], log: Path) -> None:
+        self._steps = steps
+        self._log = log
+        self.outcome: protocol.Outcome | None = None
+        self.step: protocol.Step | None = next(steps)
+        self.launch = cast(protocol.Launch, self.step)
+        """The launch that was asked for last."""
+        for line in whole_lines(log):
+            entry = orjson.loads(line)
+            if self.step is None or entry["step"] != _named(self.step):
+                raise UsageError(f"{log}: holds the answers of another search. Start a new run.")
+            self._give(_answer(entry["answer"]))
+
+    def answer(self, answer: protocol.Answer) -> None:
+        """What came of the step; it is on disk before the next one is taken."""
+        append_line(self._log, orjson.dumps({"step": _named(self.step), "answer": _named(answer)}))
+        self._give(answer)
+
+    def _give(self, answer: protocol.Answer) -> None:
+        try:
+            self.step = self._steps.send(answer)
+        except StopIteration as end:
+            self.step, self.outcome = None, end.value
+        if isinstance(self.step, protocol.Launch):
+            self.launch = self.step
+
+
+def _named(value: Any) -> dict[str, Any]:
+    """A step or an answer as JSON, with its kind (tuples as the lists that come back)."""
+    fields = {key: None if value == math.inf else value for key, value in asdict(value).items()}
+    told: dict[str, Any] = orjson.loads(orjson.dumps({"kind": type(value).__name__, **fields}))
+    return told
+
+
+def _answer(told: dict[str, Any]) -> protocol.Answer:
+    fields = {name: value for name, value in told.items() if name != "kind"}
+    if "counts" in fields:
+        fields["counts"] = {name: (within, trials) for name, (within, trials) in fields["counts"].items()}
+    return _ANSWERS[told["kind"]](**fields)
+
+
+class _Probes:
+    """The course of one launch: the probes that the search asks for, until it asks for another launch."""
+
+    def __init__(self, tuning: Tuning, steps: _Steps) -> None:
+        self._tuning = tuning
+        self._steps = steps
+        self._asked = steps.launch
+        self._waiting: list[Cell] = []
+        self._results: list[CellResult] = []
+        self._began = 0.0
+        self._again: set[Cell] = set()
+        self._tried: list[protocol.Probe] = []
+
+    def ready(self, seconds: float) -> None:
+        """Tells the search, unless it was told before this run was resumed."""
+        if self._steps.step == self._asked:
+            self._steps.answer(protocol.Launched(seconds))
+
+    def next(self) -> Cell | None:
+        """A load point of each scenario for the probe that is asked for."""
+        if self._waiting:
+            return self._waiting.pop(0)
+        probe = self._steps.step
+        if isinstance(probe, protocol.Probe) and self._tried.count(probe) >= MOST_TRIES:
+            self._steps.answer(protocol.Probed({}, None, 0.0))  # its client was lost each time
+            probe = self._steps.step
+        if not isinstance(probe, protocol.Probe):
+            return None
+        self._tried.append(probe)
+        plan = self._tuning.plan
+        self._waiting = [
+            Cell(
+                probe.config_id, probe.number, LoadPoint(point.scenario, point.profile, probe.users, None, probe.repeat)
+            )
+            for point in plan.points
+        ]
+        self._tuning.schedule.add(self._waiting)
+        self._results = []
+        self._began = time.monotonic()
+        return self._waiting.pop(0)
+
+    def until(self, cell: Cell) -> Until | None:
+        """Until its limits are decided; without limits as a sweep's points, until it was steady."""
+        probe = self._steps.step
+        if not isinstance(probe, protocol.Probe) or not probe.limits:
+            return None
+        limits = self._tuning.quest.limits
+
+        def decided(finished: Sequence[RequestTimes]) -> bool:
+            table = np.array(finished, dtype=np.float64).reshape(len(finished), len(LATENCIES))
+            return probe.enough(counts_of(limits, dict(zip(LATENCIES, table.T, strict=True))))
+
+        return Until(probe.most, decided)
+
+    def done(self, cell: Cell, result: CellResult) -> None:
+        """Tells the search once all scenarios of the probe are measured; an invalid point is measured once again."""
+        if not result.point["valid"] and cell not in self._again:
+            self._again.add(cell)
+            self._waiting.insert(0, cell)
+            self._tuning.schedule.add([cell])
+            return
+        self._results.append(result)
+        if self._waiting:
+            return
+        limits = self._tuning.quest.limits
+        counts: dict[str, tuple[int, int]] = {}
+        values, failed = [], 0
+        for one in self._results:
+            arrays = RequestArrays.of(one.requests)
+            latencies = {name: np.where(arrays.ok, values, np.nan) for name, values in arrays.latencies_ms().items()}
+            for name, (within, trials) in counts_of(limits, latencies).items():
+                known = counts.get(name, (0, 0))
+                counts[name] = (known[0] + within, known[1] + trials)
+            failed += int((~arrays.ok).sum())
+            values.append(one.point["output_tokens_per_s"] if one.point["valid"] else None)
+        known_values = [value for value in values if value is not None]
+        value = float(np.mean(known_values)) if len(known_values) == len(values) else None
+        seconds = time.monotonic() - self._began
+        self._steps.answer(protocol.Probed(counts, value, seconds, failed))
+
+
+def arms_of(tuning: Tuning) -> list[protocol.Arm]:
+    """The space as the search sees it: where each configuration lies, what is predicted of it, what cannot start."""
+    plan, hardware = tuning.plan, tuning.site.hardware
+    columns = [_positions(plan.configurations, name) for name in ("capture", "max_num_seqs", *plan.options.vary)]
+    columns.append([configuration.utilization or 0.0 for configuration in plan.configurations])
+    arms = []
+    for place, configuration in enumerate(plan.configurations):
+        server = budgeted(configuration.server, plan.options, hardware)
+        refusal = None if plan.options.force else tuning.preflight.check(server).refusal()
+        arms.append(
+            protocol.Arm(
+                configuration.config_id,
+                tuple(column[place] for column in columns),
+                None if refusal else predicted(tuning, server),
+                refusal.evidence if refusal else None,
+            )
+        )
+    return arms
+
+
+def _positions(configurations: Sequence[Configuration], setting: str) -> list[float]:
+    """Where each configuration lies in one setting: log2 of numbers, the place in the list of anything else."""
+    if setting in ("capture", "max_num_seqs"):
+        values = [getattr(configuration.server, setting) for configuration in configurations]
+    else:
+        values = [configuration.vary.get(setting) for configuration in configurations]
+    try:
+        return [math.log2(float(value)) if value is not None else 0.0 for value in values]
+    except (TypeError, ValueError):
+        known = list(dict.fromkeys(values))
+        return [float(known.index(value)) for value in values]
+
+
+def predicted(tuning: Tuning, server: ServerConfig) -> float | None:
+    """The objective by the simulator in virtual time (tokens/s, or users); None where it cannot say.
+
+    It is a prior for the order of launches only: what was measured outweighs it.
+    """
+    from qwenbench.simulator.replay import CannotStart, LoadShape, simulate_point
+
+    users = tuning.quest.users or server.max_num_seqs or 32
+    scenario = next(iter(tuning.plan.scenarios.values())).file.scenario
+    lengths, prompts = scenario.output_tokens, scenario.input_tokens
+    middle = lengths.median or (lengths.min + lengths.max) / 2
+    load = LoadShape(
+        streams=users,
+        input_tokens=(prompts.min, prompts.max) if prompts else (100, 600),
+        output_tokens=(max(1, int(middle / 2)), int(middle * 2)),
+        requests=max(2 * users, 16),
+    )
+    card = tuning.site.hardware.card
+    known = ("max-num-seqs", "max-cudagraph-capture-size", "gpu-memory-utilization", "max-num-batched-tokens")
+    flags: dict[str, str | int | float | None] = {
+        name: value for name, value in server.flags.items() if name in known and value is not None
+    }
+    if card is not None:
+        flags["sim-card"] = card.name
+    try:
+        point = simulate_point({**flags, "model": server.model}, load)
+    except (CannotStart, UsageError, ValueError, KeyError):
+        return None
+    return point.output_tokens_per_s if tuning.quest.users else float(max(1, point.running_peak))
+
+
+def default_space(options: SweepOptions, users: int | None) -> dict[str, Any]:
+    """The dimensions of a space for which none were given: captured sizes about the users, and steps of the scheduler.
+
+    The size that the users fill comes first; smaller ones free memory, larger ones capture prompts.
+    """
+    if options.capture or options.vary or options.max_num_seqs != "match":
+        return {}
+    wanted = 8 * math.ceil((users or 64) / 8)
+    sizes = sorted({wanted, *(size for size in (16, 32, 64, 128, 256) if wanted / 2 <= size <= 4 * wanted)})
+    return {"capture": tuple(sizes), "vary": {"max-num-batched-tokens": ("2048", "4096", "8192")}}

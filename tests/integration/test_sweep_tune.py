@@ -1,0 +1,103 @@
+"""`qwenbench tune` on the simulator: launches and probes of a search in a run folder that can be killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from sweep_runs import free_port, journal, qwenbench, record, relatives, started, wait_until
+
+SPACE = ("--launcher", "sim", "--scenario", "math", "--output-tokens", "4-8", "--vllm-arg=--sim-time-scale=0.1")
+
+
+def options(folder: Path, *more: str) -> tuple[str, ...]:
+    target = ("--out", str(folder.parent), "--run-id", folder.name, "--port", str(free_port()))
+    return ("tune", *SPACE, *target, *more)
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    """What the search was asked and told, in order."""
+    file = folder / "search.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    goal = ("--users", "4", "--slo", "ttft_p50=60s", "--max-launches", "3")
+    ended = qwenbench(*options(folder, *goal, "--capture", "2,4"))
+    search = record(folder / "run.json")["search"]
+    path = search["outcome"]["path"]
+    assert {tried["config_id"] for tried in path} <= {"cap2-seq2", "cap4-seq4"} and 2 <= len(path) <= 3
+    assert "What the search launched" in ended.out and "of 2 configurations" in ended.out
+    assert "optimal" not in ended.out
+    if any(tried["value"] is not None for tried in path):  # a busy machine may leave nothing valid
+        assert ended.status == 0, ended.err
+        assert search["outcome"]["config_id"] == "cap4-seq4"
+        assert "of the best that was tried, at 95 %" in ended.out and "docker run" in ended.out
+    launches = [one["step"] for one in answers(folder) if one["step"]["kind"] == "Launch"]
+    assert len(launches) == len(path)
+    probes = {(one["step"]["config_id"], one["step"]["number"], one["step"]["repeat"]) for one in answers(folder)
+              if one["step"]["kind"] == "Probe"}  # fmt: skip
+    assert {(line["config"], line["launch"], line["point"]["repeat"]) for line in journal(folder)} == probes
+    assert "What the search launched" in (folder / "report.html").read_text()
+
+
+def test_a_configuration_that_does_not_start_is_data(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    goal = ("--users", "2", "--slo", "ttft_p50=60s", "--max-launches", "2", "--force")
+    ended = qwenbench(*options(folder, *goal, "--capture", "2", "--vary", "max-model-len=auto,99999999"))
+    outcome = record(folder / "run.json")["search"]["outcome"]
+    failed = [tried for tried in outcome["path"] if tried["verdict"] == "failed"]
+    assert [tried["config_id"] for tried in failed] == ["cap2-seq2-max-model-len-99999999"]
+    assert failed[0]["dropped"]
+    assert "Traceback" not in ended.err
+    assert ended.status in (0, 1)
+
+
+def test_a_search_that_was_stopped_goes_on_with_the_same_steps(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    goal = ("--users", "4", "--slo", "ttft_p50=60s", "--max-launches", "2", "--capture", "2,4")
+    with started(*options(folder, *goal)) as process:
+        wait_until(lambda: len(answers(folder)) >= 2 or process.poll() is not None, "the first probe never ended", 60)
+        os.killpg(process.pid, signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert relatives(process) == []
+    assert process.returncode == 130, err
+    assert "qwenbench tune --resume" in err
+    before = answers(folder)
+    other = qwenbench("tune", "--resume", str(folder), "--users", "8")
+    assert other.status == 2 and "goes on with what it seeks" in other.err
+    resumed = qwenbench("tune", "--resume", str(folder))
+    assert resumed.status in (0, 1), resumed.err
+    after = answers(folder)
+    assert after[: len(before)] == before
+    steps = [json.dumps(one["step"], sort_keys=True) for one in after]
+    assert len(steps) == len(set(steps)), "nothing is asked twice"
+    assert record(folder / "run.json")["search"]["outcome"]["path"]
+
+
+def test_what_cannot_be_sought_is_refused_in_one_line(tmp_path: Path) -> None:
+    for words, told in [
+        ((), "give --users"),
+        (("--users", "4", "--objective", "users", "--slo", "ttft_p99=1s"), "leave --users out"),
+        (("--objective", "users"), "needs --slo"),
+        (("--objective", "speed", "--users", "4"), "choose tokens, users"),
+        (("--users", "4", "--slo", "itl_p99=50ms"), "a search judges the share of requests"),
+        (("--users", "4", "--slo", "output_tokens_per_s=50"), "a search judges the share of requests"),
+        (("--users", "4", "--max-time", "soon"), "--max-time 'soon'"),
+    ]:
+        folder = tmp_path / "none"
+        ended = qwenbench(*options(folder, *words))
+        assert ended.status == 2 and told in ended.err, ended.err
+        assert len(ended.err.splitlines()) == 1 and not folder.exists()
+
+
+def test_the_space_is_shown_without_starting_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "none"
+    ended = qwenbench(*options(folder, "--users", "32", "--dry-run"))
+    assert ended.status == 0, ended.err
+    assert "cap32-seq32-max-num-batched-tokens-2048" in ended.out and "SIMULATED" in ended.out
+    assert not folder.exists()
