@@ -88,3 +88,35 @@ def test_bench_without_the_key(url: str, tmp_path: Path) -> None:
     assert ended.status == 2
     assert "--api-key-env" in ended.err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dead_engine_is_told_in_the_servers_own_words(tmp_path: Path) -> None:
+    """vLLM answers 500 with its own words for a moment, then it is gone: the words are the evidence, not the silence."""
+    port = free_port()
+    words = ["serve", "ig1/Qwen3.5-9B-NVFP4", "--served-model-name", "mine", "--port", str(port)]
+    words += ["--sim-time-scale", "0.2", "--sim-fail", "die-under-load"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "qwenbench.simulator", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        log = tmp_path / "theirs.log"
+        with log.open("w") as file:
+            for line in server.stdout:
+                file.write(line)
+                if "Application startup complete" in line:
+                    break
+        folder = tmp_path / "run"
+        load = ("--scenario", "math", "--concurrency", "4", "--requests", "16", "--output-tokens", "64")
+        ended = qwenbench(
+            "bench", "--url", f"http://127.0.0.1:{port}", "--out", str(tmp_path), "--run-id", "run", *load
+        )
+        server.terminate()
+        server.stdout.read()
+    assert ended.status != 0
+    failure = record(folder / "servers" / "server" / "failure.json")
+    assert failure["class"] in ("engine_died", "unreachable"), failure
+    assert "--server-log" in failure["advice"]
+    assert failure["phase"] == "load"

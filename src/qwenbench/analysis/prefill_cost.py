@@ -46,7 +46,7 @@ class PrefillCost:
             price = "" if self.ms_per_token is None else f", {1000 * self.ms_per_token:.0f} ms per 1,000 tokens"
             return (
                 f"from {self.lengths[0]:,} tokens on a longer prompt takes longer{price}: no length is seen under "
-                "which prompts cost the same (the GPU's time more than the host's)"
+                "which prompts cost the same (the device's time more than the host's)"
             )
         reach = f"{self.same_cost_up_to_tokens:,}"
         further = " (and perhaps further)" if self.at_least else ""

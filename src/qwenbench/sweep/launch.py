@@ -409,8 +409,9 @@ def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str
 
 
 def most_frequent_errors(requests: pa.Table, most: int = 3) -> list[str]:
-    """What a server answered to the requests that failed, the most frequent first."""
-    counted = Counter(detail for detail in requests["error_detail"].to_pylist() if detail)
+    """What a server answered to the requests that failed, the most frequent first; what the client saw is no answer."""
+    rows = zip(requests["error"].to_pylist(), requests["error_detail"].to_pylist(), strict=True)
+    counted = Counter(detail for error, detail in rows if detail and error in ("http_status", "stream_error"))
     return [detail for detail, _ in counted.most_common(most)]
 
 
