@@ -91,7 +91,7 @@ def test_bench_without_the_key(url: str, tmp_path: Path) -> None:
 
 
 def test_a_dead_engine_is_told_in_the_servers_own_words(tmp_path: Path) -> None:
-    """vLLM answers 500 with its own words for a moment, then it is gone: the words are the evidence, not the silence."""
+    """vLLM answers 500 with its own words for a moment, then it is gone: the words are the evidence."""
     port = free_port()
     words = ["serve", "ig1/Qwen3.5-9B-NVFP4", "--served-model-name", "mine", "--port", str(port)]
     words += ["--sim-time-scale", "0.2", "--sim-fail", "die-under-load"]

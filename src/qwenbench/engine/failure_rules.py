@@ -525,8 +525,9 @@ DYING = re.compile(
     r"|WorkerProc failed to start|Engine core initialization failed|died unexpectedly|engine core exited unexpectedly"
 )
 """vLLM's own words for the death of one of its processes."""
-STOPPING = re.compile(r"\[shutdown\] (?!.*unexpectedly)|Shutdown initiated|(?:INFO:\s+|^)Shutting down")
-"""Lines of an ordinary stop: errors after them are its consequences (EngineDeadError in an output handler)."""
+STOPPING = re.compile(r"\[shutdown\] (?:API server|EngineCore): |Shutdown initiated|(?:INFO:\s+|^)Shutting down")
+"""Lines of an ordinary stop: errors after them are its consequences (EngineDeadError in an output handler). What
+clients and process managers say at their end is said after a death as well, sometimes before its own line."""
 SECONDHAND = re.compile(
     r"EngineDeadError|See (?:root cause|stack trace|the stack trace)|Engine core initialization failed"
     r"|Worker failed with error|WorkerProc initialization failed|RayTaskError|RayActorError|ActorDiedError"

@@ -25,6 +25,10 @@ _NOISE = re.compile(
     r"nanobind:|leaked |resource_tracker|destroy_process_group|^\s*[\^~]+\s*$|^\s*$|^usage: "
     r"|exited with code|^\s*sys\.exit\(main\(\)\)"
 )
+_NO_ERROR = re.compile(
+    r"^\[?[IW]\d{4} [\d:.]+ |(?:it/s|s/it)\]\s*$|\b(?:User|Future|Deprecation)Warning\b|warnings\.warn\("
+)
+"""Torch's own notes and warnings, Python's, progress bars: they have no level of vLLM's."""
 _DOCKER = re.compile(
     r"docker: |Error response from daemon: |Cannot connect to the Docker daemon|error during connect: "
     r"|(?:Got )?permission denied while trying to connect to the|failed to connect to the docker API"
@@ -228,11 +232,9 @@ def _is_progress(line: Line) -> bool:
 
 def _may_be_evidence(line: Line) -> bool:
     """An INFO line, a warning, a request's or a route's line never says why something failed."""
-    return (
-        line.level not in ("INFO", "DEBUG", "WARNING")
-        and not is_access_log(line.text)
-        and " NCCL INFO " not in line.text
-    )
+    if line.level in ("INFO", "DEBUG", "WARNING") or _NO_ERROR.search(line.text):
+        return False
+    return not is_access_log(line.text) and " NCCL INFO " not in line.text
 
 
 def _frames_of(lines: Sequence[Line]) -> set[int]:

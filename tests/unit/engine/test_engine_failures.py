@@ -100,6 +100,7 @@ CASES = {
     "vllm-quantization-capability": ("quantization_unsupported", "Minimum capability: 75", "NVFP4"),
     "vllm-core-died-silently": ("engine_died_silently", "Failed core proc(s): {}", "dmesg"),
     "recorded-cpu-0.32-killed-under-load": ("engine_died_silently", "engine core exited unexpectedly", "dmesg"),
+    "recorded-cpu-0.32-killed-in-another-order": ("engine_died_silently", "engine core exited unexpectedly", "dmesg"),
     "recorded-h200-0.26-stale-compile-cache": (
         "compile_cache_stale",
         "AttributeError: 'NoneType' object has no attribute 'size'",
@@ -144,7 +145,13 @@ def test_an_engine_that_dies_under_load_with_exit_code_0() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "died"), [("recorded-cpu-0.28-crash-under-load", True), ("recorded-cpu-0.28-ordinary-stop", False)]
+    ("name", "died"),
+    [
+        ("recorded-cpu-0.28-crash-under-load", True),
+        ("recorded-cpu-0.28-ordinary-stop", False),
+        ("recorded-cpu-0.32-killed-under-load", True),
+        ("recorded-cpu-0.32-killed-in-another-order", True),
+    ],
 )
 def test_death_watch_tells_a_death_from_a_stop(tmp_path: Path, name: str, died: bool) -> None:
     log = tmp_path / "server.log"
