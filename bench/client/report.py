@@ -16,6 +16,7 @@ from trials import HERE
 DOCS = HERE.parents[1] / "docs"
 FIGURE = "client-accuracy.svg"
 BUSY = HERE / "results-busy.jsonl"
+SCALE = HERE / "results-scale.jsonl"
 LATE_LIMIT_MS = 2.0
 """A trial whose truth server was later than this on average says little about the client."""
 COLOURS = {
@@ -235,6 +236,7 @@ def document(runs: list[Trial], trials: list[Trial]) -> str:
         "",
         *(table(thrown) if thrown else ["None."]),
         "",
+        *scale_section(),
         *busy_section(),
         "Rerun: `make bench-client` (installs the peers under ~/.cache/qwenbench/bench-client).",
         "",
@@ -259,6 +261,36 @@ def busy_section() -> list[str]:
         *table(ran),
         "",
     ]
+
+
+def scale_section() -> list[str]:
+    """Many streams with cores of their own for server and client (bench/client/scale.py), where such a run was kept."""
+    if not SCALE.exists():
+        return []
+    about, *trials = [json.loads(line) for line in SCALE.read_text().splitlines()]
+    lines = [
+        "## Many streams",
+        "",
+        f"Server and client pinned to cores of their own ({about['cores']} cores, {about['machine']};",
+        f"{about['when']}); two requests a stream. Medians over the trials, ms; memory: the client processes' peak.",
+        "",
+        "| streams | load | trials | TTFT error mean | TTFT error p99 | server late mean / p99 | CPU us/token "
+        "| KiB a stream | failed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for streams in sorted({trial["streams"] for trial in trials}):
+        same = [trial for trial in trials if trial["streams"] == streams]
+
+        def of(key: str, same: list[Trial] = same) -> float:
+            return median(trial[key] for trial in same)
+
+        lines.append(
+            f"| {streams} | {same[0]['shape']} | {len(same)} "
+            f"| {of('ttft_error_mean'):.2f} | {of('ttft_error_p99'):.2f} | "
+            f"{of('server_late_mean'):.2f} / {of('server_late_p99'):.2f} | {of('cpu_us_per_token'):.1f} | "
+            f"{of('kib_per_stream'):.0f} | {sum(trial['failed'] for trial in same)} |"
+        )
+    return [*lines, "", "Rerun: `python bench/client/scale.py`, then `python bench/client/report.py`.", ""]
 
 
 def main() -> None:
