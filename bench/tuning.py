@@ -49,6 +49,8 @@ NEEDED = 0.99
 LIMIT = "ttft_p99"
 NEAR = 0.03
 LAUNCHES = 8
+MOST_TRIALS = 40
+"""TPE asks for the same configuration again and again when it is sure."""
 BATCH = 16
 """Requests between two looks at a probe."""
 
@@ -115,7 +117,7 @@ def main() -> None:
         )
         for noise, (launch, point) in {"quiet 3 %/2 %": (0.03, 0.02), "as recorded 11 %/7 %": (0.106, 0.071)}.items():
             for predictions in ("off by 15 %", "wrong"):
-                for name, searcher in searchers(size).items():
+                for name, searcher in searchers().items():
                     if name in ("grid", "random", "tpe") and predictions == "wrong":
                         continue  # they use none
                     row = judged(truths, searcher, options.seeds, predictions, launch, point)
@@ -219,7 +221,7 @@ Searcher = Callable[[World, int], tuple[str | None, int]]
 """World, seed -> the configuration that it recommends, and its launches."""
 
 
-def searchers(size: int) -> dict[str, Searcher]:
+def searchers() -> dict[str, Searcher]:
     """All that are compared."""
     return {"race": race, "grid": grid, "random": random_search, "tpe": tpe}
 
@@ -275,20 +277,22 @@ def grid(world: World, seed: int) -> tuple[str | None, int]:
 
 
 def random_search(world: World, seed: int) -> tuple[str | None, int]:
-    """As many at random as the race may launch."""
+    """As many at random as the race may launch, of those that are not refused beforehand."""
     servers = Servers(world, seed)
-    names = np.random.default_rng([seed, 7]).permutation(list(world.truths))[:LAUNCHES]
+    likely = [name for name, truth in world.truths.items() if refused(truth) is None]
+    names = np.random.default_rng([seed, 7]).permutation(likely)[:LAUNCHES]
     return best_of({str(name): measured(world, servers, str(name)) for name in names}), servers.launches
 
 
 def tpe(world: World, seed: int) -> tuple[str | None, int]:
-    """Optuna's TPE with as many launches, over the same flags; it is told 0 for what dies or breaks the limit."""
+    """Optuna's TPE with as many launches over what is not refused; it is told 0 for what dies or breaks the limit."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     servers, found = Servers(world, seed), {}
     some = next(iter(world.truths.values())).flags
-    values = {flag: sorted({truth.flags[flag] for truth in world.truths.values()}) for flag in some}
+    likely = [truth for truth in world.truths.values() if refused(truth) is None]
+    values = {flag: sorted({truth.flags[flag] for truth in likely}) for flag in some}
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
     while servers.launches < LAUNCHES:
         trial = study.ask()
@@ -299,7 +303,7 @@ def tpe(world: World, seed: int) -> tuple[str | None, int]:
             continue
         if name not in found:
             found[name] = measured(world, servers, name)
-        elif len(study.trials) > 40:
+        elif len(study.trials) > MOST_TRIALS:
             break
         study.tell(trial, found[name] or 0.0)
     return best_of(found), servers.launches
