@@ -194,6 +194,8 @@ class Picture:
     narrow_svg: str = ""
     """The same drawn for a telephone."""
     file: str | None = None
+    small: bool = False
+    """Half of a column's width is enough."""
 
 
 Block: TypeAlias = Heading | Paragraph | Bullets | Table | Code | Choice | Tiles | Fold | Group | Picture

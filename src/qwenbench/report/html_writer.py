@@ -176,7 +176,14 @@ def _tile(name: Inline, number: Number) -> Html:
 def _picture(picture: Picture) -> Html:
     wide = tag("div", Html(picture.svg), class_="wide" if picture.narrow_svg else None)
     narrow = tag("div", Html(picture.narrow_svg), class_="narrow") if picture.narrow_svg else Html("")
-    return tag("figure", wide, narrow, class_="drawing", role="img", aria_label=picture.alt)
+    return tag(
+        "figure",
+        wide,
+        narrow,
+        class_="drawing small" if picture.small else "drawing",
+        role="img",
+        aria_label=picture.alt,
+    )
 
 
 def _table(table: Table) -> Html:

@@ -23,6 +23,7 @@ from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
 from qwenbench.report.course import course
 from qwenbench.report.document import Block, Paragraph
+from qwenbench.report.endurance import endurance, prompt_price
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
 from qwenbench.report.names import titled
 from qwenbench.report.page_data import PageData, page_data
@@ -50,6 +51,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
     library = plotly_js()
     write = HtmlWriter().write
     answer = answered(run, question or question_of(run))
+    chosen = answer.config_id if isinstance(answer, Answer) else None
     subject = subject_of(run)
     return fill(
         asset("page.html"),
@@ -64,7 +66,8 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "tradeoff": write(_tradeoff(data, answer, subject)),
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
-            "time": write(time_use(run, data, answer.config_id if isinstance(answer, Answer) else None)),
+            "time": join((write(time_use(run, data, chosen)), write(prompt_price(run, data, chosen)))),
+            "endurance": write(endurance(run)),
             "course": write([*search_path(run), *course(run, data)]),
             "speed": join((write(sections.speed_settings(data)), write(sections.profile_price_table(run)))),
             "price": write(sections.prices(data)),
