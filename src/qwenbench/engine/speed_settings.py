@@ -28,6 +28,10 @@ _SAMPLERS = {
 """How top-k and top-p are sampled, texts of 0.8 to 0.33; without FlashInfer, by PyTorch or a Triton kernel."""
 _SCHEDULING = re.compile(r"Asynchronous scheduling is (enabled|disabled)")
 _JIT = re.compile(r"JIT compilation during inference: ([\w.]+?)\.?(?:\s|$)")
+_GRAPH_ROW = re.compile(
+    r"\| *(\d+) *\| *\d+ *\| *-?\d+ *\| *(?:CUDAGraphMode\.)?(NONE|PIECEWISE|FULL)\w* *\| *(\d+) *\|"
+)
+"""A row of the tables that --cudagraph-metrics logs: tokens, padded, paddings, mode, steps (read in 0.26)."""
 _OTHERS = {
     "moe-config": re.compile(r"Using default MoE config\. Performance might be sub-optimal"),
     "all-reduce": re.compile(r"Custom allreduce is disabled because (.+?)(?:\. |$)"),
@@ -73,6 +77,12 @@ def jit_kernel_of(line: str) -> str | None:
     return found.group(1) if found else None
 
 
+def graph_steps_of(line: str) -> tuple[int, str, int] | None:
+    """(tokens, NONE, PIECEWISE or FULL, steps) of a row that --cudagraph-metrics logged; None for other lines."""
+    found = _GRAPH_ROW.search(line) if line.count("|") >= 6 else None
+    return None if found is None else (int(found.group(1)), found.group(2), int(found.group(3)))
+
+
 def other_setting_of(line: str) -> tuple[str, str] | None:
     """(name, what it says) of the settings that have a warning of their own and nothing more."""
     for name, pattern in _OTHERS.items():
@@ -91,6 +101,7 @@ def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
         _chunks(startup),
         _prefix_caching(startup),
         _jit(startup),
+        _outside_graphs(startup),
         *(_other(name, what) for name, what in startup.other_speed_settings.items()),
     )
     return tuple(setting for setting in found if setting is not None)
@@ -171,6 +182,25 @@ def _jit(startup: StartupLog) -> SpeedSetting | None:
         "some 7 s of stalls in the first load with sampling fields (_topk_topp_kernel), once a start",
         "warm up with the requests' own sampling fields",
         MEASURED,
+    )
+
+
+def _outside_graphs(startup: StartupLog) -> SpeedSetting | None:
+    """Steps no larger than the sequences allowed that ran without a graph: measured, not inferred."""
+    seqs = startup.requested.get("max_num_seqs")
+    if not isinstance(seqs, int) or not startup.graph_steps:
+        return None
+    largest = seqs * (1 + (startup.speculative_tokens or 0))
+    small = [(mode, steps) for (tokens, mode), steps in startup.graph_steps.items() if tokens <= largest]
+    outside, every = sum(steps for mode, steps in small if mode == "NONE"), sum(steps for _, steps in small)
+    if not outside:
+        return None
+    return SpeedSetting(
+        "graph-miss",
+        f"{outside:,} of {every:,} steps of at most {largest:,} tokens ran outside the graphs (--cudagraph-metrics)",
+        "outside the graphs a token took 24.0 instead of 13 ms at 128 streams",
+        "a --max-cudagraph-capture-size that covers max-num-seqs, times 1 + drafted tokens",
+        "recorded on vLLM 0.20.2, H200: docs/memory.md",
     )
 
 

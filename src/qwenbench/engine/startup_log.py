@@ -15,7 +15,7 @@ from typing import Any
 
 from qwenbench.engine import startup_patterns as patterns
 from qwenbench.engine.log_lines import Process, clock_s, is_access_log, plain, process_of
-from qwenbench.engine.speed_settings import jit_kernel_of, other_setting_of
+from qwenbench.engine.speed_settings import graph_steps_of, jit_kernel_of, other_setting_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,8 @@ class StartupLog:
     async_scheduling: bool | None = None
     sampler: str | None = None
     """Top-k and top-p: `flashinfer`, `off: why` or `unavailable: why`."""
+    graph_steps: Mapping[tuple[int, str], int] = field(default_factory=dict)
+    """(tokens, NONE, PIECEWISE or FULL) -> steps so far, where the server runs with --cudagraph-metrics."""
     jit_kernels: Mapping[str, int] = field(default_factory=dict)
     """Kernels that were compiled during inference, each a stall, with how often."""
     other_speed_settings: Mapping[str, str] = field(default_factory=dict)
@@ -240,6 +242,7 @@ class _Start:
         self._engines: dict[str, Process] = {}
         self._warnings: list[str] = []
         self._jit: Counter[str] = Counter()
+        self._graph_steps: Counter[tuple[int, str]] = Counter()
         self._clock_s: float | None = None
         self._marks_s: dict[str, float] = {}
         self._stopping = False
@@ -341,6 +344,9 @@ class _Start:
         kernel = jit_kernel_of(line)
         if kernel is not None:
             self._jit[kernel] += 1
+        steps = graph_steps_of(line)
+        if steps is not None:
+            self._graph_steps[steps[0], steps[1]] += steps[2]
         other = other_setting_of(line)
         if other is not None:
             self._values.setdefault("other_speed_settings", {}).setdefault(*other)
@@ -373,6 +379,7 @@ class _Start:
             workers=workers,
             warnings=tuple(self._warnings),
             jit_kernels=dict(self._jit),
+            graph_steps=dict(self._graph_steps),
         )
 
     def _worker_values(self) -> tuple[WorkerMemory, ...]:

@@ -6,6 +6,7 @@ blocks); `to_json` alone flattens them into the keys of the contract.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -82,7 +83,15 @@ class MemoryLedger:
             "startup_log_s": log.total_s,
             "compile_cache": log.phases.cache,
             "died": True if log.died else None,
+            "graph_steps": self._graph_steps() or None,
         }
+
+    def _graph_steps(self) -> dict[str, int]:
+        """Steps by how they ran (FULL, PIECEWISE, NONE), as --cudagraph-metrics counted them."""
+        counted: Counter[str] = Counter()
+        for (_, mode), steps in self.startup.graph_steps.items():
+            counted[mode] += steps
+        return dict(counted)
 
     @property
     def speed_settings(self) -> tuple[SpeedSetting, ...]:

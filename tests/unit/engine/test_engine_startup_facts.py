@@ -280,3 +280,25 @@ def test_phases_of_a_cold_and_a_warm_start():
     compiled = "INFO [backends.py:391] Compiling a graph for compile range (1, 2048) takes 33.12 s\n"
     assert parse_startup_log(loaded + compiled).phases.cache == "cold"
     assert parse_startup_log("INFO nothing\n").phases.cache is None
+
+
+GRAPH_TABLE = """(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] **CUDAGraph Config Settings:**
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1]
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] - Mode: FULL_AND_PIECEWISE
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] | Unpadded Tokens | Padded Tokens | Num Paddings | Runtime Mode | Count |
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] |-----------------|---------------|--------------|--------------|-------|
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] | 60              | 64            | 4            | FULL         | 120   |
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] | 96              | 96            | 0            | NONE         | 30    |
+(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] | 2048            | 2048          | 0            | NONE         | 7     |
+"""  # noqa: E501  # as printed
+
+
+def test_steps_outside_the_graphs_are_measured_where_the_server_counts_them():
+    args = "INFO 11-26 09:59:00 [utils.py:1] non-default args: {'max_num_seqs': 128, 'cudagraph_metrics': True}\n"
+    log = parse_startup_log(args + GRAPH_TABLE + GRAPH_TABLE)
+    assert log.graph_steps == {(60, "FULL"): 240, (96, "NONE"): 60, (2048, "NONE"): 14}
+    found = next(setting for setting in speed_settings(log) if setting.name == "graph-miss")
+    assert "60 of 300 steps of at most 128 tokens" in found.state, "a prompt's step is no decode step"
+    inside = parse_startup_log(args.replace("128", "64") + GRAPH_TABLE)
+    assert "graph-miss" not in [setting.name for setting in speed_settings(inside)]
+    assert parse_startup_log("INFO | a | table | of | something | else |\n").graph_steps == {}

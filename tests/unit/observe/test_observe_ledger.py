@@ -28,7 +28,7 @@ CONTRACT_KEYS = (
 ).split()
 LATER_KEYS = (
     "non_torch_gib workers speculative_tokens sampler async_scheduling speed_settings setup_s load_s startup_log_s "
-    "compile_cache died"
+    "compile_cache died graph_steps"
 ).split()
 
 
