@@ -40,7 +40,7 @@ def test_what_is_run_differs_by_the_documented_list_only(name: str) -> None:
     after_labels = 6 + 2 * len(labels)
     assert run[6:after_labels] == [word for key, text in labels.items() for word in ("--label", f"{key}={text}")]
     shown = shown_argv(config)
-    assert shown[:5] == ["docker", "run", "--rm", "--name", "Qwen3.5-9B-NVFP4"]
+    assert shown[:5] == ["docker", "run", "--rm", "--name", config.model.rsplit("/", maxsplit=1)[-1]]
     assert run[after_labels:] == [{"E:\\cache:/root/.cache": "/mnt/e/cache:/root/.cache"}.get(w, w) for w in shown[5:]]
 
 

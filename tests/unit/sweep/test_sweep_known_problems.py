@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from qwenbench.capacity.drafters import Drafter
+from qwenbench.capacity.settings import settings_of_config
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.deployments import deployment_names, find_deployment
+from qwenbench.engine.vllm_version import version_of_image
 from qwenbench.sweep.preflight import known_problems
 
 FP8 = ServerConfig().with_flag("kv-cache-dtype", "fp8_e4m3").with_flag("calculate-kv-scales", None)
@@ -82,7 +85,7 @@ def test_known_problems_thinking_needs_a_reasoning_parser() -> None:
     assert _rules(config.with_flag("reasoning-parser", "qwen3"), "0.20.2", profiles=("thinking-coding",)) == {}
 
 
-@pytest.mark.parametrize("name", deployment_names())
+@pytest.mark.parametrize("name", ["generic", "rtx5090-headless", "rtx5090-wsl"])
 def test_known_problems_leaves_the_seed_deployments_alone(name: str) -> None:
     problems = known_problems(
         find_deployment(name),
@@ -93,3 +96,16 @@ def test_known_problems_leaves_the_seed_deployments_alone(name: str) -> None:
         largest_context=77_088,
     )
     assert problems == []
+
+
+@pytest.mark.parametrize("name", deployment_names())
+def test_what_owners_run_is_not_refused(name: str) -> None:
+    server = find_deployment(name)
+    version = version_of_image(server.docker.image)
+    seqs = int(server.flags.get("max-num-seqs") or 64)
+    found = known_problems(server, vllm_version=version, concurrencies=(seqs,), hybrid=True, largest_context=262_144)
+    assert [problem.rule for problem in found if problem.severity == "refuse"] == []
+    settings = settings_of_config(server)
+    if "x2" in name:
+        assert settings.tensor_parallel == 2
+        assert settings.drafter == Drafter("mtp", 3)
