@@ -21,6 +21,7 @@ from qwenbench.load.source import ReadySession, SessionSource, encode
 from qwenbench.load.spec import Enough, LoadProgress, RequestTimes
 
 _LOOK_EVERY_S = 0.05
+_OVERDUE_NS = 5 * NS_PER_S
 _IDLE_LOOKS = 100
 """Looks in a row (5 s) that find nothing under way and nothing due: the point would never end."""
 MAX_BYTES_HELD = 160 * 1024 * 1024
@@ -294,6 +295,8 @@ class PointRunner:
                 continue
             if now > stream.deadline_ns:
                 stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
+                if stream.busy and now > stream.deadline_ns + _OVERDUE_NS:
+                    self.fail(RuntimeError("a request could not be ended after its time-out"))
             elif exchange is not None:
                 held.append((exchange.size(), stream))
         self._bound(held)
