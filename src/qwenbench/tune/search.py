@@ -33,6 +33,9 @@ Steps = Generator[Step, Answer, None]
 Why = Literal["predicted best", "most to gain", "drawn at random", "final"]
 SURE = 1.645
 """Standard deviations of a one-sided 95 % bound."""
+NOTHING = "nothing could be measured of it"
+UNMEASURED = 3
+"""Launches in a row of which nothing could be measured, after which more would not help."""
 SURELY_WORSE = 2.0
 """Standard deviations by which an arm's belief must lie below the best one's for it to be dropped unlaunched."""
 
@@ -90,6 +93,9 @@ class _Race:
             return None
         if self._left() <= 0:
             self._ended = "no launches are left"
+            return None
+        if len(self._path) >= UNMEASURED and all(tried.dropped == NOTHING for tried in self._path[-UNMEASURED:]):
+            self._ended = f"nothing could be measured in {UNMEASURED} launches in a row: it is the client, or the load"
             return None
         belief, worth = self._belief(), self._chance_ok()
         best = self._best()
@@ -178,7 +184,7 @@ class _Race:
         if verdict == "broken":
             record.dropped, record.fate = "its limits are broken", "broken"
         elif verdict != "failed" and value is None and record.dropped is None:
-            record.dropped = "nothing could be measured of it"
+            record.dropped = NOTHING
         if record.dropped is not None and record.fate == "held":
             record.fate = "failed"
         self._path.append(Tried(arm.config_id, record.launches, why, value, verdict, record.dropped))

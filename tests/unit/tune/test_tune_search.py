@@ -141,6 +141,19 @@ def test_nothing_works() -> None:
         next(search([], GOAL, Rules()))
 
 
+def test_it_ends_when_nothing_can_be_measured() -> None:
+    """A client that is too slow makes every point invalid: other configurations will not change that."""
+    bench = Bench()
+    steps = search(space(), GOAL, Rules())
+    step = next(steps)
+    with pytest.raises(StopIteration) as end:
+        while True:
+            answer = bench.answer(step)
+            step = steps.send(replace(answer, value=None) if isinstance(answer, Probed) else answer)
+    outcome = end.value.value
+    assert (outcome.config_id, len(outcome.path)) == (None, 3) and "nothing could be measured" in outcome.ended
+
+
 def test_all_configurations_answer_the_same_requests() -> None:
     bench = Bench(noise=0.02)
     bench.run(space())
