@@ -130,6 +130,18 @@ def reasoning_never_closed(draw: random.Random, real: Sequence[str]) -> Case:
     return {"text": "<think>\n" + thought, "finish_reason": "stop"}
 
 
+def glued_pieces(draw: random.Random, real: Sequence[str]) -> Case:
+    """What SmolLM2 says when its cache is clipped: tokens of real words, few of them with a space before them."""
+    words = [word.lower() for word in draw.choice(real).split() if word.isascii() and word.isalpha()] or ["the", "of"]
+    words += "further evidence of otherwise building research amazing musing session setting building".split()
+    pieces = []
+    for _ in range(max(50, _length(draw) // 6)):
+        word = draw.choice(words)
+        piece = word[: draw.randint(3, 9)] if draw.random() < 0.5 else word[-draw.randint(3, 9) :]
+        pieces.append((draw.choice([" ", " ", "_-_", "\n_", "():", "____"]) if draw.random() < 0.3 else "") + piece)
+    return {"text": "".join(pieces)}
+
+
 PLANTED: dict[str, tuple[Callable[[random.Random, Sequence[str]], Case], frozenset[str]]] = {
     "word loop": (word_loop, frozenset({"loop", "one_character"})),
     "phrase loop": (phrase_loop, frozenset({"loop"})),
@@ -139,6 +151,7 @@ PLANTED: dict[str, tuple[Callable[[random.Random, Sequence[str]], Case], frozens
     "symbol soup": (symbol_soup, frozenset({"symbols"})),
     "random printable": (random_printable, frozenset({"entropy", "symbols"})),
     "random letters": (random_letters, frozenset({"entropy"})),
+    "glued pieces": (glued_pieces, frozenset({"run_together"})),
     "random ideographs": (random_ideographs, frozenset({"entropy"})),
     "random Hangul": (random_hangul, frozenset({"entropy"})),
     "script soup": (script_soup, frozenset({"mixed_scripts", "wrong_script", "entropy"})),

@@ -155,3 +155,19 @@ def test_quality_a_tool_call_needs_no_text() -> None:
 @given(st.text(max_size=300), st.text(max_size=60), st.sampled_from(["en", "zh", "ja", "ar", "sr-Latn", "xx", ""]))
 def test_quality_never_fails_on_any_text(text: str, reasoning: str, language: str) -> None:
     assert set(judge(text, reasoning, language, "stop")) <= set(KINDS)
+
+
+def test_quality_knows_a_model_whose_cache_was_clipped() -> None:
+    """SmolLM2-135M with keys and values through FP8 at a scale of 0.001 (tests/recipe/broken_cache.py)."""
+    lines = (DATA / "clipped_cache.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [judge(json.loads(line), finish_reason="length") for line in lines]
+    assert len(found) == 12
+    assert found.count(["run_together"]) == 8  # the others have under 40 characters
+
+
+def test_quality_leaves_long_words_alone() -> None:
+    german = (
+        "Die Donaudampfschifffahrtsgesellschaft fuhr mit Rechtsschutzversicherungen und Straßenbahnhaltestellen gut: "
+        "wer am Morgen in die Stadt wollte, nahm das Schiff, und wer am Abend zurück wollte, nahm die Bahn."
+    )
+    assert judge(german, language="de") == []
