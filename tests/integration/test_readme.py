@@ -86,6 +86,12 @@ def test_a_sweep_has_a_plan(command: str, here: Path, capsys: pytest.CaptureFixt
     assert "load points" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [line for line in commands() if line.startswith("qwenbench tune")])
+def test_a_search_has_a_space(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert dispatch([*shlex.split(command)[1:], "--dry-run"]) == 0
+    assert "configurations" in capsys.readouterr().out
+
+
 def test_doctor_says_what_is_missing(here: Path) -> None:
     assert dispatch(["doctor"]) in (0, 1)
 
