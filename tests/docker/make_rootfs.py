@@ -77,14 +77,19 @@ def copy_python(root: Path) -> Path:
 
 
 def copy_dependencies(root: Path, site: Path) -> None:
-    """Copies what the simulator imports from this environment's packages, and the libraries of those."""
-    imports = "import sys, qwenbench.simulator.__main__, qwenbench.simulator.server; print(*sys.modules)"
+    """Copies what any module of the simulator imports from this environment's packages, and the libraries of those."""
+    imports = (
+        "import importlib, pkgutil, sys, qwenbench.simulator as room\n"
+        "for module in pkgutil.iter_modules(room.__path__): importlib.import_module(f'{room.__name__}.{module.name}')\n"
+        "print(*sys.modules)"
+    )
     loaded = subprocess.run([sys.executable, "-c", imports], capture_output=True, text=True, check=True).stdout.split()
     installed = Path(sysconfig.get_path("purelib"))
     for name in sorted({module.partition(".")[0] for module in loaded} - {"qwenbench"}):
-        for found in (installed / name, *installed.glob(f"{name}.py"), *installed.glob(f"{name}.*.so")):
+        parts = (f"{name}.py", f"{name}.*.so", f"{name}.libs")  # wheels keep their own libraries beside the package
+        for found in (installed / name, *(path for part in parts for path in installed.glob(part))):
             if found.is_dir():
-                shutil.copytree(found, site / name, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+                shutil.copytree(found, site / found.name, ignore=shutil.ignore_patterns("tests", "__pycache__"))
                 copy_libraries(root, list(found.rglob("*.so")))
             elif found.is_file():
                 shutil.copy2(found, site / found.name)
