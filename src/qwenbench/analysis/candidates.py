@@ -233,6 +233,8 @@ class _Judge:
         """Between two measured loads a limit is shown where it is at the heavier one, broken where it is at the
         lighter one. Where neither every request nor the percentiles settle it, the interval over repeats does."""
         where = f"{reading.workload} at {users} users"
+        if reading.interpolated:
+            where += f", as measured at {reading.levels[-1].concurrency} streams"
         estimate = reading.estimates[limit.key]
         tests = [pooled_test(limit, level.points, self.requests_of) for level in reading.levels]
         heavier, lighter = tests[-1], tests[0]

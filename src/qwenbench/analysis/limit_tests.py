@@ -13,7 +13,7 @@ from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.limits import Limit, show
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.run import Point
-from qwenbench.analysis.statistics import RequestsOf
+from qwenbench.analysis.statistics import RequestsOf, window_of_point
 
 _KNOWN_SHARES = (0.5, 0.9, 0.99)
 
@@ -96,10 +96,13 @@ def _added(needed: float, parts: Iterable[ShareTest]) -> ShareTest:
 def _counted(limit: Limit, point: Point, requests_of: RequestsOf) -> ShareTest | None:
     """A failed request, or an answer that never came, is beyond its limit; one too short to have a TPOT is no trial."""
     requests = requests_of(point.cell.cell_id)
-    if requests is None or point.window is None or limit.share is None:
+    if requests is None or limit.share is None:
         return None
     arrays = RequestArrays.of(requests)
-    started = point.window.holds_start(arrays.begin_ns)
+    window = window_of_point(arrays, point)
+    if window is None:
+        return None
+    started = window.holds_start(arrays.begin_ns)
     values = arrays.latencies_ms()[limit.latency][started]
     if limit.latency == "tpot":
         values = values[~np.isnan(values)]

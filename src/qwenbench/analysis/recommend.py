@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +11,9 @@ import pandas as pd
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
 from qwenbench.analysis.cold_starts import start_differences, without_cold_capacities
 from qwenbench.analysis.columns import METRICS, in_words
-from qwenbench.analysis.intervals import Estimate, critical
-from qwenbench.analysis.levels import Curve, Workload, curves_of, workloads_of
+from qwenbench.analysis.deciding import MissingPoints, deciding_command, doubts_of, points_that_decide
+from qwenbench.analysis.intervals import Estimate
+from qwenbench.analysis.levels import Curve, curves_of, workloads_of
 from qwenbench.analysis.limit_tests import LimitState
 from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
@@ -23,10 +22,6 @@ from qwenbench.engine.deployments import find_deployment
 from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
 from qwenbench.errors import UsageError
 
-MIN_REPEATS = 3
-"""Repeats, or launches, from which an interval is worth something."""
-MOST_REPEATS = 30
-"""More than this are not proposed: such a difference does not matter."""
 EQUAL = 0.01
 """Objectives that differ by less than this share are equal: then the safer configuration wins."""
 _SHOWN_FACTS = ("kv_cache_gib", "kv_cache_tokens", "requests_that_fit", "vram_peak_mib", "startup_s")
@@ -40,20 +35,6 @@ class RunnerUp:
     expected: Mapping[str, Estimate]
     to_win: str
     """What would have to change for it to be the answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class MissingPoints:
-    """Load points that would settle a doubt."""
-
-    config_id: str
-    scenario: str
-    profile: str
-    concurrency: int
-    repeats: int
-    """Of each launch, in all."""
-    launches: int = 1
-    """In all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,10 +150,10 @@ def recommend(run: Run, question: Question) -> Answer:
     nearest = f"{near.config_id}: {near.reason}" if near else None
     if not standing:
         return Answer(question, None, question.users, {}, None, False, (), None, reasons, nearest, run.simulated)
-    winner = _safest(standing, question)
+    winner = _safest(standing)
     rivals = [c for c in standing if c is not winner]
-    doubts = list(_doubts(winner, rivals, judged, question))
-    missing = _missing(winner, rivals, judged, question) if doubts else []
+    doubts = list(doubts_of(winner, rivals, judged, question))
+    missing = points_that_decide(winner, rivals, judged, question) if doubts else []
     once = spread.launch > 0 and any(level.launches == 1 for level in winner.levels)
     return Answer(
         question=question,
@@ -182,7 +163,7 @@ def recommend(run: Run, question: Question) -> Answer:
         runner_up=_runner_up(winner, rivals, near, question),
         decided=not doubts,
         would_decide=tuple(missing),
-        command=_command(run, missing, question),
+        command=deciding_command(run, missing),
         excluded={name: reason for name, reason in reasons.items() if name != winner.config_id},
         nearest_miss=nearest,
         simulated=run.simulated,
@@ -226,7 +207,7 @@ def _order(candidate: Candidate, question: Question) -> tuple[Any, ...]:
     return (candidate.standing, -candidate.signed(question.objective))
 
 
-def _safest(standing: Sequence[Candidate], question: Question) -> Candidate:
+def _safest(standing: Sequence[Candidate]) -> Candidate:
     """Of the best and those equal to it the one with the fewest risks, the lower utilisation, less VRAM over budget."""
     best = standing[0]
     first = best.objective.value or 0.0
@@ -246,149 +227,6 @@ def _risk(candidate: Candidate) -> tuple[Any, ...]:
     return (bool(_risks(candidate)), utilization, over, -facts.get("kv_cache_gib", 0.0), -tokens)
 
 
-def _doubts(
-    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
-) -> Iterator[str]:
-    """Why the answer is not sure; nothing when it is."""
-    if winner.standing == Standing.UNMEASURED:
-        yield f"the figures are those of the nearest measured load: {winner.reason}"
-    elif winner.standing == Standing.FAILING:
-        yield winner.reason
-    for state in winner.limits:
-        if state.verdict == "open":
-            yield (
-                f"{state}"
-                if state.test
-                else f"{state.limit} is {_met(state)}, and its 95 % interval does not settle it"
-            )
-    for rival in _serious(winner, rivals, question):
-        if rival.standing == winner.standing:
-            yield _overlap(winner, rival, question)
-        else:
-            yield f"{rival.config_id} would do better, and may be within the limits: {rival.reason}"
-    unmeasured = [c.config_id for c in judged if c.unmeasured is not None and c is not winner]
-    if unmeasured:
-        yield f"nothing was measured there, for or against: {', '.join(unmeasured)}"
-
-
-def _met(state: LimitState) -> str:
-    return "missed" if state.misses else "met"
-
-
-def _serious(winner: Candidate, rivals: Sequence[Candidate], question: Question) -> list[Candidate]:
-    """Rivals that may be the better answer: as good within the intervals, or better and not shown to break a limit."""
-    return [
-        rival
-        for rival in rivals
-        if rival.standing <= Standing.DOUBTFUL
-        and (
-            not _apart(winner.objective, rival.objective)
-            if rival.standing == winner.standing
-            else rival.signed(question.objective) > winner.signed(question.objective)
-        )
-    ]
-
-
-def _apart(one: Estimate, other: Estimate) -> bool:
-    """Whether two 95 % intervals do not touch."""
-    if one.low is None or one.high is None or other.low is None or other.high is None:
-        return False
-    return one.low > other.high or other.low > one.high
-
-
-def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
-    key = in_words(OBJECTIVES[question.objective])
-    if winner.objective.value == rival.objective.value:
-        return f"{winner.config_id} and {rival.config_id} have the same {key}"
-    if winner.objective.low is None or rival.objective.low is None:
-        return f"undecided against {rival.config_id}: one repeat is only indicative of {key}"
-    if repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival)) is None:
-        return f"undecided against {rival.config_id}: {key} differs too little for {MOST_REPEATS} launches to show"
-    return f"undecided against {rival.config_id}: the 95 % intervals of {key} overlap"
-
-
-def _missing(
-    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
-) -> list[MissingPoints]:
-    """Load points that would settle the doubts."""
-    found: dict[tuple[str, Workload, int], MissingPoints] = {}
-
-    def need(candidate: Candidate, workload: Workload, repeats: int, launches: int) -> None:
-        users = question.users or candidate.users or winner.users or 1
-        key = (candidate.config_id, workload, users)
-        known = found.get(key)
-        if known is not None:
-            repeats, launches = max(repeats, known.repeats), max(launches, known.launches)
-        found[key] = MissingPoints(candidate.config_id, workload.scenario, workload.profile, users, repeats, launches)
-
-    serious = _serious(winner, rivals, question)
-    for candidate in (winner, *serious):
-        for number, reading in enumerate(candidate.readings):
-            repeats, launches = _measured(reading.levels[0].points) if not reading.interpolated else (0, 0)
-            states = candidate.limits[number * len(question.limits) : (number + 1) * len(question.limits)]
-            for state in states:
-                if state.verdict != "open":
-                    continue
-                if state.test is None or not launches:
-                    again = max(MIN_REPEATS, launches + 1) if launches else 1
-                    need(candidate, reading.workload, max(1, repeats), again)
-                elif (wanted := _points_for(state, repeats * launches)) is not None:
-                    need(candidate, reading.workload, math.ceil(wanted / launches), launches)
-    for rival in serious:
-        if rival.standing != winner.standing:
-            continue
-        wanted = repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival))
-        if wanted is None:
-            continue
-        for candidate in (winner, rival):
-            for reading in candidate.readings:
-                # what differs between launches is most of it: repeats of one launch would not show it
-                need(candidate, reading.workload, max(1, _measured(reading.levels[0].points)[0]), wanted)
-    for candidate in judged:
-        if candidate.unmeasured is not None:
-            need(candidate, candidate.unmeasured, 1, 1)
-    return list(found.values())
-
-
-def _measured(points: Sequence[Any]) -> tuple[int, int]:
-    """(repeats in each launch, launches) of a level's points."""
-    launches = {point.cell.launch for point in points}
-    return max((point.cell.point.repeat for point in points), default=0), len(launches)
-
-
-def _points_for(state: LimitState, measured: int) -> int | None:
-    """Points in all that would settle an open share; None where no number would."""
-    if state.test is None or state.further is None or not state.test.trials:
-        return None
-    return math.ceil((state.test.trials + state.further) / (state.test.trials / measured))
-
-
-def _once(candidate: Candidate) -> bool:
-    return any(level.launches == 1 for level in candidate.levels)
-
-
-def _command(run: Run, missing: Sequence[MissingPoints], question: Question) -> str | None:
-    """One command that extends the run by all of them."""
-    if not missing:
-        return None
-    words = ["qwenbench", "sweep", "--resume", str(run.path)]
-    measured = {int(value) for value in run.points["concurrency"].dropna()}
-    levels = sorted(measured | {point.concurrency for point in missing})
-    if set(levels) != measured:
-        words += ["--concurrency", ",".join(map(str, levels))]
-    scenarios = list(dict.fromkeys(run.points["scenario"].astype(str)))
-    added = [name for name in dict.fromkeys(point.scenario for point in missing) if name not in scenarios]
-    if added:
-        words += ["--scenario", ",".join([*scenarios, *added])]
-    repeats = max(point.repeats for point in missing)
-    if repeats > max((int(value) for value in run.points["repeat"].dropna()), default=1):
-        words += ["--repeats", str(repeats)]
-    launches = max(point.launches for point in missing)
-    if launches > max((int(value) for value in run.points["launch"].dropna()), default=1):
-        words += ["--relaunch-repeats", str(launches)]
-    return " ".join(map(shlex.quote, words))
-
-
 def _closed_loop(run: Run, question: Question) -> pd.DataFrame:
     points = run.points
     if not len(points) or not points["concurrency"].notna().any():
@@ -399,24 +237,6 @@ def _closed_loop(run: Run, question: Question) -> pd.DataFrame:
         if name not in known:
             raise UsageError(f"--scenario {name!r}: not in this run. It has {', '.join(known)}.")
     return points
-
-
-def repeats_to_part(one: Estimate, other: Estimate, once: bool = False) -> int | None:
-    """Repeats, or launches, of each from which two 95 % intervals would part if spread and difference stay as they are.
-
-    `once`: the standard errors are those of a single launch. MIN_REPEATS where the spread is not known; None when
-    MOST_REPEATS are not enough or the values are equal.
-    """
-    if one.value is None or other.value is None or one.value == other.value:
-        return None
-    if one.se is None or other.se is None:
-        return MIN_REPEATS
-    spread = one.se + other.se if once else one.se * math.sqrt(one.n) + other.se * math.sqrt(other.n)
-    difference = abs(one.value - other.value)
-    for repeats in range(MIN_REPEATS, MOST_REPEATS + 1):
-        if critical(repeats - 1) * spread / math.sqrt(repeats) < difference:
-            return repeats
-    return None
 
 
 def _runner_up(

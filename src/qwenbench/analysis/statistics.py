@@ -139,7 +139,7 @@ def latencies_in_window(requests: pa.Table, point: Point) -> dict[str, Floats]:
     Empty when nothing succeeded, or when the point's window is not known.
     """
     arrays = RequestArrays.of(requests)
-    window = point.window or _window_again(arrays, point)
+    window = window_of_point(arrays, point)
     if window is None:
         return {}
     started = window.holds_start(arrays.begin_ns) & arrays.ok
@@ -147,8 +147,13 @@ def latencies_in_window(requests: pa.Table, point: Point) -> dict[str, Floats]:
     return {name: values[~np.isnan(values)] for name, values in picked.items()}
 
 
-def _window_again(arrays: RequestArrays, point: Point) -> Window | None:
-    """Runs of before the window was kept: of a closed loop it follows from the requests alone, of an open loop not."""
+def window_of_point(arrays: RequestArrays, point: Point) -> Window | None:
+    """The window that a point's figures are of.
+
+    Of runs of before it was kept it follows from the requests alone in a closed loop; in an open loop it does not.
+    """
+    if point.window is not None:
+        return point.window
     return window_of(arrays, CLOSED, point.cell.point.concurrency) if point.load_shape == CLOSED else None
 
 
@@ -162,12 +167,6 @@ def _variance(ordered: Mapping[str, Floats], name: str, statistic: str) -> float
         return float("nan")
     values = ordered[name]
     return mean_variance(values) if statistic == "mean" else percentile_variance(values, float(statistic[1:]))
-
-
-def estimates_of(rows: pd.DataFrame) -> dict[str, Estimate]:
-    """Metric -> estimate over the valid repeats of one load point, from its rows of points.csv alone."""
-    table = repeat_table(rows)
-    return table.estimates(0) if table.load_points else {key: Estimate(0, None) for key in KEYS}
 
 
 def summary_rows(points: pd.DataFrame, requests_of: RequestsOf | None = None) -> pd.DataFrame:

@@ -7,8 +7,9 @@ from typing import Any
 
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS, label
+from qwenbench.analysis.deciding import MissingPoints
 from qwenbench.analysis.limits import parse_point_limits
-from qwenbench.analysis.recommend import Answer, MissingPoints, recommend
+from qwenbench.analysis.recommend import Answer, recommend
 from qwenbench.analysis.run import Run
 from qwenbench.errors import UsageError
 from qwenbench.report.document import (

@@ -10,9 +10,10 @@ from analysis_records import BASE_NS, request, table
 from analysis_runs import launch_of, plant, repeats, row
 
 from qwenbench.analysis.candidates import Question
+from qwenbench.analysis.deciding import repeats_to_part
 from qwenbench.analysis.intervals import Estimate, interval_of_means
 from qwenbench.analysis.limits import parse_point_limits, parse_weights
-from qwenbench.analysis.recommend import Answer, recommend, repeats_to_part
+from qwenbench.analysis.recommend import Answer, recommend
 from qwenbench.analysis.run import Run
 from qwenbench.cli.main import dispatch
 from qwenbench.engine.docker.deploy import DeployLines, deploy_lines, server_config_of

@@ -1,0 +1,196 @@
+"""Why an answer is not sure yet, and which load points would settle that, in one command."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing
+from qwenbench.analysis.columns import in_words
+from qwenbench.analysis.intervals import Estimate, critical
+from qwenbench.analysis.levels import Workload
+from qwenbench.analysis.limit_tests import LimitState
+from qwenbench.analysis.run import Run
+
+MIN_REPEATS = 3
+"""Repeats, or launches, from which an interval is worth something."""
+MOST_REPEATS = 30
+"""More than this are not proposed: such a difference does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingPoints:
+    """Load points that would settle a doubt."""
+
+    config_id: str
+    scenario: str
+    profile: str
+    concurrency: int
+    repeats: int
+    """Of each launch, in all."""
+    launches: int = 1
+    """In all."""
+
+
+def doubts_of(
+    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
+) -> Iterator[str]:
+    """Why the answer is not sure; nothing when it is."""
+    if winner.standing == Standing.UNMEASURED:
+        yield f"the figures are those of the nearest measured load: {winner.reason}"
+    elif winner.standing == Standing.FAILING:
+        yield winner.reason
+    for state in winner.limits:
+        if state.verdict == "open":
+            yield (
+                f"{state}"
+                if state.test
+                else f"{state.limit} is {_met(state)}, and its 95 % interval does not settle it"
+            )
+    for rival in _serious(winner, rivals, question):
+        if rival.standing == winner.standing:
+            yield _overlap(winner, rival, question)
+        else:
+            yield f"{rival.config_id} would do better, and may be within the limits: {rival.reason}"
+    unmeasured = [c.config_id for c in judged if c.unmeasured is not None and c is not winner]
+    if unmeasured:
+        yield f"nothing was measured there, for or against: {', '.join(unmeasured)}"
+
+
+def _met(state: LimitState) -> str:
+    return "missed" if state.misses else "met"
+
+
+def _serious(winner: Candidate, rivals: Sequence[Candidate], question: Question) -> list[Candidate]:
+    """Rivals that may be the better answer: as good within the intervals, or better and not shown to break a limit."""
+    return [
+        rival
+        for rival in rivals
+        if rival.standing <= Standing.DOUBTFUL
+        and (
+            not _apart(winner.objective, rival.objective)
+            if rival.standing == winner.standing
+            else rival.signed(question.objective) > winner.signed(question.objective)
+        )
+    ]
+
+
+def _apart(one: Estimate, other: Estimate) -> bool:
+    """Whether two 95 % intervals do not touch."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return False
+    return one.low > other.high or other.low > one.high
+
+
+def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
+    key = in_words(OBJECTIVES[question.objective])
+    if winner.objective.value == rival.objective.value:
+        return f"{winner.config_id} and {rival.config_id} have the same {key}"
+    if winner.objective.low is None or rival.objective.low is None:
+        return f"undecided against {rival.config_id}: one repeat is only indicative of {key}"
+    if repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival)) is None:
+        return f"undecided against {rival.config_id}: {key} differs too little for {MOST_REPEATS} launches to show"
+    return f"undecided against {rival.config_id}: the 95 % intervals of {key} overlap"
+
+
+def points_that_decide(
+    winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
+) -> list[MissingPoints]:
+    """Load points that would settle the doubts."""
+    found: dict[tuple[str, Workload, int], MissingPoints] = {}
+
+    def need(candidate: Candidate, workload: Workload, repeats: int, launches: int) -> None:
+        users = question.users or candidate.users or winner.users or 1
+        key = (candidate.config_id, workload, users)
+        known = found.get(key)
+        if known is not None:
+            repeats, launches = max(repeats, known.repeats), max(launches, known.launches)
+        found[key] = MissingPoints(candidate.config_id, workload.scenario, workload.profile, users, repeats, launches)
+
+    serious = _serious(winner, rivals, question)
+    for candidate in (winner, *serious):
+        for number, reading in enumerate(candidate.readings):
+            repeats, launches = _measured(reading.levels[0].points) if not reading.interpolated else (0, 0)
+            states = candidate.limits[number * len(question.limits) : (number + 1) * len(question.limits)]
+            for state in states:
+                if state.verdict != "open":
+                    continue
+                if state.test is None or not launches:
+                    again = max(MIN_REPEATS, launches + 1) if launches else 1
+                    need(candidate, reading.workload, max(1, repeats), again)
+                elif (wanted := _points_for(state, repeats * launches)) is not None:
+                    need(candidate, reading.workload, math.ceil(wanted / launches), launches)
+    for rival in serious:
+        if rival.standing != winner.standing:
+            continue
+        wanted = repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival))
+        if wanted is None:
+            continue
+        for candidate in (winner, rival):
+            for reading in candidate.readings:
+                # what differs between launches is most of it: repeats of one launch would not show it
+                need(candidate, reading.workload, max(1, _measured(reading.levels[0].points)[0]), wanted)
+    for candidate in judged:
+        if candidate.unmeasured is not None:
+            need(candidate, candidate.unmeasured, 1, 1)
+    return list(found.values())
+
+
+def _measured(points: Sequence[Any]) -> tuple[int, int]:
+    """(repeats in each launch, launches) of a level's points."""
+    launches = {point.cell.launch for point in points}
+    return max((point.cell.point.repeat for point in points), default=0), len(launches)
+
+
+def _points_for(state: LimitState, measured: int) -> int | None:
+    """Points in all that would settle an open share; None where no number would."""
+    if state.test is None or state.further is None or not state.test.trials:
+        return None
+    return math.ceil((state.test.trials + state.further) / (state.test.trials / measured))
+
+
+def _once(candidate: Candidate) -> bool:
+    return any(level.launches == 1 for level in candidate.levels)
+
+
+def deciding_command(run: Run, missing: Sequence[MissingPoints]) -> str | None:
+    """One command that extends the run by all of them."""
+    if not missing:
+        return None
+    words = ["qwenbench", "sweep", "--resume", str(run.path)]
+    measured = {int(value) for value in run.points["concurrency"].dropna()}
+    levels = sorted(measured | {point.concurrency for point in missing})
+    if set(levels) != measured:
+        words += ["--concurrency", ",".join(map(str, levels))]
+    scenarios = list(dict.fromkeys(run.points["scenario"].astype(str)))
+    added = [name for name in dict.fromkeys(point.scenario for point in missing) if name not in scenarios]
+    if added:
+        words += ["--scenario", ",".join([*scenarios, *added])]
+    repeats = max(point.repeats for point in missing)
+    if repeats > max((int(value) for value in run.points["repeat"].dropna()), default=1):
+        words += ["--repeats", str(repeats)]
+    launches = max(point.launches for point in missing)
+    if launches > max((int(value) for value in run.points["launch"].dropna()), default=1):
+        words += ["--relaunch-repeats", str(launches)]
+    return " ".join(map(shlex.quote, words))
+
+
+def repeats_to_part(one: Estimate, other: Estimate, once: bool = False) -> int | None:
+    """Repeats, or launches, of each from which two 95 % intervals would part if spread and difference stay as they are.
+
+    `once`: the standard errors are those of a single launch. MIN_REPEATS where the spread is not known; None when
+    MOST_REPEATS are not enough or the values are equal.
+    """
+    if one.value is None or other.value is None or one.value == other.value:
+        return None
+    if one.se is None or other.se is None:
+        return MIN_REPEATS
+    spread = one.se + other.se if once else one.se * math.sqrt(one.n) + other.se * math.sqrt(other.n)
+    difference = abs(one.value - other.value)
+    for repeats in range(MIN_REPEATS, MOST_REPEATS + 1):
+        if critical(repeats - 1) * spread / math.sqrt(repeats) < difference:
+            return repeats
+    return None
