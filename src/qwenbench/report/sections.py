@@ -290,7 +290,12 @@ def conditions(run: Run) -> Iterator[Block]:
         groups["warnings of the servers"] = warnings
     for group, rows in groups.items():
         table = Table(("Name", "Value"), rows, numbers_from=99)
-        yield Fold(group.replace("_", " "), (table,), count=len(rows), open=group in ("run", "versions", "hardware"))
+        yield Fold(
+            group.replace("_", " "),
+            (table,),
+            count=len(rows),
+            open=group in ("versions", "hardware") and len(rows) <= 16,
+        )
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

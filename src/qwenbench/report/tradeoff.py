@@ -195,7 +195,8 @@ def _lane(view: ConfigView, index: int, names: Sequence[str], data: PageData, at
     if not own and not view.failed:
         return None
     every = [point for point in data.points if point.config == view.id and point.workload in names]
-    fits = [point.requests_that_fit for point in every if point.requests_that_fit is not None]
+    # at the load in question, as the answer has it: what fits depends on the requests that were drawn
+    fits = [point.requests_that_fit for point in own or every if point.requests_that_fit is not None]
     kv = [point.kv_cache_gib for point in every if point.kv_cache_gib is not None]
     ledger = view.ledger
     captured = ledger.get("capture_effective_full") or ledger.get("capture_effective") or view.capture
