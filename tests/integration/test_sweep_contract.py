@@ -207,3 +207,18 @@ def test_no_text_and_no_half_written_file_is_kept(whole: tuple[Path, Ended]) -> 
     assert not list(folder.rglob("*.texts.json"))
     assert not list(folder.rglob("*.tmp"))
     assert (folder / ".lock").read_bytes() == b""
+
+
+def test_what_a_configuration_holds_is_one_figure_for_a_scenario(whole: tuple[Path, Ended]) -> None:
+    """210, 131 and 150 were told of one configuration: each point took its own requests' lengths."""
+    folder, _ = whole
+    for config in CONFIGS:
+        assert len({row["requests_that_fit"] for row in points(folder) if row["config_id"] == config}) == 1
+
+
+def test_requests_that_are_too_long_are_told_before_the_load(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    ended = sweep(folder, "--capture", "4", "--concurrency", "1", "--vllm-arg=--max-model-len=64")
+    told = [line for line in ended.err.splitlines() if "those will fail" in line]
+    assert len(told) == 1 and "math: its longest requests take" in told[0] and "takes 64" in told[0]
+    assert ended.err.index("those will fail") < ended.err.index("1 stream")

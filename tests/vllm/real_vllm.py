@@ -50,12 +50,12 @@ class Sweep:
     run: Run
 
 
-def sweep(vllm: Vllm, out: Path, model: str, *options: str) -> Sweep:
-    """Runs `qwenbench sweep` with the process launcher to its end."""
+def sweep(vllm: Vllm, out: Path, model: str, *options: str, command: str = "sweep", run_id: str = "real") -> Sweep:
+    """Runs `qwenbench sweep` (or tune) with the process launcher to its end."""
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "qwenbench", "sweep", "--launcher", "process", "--deployment", str(DEPLOYMENT)),
-            *("--vllm-command", vllm.command, "--model", vllm.model(model), "--out", str(out), "--run-id", "real"),
+            *(sys.executable, "-m", "qwenbench", command, "--launcher", "process", "--deployment", str(DEPLOYMENT)),
+            *("--vllm-command", vllm.command, "--model", vllm.model(model), "--out", str(out), "--run-id", run_id),
             *options,
         ],
         stdin=subprocess.DEVNULL,
@@ -66,4 +66,4 @@ def sweep(vllm: Vllm, out: Path, model: str, *options: str) -> Sweep:
     )
     print(done.stdout)  # shown by pytest when a test fails
     assert "Traceback" not in done.stdout
-    return Sweep(done.returncode, done.stdout, load_run(out / "real"))
+    return Sweep(done.returncode, done.stdout, load_run(out / run_id))

@@ -76,6 +76,8 @@ class PointContext:
     max_num_batched_tokens: int | None = None
     """Step budget in tokens."""
     startup_s: float | None = None
+    request_tokens: int | None = None
+    """The 95th percentile of the scenario's requests over its whole draw, prompt and answer."""
 
     client_error: ClientError | None = None
     client_invalid_reason: str | None = None
@@ -238,13 +240,16 @@ def _prefix_hit_rate(arrays: RequestArrays, metrics: pa.Table | None) -> float |
 
 
 def _memory(arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
-    """requests_that_fit: floor(usable blocks / blocks of the p95 request of this point)."""
+    """requests_that_fit: floor(usable blocks / blocks of the scenario's p95 request; unknown: of this point's)."""
     tokens = (arrays.input_tokens + arrays.output_tokens)[arrays.ok]
     tokens = tokens[~np.isnan(tokens)]
     total = context.ledger.kv_cache_blocks
-    if total is None or context.layout is None or len(tokens) == 0:
+    length = context.request_tokens
+    if length is None and len(tokens):
+        length = int(np.ceil(np.percentile(tokens, 95)))
+    if total is None or context.layout is None or length is None:
         return {}
-    blocks = context.layout.blocks_held(int(np.ceil(np.percentile(tokens, 95))))
+    blocks = context.layout.blocks_held(length)
     return {"requests_that_fit": (total - NULL_BLOCKS) // blocks if blocks > 0 else None}
 
 

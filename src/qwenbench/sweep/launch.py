@@ -35,7 +35,8 @@ from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
-from qwenbench.sweep.requests import ServerTraits, Until, probe_body
+from qwenbench.sweep.request_lengths import request_lengths, whole_draw
+from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_options
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts
 
@@ -266,7 +267,31 @@ class LaunchRun:
             log_path=server.log_path if sweep.site.launcher.starts_servers else None,
         )
         with sweep.timings.phase("text_checks"):
+            ready = replace(ready, request_tokens=await self._request_tokens(ready))
             return replace(ready, texts=await check_texts(sweep, ready, self._client))
+
+    async def _request_tokens(self, ready: ReadyServer) -> dict[tuple[str, str], int]:
+        """How long each scenario's requests are; says which are longer than the server takes."""
+        sweep = self._sweep
+        for point in sweep.plan.points:
+            kind = (point.scenario, point.profile)
+            if kind in sweep.request_lengths:
+                continue
+            loaded = sweep.plan.scenarios[point.scenario]
+            common = request_options(sweep.plan, point, ready.traits, "l", ready.configuration, measured=False)
+            draw = whole_draw(loaded, common, sweep.plan.options.seed + loaded.file.scenario.seed)
+            sweep.request_lengths[kind] = await request_lengths(sweep.http, ready.target, draw, QUESTION_S)
+        known = {kind: lengths for kind, lengths in sweep.request_lengths.items() if lengths is not None}
+        for (scenario, _), lengths in known.items():
+            limit = ready.ledger.startup.max_model_len_effective or lengths.max_model_len
+            if limit is not None and lengths.longest > limit:
+                sweep.note(
+                    f"{scenario}: its longest requests take {lengths.longest:,} tokens, and the server takes {limit:,} "
+                    "(max_model_len): those will fail. Give --input-tokens or --output-tokens, or a larger "
+                    "--max-model-len",
+                    self._configuration.config_id,
+                )
+        return {kind: lengths.p95 for kind, lengths in known.items()}
 
     async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:
         sweep, options = self._sweep, self._sweep.plan.options

@@ -7,7 +7,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,8 @@ class ReadyServer:
     texts: TextChecks
     log_path: Path | None = None
     """Its growing log; None where it is not ours to see."""
+    request_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(scenario, profile) -> the 95th percentile of its requests over its whole draw, in tokens; missing: not known."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +227,7 @@ class PointMeter:
             max_num_batched_tokens=self._step_budget(),
             vram_before_mib=server.vram_before_mib,
             startup_s=server.startup_s,
+            request_tokens=server.request_tokens.get(kind),
             client_error=client_error,
             client_invalid_reason=client_verdict(result, client_error),
             client_saturated=result.health.cpu_share_max >= CPU_SATURATED,

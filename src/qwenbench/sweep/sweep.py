@@ -37,6 +37,7 @@ from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress
 from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, masker_of
+from qwenbench.sweep.request_lengths import RequestLengths
 from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.sweep.timing import Schedule, Timings, expected
 from qwenbench.workload.canary import CanaryResult
@@ -103,6 +104,8 @@ class Sweep:
         """Processes on the cards that are not ours and were told already."""
         self.cut_answers: dict[str, tuple[int, int]] = {}
         """Profile -> answers that were still thinking at their limit, and all answers."""
+        self.request_lengths: dict[tuple[str, str], RequestLengths | None] = {}
+        """(scenario, profile) -> how long its requests are; asked of the first server, they all have one tokenizer."""
         self._told: set[str] = set()
         self._client_errors: dict[int, ClientError] = {}
 
