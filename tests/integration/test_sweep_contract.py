@@ -45,7 +45,7 @@ def natural(tmp_path_factory: pytest.TempPathFactory, long_prompts: str) -> Path
     """The same math load once more, and the long prompts, with whatever the cache finds."""
     folder = tmp_path_factory.mktemp("natural") / "run"
     options = ("--scenario", f"math,{long_prompts}", "--prefix-reuse", "natural", "--concurrency", "4")
-    assert sweep(folder, "--capture", "16", "--seed", "7", *options, CACHING).status == 0
+    assert sweep(folder, "--capture", "16", "--seed", "7", *options, CACHING).completed
     return folder
 
 
@@ -56,7 +56,7 @@ def cell(config: str, level: str, scenario: str = "math") -> str:
 
 def test_it_succeeds_and_says_simulated(whole: tuple[Path, Ended]) -> None:
     folder, ended = whole
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     assert "SIMULATED" in ended.out
     assert str(folder / "report.html") in ended.out
     if any(row["valid"] == "True" for row in points(folder)):  # a busy machine may leave nothing to answer with
@@ -178,7 +178,7 @@ def test_nothing_is_won_from_a_warm_prefix_cache(natural: Path, long_prompts: st
     assert rate["long"] > 0.2
     folder = tmp_path / "run"
     options = ("--scenario", long_prompts, "--concurrency", "4", "--repeats", "2")
-    assert sweep(folder, "--capture", "16", *options, CACHING).status == 0
+    assert sweep(folder, "--capture", "16", *options, CACHING).completed
     assert [float(row["prefix_hit_rate"]) for row in points(folder)] == [0.0, 0.0]
     for line in journal(folder):
         assert min(requests_of(folder, line["cell"])["input_tokens"].to_pylist()) > 528

@@ -78,14 +78,14 @@ def test_stopped_in_mid_cell_then_resumed(tmp_path: Path, number: signal.Signals
     assert journal(folder) == before
 
     resumed = qwenbench("sweep", "--resume", str(folder))
-    assert resumed.status == 0, resumed.err
+    assert resumed.completed, resumed.err
     after = journal(folder)
     assert after[: len(before)] == before
     assert len(after) == len({line["cell"] for line in after}) == len(points(folder)) == 4
     assert record(folder / "run.json")["finished"]
     assert (folder / "report.html").exists()
     again = qwenbench("sweep", "--resume", str(folder))
-    assert again.status == 0
+    assert again.completed
     assert journal(folder) == after
 
 
@@ -99,7 +99,7 @@ def test_a_resumed_cell_sends_what_an_undisturbed_one_sends(tmp_path: Path) -> N
         wait_until(lambda: not relatives(process), "the server outlived qwenbench", 15)
         assert not port_in_use("127.0.0.1", port)
     before = journal(folder)
-    assert qwenbench("sweep", "--resume", str(folder)).status == 0
+    assert qwenbench("sweep", "--resume", str(folder)).completed
     assert journal(folder)[: len(before)] == before
     configs = ("cap16-seq16", "cap32-seq32")
     columns = ["request_id", "prompt_id", "requested_output_tokens", "input_tokens"]
@@ -128,7 +128,7 @@ def test_a_server_whose_supervisor_was_killed_too_is_ended_by_resume(
         assert port_in_use("127.0.0.1", port)
         resumed = qwenbench("sweep", "--resume", str(folder))
         assert relatives(process) == []
-    assert resumed.status == 0, resumed.err
+    assert resumed.completed, resumed.err
     assert "ending what an interrupted qwenbench left" in resumed.err
     assert len(points(folder)) == 4
 
@@ -146,14 +146,14 @@ def test_a_second_writer_is_refused(tmp_path: Path) -> None:
 
 def test_another_hosts_lock_needs_force(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    assert sweep(folder, "--capture", "16", "--concurrency", "2", "--requests", "2").status == 0
+    assert sweep(folder, "--capture", "16", "--concurrency", "2", "--requests", "2").completed
     holder = {"host": "elsewhere", "boot_id": None, "pid": 4711, "start_time": 1.0}
     (folder / ".lock").write_text(json.dumps(holder))
     refused = qwenbench("sweep", "--resume", str(folder))
     assert refused.status == 2
     assert "process 4711 on another host, elsewhere" in refused.err
     assert "--force" in refused.err
-    assert qwenbench("sweep", "--resume", str(folder), "--force").status == 0
+    assert qwenbench("sweep", "--resume", str(folder), "--force").completed
     assert (folder / ".lock").read_bytes() == b""
 
 
@@ -182,4 +182,4 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert ended.err.splitlines()[-1].startswith(f"qwenbench sweep: {folder}: No space left on device.")
     assert journal(folder) == []
     monkeypatch.undo()
-    assert qwenbench("sweep", "--resume", str(folder)).status == 0
+    assert qwenbench("sweep", "--resume", str(folder)).completed

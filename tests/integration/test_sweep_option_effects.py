@@ -21,7 +21,7 @@ def files(folder: Path) -> list[Path]:
 def test_a_dry_run_starts_nothing_and_writes_nothing(tmp_path: Path) -> None:
     port = str(free_port())
     ended = sweep(tmp_path / "r", "--capture", "16,32", "--concurrency", "1,4", "--dry-run", "--port", port)
-    assert ended.status == 0
+    assert ended.completed
     assert files(tmp_path) == []
     assert "2 configurations x 2 load points x 1 launches = 4 cells (SIMULATED)" in ended.out
     for capture in ("16", "32"):
@@ -37,7 +37,7 @@ def test_repeats_relaunches_limits_and_an_order_as_listed(tmp_path: Path) -> Non
         folder, "--capture", "16", "--concurrency", "2,1", "--requests", "2", "--order", "listed",
         "--repeats", "2", "--relaunch-repeats", "2", "--slo", "ttft=60s,tpot=0.001ms",
     )  # fmt: skip
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     rows = points(folder)
     assert [(row["launch"], row["repeat"], row["concurrency"]) for row in rows] == [
         (launch, repeat, level) for launch in "12" for repeat in "12" for level in "21"
@@ -69,7 +69,7 @@ def test_repeats_relaunches_limits_and_an_order_as_listed(tmp_path: Path) -> Non
 def test_the_shuffled_order_is_recorded_and_kept_by_every_configuration(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     options = ("--vary", "max-num-batched-tokens=512,2048", "--capture", "16", "--concurrency", "1,2,3", "--seed", "5")
-    assert sweep(folder, *options, "--requests", "2").status == 0
+    assert sweep(folder, *options, "--requests", "2").completed
     order = record(folder / "run.json")["order"]
     assert order != sorted(order)
     cells = [line["cell"] for line in journal(folder)]
@@ -83,12 +83,12 @@ def test_until_ci_adds_repeats_and_a_resumed_run_goes_on_adding(
 ) -> None:
     monkeypatch.setattr("qwenbench.sweep.launch.MOST_REPEATS", 3)
     folder = tmp_path / "r"
-    assert sweep(folder, *ONE, "--until-ci", "0.0001%").status == 0
+    assert sweep(folder, *ONE, "--until-ci", "0.0001%").completed
     assert [row["repeat"] for row in points(folder)] == ["1", "2", "3"]
     before = journal(folder)
     # as if it had been stopped after the planned cell
     (folder / "journal.jsonl").write_text(json.dumps(before[0]) + "\n")
-    assert qwenbench("sweep", "--resume", str(folder)).status == 0
+    assert qwenbench("sweep", "--resume", str(folder)).completed
     assert [line["point"]["repeat"] for line in journal(folder)] == [1, 2, 3]
     assert journal(folder)[0] == before[0]
 
@@ -97,7 +97,7 @@ def test_until_ci_adds_repeats_and_a_resumed_run_goes_on_adding(
 def test_an_open_loop(tmp_path: Path, burstiness: tuple[str, ...], shape: str) -> None:
     folder = tmp_path / "r"
     ended = sweep(folder, "--capture", "16", "--rate", "20", "--duration", "0.4", *burstiness)
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     (row,) = points(folder)
     assert (row["load_shape"], row["rate"], row["concurrency"]) == (shape, "20.0", "")
     assert int(row["requests_ok"]) == 8
@@ -112,7 +112,7 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
     trace.write_text("".join(json.dumps(row) + "\n" for row in rows))
     folder = tmp_path / "r"
     ended = sweep(folder, "--capture", "16", "--scenario", "synthetic", "--trace", str(trace))
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     (row,) = points(folder)
     assert (row["load_shape"], row["rate"], row["concurrency"], row["requests_ok"]) == ("trace", "", "", "4")
     sent = requests_of(folder, journal(folder)[0]["cell"])
@@ -123,7 +123,7 @@ def test_a_trace_is_replayed(tmp_path: Path) -> None:
 
 def test_a_duration_ends_a_closed_loop(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    assert sweep(folder, "--capture", "16", "--concurrency", "2", "--duration", "0.5").status == 0
+    assert sweep(folder, "--capture", "16", "--concurrency", "2", "--duration", "0.5").completed
     (row,) = points(folder)
     assert int(row["requests_ok"]) > 4  # more than --requests
 
@@ -134,7 +134,7 @@ def test_all_profiles_and_synthetic_prompts_through_completions(tmp_path: Path) 
         folder, *ONE, "--profile", "all", "--scenario", "synthetic", "--input-tokens", "100-200",
         "--endpoint", "completions",
     )  # fmt: skip
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     rows = points(folder)
     assert len({row["profile"] for row in rows}) == 4
     assert set(record(folder / "run.json")["profiles"]) == {row["profile"] for row in rows}
@@ -148,7 +148,7 @@ def test_all_profiles_and_synthetic_prompts_through_completions(tmp_path: Path) 
 def test_two_devices_run_two_servers_side_by_side(tmp_path: Path) -> None:
     folder, port = tmp_path / "r", free_port(2)
     options = ("--capture", "16,32", "--concurrency", "2", "--devices", "0,1", "--port", str(port))
-    assert sweep(folder, *options).status == 0
+    assert sweep(folder, *options).completed
     servers = [record(folder / "servers" / f"cap{size}-seq{size}" / "launch.json")["server"] for size in (16, 32)]
     assert [server["port"] for server in servers] == [port, port + 1]
     assert len(points(folder)) == 2
@@ -180,7 +180,7 @@ def test_a_campaign_is_a_run_per_sweep(tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ("--campaign", str(campaign), "--out", str(out), "--run-id", "c", "--port", str(free_port()))
     quick = ("--scenario", "math", "--requests", "2", "--output-tokens", "8", "--vllm-arg=--sim-time-scale=0.2")
-    assert qwenbench("sweep", "--launcher", "sim", *arguments, *quick).status == 0
+    assert qwenbench("sweep", "--launcher", "sim", *arguments, *quick).completed
     assert sorted(path.name for path in out.iterdir()) == ["c-large", "c-small"]
     assert [row["config_id"] for row in points(out / "c-small")] == ["cap16-seq16"]
     assert [row["config_id"] for row in points(out / "c-large")] == ["cap32-seq32"]
@@ -225,7 +225,7 @@ def test_no_secret_reaches_a_file_or_the_terminal(tmp_path: Path, monkeypatch: p
         folder, *ONE, "--header-env", "Authorization=BEARER", "--header-env", "X-Other=MY_HEADER",
         "--vllm-arg=--hf-overrides", '--vllm-arg={"url": "http://someone:pass-word@localhost/x"}', "--save-text",
     )  # fmt: skip
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     assert points(folder)[0]["requests_failed"] == "0"
     seen = [ended.out + ended.err, *(path.read_bytes().decode("latin-1") for path in files(folder) if path.is_file())]
     for text in seen:
@@ -239,7 +239,7 @@ def test_a_prompt_that_is_too_long_is_an_error_row(tmp_path: Path) -> None:
     folder = tmp_path / "r"
     load = ("--scenario", "synthetic", "--input-tokens", "50-600", "--requests", "8")
     ended = sweep(folder, "--capture", "16", "--concurrency", "2", *load, "--vllm-arg=--max-model-len=256")
-    assert ended.status == 0, ended.err
+    assert ended.completed, ended.err
     (row,) = points(folder)
     assert int(row["requests_ok"]) + int(row["requests_failed"]) == 8
     assert int(row["requests_ok"]) > 0
@@ -265,6 +265,6 @@ def test_a_load_point_without_one_answer_is_a_failed_cell(tmp_path: Path) -> Non
 
 def test_text_is_kept_only_when_asked_for(tmp_path: Path) -> None:
     folder = tmp_path / "r"
-    assert sweep(folder, *ONE, "--save-text").status == 0
+    assert sweep(folder, *ONE, "--save-text").completed
     (texts,) = folder.glob("requests/*.texts.json")
     assert len(record(texts)) == 2

@@ -164,7 +164,7 @@ def _points(paths: RunPaths) -> pd.DataFrame:
     frame = if_readable(read_points, paths.points, "its rows are taken from the journal")
     entries = Journal(paths.journal).readable_entries()
     known = set() if frame is None or not entries else {Cell.of_row(row).cell_id for row in records(frame)}
-    lost = [entry.point for entry in entries if entry.cell not in known]
+    lost = [entry.point for entry in entries if entry.cell not in known and "config_id" in entry.point]
     if frame is None and not lost and paths.points.exists():
         raise UsageError(
             f"{paths.points}: the run cannot be read: this file is damaged, and the journal has no points."

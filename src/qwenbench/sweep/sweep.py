@@ -22,7 +22,7 @@ from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
-from qwenbench.masking import masked, remember_variables
+from qwenbench.masking import Masker, masked, remember_variables, visible
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import object_or_none
 from qwenbench.runfolder.files import disk_trouble, remove_unfinished
@@ -115,6 +115,7 @@ class Sweep:
             return
         self._told.add(text)
         told = text if config_id is None else f"{config_id}: {text}"
+        told = visible(Masker.from_environment()(told))  # a server's own words may be in it
         self.progress.note(told)
         self.notes.append(told)
 
