@@ -58,6 +58,8 @@ def is_secret_name(name: str) -> bool:
     is none (a cache's key, a sort key); it needs an owner as in OPENAI_KEY or api_key. `tokens` and `tokenizer` are
     none.
     """
+    if name == "PWD":  # the shell's folder; hidden, every path below it would be (`pwd=` is a password)
+        return False
     bare = name.strip().lstrip("-").replace("_", "-").lower()
     if bare in _NOT_SECRET:
         return False

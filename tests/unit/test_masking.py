@@ -22,7 +22,7 @@ API_KEY = "sk-" + "x1Y2" * 6
     "name",
     (
         "HF_TOKEN OPENAI_API_KEY --api-key --hf-token --api_key MY_PASSWORD db-passwd token AWS_SECRET_ACCESS_KEY "
-        "CLIENT_SECRET --ssl-keyfile-password google-credentials SSH_PRIVATE_KEY"
+        "CLIENT_SECRET --ssl-keyfile-password google-credentials SSH_PRIVATE_KEY pwd DB_PWD"
     ).split(),
 )
 def test_a_secret_is_known_by_its_name(name: str) -> None:
@@ -33,7 +33,7 @@ def test_a_secret_is_known_by_its_name(name: str) -> None:
     "name",
     (
         "--max-num-batched-tokens --tokenizer --tokenizer-mode max-model-len --kv-cache-dtype MONKEY "
-        "--long-prefill-token-threshold --enable-prompt-tokens-details TOKENS --ssl-keyfile"
+        "--long-prefill-token-threshold --enable-prompt-tokens-details TOKENS --ssl-keyfile PWD"
     ).split(),
 )
 def test_ordinary_names_are_no_secrets(name: str) -> None:
