@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
+from qwenbench.sweep.campaign import load_campaign
 from qwenbench.sweep.option_values import (
     fraction,
     parse_limits,
@@ -183,3 +184,12 @@ def test_no_reader_hides_behind_a_field_of_its_name() -> None:
     flags = {**flags_of("sweep"), **flags_of("bench")}
     read = {"capture", "concurrency", "rate", "scenario", "slo", "burstiness", "until_ci", "header_env", "extra_body"}
     assert {name for name in read if flags[name].read is None} == set()
+
+
+def test_the_campaign_of_the_docs_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "docs" / "sweep.md").read_text()
+    block = text[text.index("    name: night") : text.index("## Exit status")]
+    file = tmp_path / "night.yaml"
+    file.write_text("\n".join(line.removeprefix("    ") for line in block.splitlines()))
+    (options,) = load_campaign(file).values()
+    assert checked_options(options).vary == {"max-num-batched-tokens": ("2048", "8192")}
