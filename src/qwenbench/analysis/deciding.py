@@ -100,15 +100,14 @@ def points_that_decide(
     winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
 ) -> list[MissingPoints]:
     """Load points that would settle the doubts."""
-    found: dict[tuple[str, Workload, int], MissingPoints] = {}
+    found: dict[tuple[str, Workload, int], tuple[int, int]] = {}
 
-    def need(candidate: Candidate, workload: Workload, repeats: int, launches: int) -> None:
+    def need(candidate: Candidate, workload: Workload, points: int, launches: int) -> None:
+        """So many points in all, in so many launches: what settles two doubts is not added up."""
         users = question.users or candidate.users or winner.users or 1
         key = (candidate.config_id, workload, users)
-        known = found.get(key)
-        if known is not None:
-            repeats, launches = max(repeats, known.repeats), max(launches, known.launches)
-        found[key] = MissingPoints(candidate.config_id, workload.scenario, workload.profile, users, repeats, launches)
+        known = found.get(key, (1, 1))
+        found[key] = (max(points, known[0]), max(launches, known[1]))
 
     serious = _serious(winner, rivals, question)
     for candidate in (winner, *serious):
@@ -120,9 +119,9 @@ def points_that_decide(
                     continue
                 if state.test is None or not launches:
                     again = max(MIN_REPEATS, launches + 1) if launches else 1
-                    need(candidate, reading.workload, max(1, repeats), again)
+                    need(candidate, reading.workload, max(1, repeats) * again, again)
                 elif (wanted := _points_for(state, repeats * launches)) is not None:
-                    need(candidate, reading.workload, math.ceil(wanted / launches), launches)
+                    need(candidate, reading.workload, wanted, launches)
     for rival in serious:
         if rival.standing != winner.standing:
             continue
@@ -132,11 +131,15 @@ def points_that_decide(
         for candidate in (winner, rival):
             for reading in candidate.readings:
                 # what differs between launches is most of it: repeats of one launch would not show it
-                need(candidate, reading.workload, max(1, _measured(reading.levels[0].points)[0]), wanted)
+                repeats = max(1, _measured(reading.levels[0].points)[0])
+                need(candidate, reading.workload, repeats * wanted, wanted)
     for candidate in judged:
         if candidate.unmeasured is not None:
             need(candidate, candidate.unmeasured, 1, 1)
-    return list(found.values())
+    return [
+        MissingPoints(config_id, workload.scenario, workload.profile, users, math.ceil(points / launches), launches)
+        for (config_id, workload, users), (points, launches) in found.items()
+    ]
 
 
 def _measured(points: Sequence[Any]) -> tuple[int, int]:
