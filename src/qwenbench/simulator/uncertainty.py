@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwenbench.capacity.cards import find_card
+from qwenbench.capacity.known_models import SEED_MODEL, SEED_SHAPE, known_shape
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.steptime import calibration, measured_cards
 
@@ -25,6 +26,10 @@ FIGURES = {
 OTHER_ARCHITECTURE = 2.0
 """Stated, not measured: both measured cards are Hopper, where NVFP4 runs through Marlin (weights only). A card with
 FP4 kernels of its own may prefill several times as fast as its BF16 figure says, one without Marlin's tuning slower."""
+
+
+OTHER_MODEL = 2.0
+"""Stated, not measured: another model's times are scaled by its weights, whichever of them a token reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,31 +67,32 @@ class Uncertainty:
         return f"Real figures lay at {shown} the simulated ones ({self.basis})."
 
 
-def uncertainty_of(card: str, machine: str | None = None) -> Uncertainty:
-    """What is known of a card in a machine (--sim-host; None: the typical one).
+def uncertainty_of(card: str, machine: str | None = None, model: str = SEED_MODEL) -> Uncertainty:
+    """What is known of a card in a machine (--sim-host; None: the typical one) with a model.
 
     Raises UsageError for an unknown card.
     """
     values = calibration()["uncertainty"]
     name = find_card(card).name
+    widened = 1.0
     if name not in measured_cards():
-        factors = {
-            key: (low / OTHER_ARCHITECTURE, high * OTHER_ARCHITECTURE)
-            for key, (low, high) in values["other_card"].items()
-        }
+        known = "other_card"
         basis = (
             f"{name} was never measured: the spread seen from one card to another, widened {OTHER_ARCHITECTURE:g} "
             "times for another architecture"
         )
-        return Uncertainty(factors, basis)
-    known = "same_host" if machine is not None else "other_host"
-    basis = {
-        "same_host": f"{name} in a machine that was measured: every run judged by the others",
-        "other_host": f"{name} in a machine that was not measured: every machine judged by the others",
-    }[known]
-    return Uncertainty({key: (low, high) for key, (low, high) in values[known].items()}, basis)
+        widened *= OTHER_ARCHITECTURE
+    elif machine is not None:
+        known, basis = "same_host", f"{name} in a machine that was measured: every run judged by the others"
+    else:
+        known, basis = "other_host", f"{name} in a machine that was not measured: every machine judged by the others"
+    shape = known_shape(model)
+    if shape is None or shape.weights != SEED_SHAPE.weights:
+        widened *= OTHER_MODEL
+        basis += f"; another model than {SEED_MODEL}: widened {OTHER_MODEL:g} times"
+    return Uncertainty({key: (low / widened, high * widened) for key, (low, high) in values[known].items()}, basis)
 
 
 def of_options(options: ServeOptions) -> Uncertainty:
     """The same for a server's options."""
-    return uncertainty_of(options.card, options.machine)
+    return uncertainty_of(options.card, options.machine, options.model)

@@ -105,10 +105,12 @@ class Site:
         return self.launcher.simulated
 
 
-def _interval(site: Site) -> str | None:
+def _interval(plan: Plan, site: Site) -> str | None:
     """How far real figures lay from such simulated ones; None where the simulated card is not known."""
     card = site.hardware.card
-    return uncertainty_of(card.name).text() if card is not None else None
+    if card is None or not plan.configurations:
+        return None
+    return uncertainty_of(card.name, model=plan.configurations[0].server.model).text()
 
 
 def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +123,7 @@ def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -
         "run_id": run_id,
         "simulated": site.simulated,
         "notice": SIMULATED_NOTICE if site.simulated else None,
-        "simulated_interval": _interval(site) if site.simulated else None,
+        "simulated_interval": _interval(plan, site) if site.simulated else None,
         "command_line": [masker(word) for word in command_line],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": None,

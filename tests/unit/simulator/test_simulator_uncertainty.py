@@ -28,7 +28,11 @@ def test_the_less_is_known_the_wider_it_is():
     assert "rtx-5090" not in measured_cards() and "never measured" in never.text()
 
 
-def test_a_servers_options_name_card_and_host():
-    assert of_options(parse(["M", "--sim-card", "h200"])) == uncertainty_of("h200")
+def test_a_servers_options_name_card_host_and_model():
+    seed = "ig1/Qwen3.5-9B-NVFP4"
+    assert of_options(parse([seed, "--sim-card", "h200"])) == uncertainty_of("h200")
+    other = of_options(parse(["Qwen/Qwen3.5-4B", "--sim-card", "h200"]))
+    assert other.factors["tokens_per_s"][1] == 2 * uncertainty_of("h200").factors["tokens_per_s"][1]
+    assert "another model" in other.text()
     with pytest.raises(KeyError):
         uncertainty_of("h200").interval("kv_cache_gib", 1.0)
