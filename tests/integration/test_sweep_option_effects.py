@@ -100,10 +100,12 @@ def test_an_open_loop(tmp_path: Path, burstiness: tuple[str, ...], shape: str) -
     assert ended.completed, ended.err
     (row,) = points(folder)
     assert (row["load_shape"], row["rate"], row["concurrency"]) == (shape, "20.0", "")
-    assert int(row["requests_ok"]) == 8
     due = sorted(requests_of(folder, journal(folder)[0]["cell"])["scheduled_ns"].to_pylist())
+    assert int(row["requests_ok"]) == len(due)
+    assert due[-1] - due[0] <= 0.4e9  # arrivals are drawn to fill the duration, however many that are
     gaps = {round((later - earlier) / 1e6) for earlier, later in itertools.pairwise(due)}
     assert (gaps == {50}) == (shape == "constant")
+    assert shape == "poisson" or len(due) == 8
 
 
 def test_a_trace_is_replayed(tmp_path: Path) -> None:
