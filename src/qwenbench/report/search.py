@@ -58,7 +58,12 @@ def _conclusion(search: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
     holds = f"{value:,.0f} tokens/s at {users} users" if users else f"holds {value:,.0f} users"
     within = found.get("within")
     yield Span((found["config_id"],))
-    yield f": {holds}; within {within:.1%} of the best that was tried, at 95 %" if within is not None else f": {holds}"
+    tried = {one["config_id"] for one in found["path"] if one["value"] is not None}
+    if len(tried) < 2:
+        yield f": {holds}; no other was measured, so nothing is said about the others"
+    else:
+        claim = "" if within is None else f"; within {within:.1%} of the best that was tried, at 95 %"
+        yield f": {holds}{claim}"
     if search.get("limits"):
         yield f"; {', '.join(search['limits'])}: {_VERDICTS[found['verdict']]}"
     yield f". {spent}"
