@@ -21,6 +21,7 @@ from qwenbench.load.source import ReadySession, SessionSource, encode
 from qwenbench.load.spec import Enough, LoadProgress, RequestTimes
 
 _LOOK_EVERY_S = 0.05
+_LOOKS_TO_WEIGH = 10
 _OVERDUE_NS = 5 * NS_PER_S
 _IDLE_LOOKS = 100
 """Looks in a row (5 s) that find nothing under way and nothing due: the point would never end."""
@@ -104,7 +105,7 @@ class PointRunner:
         self._undecoded: deque[tuple[Sending, RawExchange]] = deque()
         self._decoding = False
         self._finished: asyncio.Future[None] = self._loop.create_future()
-        self._idle_looks = 0
+        self._looks = self._idle_looks = 0
         self._sent = self._failed = self._tokens = 0
 
     async def run(self, start_ns: int, on_enough: Callable[[], None]) -> None:
@@ -288,19 +289,25 @@ class PointRunner:
         """Now and then: end what is late or too long, and make sure that the point cannot stand still for ever."""
         self._watch = self._loop.call_later(_LOOK_EVERY_S, self._look)
         now = now_ns()
+        # large reads are counted as they come: for small ones now and then is enough, and costs less
+        self._looks += 1
+        weigh = self._looks % _LOOKS_TO_WEIGH == 0
+        busy = False
         held: list[tuple[int, _Stream]] = []
         for stream in list(self._streams):
             exchange = stream.exchange
             if not stream.busy:
                 continue
+            busy = True
             if now > stream.deadline_ns:
                 stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
                 if stream.busy and now > stream.deadline_ns + _OVERDUE_NS:
                     self.fail(RuntimeError("a request could not be ended after its time-out"))
-            elif exchange is not None:
+            elif weigh and exchange is not None:
                 held.append((exchange.size(), stream))
-        self._bound(held)
-        idle = not held and not self._undecoded and not self._calls.pending and not self._opening
+        if held:
+            self._bound(held)
+        idle = not busy and not self._undecoded and not self._calls.pending and not self._opening
         self._idle_looks = self._idle_looks + 1 if idle and not self._finished.done() else 0
         if self._idle_looks >= _IDLE_LOOKS:
             self.fail(RuntimeError("the load stands still: nothing is under way and nothing is due"))
