@@ -291,6 +291,16 @@ def test_docker_lines_deploy_what_was_requested_not_a_stand_ins_budget() -> None
     assert config.docker.image == "vllm/vllm-openai:v0.18.0-cu130"
     assert server_config_of({"argv": []}) is None
     assert deploy_lines(launch_of("cap64")).bash.startswith("docker run")
+    # random weights and the measuring machine's card are nobody's to deploy
+    launch = launch_of("cap64") | {"launcher": "process"}
+    server = launch["server"]
+    server = server | {"docker": server["docker"] | {"gpus": '"device=GPU-836403c5"'}}
+    for extra in (["--load-format=dummy", "--enforce-eager"], ["--load-format", "dummy", "--enforce-eager"]):
+        line = deploy_lines(launch | {"server": server | {"extra_args": extra}}).bash
+        assert "dummy" not in line
+        assert "GPU-836403c5" not in line
+        assert "--gpus 'all'" in line or "--gpus all" in line
+        assert "--enforce-eager" in line
     # a server that was already there: nobody knows how it was started
     assert deploy_lines(launch_of("cap64") | {"launcher": "url"}) == DeployLines()
 

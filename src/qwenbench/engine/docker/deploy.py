@@ -56,9 +56,27 @@ def deploy_lines(launch: Mapping[str, Any], vllm_version: str | None = None, por
         return DeployLines()
     if port is not None:
         config = replace(config, port=port)
-    if vllm_version is not None and launch.get("launcher") != "docker":
-        config = replace(config, docker=replace(config.docker, image=image_of(config.docker.image, vllm_version)))
+    if launch.get("launcher") != "docker":
+        docker = config.docker
+        if vllm_version is not None:
+            docker = replace(docker, image=image_of(docker.image, vllm_version))
+        if docker.gpus and docker.gpus.strip('"').startswith("device="):
+            docker = replace(docker, gpus="all")  # a card of the machine that measured; only Docker's user chose one
+        config = replace(config, docker=docker)
+    config = _with_real_weights(config)
     return DeployLines(docker_bash(config), docker_powershell(config), compose(config))
+
+
+def _with_real_weights(config: ServerConfig) -> ServerConfig:
+    """Without `--load-format dummy`: a run may measure random weights, nobody serves them."""
+    flags = {name: value for name, value in config.flags.items() if (name, value) != ("load-format", "dummy")}
+    kept: list[str] = []
+    for word in config.extra_args:
+        if word == "dummy" and kept and kept[-1] in ("--load-format", "--load_format"):
+            kept.pop()
+        elif word not in ("--load-format=dummy", "--load_format=dummy"):
+            kept.append(word)
+    return replace(config, flags=flags, extra_args=tuple(kept))
 
 
 def image_of(image: str, vllm_version: str) -> str:
