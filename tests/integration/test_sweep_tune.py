@@ -33,7 +33,8 @@ def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> N
     assert {tried["config_id"] for tried in path} <= {"cap2-seq2", "cap4-seq4"} and 2 <= len(path) <= 3
     assert "What the search launched" in ended.out and "of 2 configurations" in ended.out
     assert "optimal" not in ended.out
-    if any(tried["value"] is not None for tried in path):  # a busy machine may leave nothing valid
+    measured = {tried["config_id"] for tried in path if tried["value"] is not None}
+    if measured == {"cap2-seq2", "cap4-seq4"}:  # a busy machine may leave one of them without a valid point
         assert ended.status == 0, ended.err
         assert search["outcome"]["config_id"] == "cap4-seq4"
         assert "of the best that was tried, at 95 %" in ended.out and "docker run" in ended.out
