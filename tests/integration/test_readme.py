@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sweep_runs import Ended
 
 from qwenbench.cli.main import dispatch
 
@@ -107,11 +108,15 @@ def server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("qwenbench bench")])
-def test_bench_measures_a_server_that_is_there(command: str, here: Path, server: str) -> None:
+def test_bench_measures_a_server_that_is_there(
+    command: str, here: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [server if word.startswith("http") else word for word in shlex.split(command)[1:]]
     small = ["--output-tokens", "8", "--startup-timeout", "60", "--requests", "2", "--run-id", "r", "--no-report"]
     small += [] if "--scenario" in words else ["--scenario", "math"]
-    assert dispatch([*words, *small]) == 0
+    status = dispatch([*words, *small])
+    told = capsys.readouterr()
+    assert Ended(status, told.out, told.err).completed, told.err
     assert (here / "results" / "r" / "points.csv").exists()
 
 
