@@ -66,7 +66,19 @@ def uncertainty(judged_by: Sequence[tuple[str, Sequence[Comparison]]]) -> dict[s
         key = names.get(name) or ("same_host" if "same_host" not in result and "all of these" in name else None)
         if key is not None:
             result[key] = {figure: _factors(comparisons, figure) for figure in LIMITS}
-    return result
+    return _nested(result)
+
+
+def _nested(result: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
+    """Where less is known an interval is no narrower than where more is."""
+    wider: dict[str, Any] = {}
+    before: Mapping[str, list[float]] = {}
+    for key in ("same_host", "other_host", "other_card"):
+        for figure, (low, high) in result.get(key, {}).items():
+            known_low, known_high = before.get(figure, (low, high))
+            wider.setdefault(key, {})[figure] = [min(low, known_low), max(high, known_high)]
+        before = wider.get(key, before)
+    return wider
 
 
 def _factors(comparisons: Sequence[Comparison], figure: str) -> list[float]:
