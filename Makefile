@@ -10,7 +10,7 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 $(BIN)/python -m pip -qq
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
-DEMO ?= sweep --launcher sim --capture 16,32,64 --scenario math,multilingual --concurrency 2,10,40 --output-tokens 8-24 --port 18000 --out results
+DEMO ?= sweep --launcher sim --capture 16,32,64 --scenario math,multilingual --concurrency 2,8,32 --output-tokens 8-16 --port 18000 --out results
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
