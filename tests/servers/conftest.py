@@ -111,7 +111,9 @@ def llama(servers_home: Path, logs: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{(port := free_port())}"
     words = [str(servers_home / "llama/bin/python"), "-m", "llama_cpp.server", "--host", "127.0.0.1"]
     words += ["--port", str(port), "--model", str(servers_home / "smollm2.gguf"), "--n_ctx", "2048"]
-    with process([*words, "--model_alias", "smollm2", "--n_threads", "2"], logs / "llama.log", url):
+    # by default it breaks a stream off when the next request comes
+    words += ["--model_alias", "smollm2", "--n_threads", "2", "--interrupt_requests", "False"]
+    with process(words, logs / "llama.log", url):
         yield url
 
 
