@@ -9,7 +9,19 @@ import pytest
 
 from conftest import Bench, litellm_before
 
-LOAD = ("--scenario", "math", "--output-tokens", "12-16", "--concurrency", "2", "--requests", "6", "--timeout", "120")
+LOAD = (
+    "--scenario",
+    "math",
+    "--output-tokens",
+    "12-16",
+    "--concurrency",
+    "2",
+    "--requests",
+    "6",
+    "--timeout",
+    "120",
+    "--no-natural-stop-check",
+)
 
 
 def assert_measured(done: Bench, requests: int = 6) -> dict[str, str]:
@@ -35,7 +47,7 @@ def test_llama_cpp_completions(llama: str, bench: Callable[..., Bench]) -> None:
 def test_llama_cpp_says_why_requests_fail(llama: str, bench: Callable[..., Bench]) -> None:
     """2,048 tokens of context are too few for this prompt: the server's own words reach the user."""
     load = ("--scenario", "synthetic", "--input-tokens", "6000", "--output-tokens", "8", "--concurrency", "1")
-    done = bench(llama, *load, "--requests", "2", "--timeout", "120")
+    done = bench(llama, *load, "--requests", "2", "--timeout", "120", "--no-natural-stop-check")
     assert done.status == 1
     assert "context" in done.points[0]["error_top"]
     assert done.points[0]["error_top"] in done.out
