@@ -53,7 +53,7 @@ test-browser: dev ## the HTML report in headless Chromium
 	tests/browser/run.sh
 
 test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
-	tests/vllm/run.sh
+	tests/vllm/run.sh $(VLLM_ARGS)
 
 test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1.5 GB)
 	tests/servers/run.sh
