@@ -48,7 +48,7 @@ def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> N
 
 def test_a_configuration_that_does_not_start_is_data(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    goal = ("--users", "2", "--slo", "ttft_p50=60s", "--max-launches", "2", "--force")
+    goal = ("--users", "2", "--slo", "ttft_p50=60s", "--max-launches", "4", "--force")
     ended = qwenbench(*options(folder, *goal, "--capture", "2", "--vary", "max-model-len=auto,99999999"))
     outcome = record(folder / "run.json")["search"]["outcome"]
     failed = [tried for tried in outcome["path"] if tried["verdict"] == "failed"]

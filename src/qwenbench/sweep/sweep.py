@@ -18,6 +18,7 @@ import aiohttp
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
+from qwenbench.engine.readiness import port_in_use
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
@@ -42,6 +43,9 @@ from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.sweep.timing import Schedule, Timings, expected
 from qwenbench.workload.canary import CanaryResult
 from qwenbench.workload.profiles import find_profile
+
+PORT_LIMIT_S = 10.0
+"""Longest wait for the port of a server that an interrupted run left."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,14 @@ class Sweep:
         for leftover in find_leftovers(self.paths.root):
             self.progress.note(f"ending what an interrupted qwenbench left: {leftover}")
             await remove_leftover(leftover)
+            await self._port_given_back()
+
+    async def _port_given_back(self) -> None:
+        """A process can be gone while its last thread still holds the port: `_check` would take it for a stranger's."""
+        server = self.plan.configurations[0].server
+        deadline = time.monotonic() + PORT_LIMIT_S
+        while port_in_use(server.host, server.port) and time.monotonic() < deadline:  # noqa: ASYNC110  # no event tells it
+            await asyncio.sleep(0.05)
 
     @contextmanager
     def _stopping_signals(self) -> Iterator[None]:
