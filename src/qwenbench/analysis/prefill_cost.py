@@ -43,10 +43,15 @@ class PrefillCost:
     def sentence(self) -> str:
         """For people: whose time it is."""
         if self.floor_ms is None:
-            price = "" if self.ms_per_token is None else f", {1000 * self.ms_per_token:.0f} ms per 1,000 tokens"
+            if self.ms_per_token is None:
+                return (
+                    f"what a prompt costs by its length cannot be told: TTFT at one stream scattered from "
+                    f"{min(self.ttft_ms):.0f} to {max(self.ttft_ms):.0f} ms without growing with the prompt"
+                )
             return (
-                f"from {self.lengths[0]:,} tokens on a longer prompt takes longer{price}: no length is seen under "
-                "which prompts cost the same (the device's time more than the host's)"
+                f"from {self.lengths[0]:,} tokens on a longer prompt takes longer, {1000 * self.ms_per_token:.0f} ms "
+                "per 1,000 tokens: no length is seen under which prompts cost the same (the device's time more than "
+                "the host's)"
             )
         reach = f"{self.same_cost_up_to_tokens:,}"
         further = " (and perhaps further)" if self.at_least else ""

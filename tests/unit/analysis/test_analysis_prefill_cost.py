@@ -72,3 +72,12 @@ def test_a_floor_that_reaches_past_the_longest_prompt_says_so() -> None:
 def test_one_length_tells_nothing() -> None:
     assert prefill_cost([]) is None
     assert prefill_cost([(100, 5.0), (104, 6.0)]) is None
+
+
+def test_times_that_only_scatter_are_no_price_of_length() -> None:
+    # vLLM on two crowded CPU cores: the first request was the slowest, no slope is left.
+    seen = [(76, 100.752), (140, 45.221), (268, 74.767), (524, 60.609), (1036, 76.641)]
+    cost = prefill_cost(seen)
+    assert cost is not None and cost.floor_ms is None and cost.ms_per_token is None
+    assert "cannot be told" in cost.sentence() and "45 to 101 ms" in cost.sentence()
+    assert "takes longer" not in cost.sentence()
