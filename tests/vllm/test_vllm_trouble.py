@@ -72,7 +72,7 @@ def test_a_prompt_that_is_too_long_is_an_error_row(trouble: Sweep) -> None:
 def test_a_configuration_that_cannot_start_is_recorded_and_the_sweep_goes_on(trouble: Sweep) -> None:
     assert trouble.status == 1
     (failure,) = trouble.run.failures.values()
-    assert failure["phase"] == "start"
+    assert failure["phase"] in ("plan", "start")  # the model's own config.json may show beforehand that it cannot start
     assert "9999999" in failure["evidence"]
     assert failure["evidence"] in trouble.output.replace("\n", " ")
     assert len(trouble.run.points) == 2
