@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
 
 if TYPE_CHECKING:
     from qwenbench.engine.config import ServerConfig
     from qwenbench.sweep.options import SweepOptions
 
-RUN = "Run folder"
 VALUES_LEFT_OUT = {"--resume": ""}
 """--resume alone means the newest run."""
 _WAIT_S = 30.0
@@ -29,10 +29,8 @@ def command(
     model: Annotated[
         str | None, typer.Option(help="Model name (default: asked from /v1/models)", show_default=False)
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
-    run_id: Annotated[
-        str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
-    ] = None,
+    out: OutOption = "results",
+    run_id: RunIdOption = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -42,9 +40,7 @@ def command(
             show_default=False,
         ),
     ] = None,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)
-    ] = False,
+    no_report: NoReportOption = False,
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.
 

@@ -8,6 +8,13 @@ from typing import Annotated
 
 import typer
 
+RUN = "Run folder"
+"""Panel of the options below in --help."""
+OutOption = Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")]
+RunIdOption = Annotated[
+    str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
+]
+NoReportOption = Annotated[bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)]
 RunArgument = Annotated[
     str | None,
     typer.Argument(help="The run's folder or its name; the newest in results/ when left out.", show_default=False),

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
 from qwenbench.errors import UsageError
 
-RUN = "Run folder"
 VALUES_LEFT_OUT = {"--resume": ""}
 """--resume alone means the newest run."""
 
@@ -26,10 +26,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
-    run_id: Annotated[
-        str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
-    ] = None,
+    out: OutOption = "results",
+    run_id: RunIdOption = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -42,9 +40,7 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, launch lines and time, start nothing", rich_help_panel=RUN)
     ] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)
-    ] = False,
+    no_report: NoReportOption = False,
 ) -> int:
     """Sweep vLLM configurations x load points: relaunch, measure, show what each setting costs and buys.
 

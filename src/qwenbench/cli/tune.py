@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from qwenbench.sweep.tuning import Quest, Tuning
 
 SEARCH = "What is sought"
-RUN = "Run folder"
 VALUES_LEFT_OUT = {"--resume": ""}
 """--resume alone means the newest run."""
 _OBJECTIVES = ("tokens", "users")
@@ -65,10 +65,8 @@ def command(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")] = "results",
-    run_id: Annotated[
-        str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
-    ] = None,
+    out: OutOption = "results",
+    run_id: RunIdOption = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -84,9 +82,7 @@ def command(
             "--dry-run", help="Print the space and what is predicted of it, start nothing", rich_help_panel=RUN
         ),
     ] = False,
-    no_report: Annotated[
-        bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)
-    ] = False,
+    no_report: NoReportOption = False,
 ) -> int:
     """Find the configuration to serve with, in few launches: predicted first, raced on equal requests, launched again.
 
