@@ -73,7 +73,7 @@ def test_a_configuration_that_cannot_start_is_recorded_and_the_sweep_goes_on(tro
     assert trouble.status == 1
     (failure,) = trouble.run.failures.values()
     assert failure["phase"] in ("plan", "start")  # the model's own config.json may show beforehand that it cannot start
-    assert "9999999" in failure["evidence"]
+    assert "9999999" in failure["evidence"].replace(",", "")  # our own sentence groups the digits, vLLM's does not
     assert failure["evidence"] in trouble.output.replace("\n", " ")
     assert len(trouble.run.points) == 2
 
