@@ -18,7 +18,7 @@ from pathlib import Path
 from qwenbench.analysis.run import load_run
 from qwenbench.cli.main import dispatch
 from qwenbench.report.answer import question_of
-from qwenbench.report.images import tradeoff_image
+from qwenbench.report.export import tradeoff_image
 from qwenbench.report.summary import example_tables
 from qwenbench.report.text_writers import to_markdown
 

@@ -11,9 +11,9 @@ from report_runs import HOSTILE, Recipe, plant
 
 from qwenbench.analysis.run import load_run
 from qwenbench.report.answer import answered, question_of
-from qwenbench.report.card import card_facts, card_svg
-from qwenbench.report.images import FIGURES as FIGURES_EXPORTED
-from qwenbench.report.images import figure_images
+from qwenbench.report.export import FIGURES as FIGURES_EXPORTED
+from qwenbench.report.export import figure_images
+from qwenbench.report.summary import card_facts, card_svg
 
 Open = Callable[..., Any]
 

@@ -23,7 +23,7 @@ def command(
 
     from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import answered, question_of
-    from qwenbench.report.card import card_facts, card_svg, results_json
+    from qwenbench.report.summary import card_facts, card_svg, results_json
     from qwenbench.report.svg import to_png
     from qwenbench.runfolder.files import write_bytes
 

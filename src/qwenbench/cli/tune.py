@@ -167,7 +167,7 @@ def _closing(tuning: Tuning, status: int, folder: Path, build_report: bool) -> i
     from qwenbench.analysis.run import load_run
     from qwenbench.cli.sweep_run import note
     from qwenbench.report.answer import answered, closing_answer
-    from qwenbench.report.search import search_path
+    from qwenbench.report.course import search_path
     from qwenbench.report.text_writers import print_document
 
     run = load_run(folder)

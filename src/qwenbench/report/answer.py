@@ -27,8 +27,9 @@ from qwenbench.report.document import (
     Span,
     Table,
     Tiles,
+    number,
+    term,
 )
-from qwenbench.report.names import number, term
 from qwenbench.report.text_writers import plain
 
 _EXPECTED = (

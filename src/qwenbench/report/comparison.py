@@ -10,8 +10,19 @@ from typing import Any
 from qwenbench.analysis.changes import MetricChange
 from qwenbench.analysis.columns import METRICS, label
 from qwenbench.analysis.compare import VERDICTS, Comparison
-from qwenbench.report.document import SIMULATED, Block, Bullets, Fold, Heading, Inline, Paragraph, Row, Span, Table
-from qwenbench.report.names import number
+from qwenbench.report.document import (
+    SIMULATED,
+    Block,
+    Bullets,
+    Fold,
+    Heading,
+    Inline,
+    Paragraph,
+    Row,
+    Span,
+    Table,
+    number,
+)
 from qwenbench.runfolder.cells import load_label
 
 FIRST_ROWS = 36

@@ -1,4 +1,4 @@
-"""A result as values: headings, paragraphs, tables, lists, code and figures.
+"""A result as values: headings, paragraphs, tables, lists, code and figures with their units and decimal places.
 
 Whoever has an answer says it once with these; html_writer.py and text_writers.py write it for a page, for Markdown and
 for a terminal. Nothing here knows what markup is, and every text is taken as text.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, Union
+from typing import Any, Literal, TypeAlias, Union
+
+from qwenbench.analysis.columns import POINT_COLUMNS, Column, label
 
 UNKNOWN = "–"
 """What stands for a value that is not known."""
@@ -207,3 +209,51 @@ def facts(*pairs: tuple[Inline, Inline] | tuple[Inline, Inline, Inline] | None) 
     rows = [pair for pair in pairs if pair is not None]
     width = max((len(pair) for pair in rows), default=2)
     return Table((), [Row((*pair, *[""] * (width - len(pair)))) for pair in rows], numbers_from=1, numbers_to=2)
+
+
+_DIGITS = {
+    "requests_per_s": 2, "input_tokens_per_s": 0, "output_tokens_per_s": 0, "total_tokens_per_s": 0,
+    "output_tokens_per_s_per_user": 1, "energy_j_per_output_token": 3, "requests_that_fit": 0, "kv_cache_gib": 2,
+    "kv_cache_blocks": 0, "kv_cache_tokens": 0, "max_num_seqs": 0, "startup_s": 1, "graphs_actual_gib": 2,
+    "capture_s": 1,
+}  # fmt: skip
+_LATENCY_DIGITS = {"ttft": 0, "ttfo": 0, "e2e": 0, "tpot": 1, "itl": 1}
+_UNITS = {"graphs_actual_gib": "GiB", "capture_s": "s"}
+_COLUMNS: dict[str, Column] = {name: column for column in POINT_COLUMNS for name in (column.name, column.key)}
+
+
+def unit(key: str) -> str:
+    """The unit that the figure is shown in; VRAM is shown in GiB."""
+    if key.endswith("_mib"):
+        return "GiB"
+    return _COLUMNS[key].unit if key in _COLUMNS else _UNITS.get(key, "")
+
+
+def titled(key: str) -> str:
+    """Name and unit for a table's head or an axis."""
+    word, shown = label(key), unit(key)
+    implied = not shown or shown in ("requests", "blocks") or "/s" in word
+    return word if implied else f"{word}, {shown}"
+
+
+def term(key: str, words: str | None = None) -> Term | str:
+    """The name (or other words for it) with its definition to look up, where it has one."""
+    shown = titled(key) if words is None else words
+    return Term(shown, _COLUMNS[key].name) if key in _COLUMNS else shown
+
+
+def number(key: str, value: Any, low: float | None = None, high: float | None = None, *, bare: bool = False) -> Number:
+    """A figure of this metric or column; `bare` leaves the unit to the table's head."""
+    scale = 1024.0 if key.endswith("_mib") else 1.0
+    known = None if value is None else float(value) / scale
+    below, above = (None if bound is None else bound / scale for bound in (low, high))
+    shown = unit(key)
+    return Number(known, "" if bare or shown in ("requests", "blocks") else shown, digits(key), below, above)
+
+
+def digits(key: str) -> int | None:
+    """Decimal places of a figure; None: four significant digits."""
+    if key.endswith("_mib"):
+        return 2
+    stem = key.replace("_ms_", "_").rpartition("_")[0]
+    return _LATENCY_DIGITS.get(stem, _DIGITS.get(key))

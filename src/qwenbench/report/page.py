@@ -21,17 +21,13 @@ from qwenbench.analysis.run import Run
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
-from qwenbench.report.course import course
-from qwenbench.report.document import Block, Paragraph
-from qwenbench.report.endurance import endurance, prompt_price
+from qwenbench.report.course import course, search_path
+from qwenbench.report.document import Block, Paragraph, titled
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
-from qwenbench.report.names import titled
-from qwenbench.report.page_data import PageData, page_data
+from qwenbench.report.page_data import PageData, Subject, page_data, subject_of
 from qwenbench.report.points import quick_to_filter
-from qwenbench.report.search import search_path
-from qwenbench.report.subject import Subject, subject_of
 from qwenbench.report.svg import css_variables
-from qwenbench.report.time_use import time_use
+from qwenbench.report.time_use import endurance, prompt_price, time_use
 from qwenbench.report.tradeoff import tradeoff_of
 from qwenbench.report.tradeoff_drawing import picture
 

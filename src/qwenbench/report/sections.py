@@ -22,8 +22,10 @@ from qwenbench.report.document import (
     Row,
     Span,
     Table,
+    digits,
+    number,
+    term,
 )
-from qwenbench.report.names import digits, number, term
 from qwenbench.report.page_data import Change, ConfigView, PageData, PriceView
 from qwenbench.report.points import PointView, is_true, known
 from qwenbench.runfolder.cells import load_label

@@ -1,15 +1,36 @@
-"""A run in tables: what each configuration holds and how fast each scenario ran on it, for a terminal and Markdown."""
+"""A run in short: tables for a terminal and Markdown, and one picture to post, 1200 x 630, with its results.json."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import pandas as pd
+
+from qwenbench import __version__
+from qwenbench.analysis.columns import POINT_COLUMNS, label
+from qwenbench.analysis.intervals import Estimate
+from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import Run
+from qwenbench.errors import RunError
 from qwenbench.report.answer import answered, question_of, short_answer
-from qwenbench.report.document import SIMULATED, Block, Bullets, Heading, Inline, Number, Paragraph, Row, Span, Table
-from qwenbench.report.names import number
-from qwenbench.report.page_data import ConfigView, PageData, page_data
+from qwenbench.report.document import (
+    SIMULATED,
+    Block,
+    Bullets,
+    Heading,
+    Inline,
+    Number,
+    Paragraph,
+    Row,
+    Span,
+    Table,
+    number,
+)
+from qwenbench.report.page_data import ConfigView, PageData, Subject, page_data, subject_of
 from qwenbench.report.points import PointView
+from qwenbench.report.svg import LIGHT, Drawing, shortened, text_width, wrapped
 from qwenbench.runfolder.cells import TRACE
 
 MARKS = {"kv": "k", "scheduler": "s", "graph-miss": "g", "prefill": "p", "client": "c"}
@@ -140,3 +161,183 @@ def _legend(data: PageData) -> str:
     ]
     parts += [f"{mark}: {meaning}" for mark, meaning in _MEANING.items() if mark in used]
     return f"{'SIMULATED; ' if data.simulated else ''}{'; '.join(parts)}."
+
+
+WIDTH, HEIGHT = 1200.0, 630.0
+_FIGURES = ("output_tokens_per_s", "ttft_p50", "tpot_p50", "requests_that_fit", "vram_peak_mib")
+_SPARE = ("kv_cache_gib", "startup_s", "e2e_p50", "output_tokens_per_s_per_user")
+"""Taken, in this order, where one of the five is not known."""
+_FLAGS = ("max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utilization")
+FIVE = 5
+_UNITS = {name: column.unit for column in POINT_COLUMNS for name in (column.name, column.key)}
+
+
+@dataclass(frozen=True, slots=True)
+class CardFacts:
+    """What the picture shows."""
+
+    subject: Subject
+    config_id: str
+    flags: Mapping[str, str]
+    load: str
+    estimates: Mapping[str, Estimate]
+    """Metric or column -> its figure in the column's own unit, in the order of the picture."""
+    interpolated: bool
+    """The load lies between two that were measured."""
+    measured: Mapping[str, Any]
+    """How it was measured: scenarios, requests, repeats, launches, window, lengths, client error."""
+    decided: bool
+
+    @property
+    def figures(self) -> dict[str, Number]:
+        """The same for people."""
+        return {key: number(key, e.value, e.low, e.high) for key, e in self.estimates.items()}
+
+
+def card_facts(run: Run, answer: Answer) -> CardFacts:
+    """The card of the recommended configuration. Raises RunError where no configuration qualifies."""
+    if answer.config_id is None:
+        near = f" Nearest miss: {answer.nearest_miss}." if answer.nearest_miss else ""
+        raise RunError(f"no configuration qualifies, so there is nothing to put on a card.{near}")
+    known = [key for key in (*_FIGURES, *_SPARE) if (found := answer.expected.get(key)) and found.value is not None]
+    chosen = known[:FIVE]
+    expected = {key: answer.expected[key] for key in (*_FIGURES, *_SPARE) if key in chosen}
+    launch = run.launches.get(answer.config_id, {})
+    server = launch.get("server")
+    flags = launch.get("requested") or (server.get("flags") if isinstance(server, Mapping) else {}) or {}
+    return CardFacts(
+        subject=subject_of(run),
+        config_id=answer.config_id,
+        flags={name: str(flags[name]) for name in _FLAGS if flags.get(name) is not None},
+        load=f"{answer.users:,} stream{'' if answer.users == 1 else 's'}" if answer.users is not None else "",
+        estimates=expected,
+        interpolated=answer.users is not None and answer.users not in _levels(run, answer.config_id),
+        measured=_measured(run, answer.config_id),
+        decided=answer.decided,
+    )
+
+
+def _levels(run: Run, config_id: str) -> set[int]:
+    points = run.points[run.points["config_id"] == config_id]
+    return {int(value) for value in points["concurrency"].dropna()}
+
+
+def _measured(run: Run, config_id: str) -> dict[str, Any]:
+    points = run.points[(run.points["config_id"] == config_id) & run.points["valid"].eq(True)]
+
+    def largest(column: str) -> float | None:
+        values = pd.to_numeric(points[column], errors="coerce").dropna() if column in points else pd.Series(dtype=float)
+        return float(values.max()) if len(values) else None
+
+    controlled = points["length_controlled"].dropna() if "length_controlled" in points else pd.Series(dtype=object)
+    return {
+        "scenarios": sorted(points["scenario"].astype(str).unique().tolist()),
+        "profiles": sorted(points["profile"].dropna().astype(str).unique().tolist()),
+        "points": len(points),
+        "requests": int(points["requests_ok"].sum()),
+        "repeats": int(largest("repeat") or 0) or None,
+        "launches": int(largest("launch") or 0) or None,
+        "windows": sorted(points["window"].dropna().astype(str).unique().tolist()),
+        "length_controlled": bool(controlled.eq(True).all()) if len(controlled) else None,
+        "client_error_ms": largest("client_error_ms"),
+    }
+
+
+def results_json(facts: CardFacts) -> dict[str, Any]:
+    """results.json: what the picture shows, for machines. null is "not known"."""
+    subject = facts.subject
+    return {
+        "schema_version": 1,
+        "simulated": subject.simulated,
+        "run_id": subject.run_id,
+        "started": subject.started,
+        "model": list(subject.models),
+        "card": subject.card,
+        "gpu": subject.gpu,
+        "vllm_version": subject.vllm,
+        "driver": subject.driver,
+        "qwenbench_version": __version__,
+        "config_id": facts.config_id,
+        "flags": dict(facts.flags),
+        "load": facts.load or None,
+        "interpolated": facts.interpolated,
+        "decided": facts.decided,
+        "figures": {
+            key: {"label": label(key), "value": e.value, "low": e.low, "high": e.high, "unit": _UNITS.get(key, "")}
+            for key, e in facts.estimates.items()
+        },
+        "measured": dict(facts.measured),
+    }
+
+
+def card_svg(facts: CardFacts, theme: Mapping[str, str] = LIGHT) -> str:
+    """The picture."""
+    drawing = Drawing(WIDTH, theme)
+    drawing.height = HEIGHT
+    left, right = 64.0, WIDTH - 64
+    drawing.rect(0, 0, 12, HEIGHT, colour="accent", radius=0)
+    drawing.text(left, 78, "qwenbench", colour="accent", size=22, bold=True)
+    if facts.subject.simulated:
+        drawing.simulated(right, 76, size=20)
+    y = 142.0
+    for line in wrapped(facts.subject.title, right - left, 44, bold=True)[:2]:
+        drawing.text(left, y, line, size=44, bold=True)
+        y += 54
+    settings = "   ".join(f"--{name} {value}" for name, value in facts.flags.items()) or facts.config_id
+    size = _fitting((settings,), right - left, (24, 22, 20), bold=False)
+    drawing.text(left, y, shortened(settings, right - left, size), colour="accent", size=size)
+    _figures(drawing, facts, left, right, 396.0)
+    drawing.line(left, 508, right, 508, colour="rule", width=1.5)
+    y = 544
+    for line in wrapped(how(facts), right - left, 20)[:2]:
+        drawing.text(left, y, line, colour="soft", size=20)
+        y += 28
+    drawing.text(left, 604, f"qwenbench {__version__} · {facts.subject.run_id}", colour="faint", size=16)
+    return drawing.svg(background=True)
+
+
+def _figures(drawing: Drawing, facts: CardFacts, left: float, right: float, y: float) -> None:
+    width = (right - left) / FIVE
+    # tokens/s and counts have their unit in their name
+    shown = {key: str(replace(n, unit="") if n.unit == "tok/s" else n) for key, n in facts.figures.items()}
+    size = _fitting(shown.values(), width - 18, (42, 38, 34, 30, 26), bold=True)
+    for place, (key, value) in enumerate(facts.figures.items()):
+        x, room = left + place * width, width - 18
+        drawing.text(x, y, shown[key], size=size, bold=True)
+        drawing.text(x, y + 32, shortened(label(key), room, 18), colour="soft", size=18)
+        if value.interval:
+            drawing.text(x, y + 58, shortened(f"95 %: {value.interval}", room, 16), colour="soft", size=16)
+    where = f"at {facts.load}, interpolated" if facts.interpolated else f"at {facts.load}"
+    if facts.load:
+        drawing.text(left, y - 58, where, colour="soft", size=22)
+
+
+def _fitting(texts: Iterable[str], width: float, sizes: Sequence[float], bold: bool) -> float:
+    """The largest of the sizes at which every text fits; the smallest where none does."""
+    lines = list(texts)
+    return next((s for s in sizes if all(text_width(line, s, bold) <= width for line in lines)), sizes[-1])
+
+
+def how(facts: CardFacts) -> str:
+    """How it was measured, in a sentence."""
+    measured, verb = facts.measured, "Simulated" if facts.subject.simulated else "Measured"
+    parts = [f"{verb}: {measured['requests']:,} requests of {', '.join(measured['scenarios'])}"]
+    parts += [
+        _count(measured[name], word) for name, word in (("launches", "launch"), ("repeats", "repeat")) if measured[name]
+    ]
+    if measured["windows"]:
+        parts.append(
+            "steady windows" if measured["windows"] == ["steady"] else "whole runs, ramp and drain included, in part"
+        )
+    if measured["length_controlled"] is not None:
+        parts.append("forced output lengths" if measured["length_controlled"] else "natural output lengths")
+    if not any(value.interval for value in facts.figures.values()):
+        parts.append("one repeat: no interval")
+    if facts.subject.driver:
+        parts.append(f"driver {facts.subject.driver}")
+    return ", ".join(parts) + "."
+
+
+def _count(number: int, word: str) -> str:
+    plural = "es" if word.endswith("ch") else "s"
+    return f"{number:,} {word}{'' if number == 1 else plural}"

@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 from qwenbench.analysis.intervals import critical
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.spread import Spread
-from qwenbench.report.page_data import ConfigView, PageData
+from qwenbench.report.page_data import ConfigView, PageData, Subject
 from qwenbench.report.points import Estimate, PointView
-from qwenbench.report.subject import Subject
 from qwenbench.report.svg import SERIES
 
 SAME_KV = 0.01

@@ -15,7 +15,7 @@ from report_runs import HOSTILE
 
 from qwenbench.analysis.run import Run, load_run
 from qwenbench.cli.main import dispatch
-from qwenbench.report.subject import subject_of
+from qwenbench.report.page_data import subject_of
 
 Planted = Callable[..., Run]
 

@@ -19,8 +19,16 @@ from qwenbench.analysis.run import Run, load_run
 from qwenbench.analysis.statistics import summary_rows
 from qwenbench.report.page import build_report
 from qwenbench.report.page_data import config_views, launch_flags, page_data, price_views
-from qwenbench.report.points import point_views, read_summary, workload_names
-from qwenbench.report.timeline import MOST_SAMPLES, MOST_TIMELINES, _groups, _reduce, timelines
+from qwenbench.report.points import (
+    MOST_SAMPLES,
+    MOST_TIMELINES,
+    _groups,
+    _reduce,
+    point_views,
+    read_summary,
+    timelines,
+    workload_names,
+)
 from qwenbench.runfolder.names import RunPaths
 
 Planted = Callable[..., Run]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from qwenbench.analysis.memory_growth import growth_of
 from qwenbench.analysis.prefill_cost import prefill_cost
 from qwenbench.analysis.run import Run
-from qwenbench.report.endurance import endurance, prompt_price
 from qwenbench.report.page import build_report
 from qwenbench.report.page_data import page_data
 from qwenbench.report.text_writers import to_markdown
+from qwenbench.report.time_use import endurance, prompt_price
 from qwenbench.runfolder.files import write_json
 
 Planted = Callable[..., Run]

@@ -13,7 +13,7 @@ from report_runs import HOSTILE
 
 from qwenbench.analysis.run import Run, read_points
 from qwenbench.cli.main import dispatch
-from qwenbench.report import images, svg
+from qwenbench.report import export, svg
 from qwenbench.report.export import export_run
 from qwenbench.report.summary import run_summary
 from qwenbench.report.text_writers import escaped, fenced, to_markdown
@@ -80,7 +80,7 @@ def test_without_a_browser_the_trade_off_is_drawn_and_what_is_missing_is_told(
     format: str,
     begins: bytes,
 ) -> None:
-    monkeypatch.setattr(images.shutil, "which", lambda name: None)
+    monkeypatch.setattr(export.shutil, "which", lambda name: None)
     assert dispatch(["export", str(planted().path), "--format", format, "--out", str(tmp_path / "out")]) == 0
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "chromium" in error

@@ -12,8 +12,7 @@ import pytest
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.run import Run
 from qwenbench.report.answer import answered
-from qwenbench.report.page_data import page_data
-from qwenbench.report.subject import _gpu_words, subject_of
+from qwenbench.report.page_data import _gpu_words, page_data, subject_of
 from qwenbench.report.tradeoff import MOST_LANES, Tradeoff, faster, tradeoff_of
 from qwenbench.report.tradeoff_drawing import file_svg, picture
 
