@@ -1,5 +1,5 @@
-"""Where the time goes: stalls, the server's own clock, the GPU's part, throttling, a drafter's gain, prompts by length; and
-long prompts and a soak, which were asked beside the load points."""
+"""Where the time goes: stalls, the server's own clock, the GPU's part, throttling, a drafter's gain and prompts by length;
+and what was asked beside the load points: long prompts, a soak."""
 
 from __future__ import annotations
 
