@@ -15,7 +15,8 @@ from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.observe.ledger import MemoryLedger
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA
 
 CONFIGS = ("cap16-seq16", "cap32-seq32")
 LEVELS = ("1", "4")

@@ -9,7 +9,7 @@ from qwenbench.analysis.point import PointContext
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.observe.ledger import MemoryLedger
-from qwenbench.observe.vram import VramPhases
+from qwenbench.observe.nvml import VramPhases
 from qwenbench.runfolder.cells import Cell, LoadPoint
 
 

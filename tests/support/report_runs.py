@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA
 from qwenbench.runfolder.names import slug
 
 HOSTILE = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1> \"'&`${1} </script> 数学 مرحبا 🚀"

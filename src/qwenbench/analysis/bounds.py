@@ -115,7 +115,7 @@ def bounds(
     `metrics` has METRICS_SCHEMA, only rows within the window. `capture_effective_full` is the largest FULL graph
     (0: none at all; None: not known, or a device without graphs), in rows: with a drafter of `drafted` tokens a request
     takes 1 + drafted of them. `full_graph_share` is what the server itself counted of decode steps
-    (observe/graph_steps.py): it outranks what the number of running requests lets expect. Unknown limits and gauges
+    (engine/speed_settings.py): it outranks what the number of running requests lets expect. Unknown limits and gauges
     leave their bound unchecked. Whether a higher load gives more cannot be seen in one point: see `settle_load`.
     """
     evidence: dict[str, str] = {}

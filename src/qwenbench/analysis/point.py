@@ -27,10 +27,10 @@ from qwenbench.analysis.request_arrays import (
 from qwenbench.analysis.window import CLOSED, IN_FLIGHT_SHARE, Window, mean_in_flight, window_of
 from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
 from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.speed_settings import GraphSteps, full_graph_share
 from qwenbench.engine.startup_log import StartupLog
-from qwenbench.observe.graph_steps import GraphSteps, full_graph_share
 from qwenbench.observe.ledger import MemoryLedger
-from qwenbench.observe.vram import MIB_PER_GIB
+from qwenbench.observe.nvml import MIB_PER_GIB
 from qwenbench.runfolder.cells import Cell
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qwenbench.capacity.model_shape import ModelShape
     from qwenbench.engine.startup_log import StartupLog
     from qwenbench.observe.ledger import MemoryLedger
-    from qwenbench.observe.vram import VramPhases
+    from qwenbench.observe.nvml import VramPhases
 
 LOG_BYTES = 2 * GIB
 METRICS_BYTES = 64 * MIB
@@ -111,7 +111,7 @@ def _ledger(
 
     from qwenbench.engine.startup_log import parse_startup_log
     from qwenbench.observe.ledger import build_ledger
-    from qwenbench.observe.vram import VramPhases
+    from qwenbench.observe.nvml import VramPhases
 
     startup = parse_startup_log(_read_text(log, "LOG", LOG_BYTES))
     labels = _cache_config(metrics)
@@ -198,7 +198,7 @@ def _cache_config(path: Path | None) -> dict[str, str]:
 
 
 def _phases(path: Path | None, startup: StartupLog) -> VramPhases:
-    from qwenbench.observe.vram import VramPhases, vram_phases
+    from qwenbench.observe.nvml import VramPhases, vram_phases
 
     if path is None:
         return VramPhases()

@@ -6,8 +6,11 @@ vLLM starts all the same with any of these and says so in one line among hundred
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from qwenbench.engine.log_lines import taken_apart
 
 if TYPE_CHECKING:
     from qwenbench.engine.startup_log import StartupLog
@@ -81,6 +84,37 @@ def graph_steps_of(line: str) -> tuple[int, str, int] | None:
     """(tokens, NONE, PIECEWISE or FULL, steps) of a row that --cudagraph-metrics logged; None for other lines."""
     found = _GRAPH_ROW.search(line) if line.count("|") >= 6 else None
     return None if found is None else (int(found.group(1)), found.group(2), int(found.group(3)))
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSteps:
+    """Steps of one kind."""
+
+    tokens: int
+    """Of a step, without padding: rows of a decode step are its requests, times 1 + drafted tokens."""
+    mode: str
+    """`FULL`, `PIECEWISE` or `NONE`."""
+    count: int
+
+
+def graph_steps(lines: Iterable[str]) -> list[GraphSteps]:
+    """What the tables among these lines of a log count, each kind of step once; empty without any table."""
+    counted: dict[tuple[int, str], int] = {}
+    for line in lines:
+        if "|" in line and (found := graph_steps_of(taken_apart(line).text)):
+            tokens, mode, count = found
+            counted[tokens, mode] = counted.get((tokens, mode), 0) + count
+    return [GraphSteps(tokens, mode, count) for (tokens, mode), count in counted.items()]
+
+
+def full_graph_share(steps: Iterable[GraphSteps], most_rows: int | None) -> float | None:
+    """Share of the steps of at most so many tokens (the rows of the largest decode batch) that ran in a full graph.
+
+    Larger steps carry prompts, which full graphs are not made for. None without such steps, or an unknown batch.
+    """
+    decoding = [step for step in steps if most_rows is not None and step.tokens <= most_rows]
+    total = sum(step.count for step in decoding)
+    return sum(step.count for step in decoding if step.mode == "FULL") / total if total else None
 
 
 def other_setting_of(line: str) -> tuple[str, str] | None:

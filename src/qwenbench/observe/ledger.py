@@ -1,14 +1,13 @@
 """The memory ledger of one server configuration: memory.json and `qwenbench ledger --json`.
 
 It holds the start-up log and NVML's phases as they were read and adds what only both together tell (budget, rest,
-blocks); `to_json` alone flattens them into the keys of the contract.
-"""
+blocks); `to_json` alone flattens them into the keys of the contract."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from qwenbench.capacity.kv import (
@@ -20,7 +19,7 @@ from qwenbench.capacity.kv import (
 from qwenbench.engine.speed_settings import SpeedSetting, speed_settings
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
-from qwenbench.observe.vram import MIB_PER_GIB, NOT_WATCHED, VramPhases
+from qwenbench.observe.nvml import MIB_PER_GIB, NOT_WATCHED, VramPhases
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,3 +285,53 @@ def compare_starts(named: Sequence[tuple[str, MemoryLedger]]) -> list[str]:
                     "compiling was not charged"
                 )
     return remarks
+
+
+GIB = 1024**3
+
+
+def with_cache_labels(
+    startup: StartupLog, labels: Mapping[str, str], max_model_len: int | None = None, version: str | None = None
+) -> StartupLog:
+    """The log with what it does not tell taken from the labels (vLLM 0.26 and later tell most of them).
+
+    `max_model_len` is /v1/models' figure, in tokens; `version` is /version's.
+    """
+    tokens, concurrency = (
+        _label_number(labels, "kv_cache_size_tokens"),
+        _label_number(labels, "kv_cache_max_concurrency"),
+    )
+    length = max_model_len
+    if length is None and tokens and concurrency:
+        length = round(tokens / concurrency)
+    memory = _label_number(labels, "kv_cache_memory_bytes")
+    if _label_number(labels, "num_gpu_blocks_override") is not None:
+        memory = None  # the cache is then not as large as the memory that was set aside
+    told: dict[str, Any] = {
+        "vllm_version": version,
+        "kv_cache_gib": None if memory is None else memory / GIB,
+        "kv_cache_tokens_logged": None if tokens is None else int(tokens),
+        "max_concurrency_logged": concurrency,
+        "max_concurrency_tokens": length if concurrency is not None else None,
+        "max_model_len_effective": length,
+        "enable_prefix_caching": _label_flag(labels, "enable_prefix_caching"),
+        "mamba_cache_mode": labels.get("mamba_cache_mode"),
+        "kv_cache_dtype": labels.get("cache_dtype"),
+    }
+    missing = {
+        name: value
+        for name, value in told.items()
+        if value not in (None, "None", "") and getattr(startup, name) is None
+    }
+    return replace(startup, **missing)
+
+
+def _label_number(labels: Mapping[str, str], name: str) -> float | None:
+    try:
+        return float(labels[name])
+    except (KeyError, ValueError):
+        return None  # `None` is how a label says that it is not set
+
+
+def _label_flag(labels: Mapping[str, str], name: str) -> bool | None:
+    return {"True": True, "False": False}.get(labels.get(name, ""))

@@ -1,5 +1,5 @@
-"""Where the time goes: stalls, the server's own clock, the GPU's part, throttling, a drafter's gain and prompts by length;
-and what was asked beside the load points: long prompts, a soak."""
+"""Where the time goes: stalls, the server's own clock, the GPU's part, throttling, what a drafter gained, prompts by
+length; and what was asked beside the load points: long prompts, a soak."""
 
 from __future__ import annotations
 

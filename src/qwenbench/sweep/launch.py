@@ -23,10 +23,9 @@ from qwenbench.engine.start_phases import StartPhases
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
-from qwenbench.observe.cache_config import with_cache_labels
-from qwenbench.observe.ledger import MemoryLedger, build_ledger
+from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape
-from qwenbench.observe.vram import VramPhases, wait_drained
+from qwenbench.observe.nvml import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.endurance import Endurance

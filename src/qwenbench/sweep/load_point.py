@@ -23,14 +23,13 @@ from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.log_sink import LogReader
+from qwenbench.engine.speed_settings import GraphSteps, graph_steps
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
-from qwenbench.observe.graph_steps import GraphSteps, graph_steps
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.metrics import MetricsScraper
-from qwenbench.observe.nvml import NvmlSampler
-from qwenbench.observe.samples import NVML_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA, NvmlSampler
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.probing import QUESTION_S

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from qwenbench.analysis.bounds import BOUNDS, NOT_KNOWN, TimeShares, bounds, settle_load
 from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
-from qwenbench.observe.samples import METRICS_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 LAYOUT = kv_layout(SEED_SHAPE)

@@ -10,8 +10,8 @@ import pytest
 from qwenbench.analysis.clocks import clock_columns, throttle_note
 from qwenbench.analysis.drafting import drafting_columns
 from qwenbench.analysis.window import Window
-from qwenbench.observe.metrics import parse_metrics
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA, parse_metrics
+from qwenbench.observe.nvml import NVML_SCHEMA
 
 
 def nvml(*rows: tuple[int, str, float | None, int | None], limit: float | None = 575.0) -> pa.Table:

@@ -13,7 +13,8 @@ from qwenbench.capacity.kv import KvGroup, KvLayout
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import invalid_reason as client_reason
 from qwenbench.load.spec import ClientHealth
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA
 
 
 def point(rows: list[dict], metrics: list[dict] = (), nvml: list[dict] = (), **fields: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qwenbench.analysis.bounds import bounds
-from qwenbench.observe.graph_steps import GraphSteps, full_graph_share, graph_steps
-from qwenbench.observe.samples import METRICS_SCHEMA
+from qwenbench.engine.speed_settings import GraphSteps, full_graph_share, graph_steps
+from qwenbench.observe.metrics import METRICS_SCHEMA
 
 TABLE = """(APIServer pid=1) INFO 11-26 21:06:07 [loggers.py:310] Engine 000: Avg prompt throughput: 5447.8 tokens/s
 (APIServer pid=1) INFO 11-26 21:06:07 [loggers.py:344] **CUDAGraph Config Settings:**

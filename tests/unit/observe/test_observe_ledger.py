@@ -14,7 +14,7 @@ from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, compare_starts
-from qwenbench.observe.vram import VramPhases, vram_phases
+from qwenbench.observe.nvml import VramPhases, vram_phases
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 H200 = "h200-vllm-0.20.2"

@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from qwenbench.observe.metrics import MetricsScraper, parse_metrics, scrape
-from qwenbench.observe.samples import METRICS_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper, parse_metrics, scrape
 
 # as vLLM 0.20.2 prints them, cut down to a few lines of each kind
 TEXT = """\

@@ -10,8 +10,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from qwenbench.observe.nvml import Nvml, NvmlSampler, open_nvml
-from qwenbench.observe.samples import NVML_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA, Nvml, NvmlSampler, open_nvml
 
 MIB = 1024 * 1024
 

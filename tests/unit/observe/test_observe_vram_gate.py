@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qwenbench.observe.vram import wait_drained
+from qwenbench.observe.nvml import wait_drained
 
 
 async def test_waits_until_every_card_is_back() -> None:

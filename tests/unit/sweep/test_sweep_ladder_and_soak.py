@@ -5,7 +5,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA
 from qwenbench.sweep.endurance import Rung, ladder_lengths, ladder_verdict, soak_growth
 
 

@@ -15,7 +15,8 @@ from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.engine.launchers import make_launcher
 from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.observe.samples import METRICS_SCHEMA, NVML_SCHEMA
+from qwenbench.observe.metrics import METRICS_SCHEMA
+from qwenbench.observe.nvml import NVML_SCHEMA
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import read_json
 from qwenbench.runfolder.journal import Journal
