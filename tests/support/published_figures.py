@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 
-from qwenbench.capacity.activations import Load, activations_gib
+from qwenbench.capacity.calibration import Load, activations_gib
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.configuration import ConfigPlan, plan_config
-from qwenbench.capacity.drafters import Drafter
-from qwenbench.capacity.known_models import known_shape
 from qwenbench.capacity.kv import (
+    Drafter,
     blocks_range_for_printed_gib,
     gib_for_blocks,
     kv_layout,
     printed_tokens,
 )
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import ModelShape, known_shape
 from qwenbench.capacity.settings import parse_flags
 from qwenbench.capacity.weights import Weights
 from qwenbench.engine.config import ServerConfig

@@ -19,7 +19,7 @@ from qwenbench.analysis.limits import show
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.engine.deployments import find_deployment
-from qwenbench.engine.docker.deploy import DeployLines, deploy_lines
+from qwenbench.engine.docker.line import DeployLines, deploy_lines
 from qwenbench.errors import UsageError
 
 EQUAL = 0.01

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qwenbench.capacity.activations import LANGUAGE_ERROR, Load, activations_gib, language_gib
-from qwenbench.capacity.calibration import Calibration
+from qwenbench.capacity.calibration import LANGUAGE_ERROR, Calibration, Load, activations_gib, language_gib
 from qwenbench.capacity.graphs import capture_gain, graphs_gib, sequences_captured
 from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_cache_tokens, printed_tokens, requests_that_fit
 from qwenbench.capacity.model_shape import ModelShape

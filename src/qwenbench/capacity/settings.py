@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.capacity.drafters import Drafter, parse_drafter
-from qwenbench.capacity.kv import release_minor
+from qwenbench.capacity.kv import Drafter, parse_drafter, release_minor
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError

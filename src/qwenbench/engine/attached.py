@@ -17,7 +17,7 @@ from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import LaunchRecord, described, write_launch_record
-from qwenbench.engine.log_sink import LogSink
+from qwenbench.engine.log_lines import LogSink
 from qwenbench.engine.server import Server, StopReport
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input

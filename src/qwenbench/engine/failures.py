@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwenbench.engine import failure_rules as rules
-from qwenbench.engine.log_lines import Line, Process, is_access_log, taken_apart
-from qwenbench.engine.log_sink import LogReader
+from qwenbench.engine.log_lines import Line, LogReader, Process, is_access_log, taken_apart
 from qwenbench.masking import Masker
 
 _POST = re.compile(r'"POST /v1/\S+ HTTP/[\d.]+" 200')

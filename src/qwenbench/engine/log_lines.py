@@ -1,9 +1,12 @@
-"""A line of a server's output apart from its message: who wrote it, when, and what a log collector put around it."""
+"""A server's log: written with secrets masked, followed while it grows, its lines taken apart, its phases told."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 _ANSI = re.compile(r"(?:\x1b|#033)\[[0-9;?]*[ -/]*[@-~]")
@@ -102,3 +105,122 @@ def taken_apart(line: str) -> Line:
     if inner is not None:
         return Line(process, inner["level"], line[inner.end() :].rstrip())
     return Line(process, level["level"], line[at:].rstrip())
+
+
+_LINE_END = re.compile(rb"[\r\n]")
+_LONGEST_LINE = 1 << 20
+
+
+class LogSink:
+    """Appends complete lines to a log file, each masked as a whole so that no secret is cut in two.
+
+    A carriage return ends a line too (progress bars), so a bar is seen while it moves. Not thread-safe.
+    """
+
+    def __init__(self, path: Path, mask: Callable[[str], str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # O_APPEND: a reader's offset stays valid and two writers never overwrite each other
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._mask = mask
+        self._held = b""
+
+    def feed(self, data: bytes) -> None:
+        """Takes output as it was read and writes what is complete.
+
+        Bytes that are no UTF-8 pass unchanged. A line without an end is held back, but not beyond 1 MiB.
+        """
+        held = self._held + data
+        cut = max(held.rfind(b"\n"), held.rfind(b"\r")) + 1
+        if cut == 0 and len(held) > _LONGEST_LINE:
+            cut = len(held)
+        self._held = held[cut:]
+        if cut:
+            self._write(held[:cut])
+
+    def line(self, text: str) -> None:
+        """Writes one line of its own (what the launcher has to say about the server)."""
+        if self._held:
+            self.feed(b"\n")
+        self.feed(text.encode() + b"\n")
+
+    def close(self) -> None:
+        """Writes an unfinished last line, and makes the file durable."""
+        if self._held:
+            self._write(self._held)
+            self._held = b""
+        os.fsync(self._file)
+        os.close(self._file)
+
+    def _write(self, lines: bytes) -> None:
+        text = self._mask(lines.decode("utf-8", "surrogateescape"))
+        left = memoryview(text.encode("utf-8", "surrogateescape"))
+        while left:
+            left = left[os.write(self._file, left) :]
+
+
+class LogReader:
+    """Reads what was added to a log since the last call, by whole lines."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_lines(self) -> list[str]:
+        """Lines completed since the last call; none while the file is not there."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        self._offset += cut
+        return [line.decode("utf-8", "replace") for line in _LINE_END.split(data[:cut]) if line]
+
+
+def tail(path: Path, lines: int = 40, most_bytes: int = 64 * 1024) -> list[str]:
+    """The last lines of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - most_bytes))
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    return [line for line in data.decode("utf-8", "replace").splitlines() if line.strip()][-lines:]
+
+
+_WEIGHTS = re.compile(r"Loading (?:safetensors|pt|bin) checkpoint shards:.*?(\d+)/(\d+) ")
+_GRAPHS = re.compile(r"Capturing CUDA graphs?[^:]*:.*?(\d+)/(\d+) ")
+_BEGINS: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("loading the model", re.compile(r"Starting to load model|Loading model from scratch")),
+    ("profiling", re.compile(r"Model loading took|Loading model weights took")),
+    ("compiling", re.compile(r"Using cache directory: .*torch\.compile|Dynamo bytecode transform")),
+    ("profiling", re.compile(r"torch\.compile (?:took|takes) .* in total|Directly load AOT compilation")),
+    ("making the KV cache", re.compile(r"Available KV cache memory")),
+    ("warming up", re.compile(r"Graph capturing finished")),
+    ("opening the server", re.compile(r"init engine \(")),
+)
+"""The phase that a line begins; the last one that matched holds."""
+
+
+class StartPhases:
+    """Follows a log; `now` may be asked at any time."""
+
+    def __init__(self, reader: LogReader) -> None:
+        self._reader = reader
+        self._phase: str | None = None
+
+    def now(self) -> str | None:
+        """What it does, e.g. `loading weights (4 of 8)`; None before the log tells anything."""
+        for line in self._reader.new_lines():
+            self._phase = _phase_of(plain(line)) or self._phase
+        return self._phase
+
+
+def _phase_of(line: str) -> str | None:
+    if counted := _WEIGHTS.findall(line):
+        return f"loading weights ({counted[-1][0]} of {counted[-1][1]})"
+    if counted := _GRAPHS.findall(line):
+        return f"capturing graphs ({counted[-1][0]} of {counted[-1][1]})"
+    return next((phase for phase, begins in reversed(_BEGINS) if begins.search(line)), None)

@@ -19,7 +19,7 @@ from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import DeathWatch, Failure, LaunchError
 from qwenbench.engine.launch_record import LaunchRecord
-from qwenbench.engine.log_sink import LogReader, tail
+from qwenbench.engine.log_lines import LogReader, tail
 from qwenbench.engine.supervised import SupervisedProcess
 
 DYING_S = 5.0

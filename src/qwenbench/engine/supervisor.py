@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qwenbench.engine.log_sink import LogSink
+from qwenbench.engine.log_lines import LogSink
 from qwenbench.masking import Masker
 from qwenbench.processes import descendants, process_start_time, send
 

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qwenbench.capacity.cards import Card
-from qwenbench.capacity.drafters import Drafter, parse_drafter
 from qwenbench.capacity.graphs import graph_counts, graphs_gib
-from qwenbench.capacity.known_models import known_shape
-from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_layout
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.kv import GIB, Drafter, KvLayout, blocks_for_gib, kv_layout, parse_drafter
+from qwenbench.capacity.model_shape import ModelShape, known_shape
 from qwenbench.errors import UsageError
 from qwenbench.simulator.options import ServeOptions
 

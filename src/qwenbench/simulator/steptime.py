@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from qwenbench.capacity.cards import Card, find_card
-from qwenbench.capacity.known_models import SEED_SHAPE
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 
 CALIBRATION_FILE = Path(__file__).with_name("calibration.json")
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.capacity.known_models import SEED_MODEL, SEED_SHAPE, known_shape
+from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, known_shape
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.steptime import calibration, measured_cards
 

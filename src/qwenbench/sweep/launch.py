@@ -17,9 +17,8 @@ from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import write_launch_record
-from qwenbench.engine.log_sink import LogReader
+from qwenbench.engine.log_lines import LogReader, StartPhases
 from qwenbench.engine.server import Server
-from qwenbench.engine.start_phases import StartPhases
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target

@@ -22,7 +22,7 @@ from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
-from qwenbench.engine.log_sink import LogReader
+from qwenbench.engine.log_lines import LogReader
 from qwenbench.engine.speed_settings import GraphSteps, graph_steps
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.run import LoadClient

@@ -14,10 +14,8 @@ from typing import Any
 import orjson
 
 from qwenbench.capacity.configuration import layout_of_server
-from qwenbench.capacity.drafters import Drafter
-from qwenbench.capacity.known_models import known_shape
-from qwenbench.capacity.kv import KvLayout
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.kv import Drafter, KvLayout
+from qwenbench.capacity.model_shape import ModelShape, known_shape
 from qwenbench.capacity.settings import settings_of_log
 from qwenbench.capacity.weights import Weights, WeightsUnknown, weights_from_headers
 from qwenbench.engine.startup_log import StartupLog

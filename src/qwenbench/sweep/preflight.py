@@ -14,8 +14,8 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.settings import Settings, flags_of, settings_of_config, settings_of_log
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import Failure
+from qwenbench.engine.launchers import version_of_command, version_of_image
 from qwenbench.engine.startup_log import StartupLog
-from qwenbench.engine.vllm_version import version_of_command, version_of_image
 from qwenbench.errors import UsageError
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.model_files import drafter_shape

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.analysis.bounds import BOUNDS, NOT_KNOWN, TimeShares, bounds, settle_load
-from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
+from qwenbench.capacity.model_shape import SEED_SHAPE
 from qwenbench.observe.metrics import METRICS_SCHEMA
 
 DATA = Path(__file__).parents[2] / "data" / "memory"

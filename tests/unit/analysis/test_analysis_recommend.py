@@ -16,7 +16,7 @@ from qwenbench.analysis.limits import parse_point_limits, parse_weights
 from qwenbench.analysis.recommend import Answer, recommend
 from qwenbench.analysis.run import Run
 from qwenbench.cli.main import dispatch
-from qwenbench.engine.docker.deploy import DeployLines, deploy_lines, server_config_of
+from qwenbench.engine.docker.line import DeployLines, deploy_lines, server_config_of
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 

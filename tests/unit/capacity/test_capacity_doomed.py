@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from qwenbench.capacity.configuration import cannot_start as settings_cannot_start
 from qwenbench.capacity.configuration import plan_config
-from qwenbench.capacity.doomed import cannot_start as settings_cannot_start
-from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_cache_tokens, kv_layout, printed_tokens
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.capacity.predict import Prediction
 from qwenbench.capacity.settings import parse_bytes, settings_of_config
 from qwenbench.engine.config import ServerConfig

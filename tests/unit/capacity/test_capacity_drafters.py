@@ -11,18 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.capacity.configuration import layout_of_server
-from qwenbench.capacity.drafters import Drafter, parse_drafter
 from qwenbench.capacity.graphs import capture_sizes, sequences_captured
-from qwenbench.capacity.known_models import SEED_SHAPE, known_shape
 from qwenbench.capacity.kv import (
+    Drafter,
     blocks_for_gib,
     blocks_range_for_printed_gib,
     kv_cache_tokens,
     kv_layout,
+    parse_drafter,
     printed_tokens,
     requests_that_fit,
 )
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape, known_shape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.observe.ledger import build_ledger

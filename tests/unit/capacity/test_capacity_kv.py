@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.drafters import Drafter
-from qwenbench.capacity.known_models import SEED_SHAPE, known_shape
 from qwenbench.capacity.kv import (
+    Drafter,
     KvGroup,
     KvLayout,
     blocks_for_gib,
@@ -23,7 +22,7 @@ from qwenbench.capacity.kv import (
     printed_tokens,
     requests_that_fit,
 )
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape, known_shape
 from qwenbench.errors import UsageError
 
 DATA = Path(__file__).parents[2] / "data" / "memory"

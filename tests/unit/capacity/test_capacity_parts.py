@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.activations import Load, activations_gib, activations_range_gib, non_torch
+from qwenbench.capacity.calibration import Load, activations_gib, activations_range_gib, non_torch
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.configuration import ConfigPlan, plan_config
-from qwenbench.capacity.drafters import Drafter
 from qwenbench.capacity.graphs import capture_gain, graphs_gib
-from qwenbench.capacity.known_models import SEED_SHAPE, known_shape
+from qwenbench.capacity.kv import Drafter
+from qwenbench.capacity.model_shape import SEED_SHAPE, known_shape
 from qwenbench.capacity.predict import capture_gain_words
 from qwenbench.capacity.settings import parse_flags
 from qwenbench.engine.config import ServerConfig

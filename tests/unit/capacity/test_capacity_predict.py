@@ -14,9 +14,8 @@ from qwenbench.capacity.calibration import CARD_PROBES, calibrate
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.graphs import capture_sizes, graphs_gib
-from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.capacity.predict import Target, predict
 from qwenbench.capacity.weights import WeightsUnknown, count_weights
 from qwenbench.engine.config import ServerConfig

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.drafters import Drafter
+from qwenbench.capacity.kv import Drafter
 from qwenbench.capacity.settings import (
     Settings,
     default_capture,

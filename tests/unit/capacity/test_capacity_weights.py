@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.known_models import KNOWN_MODELS
+from qwenbench.capacity.model_shape import KNOWN_MODELS
 from qwenbench.capacity.weights import GIB, WeightsUnknown, count_weights, weights_from_headers
 from qwenbench.sweep.model_files import read_shape, stored_weights
 

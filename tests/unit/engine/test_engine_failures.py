@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from qwenbench.engine import failure_rules
 from qwenbench.engine.failures import DeathWatch, explain, never_healthy
-from qwenbench.engine.log_sink import LogReader
+from qwenbench.engine.log_lines import LogReader
 
 DATA = Path(__file__).parents[2] / "data" / "failures"
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qwenbench.engine.launch_record import LaunchRecord, read_launch_record, write_launch_record
-from qwenbench.engine.log_sink import LogReader, LogSink, tail
+from qwenbench.engine.log_lines import LogReader, LogSink, tail
 from qwenbench.masking import Masker
 
 SECRET = "planted-secret-0123456789"

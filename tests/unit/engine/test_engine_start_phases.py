@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenbench.engine.log_sink import LogReader
-from qwenbench.engine.start_phases import StartPhases
+from qwenbench.engine.log_lines import LogReader, StartPhases
 
 STEPS = [
     ("INFO 11-26 21:02:44 [core.py:116] Initializing a V1 LLM engine (v0.26.0) with config: model='/m'", None),

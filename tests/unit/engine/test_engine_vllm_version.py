@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qwenbench.engine.vllm_version import version_of_command, version_of_image
+from qwenbench.engine.launchers import version_of_command, version_of_image
 
 
 @pytest.mark.parametrize(

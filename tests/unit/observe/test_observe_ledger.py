@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from qwenbench.capacity.known_models import SEED_SHAPE
 from qwenbench.capacity.kv import kv_layout
-from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, compare_starts
 from qwenbench.observe.nvml import VramPhases, vram_phases

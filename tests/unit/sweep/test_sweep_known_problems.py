@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from qwenbench.capacity.drafters import Drafter
+from qwenbench.capacity.kv import Drafter
 from qwenbench.capacity.settings import settings_of_config
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.deployments import deployment_names, find_deployment
-from qwenbench.engine.vllm_version import version_of_image
+from qwenbench.engine.launchers import version_of_image
 from qwenbench.sweep.preflight import known_problems
 
 FP8 = ServerConfig().with_flag("kv-cache-dtype", "fp8_e4m3").with_flag("calculate-kv-scales", None)

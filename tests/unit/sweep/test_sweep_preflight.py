@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.capacity.known_models import known_shape
+from qwenbench.capacity.model_shape import known_shape
 from qwenbench.engine.config import Configuration, DockerOptions, ServerConfig
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.sweep.hardware import Hardware
