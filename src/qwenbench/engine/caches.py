@@ -1,10 +1,12 @@
 """What makes a second start cheap - compiled graphs, kernels, tuning results - kept between launches; or left out.
 
 vLLM keeps compiled graphs under VLLM_CACHE_ROOT by a key that changes with the capture size. Triton's kernels and
-their tuning results go elsewhere: into that key's folder (vLLM before 0.32; later unless TRITON_CACHE_DIR is set),
-Inductor's in /tmp, or ~/.triton, which a container loses with its end. A folder of their own, shared by every
-configuration on one kind of card, keeps them: entries are named by the hash of what they were made from, so none is
-taken for another.
+their tuning results go elsewhere. Where TRITON_CACHE_DIR is unset, PyTorch's Inductor points it into a folder of its
+own once it compiles (torch/_inductor/runtime/triton_heuristics.py), while a start that loads what was compiled before
+leaves Triton in ~/.triton: so the second start looks where the first did not write, and a container loses both. Set,
+it stays (read in vLLM 0.20.2, 0.26.0 and 0.32: only VLLM_USE_STANDALONE_COMPILE=0 overwrites it before 0.32,
+compilation/compiler_interface.py). A folder of their own, shared by every configuration on one kind of card, keeps
+them: entries are named by the hash of what they were made from, so none is taken for another.
 """
 
 from __future__ import annotations
