@@ -23,9 +23,8 @@ import pyarrow as pa
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.sweep.probing import wait_for_server
-from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions
-from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.scenario import Lengths, Scenario
 
 HOME = Path(os.environ.get("QWENBENCH_SERVERS_HOME", Path.home() / ".cache/qwenbench/test-servers"))
 SCENARIO = Scenario(name="behind", input_tokens=Lengths(min=64, max=128), output_tokens=Lengths(min=32, max=32))

@@ -20,7 +20,7 @@ import aiohttp
 import numpy as np
 
 from habit_server import HABITS, Habit
-from qwenbench.analysis.failures import disagreements, failure_reasons
+from qwenbench.analysis.request_arrays import disagreements, failure_reasons
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.sweep.probing import probe_fields

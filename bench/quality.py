@@ -9,7 +9,7 @@ import argparse
 import time
 
 from qwenbench.workload.characters import class_table
-from qwenbench.workload.importing.token_count import estimated
+from qwenbench.workload.importing.importer import estimated
 from qwenbench.workload.prompts import load_prompt_set
 from qwenbench.workload.quality import judge
 from qwenbench.workload.scenario import load_scenario

@@ -15,9 +15,8 @@ from aiohttp import web
 
 from qwenbench.http1.reading import Limits
 from qwenbench.http1.server import SWEEP_S
-from qwenbench.proxy.relay import ProxyOptions
+from qwenbench.proxy.relay import ProxyOptions, serving
 from qwenbench.proxy.rewriting import virtual_models
-from qwenbench.proxy.server import serving
 from qwenbench.proxy.target import parse_target
 
 SERVED = "Qwen3.5-9B"

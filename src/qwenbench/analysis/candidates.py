@@ -11,8 +11,7 @@ import pandas as pd
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.levels import Curve, Level, Reading, Workload, mixed, rows_under
-from qwenbench.analysis.limit_tests import LimitState, estimate_verdict, pooled_test
-from qwenbench.analysis.limits import Limit, show
+from qwenbench.analysis.limits import Limit, LimitState, estimate_verdict, pooled_test, show
 from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.statistics import RequestsOf, requests_under

@@ -12,7 +12,7 @@ from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Stand
 from qwenbench.analysis.columns import in_words
 from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Workload
-from qwenbench.analysis.limit_tests import LimitState
+from qwenbench.analysis.limits import LimitState
 from qwenbench.analysis.run import Run
 
 MIN_REPEATS = 3

@@ -12,18 +12,19 @@ import pyarrow.compute as pc
 
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import TimeShares, bounds
-from qwenbench.analysis.clocks import clock_columns
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
 from qwenbench.analysis.drafting import drafting_columns
-from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.request_arrays import (
     Gaps,
     RequestArrays,
+    disagreements,
     empty_columns,
+    failure_reasons,
     gaps_of,
     latency_columns,
     met_limits,
 )
+from qwenbench.analysis.server_samples import clock_columns
 from qwenbench.analysis.window import CLOSED, IN_FLIGHT_SHARE, Window, mean_in_flight, window_of
 from qwenbench.capacity.kv import NULL_BLOCKS, KvLayout
 from qwenbench.engine.config import Configuration, ServerConfig

@@ -1,9 +1,12 @@
-"""What the samples of /metrics and NVML say about a load point: KV use, queues, VRAM, power, energy."""
+"""What the samples of /metrics and NVML say about a load point: KV use, queues, VRAM, power, energy, clocks and what
+held them back, and what a long prompt does to others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -197,3 +200,112 @@ def _prefill_share(metrics: pa.Table) -> float | None:
 
 def _known(card: CardSamples) -> NDArray[np.bool_]:
     return np.asarray(~np.isnan(card.energy_j))
+
+
+REASONS = {
+    0x4: "power limit",
+    0x8: "hardware slowdown",
+    0x10: "sync boost",
+    0x20: "heat (software)",
+    0x40: "heat (hardware)",
+    0x80: "power brake",
+}
+"""Bits of NVML's clock event reasons that mean less speed than the card has; idleness and clocks that were set by a
+user are none."""
+HEAT = 0x8 | 0x20 | 0x40 | 0x80
+"""Of them those that say that something is wrong with cooling or power supply."""
+_LEAST_SHARE = 0.01
+
+
+def clock_columns(nvml: pa.Table | None, window: Window | None) -> dict[str, Any]:
+    """Columns of a point: mean SM clock (MHz), the enforced power limit (W, all cards), the share of samples in which
+    something held the clocks back, and what it was. Over the window, or the whole point without one."""
+    if nvml is None or nvml.num_rows == 0:
+        return {}
+    if window is not None:
+        times = sample_times(nvml)
+        inside = nvml.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns)))
+        nvml = inside if inside.num_rows else nvml
+    return {"sm_clock_mhz_mean": _mean(column_values(nvml, "sm_clock_mhz")), **_power_limit(nvml), **_held_back(nvml)}
+
+
+def throttle_note(point: dict[str, Any] | Any) -> str | None:
+    """What people are told of a point that was held back by heat or a power brake; None when it was not.
+
+    A power limit that is reached is a card at work, and stands in its column only.
+    """
+    reasons = point.get("throttle_reasons")
+    hot = [name for bit, name in REASONS.items() if bit & HEAT and reasons and name in reasons]
+    if not hot:
+        return None
+    return f"the card was slowed down during the point ({reasons}): check cooling and power before comparing it"
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _power_limit(nvml: pa.Table) -> dict[str, float | None]:
+    limits = {}
+    for gpu, watts in zip(nvml["gpu"].to_pylist(), column_values(nvml, "power_limit_w").tolist(), strict=True):
+        limits[gpu] = watts  # the last sample's: a limit that was changed meanwhile holds from now on
+    total = sum(limits.values())
+    return {"power_limit_w": None if np.isnan(total) else float(total)}
+
+
+def _held_back(nvml: pa.Table) -> dict[str, Any]:
+    told = column_values(nvml, "throttle")
+    known = told[~np.isnan(told)].astype(np.int64)
+    if not len(known):
+        return {"throttled_share": None, "throttle_reasons": None}
+    shares = {name: float(((known & bit) != 0).mean()) for bit, name in REASONS.items()}
+    any_of = int(np.bitwise_or.reduce(np.fromiter(REASONS, dtype=np.int64)))
+    seen = [f"{name} {share:.0%}" for name, share in shares.items() if share >= _LEAST_SHARE]
+    return {"throttled_share": float(((known & any_of) != 0).mean()), "throttle_reasons": ", ".join(seen) or None}
+
+
+_COLUMNS = ("error", "sent_ns", "scheduled_ns", "ttft_ms", "itl_ms", "gaps_merged")
+
+
+def interference(requests: pa.Table, beside: pa.Table) -> str | None:
+    """One clause with the ITL of `requests` during and outside the prefills of `beside`; None where none was read.
+
+    Both have REQUEST_SCHEMA. A prefill lasts from the sending of a request to its first token; a gap counts as during
+    one when it ended within it or spanned its end. Streams with merged reads have no times for their gaps and are left
+    out.
+    """
+    spans = np.array([(start, end) for start, end, _ in _streams(beside) if end > start], np.float64).reshape(-1, 2)
+    tokens = [count for count in beside["input_tokens"].to_pylist() if count is not None]
+    if not len(spans):
+        return None
+    starts, ends = np.sort(spans[:, 0]), np.sort(spans[:, 1])
+    gaps: list[NDArray[np.float64]] = []
+    hit: list[NDArray[np.bool_]] = []
+    for _, first, itl in _streams(requests):
+        close = first + np.cumsum(itl) * 1e6
+        open_ = close - itl * 1e6
+        gaps.append(itl)
+        # spans that began before the gap's end, less those that ended before its beginning
+        hit.append(np.searchsorted(starts, close) > np.searchsorted(ends, open_))
+    if not gaps:
+        return None
+    every, during = np.concatenate(gaps), np.concatenate(hit)
+    ttft = float(np.mean((spans[:, 1] - spans[:, 0]) / 1e6))
+    length = f" of {round(np.mean(tokens))} tokens" if tokens else ""
+    return (
+        f"{len(spans)} prompts{length} beside (TTFT {ttft:.0f} ms): the others' ITL p50/p99 was "
+        f"{_told(every[during])} while one was read, {_told(every[~during])} otherwise"
+    )
+
+
+def _streams(table: pa.Table) -> Iterator[tuple[float, float, NDArray[np.float64]]]:
+    """Start, first token (ns of CLOCK_REALTIME) and gaps (ms) of each successful stream whose gaps have times."""
+    for row in table.select(_COLUMNS).to_pylist():
+        if row["error"] is None and row["ttft_ms"] is not None and not row["gaps_merged"]:
+            begin = row["sent_ns"] if row["scheduled_ns"] is None else row["scheduled_ns"]
+            yield float(row["sent_ns"]), begin + row["ttft_ms"] * 1e6, np.asarray(row["itl_ms"] or (), np.float64)
+
+
+def _told(gaps: NDArray[np.float64]) -> str:
+    return f"{np.percentile(gaps, 50):.1f}/{np.percentile(gaps, 99):.1f} ms" if len(gaps) else "unknown"

@@ -17,8 +17,7 @@ from rich.text import Text
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell
-from qwenbench.sweep.progress import Live, Progress
-from qwenbench.sweep.timing import Schedule, duration
+from qwenbench.sweep.progress import Live, Progress, Schedule, duration
 
 Clock = Callable[[], float]
 _Figure = tuple[Any, Callable[[Any], str]]

@@ -14,8 +14,7 @@ import typer
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from qwenbench.workload.importing.importer import Source, Tally
-    from qwenbench.workload.importing.token_count import TokenCounter
+    from qwenbench.workload.importing.importer import Source, Tally, TokenCounter
     from qwenbench.workload.prompts import Prompt
 
 app = typer.Typer(
@@ -151,7 +150,7 @@ def import_set(
 
 
 def _counter(tokenizer: Path | None, url: str | None, model: str | None, api_key_env: str | None) -> TokenCounter:
-    from qwenbench.workload.importing.token_count import estimated, from_server, from_tokenizer_file
+    from qwenbench.workload.importing.importer import estimated, from_server, from_tokenizer_file
 
     if tokenizer is not None:
         return from_tokenizer_file(tokenizer)
@@ -166,7 +165,7 @@ def _counter(tokenizer: Path | None, url: str | None, model: str | None, api_key
 
 
 def _source(text: str, form: str, split: str | None, revision: str | None, licence: str | None) -> Source:
-    from qwenbench.workload.importing.hub import fetch_dataset, is_hub_id
+    from qwenbench.workload.importing.dataset_files import fetch_dataset, is_hub_id
     from qwenbench.workload.importing.importer import Source
     from qwenbench.workload.importing.row_formats import FORMATS, find_format
 

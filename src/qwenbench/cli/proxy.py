@@ -51,7 +51,7 @@ async def _serve(address: TargetAddress, options: ProxyOptions, host: str, port:
     import asyncio
     import signal
 
-    from qwenbench.proxy.server import serving
+    from qwenbench.proxy.relay import serving
 
     ended = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -78,7 +78,7 @@ def run_campaign(
     campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool
 ) -> int:
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
-    from qwenbench.sweep.campaign import find_campaign, load_campaign
+    from qwenbench.sweep.extension import find_campaign, load_campaign
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_plan
 
@@ -197,7 +197,7 @@ def note(text: str) -> None:
 def show_plan(plan: Plan, site: Site) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
     from qwenbench.sweep.hardware import budgeted
-    from qwenbench.sweep.timing import duration, estimated_seconds
+    from qwenbench.sweep.progress import duration, estimated_seconds
 
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"

@@ -11,8 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import Protocol, cast
 
-from qwenbench.http1.messages import CONTINUE, HttpError, HttpRequest, error_body, response_head
-from qwenbench.http1.reading import Limits, RequestReader
+from qwenbench.http1.reading import CONTINUE, HttpError, HttpRequest, Limits, RequestReader, error_body, response_head
 
 BACKLOG = 2048
 SWEEP_S = 1.0

@@ -24,7 +24,7 @@ NVML_SCHEMA = pa.schema(
         ("mem_clock_mhz", pa.float64()),
         ("temperature_c", pa.float64()),
         ("power_limit_w", pa.float64()),  # as enforced now
-        ("throttle", pa.int64()),  # NVML's clock event reasons, a bit each (analysis/clocks.py)
+        ("throttle", pa.int64()),  # NVML's clock event reasons, a bit each (analysis/server_samples.py)
         ("other_pids", pa.string()),  # comma-separated pid:name of processes that are not the server's
     ]
 )

@@ -1,16 +1,27 @@
-"""From a client's request to the target's answer: what is refused, what is changed, and how the answer passes."""
+"""The proxy, from a client's request to the target's answer: what is refused, what is changed, how it passes."""
 
 from __future__ import annotations
 
 import asyncio
 import posixpath
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from qwenbench.http1.messages import LAST_CHUNK, HttpError, HttpRequest, ResponseHead, chunk, header, passed_on
-from qwenbench.http1.reading import ResponseReader
-from qwenbench.http1.server import HttpConnection
+from qwenbench.errors import UsageError
+from qwenbench.http1.reading import (
+    LAST_CHUNK,
+    HttpError,
+    HttpRequest,
+    Limits,
+    ResponseHead,
+    ResponseReader,
+    chunk,
+    header,
+    passed_on,
+)
+from qwenbench.http1.server import HttpConnection, HttpServer
 from qwenbench.proxy.rewriting import (
     CHAT_PATHS,
     SAMPLING_PATHS,
@@ -21,7 +32,7 @@ from qwenbench.proxy.rewriting import (
     rewrite_request,
     virtual_models,
 )
-from qwenbench.proxy.target import TargetConnection, TargetPool
+from qwenbench.proxy.target import TargetAddress, TargetConnection, TargetPool
 from qwenbench.workload.profiles import SamplingProfile
 
 
@@ -241,3 +252,32 @@ class Passage:
         """The client caught up."""
         if self._target is not None:
             self._target.resume()
+
+
+GRACE_S = 5.0
+"""At the end answers under way get so long to finish."""
+
+
+@asynccontextmanager
+async def serving(
+    target: TargetAddress, options: ProxyOptions, host: str, port: int, *, limits: Limits | None = None
+) -> AsyncIterator[int]:
+    """Serves until the block ends; gives the port (port 0: a free one).
+
+    Raises UsageError when the address cannot be bound.
+    """
+    pool = TargetPool(target)
+    server = HttpServer(Relay(options, pool).handle, limits=limits)
+    try:
+        bound = await server.start(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"--host {host} --port {port}: cannot be bound: {reason}. Is it taken? Try --port 0."
+        ) from error
+    try:
+        yield bound
+    finally:
+        await server.close(GRACE_S)
+        pool.close()
+        await asyncio.sleep(0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from qwenbench.analysis.cold_starts import start_differences
 from qwenbench.analysis.run import Run
+from qwenbench.analysis.spread import start_differences
 from qwenbench.report.document import Block, Bullets, Config, Inline, Number, Paragraph, Picture, Row, Span, Table
 from qwenbench.report.page_data import PageData
 from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width

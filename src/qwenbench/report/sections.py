@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.columns import POINT_COLUMNS, label
-from qwenbench.analysis.profile_cost import profile_costs
+from qwenbench.analysis.price import profile_costs
 from qwenbench.analysis.run import Run, records
 from qwenbench.report.document import (
     Block,

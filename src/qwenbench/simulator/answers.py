@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from qwenbench.http1.messages import LAST_CHUNK, chunk
+from qwenbench.http1.reading import LAST_CHUNK, chunk
 from qwenbench.http1.server import HttpConnection
 from qwenbench.simulator import text
 from qwenbench.simulator.api import GenerationRequest

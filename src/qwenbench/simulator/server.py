@@ -15,7 +15,7 @@ from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
-from qwenbench.http1.messages import HttpRequest, header
+from qwenbench.http1.reading import HttpRequest, header
 from qwenbench.http1.server import HttpConnection, HttpServer
 from qwenbench.simulator import failures, log, text
 from qwenbench.simulator.answers import StreamAnswer, WholeAnswer

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from qwenbench.analysis.memory_growth import Growth, growth_of
-from qwenbench.analysis.prefill_cost import PrefillCost, prefill_cost
+from qwenbench.analysis.endurance import Growth, PrefillCost, growth_of, prefill_cost
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.server import Server
 from qwenbench.load.run import LoadClient
@@ -19,9 +18,8 @@ from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.load_point import ReadyServer, Watch, server_is_healthy
 from qwenbench.sweep.requests import measured_load, most_requests, request_options
-from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.planning import PlannedSessions
-from qwenbench.workload.scenario import synthetic_scenario
+from qwenbench.workload.scenario import Lengths, synthetic_scenario
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep

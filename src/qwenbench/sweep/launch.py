@@ -33,8 +33,7 @@ from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
-from qwenbench.sweep.request_lengths import request_lengths, whole_draw
-from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_options
+from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_lengths, request_options, whole_draw
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts
 

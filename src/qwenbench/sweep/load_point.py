@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from qwenbench.analysis.clocks import throttle_note
-from qwenbench.analysis.failures import disagreements, failure_reasons
-from qwenbench.analysis.interference import interference
 from qwenbench.analysis.point import PointContext, summarise_point
+from qwenbench.analysis.request_arrays import disagreements, failure_reasons
+from qwenbench.analysis.server_samples import interference, throttle_note
 from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens

@@ -18,11 +18,10 @@ from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.sweep.configurations import base_server, configuration_hash, configurations, parser_note
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.workload.arrivals import TraceRow, read_trace
-from qwenbench.workload.lengths import parse_lengths
 from qwenbench.workload.planning import with_overrides
 from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.prompts import Prompt, load_prompt_set
-from qwenbench.workload.scenario import ScenarioFile, load_scenario, synthetic_scenario
+from qwenbench.workload.scenario import ScenarioFile, load_scenario, parse_lengths, synthetic_scenario
 
 MEANING = {
     "seed", "requests", "duration_s", "input_tokens", "output_tokens", "ignore_eos", "prefix_reuse", "endpoint",

@@ -15,8 +15,8 @@ from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
 from qwenbench.server_words import visible
-from qwenbench.workload.lengths import CHARS_PER_TOKEN
 from qwenbench.workload.prompts import Prompt
+from qwenbench.workload.scenario import CHARS_PER_TOKEN
 
 QUESTION_S = 15.0
 """Longest wait for the answer to a small question; --timeout makes it shorter."""

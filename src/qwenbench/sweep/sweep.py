@@ -36,11 +36,10 @@ from qwenbench.sweep.model_files import find_shape, read_shape
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
-from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.progress import Progress, Schedule, Timings, expected
 from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, masker_of
-from qwenbench.sweep.request_lengths import RequestLengths
+from qwenbench.sweep.requests import RequestLengths
 from qwenbench.sweep.slots import Slot, cards_of, slots_for
-from qwenbench.sweep.timing import Schedule, Timings, expected
 from qwenbench.workload.canary import CanaryResult
 from qwenbench.workload.profiles import find_profile
 

@@ -31,12 +31,11 @@ from qwenbench.sweep.launch import Launch, LaunchRun
 from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
-from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.progress import Progress, Schedule, expected
 from qwenbench.sweep.record import Site, finish
 from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep, SweepOutcome
-from qwenbench.sweep.timing import Schedule, expected
 from qwenbench.tune import protocol
 from qwenbench.tune.search import search
 

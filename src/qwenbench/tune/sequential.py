@@ -1,6 +1,6 @@
 """A test of a share of requests that may be looked at after every request.
 
-The exact binomial (analysis/binomial.py) is made for a number of requests fixed beforehand: who looks after every
+The exact binomial (analysis/intervals.py) is made for a number of requests fixed beforehand: who looks after every
 request and stops when it is passed is wrong more often than one time in twenty. Here a bet is kept instead: against
 "the share is at most q" the money grows by the likelihood ratio of each request, averaged over the shares above q
 (half of it on clear cases). If the claim is true, the money reaches 20 times what was put in with a chance

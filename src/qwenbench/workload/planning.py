@@ -13,10 +13,9 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from qwenbench.workload.arrivals import TraceRow
-from qwenbench.workload.lengths import CHARS_PER_TOKEN, Lengths, plain_words, stretched
 from qwenbench.workload.profiles import REQUEST_PROFILES
 from qwenbench.workload.prompts import Prompt, PromptTurn
-from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.scenario import CHARS_PER_TOKEN, Lengths, Scenario, plain_words, stretched
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 SaltMode = Literal["cache_salt", "prefix", "off"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.binomial import ShareTest, at_most, breaks, share_test, shows
+from qwenbench.analysis.intervals import ShareTest, at_most, breaks, share_test, shows
 
 
 @given(st.integers(1, 60), st.integers(-1, 61), st.floats(0.01, 0.99))

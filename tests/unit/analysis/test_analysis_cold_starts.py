@@ -8,9 +8,9 @@ from pathlib import Path
 from analysis_runs import plant, row
 
 from qwenbench.analysis.candidates import Question
-from qwenbench.analysis.cold_starts import start_differences
 from qwenbench.analysis.recommend import recommend
 from qwenbench.analysis.run import load_run
+from qwenbench.analysis.spread import start_differences
 
 
 def test_a_cold_start_that_held_less_is_named_and_the_restart_counts(tmp_path: Path) -> None:

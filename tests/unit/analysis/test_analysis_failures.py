@@ -8,9 +8,8 @@ import pyarrow as pa
 from analysis_records import at_ms, request, table
 from point_contexts import point_context
 
-from qwenbench.analysis.failures import disagreements, failure_reasons
 from qwenbench.analysis.point import summarise_point
-from qwenbench.analysis.request_arrays import RequestArrays
+from qwenbench.analysis.request_arrays import RequestArrays, disagreements, failure_reasons
 from qwenbench.analysis.window import Window, window_of
 
 

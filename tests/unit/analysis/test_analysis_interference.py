@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from analysis_records import request, table
 
-from qwenbench.analysis.interference import interference
+from qwenbench.analysis.server_samples import interference
 
 
 def test_gaps_during_a_prefill_are_told_apart() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qwenbench.analysis.memory_growth import growth_of
+from qwenbench.analysis.endurance import growth_of
 
 TIMES = np.arange(0.0, 1200.0, 0.5)
 

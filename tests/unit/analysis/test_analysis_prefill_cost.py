@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.analysis.prefill_cost import prefill_cost
+from qwenbench.analysis.endurance import prefill_cost
 
 DATA = Path(__file__).parents[2] / "data" / "prefill"
 

@@ -10,7 +10,7 @@ import pytest
 
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.analysis.drafting import DRAFTER, break_evens
-from qwenbench.analysis.profile_cost import profile_costs
+from qwenbench.analysis.price import profile_costs
 from qwenbench.analysis.run import Run
 
 

@@ -13,8 +13,7 @@ from qwenbench.cli.live_view import terminal_progress
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.failures import Failure
 from qwenbench.runfolder.cells import Cell, LoadPoint
-from qwenbench.sweep.progress import Live
-from qwenbench.sweep.timing import Expected, Schedule
+from qwenbench.sweep.progress import Expected, Live, Schedule
 
 Planted = Callable[..., Run]
 

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.http1.messages import HttpError, HttpRequest, passed_on
-from qwenbench.http1.reading import Limits, RequestReader, ResponseReader
+from qwenbench.http1.reading import HttpError, HttpRequest, Limits, RequestReader, ResponseReader, passed_on
 
 CHUNKED = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n"
 

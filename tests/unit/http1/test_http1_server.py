@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenbench.http1.messages import HttpRequest
-from qwenbench.http1.reading import Limits
+from qwenbench.http1.reading import HttpRequest, Limits
 from qwenbench.http1.server import HttpConnection, HttpServer
 
 

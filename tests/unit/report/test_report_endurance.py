@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from qwenbench.analysis.memory_growth import growth_of
-from qwenbench.analysis.prefill_cost import prefill_cost
+from qwenbench.analysis.endurance import growth_of, prefill_cost
 from qwenbench.analysis.run import Run
 from qwenbench.report.page import build_report
 from qwenbench.report.page_data import page_data

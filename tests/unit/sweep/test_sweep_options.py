@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
-from qwenbench.sweep.campaign import load_campaign
+from qwenbench.sweep.extension import load_campaign
 from qwenbench.sweep.option_values import (
     fraction,
     parse_limits,

@@ -20,8 +20,8 @@ from qwenbench.sweep.probing import (
     probe_fields,
     wait_for_server,
 )
-from qwenbench.workload.lengths import CHARS_PER_TOKEN
 from qwenbench.workload.prompts import Prompt, PromptTurn
+from qwenbench.workload.scenario import CHARS_PER_TOKEN
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 BODY = {

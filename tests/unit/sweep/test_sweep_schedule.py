@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from qwenbench.runfolder.cells import Cell, LoadPoint
-from qwenbench.sweep.timing import Expected, Schedule, duration
+from qwenbench.sweep.progress import Expected, Schedule, duration
 
 
 class Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qwenbench.engine.deployments import deployment_names, find_deployment
-from qwenbench.sweep.campaign import find_campaign, load_campaign
+from qwenbench.sweep.extension import find_campaign, load_campaign
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import make_plan
 from qwenbench.workload.profiles import PROFILES

@@ -16,12 +16,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.importing import hub
+from qwenbench.workload.importing import dataset_files as hub
 from qwenbench.workload.importing.dataset_files import MAX_ROW_BYTES, read_rows
-from qwenbench.workload.importing.importer import Source, Tally, draw, prompts_of, write_prompts
-from qwenbench.workload.importing.languages import language_code
-from qwenbench.workload.importing.row_formats import FORMATS
-from qwenbench.workload.importing.token_count import TokenCounter, estimated, from_tokenizer_file
+from qwenbench.workload.importing.importer import (
+    Source,
+    Tally,
+    TokenCounter,
+    draw,
+    estimated,
+    from_tokenizer_file,
+    prompts_of,
+    write_prompts,
+)
+from qwenbench.workload.importing.row_formats import FORMATS, language_code
 from qwenbench.workload.prompts import Prompt, PromptTurn, load_prompt_set
 
 DATA = Path(__file__).resolve().parents[2] / "data" / "quality"

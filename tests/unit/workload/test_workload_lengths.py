@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.lengths import Lengths, parse_lengths
+from qwenbench.workload.scenario import Lengths, parse_lengths
 
 bounds = st.tuples(st.integers(1, 10_000), st.integers(1, 10_000)).map(sorted)
 

@@ -13,11 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwenbench.workload.arrivals import TraceRow
-from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions, point_seed, with_overrides
 from qwenbench.workload.profiles import PROFILES
 from qwenbench.workload.prompts import Prompt, PromptTurn
-from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.scenario import Lengths, Scenario
 
 SCENARIO = Scenario(name="chat", output_tokens=Lengths(min=10, max=90), think_time_s=1.5)
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.lengths import Lengths
-from qwenbench.workload.scenario import Scenario, load_scenario, shipped_scenarios, synthetic_scenario
+from qwenbench.workload.scenario import Lengths, Scenario, load_scenario, shipped_scenarios, synthetic_scenario
 
 GOOD = "name: mine\nprompts: mine.jsonl\noutput_tokens: 64-256\n"
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.workload.lengths import plain_words, stretched
+from qwenbench.workload.scenario import plain_words, stretched
 
 
 def random(seed: int = 0) -> np.random.Generator:

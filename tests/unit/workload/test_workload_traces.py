@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
 from qwenbench.workload.arrivals import TraceRow, load_trace, read_trace, sessions_of
-from qwenbench.workload.lengths import Lengths
 from qwenbench.workload.planning import PlannedSessions, RequestOptions
-from qwenbench.workload.scenario import Scenario
+from qwenbench.workload.scenario import Lengths, Scenario
 from qwenbench.workload.sessions import SessionPlan
 
 SCENARIO = Scenario(name="t", output_tokens=Lengths(min=8, max=8))
