@@ -17,7 +17,7 @@ MASK = "***"
 _WORD_END = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+")
 _SECRET_WORDS = frozenset(
     "token secret password passwd passphrase passwort pwd pass pat auth authorization cookie credential credentials "
-    "jwt bearer apikey accesskey secretkey authtoken accesstoken pgpass mysqlpass".split()
+    "jwt bearer apikey accesskey secretkey authtoken accesstoken pgpass mysqlpass signature sig".split()
 )
 """The last word of a name that carries a secret."""
 _KEY_OWNERS = frozenset("api access private secret auth openai anthropic azure aws gcp hf ssh license service".split())
@@ -28,14 +28,31 @@ _KINDS_OF_TOKEN = frozenset(
 )
 """What stands before `token` where it is a piece of text (eos_token, time_to_first_token)."""
 _SECRET_FLAGS = ("api-key", "hf-token", "ssl-keyfile-password")
-_TOKEN_SHAPES = re.compile(r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,})\b")
-# up to the last @ of the host part: passwords hold colons and, against the rules, @; JSON's quotes end it
-_URL_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^/\s?#\"'<>\\]+@", re.IGNORECASE)
-_QUERY_VALUE = re.compile(r"(?P<head>[?&;](?P<name>[A-Za-z0-9_.%-]{1,64})=)(?P<value>[^&;#\s\"'<>\\]+)")
-_JSON_HEAD = re.compile(r"(?P<quote>\\*[\"'])(?P<name>[A-Za-z0-9_. -]{1,64})(?P=quote)\s*:\s*(?P<open>\\*[\"'])")
-_HEADER_VALUE = re.compile(
-    r"(?P<head>\bauthorization\b[\"']?\s*[:=]\s*[\"']?(?:bearer|basic)\s+)[^\s\"',}]+", re.IGNORECASE
+_TOKEN_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}"
+    r"|AKIA[A-Z0-9]{16}|AIza[\w-]{35}|nvapi-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
+    r"|(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]*)|(?<=earer )(?=[^\s\d]*\d)[\w.~+/=-]{6,}"
 )
+# up to the last @ of the host part: passwords hold colons and, against the rules, @, and / where no port stands there.
+# Lengths are bounded, here and below: a hostile line must not take quadratic time
+_URL_USER = re.compile(
+    r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)"
+    r"(?:[^/\s?#\"'<>\\[:]*:\d*[^\d/\s?#\"'<>\\@][^\s\"'<>\\]{0,200}|[^/\s?#\"'<>\\]+)@",
+    re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"(?<![A-Za-z0-9_.%-])(?:(?<=\\)[nrt])?(?P<flag>--)?(?P<name>[A-Za-z0-9_.%-]{2,64})(?P<quote>\\*[\"'])?"
+    r"(?P<mark>\s*[:=]\s*|(?(quote),\s*(?:\\*[\"']value\\*[\"']\s*:\s*)?|(?(flag)[ ]+(?=\S*\d)|(?!))))"
+    r"(?P<open>\[|b?(?P<end>\\*[\"']))?"
+)
+"""A name and what parts it from its value: JSON, repr(), `NAME=value`, `Name: value`, `--flag value`, pairs."""
+_BARE_VALUE = re.compile(r"(?:[^\s&\"'<>\\]|&(?![\w.%-]+=))+(?<![,;)\]}])")
+_SCHEMES = ("bearer", "basic", "digest", "token", "apikey")
+_LINE_VALUE = re.compile(rf"(?:(?:{'|'.join(_SCHEMES)})\s+)?(?P<value>[^\r\n\"'\\]+)", re.IGNORECASE)
+_LINE_NAMES = ("authorization", "cookie")
+"""Headers whose values hold blanks."""
+_NO_SECRET = re.compile(r"\$.*|[A-Z_]+|(?i:none|null|true|false)|[*]+|-?\d{1,5}(?:\.\d*)?")
+"""What stands under a secret's name and is none: a variable's name, nothing, a small number."""
 _MIN_SECRET = 6  # a shorter value would mask ordinary words all over a log
 
 _variables: set[str] = set()  # names only: the values are read where they are masked, and never kept here
@@ -79,6 +96,8 @@ def secret_names_in(value: Any) -> Iterator[str]:
     while pending:  # no recursion: the value may be as deep as somebody likes
         inner = pending.pop()
         if isinstance(inner, Mapping):
+            if isinstance(inner.get("name"), str) and "value" in inner:  # as headers and Kubernetes's variables are
+                inner = {**inner, inner["name"]: inner["value"]}
             for name, held in inner.items():
                 if (
                     is_secret_name(str(name))
@@ -158,6 +177,15 @@ def _spellings(secret: str) -> Iterator[str]:
     yield encoded.replace("+", "-").replace("/", "_").rstrip("=")
 
 
+def _parts(secret: str) -> Iterator[str]:
+    """A secret, and what of it may be shown alone: a line of a key, what follows `Bearer`, a cookie's value."""
+    yield from (secret, secret.strip(), *map(str.strip, secret.splitlines()))
+    scheme, _, rest = secret.strip().partition(" ")
+    if scheme.lower() in _SCHEMES:
+        yield rest
+    yield from (cookie.partition("=")[2].strip() for cookie in secret.split(";"))
+
+
 class Masker:
     """Replaces secrets in text: known values in any usual spelling, values under a secret's name, token-shaped words.
 
@@ -166,7 +194,7 @@ class Masker:
     """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
-        secrets = {v for value in values for v in (value, value.strip()) if len(v) >= _MIN_SECRET}
+        secrets = {part for value in values for part in _parts(value) if len(part) >= _MIN_SECRET}
         known = sorted({text for secret in secrets for text in _spellings(secret)}, key=len, reverse=True)
         self._known = re.compile("|".join(re.escape(v) for v in known)) if known else None
 
@@ -178,38 +206,48 @@ class Masker:
 
     def __call__(self, text: str) -> str:
         """The text without secrets."""
-        if self._known is not None:
-            text = self._known.sub(MASK, text)
-        text = _TOKEN_SHAPES.sub(MASK, text)
+        text = _TOKEN_SHAPES.sub(MASK, self.known(text))
         if "://" in text:
             text = _URL_USER.sub(lambda m: f"{m['scheme']}{MASK}@", text)
-        if "=" in text:
-            text = _QUERY_VALUE.sub(_under_its_name, text)
-        if '"' in text or "'" in text:
-            text = _without_json_secrets(text)
-        return _HEADER_VALUE.sub(lambda m: m["head"] + MASK, text)
+        return _without_named_secrets(text)
+
+    def known(self, text: str) -> str:
+        """The text without the known values only: for a model's answers, in which a `password = ...` is no secret."""
+        return text if self._known is None else self._known.sub(MASK, text)
 
 
-def _under_its_name(found: re.Match[str]) -> str:
-    return found["head"] + MASK if is_secret_name(found["name"]) else found[0]
-
-
-def _without_json_secrets(text: str) -> str:
-    """`"api_key": "..."` anywhere in a text, also where the JSON stands in another JSON's string."""
+def _without_named_secrets(text: str) -> str:
+    """What stands under a secret's name is masked, in whatever form names and values are written."""
     kept, done = [], 0
-    for head in _JSON_HEAD.finditer(text):
-        if head.start() >= done and is_secret_name(head["name"]):
-            kept += [text[done : head.end()], MASK]
-            end = text.find(head["open"], head.end())
-            done = end if end >= 0 else len(text)
+    for head in _NAMED.finditer(text):
+        if head.start() < done or not (is_secret_name(head["name"]) or _is_query_key(text, head)):
+            continue
+        start, end = _value_span(text, head)
+        if start < end and not _NO_SECRET.fullmatch(text, start, end):
+            kept += [text[done:start], MASK]
+            done = end
     return "".join([*kept, text[done:]]) if kept else text
 
 
-def visible(text: str) -> str:
-    """The text with control characters spelled (`\\x1b`): a server's words must not move the cursor."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+def _is_query_key(text: str, head: re.Match[str]) -> bool:
+    return head["name"].lower() == "key" and text[head.start() - 1 : head.start()] in ("?", "&")
+
+
+def _value_span(text: str, head: re.Match[str]) -> tuple[int, int]:
+    """Where the value begins and ends; nowhere (the end not after the beginning) where it is none."""
+    start = head.end()
+    by_itself = head["mark"] == "," + " " * (len(head["mark"]) - 1) or (":" in head["mark"] and not head["quote"])
+    if by_itself and head["name"].isalpha() and not head["name"].lower().endswith(_LINE_NAMES):
+        return start, start  # `unexpected token: x`, `["token", "x"]`
+    if head["open"]:
+        ends = "]" if head["open"] == "[" else head["end"]
+        end = re.compile(rf"(?<!\\){re.escape(ends)}").search(text, start)
+        return start, end.start() if end else len(text)
+    if ":" in head["mark"] and head["name"].lower().endswith(_LINE_NAMES):
+        line = _LINE_VALUE.match(text, start)
+        return line.span("value") if line else (start, start)
+    bare = _BARE_VALUE.match(text, start)
+    return start, bare.end() if bare else start
 
 
 def masked(value: Any, masker: Masker) -> Any:

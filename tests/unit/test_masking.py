@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
-from qwenbench.masking import Masker, is_secret_name, refuse_secret_arguments, secret_names_in, visible
+from qwenbench.masking import Masker, is_secret_name, refuse_secret_arguments, secret_names_in
 
 # put together here so that no scanner takes the file itself for a leak
 HF_TOKEN = "hf_" + "aB3" * 8
@@ -196,5 +196,59 @@ def test_values_in_a_query_are_masked_under_a_secrets_name_only() -> None:
     assert Masker()(text) == "GET http://h/v1?api_key=***&limit=5&token=*** HTTP/1.1"
 
 
-def test_control_characters_are_seen_and_not_obeyed() -> None:
-    assert visible("a\x1b[31mred\x07") == r"a\x1b[31mred\x07"
+PLANTED = "sekret-99"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "non-default args: {'api_key': ['sekret-99', 'sekret-99'], 'x': {'password': \"sekret-99\"}}",
+        "Namespace(api_key='sekret-99', hf_token=['sekret-99'])",
+        "export HF_TOKEN=sekret-99; -e HF_TOKEN=sekret-99 x",
+        "X-Api-Key: sekret-99",
+        "set-cookie: session=sekret-99; a=sekret-99",
+        "Proxy-Authorization: Basic sekret-99",
+        "authorization: sekret-99",
+        "[(b'authorization', b'Bearer sekret-99'), (b'x-api-key', b'sekret-99')]",
+        "serve m --api-key sekret-99 --hf-token=sekret-99",
+        "http://h/x?key=sekret-99&X-Amz-Signature=sekret-99&sig=sekret-99",
+        "http://u:sek/ret-99@host/ postgres://u:sekret-99@h/db",
+        '{"env":[{"name":"HF_TOKEN","value":"sekret-99"}]}',
+        "api_key: sekret-99\nenv: {DB_PASSWORD: sekret-99}",
+        '{"api_key": 99123456789}',
+        '"apiKey" : "a\\"sekret-99"',
+        '"{\\"api_key\\": \\"sekret-99\\"}"',
+        "a line\\napi_key=sekret-99",
+        "curl -H 'Bearer sekret-99'",
+    ],
+)
+def test_what_stands_under_a_secrets_name_is_masked_in_every_form(text: str) -> None:
+    shown = Masker()(text)
+    assert "ret-99" not in shown and "99123" not in shown, shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unexpected token: sekret at line 3",
+        '["token", "word"]',
+        "first pass: 3.2 s, HF_TOKEN=None, api_key=$API_KEY, --header-env X-Api-Key=MY_KEY",
+        "max_num_batched_tokens=2048 eos_token=7 per-token: 5.2 ms",
+        "http://host:8000/v1?mail=a@b.example",
+        "non-default args: {'model': 'm', 'max_model_len': 4096}",
+        "--api-key is needed",
+    ],
+)
+def test_what_is_no_secret_stays(text: str) -> None:
+    assert Masker()(text) == text
+
+
+def test_parts_of_a_known_secret_are_masked_where_they_are_shown_alone() -> None:
+    mask = Masker(
+        ["Bearer abcdefgh1", "session=ijklmnop2; other=qrstuvwx3", "-----BEGIN KEY-----\nyz456789\nyz456780\n"]
+    )
+    assert mask("abcdefgh1 ijklmnop2 qrstuvwx3 yz456789 yz456780") == "*** *** *** *** ***"
+
+
+def test_in_a_models_answer_only_known_values_are_masked() -> None:
+    assert Masker(["known-secret"]).known('password = "known-secret" or "x1y2z3"') == 'password = "***" or "x1y2z3"'

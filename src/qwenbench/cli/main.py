@@ -118,7 +118,8 @@ def _complete(arguments: list[str]) -> int:
 
 def _one_line(text: str) -> str:
     """One line without secrets, in which a server's control characters are seen and not obeyed."""
-    from qwenbench.masking import Masker, visible
+    from qwenbench.masking import Masker
+    from qwenbench.server_words import visible
 
     return visible(Masker.from_environment()(" ".join(text.split())))
 

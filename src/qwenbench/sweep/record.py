@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 import pyarrow as pa
 
 from qwenbench import __version__
@@ -58,7 +59,8 @@ class Recorder:
         write_table(self._paths.metrics_samples(cell.config_id, cell.cell_id), result.samples.metrics)
         write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), result.samples.nvml)
         if result.texts:
-            write_json(self._paths.requests / f"{cell.cell_id}.texts.json", result.texts, mode=0o600)
+            texts = {request: mask.known(text) for request, text in result.texts.items()}
+            write_bytes(self._paths.requests / f"{cell.cell_id}.texts.json", orjson.dumps(texts), mode=0o600)
         entry = Entry(cell.cell_id, cell.config_id, cell.launch, masked(result.point, mask), time.time_ns())
         self._journal.append(entry)
         self._entries[cell.cell_id] = entry

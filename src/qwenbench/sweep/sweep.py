@@ -23,12 +23,13 @@ from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient
-from qwenbench.masking import Masker, masked, remember_variables, visible
+from qwenbench.masking import Masker, masked, remember_variables
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import object_or_none
 from qwenbench.runfolder.files import disk_trouble, remove_unfinished
 from qwenbench.runfolder.lock import RunLock
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.server_words import visible
 from qwenbench.sweep.card_lock import card_locks
 from qwenbench.sweep.hardware import budget_note
 from qwenbench.sweep.launch import Launch, LaunchRun, next_repeats
