@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
+from qwenbench.analysis.capture_reach import reach_notes
 from qwenbench.analysis.columns import METRICS, in_words
 from qwenbench.analysis.deciding import MissingPoints, deciding_command, doubts_of, points_that_decide
 from qwenbench.analysis.intervals import Estimate
@@ -172,6 +173,7 @@ def recommend(run: Run, question: Question) -> Answer:
         notes=(
             *doubts,
             *_notes(winner, question, len(judged), spread if once else None),
+            *reach_notes(run.points, winner.config_id, winner.users),
             *(str(found) for found in cold if found.config_id == winner.config_id),
         ),
         headroom=_headroom(winner),

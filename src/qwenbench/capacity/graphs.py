@@ -72,24 +72,29 @@ def sequences_captured(capture: int, rows_per_sequence: int = 1) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CaptureGain:
-    """What a capture above the prompts' length gives, as it was measured, against the KV that it costs."""
+    """What a capture above the prompts' length gave on two machines, ranges of what was seen."""
 
     ttft_ms: tuple[float, float]
-    """TTFT at one stream with the prompts outside the graphs, ms: least and most seen."""
+    """TTFT p50 at one stream with the prompts outside the graphs, ms."""
     ttft_captured_ms: tuple[float, float]
     """The same with the prompts inside."""
     saved: tuple[float, float]
-    """Share of TTFT that it saves, least and most."""
+    """Share of TTFT that it saves, means of launches."""
+    faster: tuple[float, float]
+    """Share of tokens/s that it adds at 64 and at 16 streams, means of launches."""
     source: str
 
 
 CAPTURE_GAIN = CaptureGain(
-    (71.0, 95.0),
-    (58.0, 66.0),
+    (57.0, 104.0),
+    (46.0, 67.0),
     (0.12, 0.35),
-    "vLLM 0.26.0, H100, Qwen3.5-9B-NVFP4, one stream, prompts of 98 to 804 tokens, capture 1,024 against 64 (two "
-    "launches); tokens/s stayed inside the spread",
+    (0.11, 0.39),
+    "vLLM 0.26.0, Qwen3.5-9B-NVFP4, prompts of 98 to 804 tokens; capture 1,024 against 64 on one machine with an H100, "
+    "512 against 64 on another: docs/gpu.md",
 )
+MEASURED_CAPTURES = (512, 1_024)
+"""The larger captures that it was measured with."""
 GAIN_UP_TO_TOKENS = 1_024
 """Prompts of 1,616 tokens gained nothing under any capture measured: by then a step is the GPU's."""
 
@@ -97,7 +102,16 @@ GAIN_UP_TO_TOKENS = 1_024
 def capture_gain(prompt_tokens: int, capture: int) -> CaptureGain | None:
     """What prompts of this length gain from being inside the graphs; None where none was seen.
 
-    A step with a prefill costs the host some 70 to 95 ms of launches whatever the prompt's length; one graph
-    instead costs less. It was measured at one stream on one host: the interval is what was seen, no more.
+    A step with a prefill costs the host some 70 to 95 ms of launches whatever the prompt's length; graphs instead
+    cost less. Two machines of one kind of card: the ranges are what was seen, no more.
     """
     return CAPTURE_GAIN if prompt_tokens <= min(capture, GAIN_UP_TO_TOKENS) else None
+
+
+def capture_gain_words(price_gib: float) -> str:
+    """The gain with its ranges, its price in KV cache and what is not known, for a line of plan or answer."""
+    (least, most), (slower, faster) = CAPTURE_GAIN.saved, CAPTURE_GAIN.faster
+    return (
+        f"on H100s {least:.0%} to {most:.0%} off TTFT at one stream, {slower:.0%} to {faster:.0%} more tokens/s at 16 "
+        f"and 64 streams, for {price_gib:.2f} GiB of KV cache; on another card or host anything from nothing to that"
+    )

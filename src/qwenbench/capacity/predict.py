@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from qwenbench.capacity.calibration import LANGUAGE_ERROR, Calibration, Load, activations_gib, language_gib
-from qwenbench.capacity.graphs import capture_gain, graphs_gib, sequences_captured
+from qwenbench.capacity.graphs import capture_gain, capture_gain_words, graphs_gib, sequences_captured
 from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_cache_tokens, printed_tokens, requests_that_fit
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.errors import UsageError
@@ -163,17 +163,13 @@ def capture_price_gib(target: Target, smaller: int, calibration: Calibration) ->
     return larger - graphs_gib(smaller, target.max_num_seqs, scale, rows)
 
 
-def capture_gain_words(target: Target, prompt_tokens: int, smaller: int, calibration: Calibration) -> str | None:
+def capture_gain_of(target: Target, prompt_tokens: int, smaller: int, calibration: Calibration) -> str | None:
     """What this capture gives prompts that fit under it against its price in KV; None where none was measured."""
-    gain = capture_gain(prompt_tokens, target.capture)
-    if gain is None or smaller >= min(prompt_tokens, target.capture):
+    if capture_gain(prompt_tokens, target.capture) is None or smaller >= min(prompt_tokens, target.capture):
         return None
-    least, most = gain.saved
-    price = capture_price_gib(target, smaller, calibration)
+    words = capture_gain_words(capture_price_gib(target, smaller, calibration))
     return (
-        f"prompts of {prompt_tokens:,} tokens fit under capture {target.capture:,}: TTFT at one stream -{least:.0%} to "
-        f"-{most:.0%} ({gain.ttft_ms[0]:g}-{gain.ttft_ms[1]:g} -> {gain.ttft_captured_ms[0]:g}-"
-        f"{gain.ttft_captured_ms[1]:g} ms) for {price:.2f} GiB of KV cache against capture {smaller:,} ({gain.source})"
+        f"prompts of {prompt_tokens:,} tokens fit under capture {target.capture:,} and not under {smaller:,}: {words}"
     )
 
 

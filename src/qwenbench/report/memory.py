@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenbench.capacity.configuration import ConfigPlan
 from qwenbench.capacity.graphs import CAPTURE_GAIN, GAIN_UP_TO_TOKENS
-from qwenbench.capacity.predict import Prediction, capture_gain_words
+from qwenbench.capacity.predict import Prediction, capture_gain_of
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.report.document import UNKNOWN, Block, Bullets, Heading, Inline, Number, Paragraph, Row, Table, facts
@@ -106,7 +106,7 @@ def plans_document(plans: Sequence[tuple[int | None, ConfigPlan]], prompt_tokens
 def _gain(plan: ConfigPlan, prompt_tokens: int | None) -> str | None:
     if plan.target is None or plan.calibration is None or prompt_tokens is None:
         return None
-    return capture_gain_words(plan.target, prompt_tokens, min(64, plan.target.capture), plan.calibration)
+    return capture_gain_of(plan.target, prompt_tokens, min(64, plan.target.capture), plan.calibration)
 
 
 _Fact = tuple[Inline, Inline, Inline]
@@ -177,7 +177,7 @@ def _prompts_inside(capture: int | None) -> tuple[Inline, Inline]:
     if not capture:
         return UNKNOWN, ""
     least, most = CAPTURE_GAIN.saved
-    gain = f"TTFT at one stream -{least:.0%} to -{most:.0%} there ({CAPTURE_GAIN.source})"
+    gain = f"TTFT at one stream -{least:.0%} to -{most:.0%} there on H100s, elsewhere not known ({CAPTURE_GAIN.source})"
     return f"up to {min(capture, GAIN_UP_TO_TOKENS):,} tokens", gain
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from qwenbench.analysis.capture_reach import Reached, captures_reached
 from qwenbench.analysis.columns import METRICS, Column, label
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
 from qwenbench.analysis.run import LOAD_POINT, Run, records
@@ -257,6 +258,8 @@ class PageData:
     timelines_left_out: int
     """Points that have samples but carry no time line, to keep the file small."""
     prices: tuple[PriceView, ...]
+    reached: tuple[Reached, ...]
+    """Loads whose prompts fit under the larger of two captures: what that gave."""
     spread: Spread
     """How far launches of one configuration lie apart, which one launch cannot show."""
 
@@ -282,6 +285,7 @@ def page_data(run: Run, samples: bool = True) -> PageData:
         timelines=lines,
         timelines_left_out=left_out,
         prices=price_views(run),
+        reached=captures_reached(run.points),
         spread=spread_of(run),
     )
 

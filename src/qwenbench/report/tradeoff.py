@@ -6,9 +6,10 @@ The figure's values; tradeoff_drawing.py draws them. Scenarios that agree share 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from qwenbench.analysis.capture_reach import Reached
 from qwenbench.analysis.intervals import critical
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.spread import Spread
@@ -96,7 +97,7 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
         left_out = max(left_out, len(marked) - MOST_LANES)
     about = (subject.title, f"at {load}", _scenario_words(groups), *_spread_words(at_load, data.spread))
     return Tradeoff(
-        title=" ".join(_statements(panels, load)),
+        title=" ".join([*_statements(panels, load), *reach_statement(data.reached, level)]),
         subtitle=" · ".join(about),
         load=load,
         asked=answer.question.users if isinstance(answer, Answer) else None,
@@ -289,6 +290,18 @@ def rate_statement(lanes: Sequence[Lane], load: str) -> str:
     if ratio >= 2:
         return f"At {load} {ours} gives {ratio:.1f} times the tokens/s of {theirs}."
     return f"At {load} {ours} gives {percent(ratio - 1)} more tokens/s than {theirs}."
+
+
+def reach_statement(reached: Iterable[Reached], level: float | None) -> Iterator[str]:
+    """What prompts gained from fitting under the larger capture at this load, of the scenario that gained most."""
+    here = [found for found in reached if found.concurrency == level]
+    if here:
+        best = max(here, key=lambda found: found.ttft_ms[1] / found.ttft_ms[0])
+        ttft, before = best.ttft_ms
+        yield (
+            f"Prompts of about {best.prompt_tokens:,.0f} tokens ({best.scenario}) fit under capture {best.capture:,}, "
+            f"not under {best.smaller_capture:,}: TTFT p50 {ttft:,.0f} ms for {before:,.0f}."
+        )
 
 
 def percent(share: float, digits: int = 0) -> str:

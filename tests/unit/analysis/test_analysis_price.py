@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+from qwenbench.analysis.capture_reach import captures_reached, reach_notes
 from qwenbench.analysis.price import COLUMNS, price_of_capture
 from qwenbench.analysis.run import point_frame
 
@@ -104,3 +105,33 @@ def test_without_two_capture_sizes_there_is_no_price(points):
     prices = price_of_capture(points, {})
     assert prices.empty
     assert tuple(prices.columns) == COLUMNS
+
+
+def reached(capture: int, prompt: float, ttft: float, *, seqs: int = 64) -> dict[str, object]:
+    """A point of 10 requests a second with prompts of a mean length."""
+    return point(f"c{capture}s{seqs}", capture, max_num_seqs=seqs, requests_per_s=10.0, input_tokens_per_s=10 * prompt,
+                 ttft_ms_p50=ttft, output_tokens_per_s=1e5 / ttft, kv_cache_gib=17 - capture / 2000)  # fmt: skip
+
+
+def test_prompts_between_two_captures_show_the_second_gain():
+    points = point_frame([reached(64, 240, 89), reached(512, 240, 60), reached(1024, 240, 61)])
+    (found,) = captures_reached(points)
+    assert (found.larger, found.smaller, found.ttft_ms) == ("c512s64", "c64s64", (60, 89)), "the nearest on each side"
+    assert "about 240 tokens fit under capture 512, not under 64: TTFT p50 at 16 streams 60 ms for 89" in str(found)
+    assert str(found).endswith("for 0.22 GiB of KV cache")
+    assert list(reach_notes(points, "c64s64", 16)) == [str(found)], "the answer says what the other capture gave"
+
+
+@pytest.mark.parametrize("points", [
+    [reached(16, 240, 89, seqs=16), reached(512, 240, 60, seqs=512)],
+    [reached(64, 40, 89), reached(512, 40, 60)],
+    [reached(64, 1600, 89), reached(2048, 1600, 60)],
+])  # fmt: skip
+def test_nothing_is_said_where_capture_is_not_what_differs_or_no_prompt_lies_between(points: list[dict[str, object]]):
+    assert captures_reached(point_frame(points)) == ()
+
+
+def test_without_a_larger_capture_the_answer_tells_what_one_gave_elsewhere_and_costs():
+    (note,) = reach_notes(point_frame([reached(64, 240, 89)]), "c64s64", 16)
+    assert "--capture 512 --max-num-seqs 64" in note and "anything from nothing to that" in note
+    assert list(reach_notes(point_frame([reached(512, 240, 60)]), "c512s64", 16)) == [], "its prompts fit"

@@ -15,7 +15,7 @@ from qwenbench.capacity.configuration import ConfigPlan, plan_config
 from qwenbench.capacity.graphs import capture_gain, graphs_gib
 from qwenbench.capacity.kv import Drafter
 from qwenbench.capacity.model_shape import SEED_SHAPE, known_shape
-from qwenbench.capacity.predict import capture_gain_words
+from qwenbench.capacity.predict import capture_gain_of
 from qwenbench.capacity.settings import parse_flags
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
@@ -61,11 +61,11 @@ class TestCaptures:
         plan = planned("--capture 1024 --max-num-seqs 64")
         assert plan.target is not None
         assert plan.calibration is not None
-        words = capture_gain_words(plan.target, 452, 64, plan.calibration)
+        words = capture_gain_of(plan.target, 452, 64, plan.calibration)
         assert words is not None
-        assert "-12% to -35%" in words
+        assert "12% to 35% off TTFT" in words and "anything from nothing to that" in words
         assert "0.43 GiB" in words
-        assert "0.26.0, H100" in words
+        assert "on H100s" in words
         assert capture_gain(1_616, 2_048) is None, "nothing was gained there"
         assert capture_gain(452, 64) is None, "such prompts run outside"
 

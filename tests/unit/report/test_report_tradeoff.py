@@ -137,3 +137,13 @@ def test_one_launch_of_a_real_server_is_held_against_the_spread_between_launches
 def test_the_cards_name_is_short() -> None:
     assert _gpu_words("NVIDIA H100 80GB HBM3") == "H100"
     assert _gpu_words("NVIDIA Unheard Of 3000") == "Unheard Of 3000"
+
+
+def test_prompts_that_only_the_larger_capture_holds_are_told_with_their_ttft(planted: Planted) -> None:
+    run = planted(captures=(64, 512), scenarios=("math",), concurrencies=(64,))
+    points = run.points.assign(max_num_seqs=64, requests_per_s=10.0, input_tokens_per_s=2_400.0)
+    points.loc[points["capture"] == 512, "ttft_ms_p50"] = 60.0
+    points.loc[points["capture"] == 64, "ttft_ms_p50"] = 89.0
+    title = drawn(replace(run, points=points)).title
+    assert title.endswith("(math) fit under capture 512, not under 64: TTFT p50 60 ms for 89.")
+    assert "fit under" not in drawn(run).title, "sequences differ as well: TTFT is not the capture's"
