@@ -157,7 +157,7 @@ def settle_load(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(row.get(name) for name in ("config_id", "scenario", "profile", "load_shape", "launch"))
+    return tuple(row.get(name) for name in ("config_id", "machine", "scenario", "profile", "load_shape", "launch"))
 
 
 def _level(row: Mapping[str, Any]) -> float | None:

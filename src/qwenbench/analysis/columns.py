@@ -133,6 +133,8 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("interference", "", "With --interfere: ITL of these requests while a long prompt was read, and otherwise.", kind=TEXT),
     Column("window_start_ns", "ns", "Start of the window, CLOCK_REALTIME: requests that start from here on count.", kind=INTEGER),
     Column("window_end_ns", "ns", "End of the window, CLOCK_REALTIME.", kind=INTEGER),
+    Column("node", "", "Name of the host that the server ran on; empty for one that is not seen.", kind=TEXT),
+    Column("machine", "", "Its cards, processor and cores: figures of unlike ones are never averaged.", kind=TEXT),
 )  # fmt: skip
 """In the contract's order. One column vary_FLAG (dashes as underscores) per --vary follows them."""
 

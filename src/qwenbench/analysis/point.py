@@ -59,6 +59,10 @@ class PointContext:
     """`closed`, or `poisson`, `gamma`, `constant`, `trace`."""
     seed: int = 0
     simulated: bool = False
+    node: str | None = None
+    """The host that the server runs on."""
+    machine: str | None = None
+    """See machines.py."""
     length_controlled: bool = True
     ramp_s: float = 0.0
     schedule_start_ns: int | None = None
@@ -149,6 +153,8 @@ def _identity(context: PointContext) -> dict[str, Any]:
         "launch": context.cell.launch,
         "seed": context.seed,
         "simulated": context.simulated,
+        "node": context.node,
+        "machine": context.machine,
         "length_controlled": context.length_controlled,
         "capture": configuration.server.capture,
         "max_num_seqs": configuration.server.max_num_seqs,

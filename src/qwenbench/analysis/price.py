@@ -91,7 +91,7 @@ class _Config:
 
 def _steps(rows: pd.DataFrame) -> Iterator[tuple[_Config, _Config]]:
     """Neighbouring capture sizes within each chain of otherwise equal configurations."""
-    others = ["gpu_memory_utilization", *(str(name) for name in rows.columns if str(name).startswith(VARIED))]
+    others = [str(n) for n in rows.columns if n in ("gpu_memory_utilization", "machine") or str(n).startswith(VARIED)]
     chains: dict[tuple[Any, ...], list[_Config]] = {}
     for row in records(rows.drop_duplicates("config_id"), ("config_id", "capture", "max_num_seqs", *others)):
         capture, seqs = row["capture"], row["max_num_seqs"]

@@ -27,12 +27,13 @@ from qwenbench.analysis.columns import (
     Kind,
     varied_column,
 )
+from qwenbench.analysis.machines import by_machine, told_apart
 from qwenbench.analysis.window import Window
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import if_readable, object_or_none, read_run_json, table_or_none, tell_damage
 from qwenbench.runfolder.journal import Journal
-from qwenbench.runfolder.names import RunPaths
+from qwenbench.runfolder.names import AT, RunPaths, launch_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 Value = str | int | float | bool | None
 """A value of points.csv; None: not known."""
-LOAD_POINT = ("config_id", "scenario", "profile", "load_shape", "concurrency", "rate")
+LOAD_POINT = ("config_id", "machine", "scenario", "profile", "load_shape", "concurrency", "rate")
 """Columns that name a load point; its rows differ only in launch and repeat."""
 _COLUMNS = {column.name: column for column in POINT_COLUMNS}
 _READ_AS: dict[Kind, str] = {TEXT: "object", NUMBER: "float64", INTEGER: "Int64", BOOLEAN: "object"}
@@ -88,7 +89,8 @@ class Run:
     meta: Mapping[str, Any]
     """run.json."""
     points: pd.DataFrame
-    """points.csv with every column of `columns.py` in its kind's type; what is not known is missing."""
+    """points.csv with every column of `columns.py` in its kind's type; what is not known is missing. In a run of
+    several machines config_id is CONFIG@MACHINE, here and below (`told_apart`)."""
     launches: Mapping[str, Mapping[str, Any]]
     """config_id -> launch.json."""
     ledgers: Mapping[str, Mapping[str, Any]]
@@ -121,12 +123,14 @@ class Run:
     @cached_property
     def launch_ledgers(self) -> dict[tuple[str, int], Mapping[str, Any]]:
         """(config_id, launch) -> memory.json of that launch."""
-        found: dict[tuple[str, int], Mapping[str, Any]] = {(name, 1): ledger for name, ledger in self.ledgers.items()}
-        for file in sorted(RunPaths(self.path).servers.glob("*/relaunch-*/memory.json")):
-            number, ledger = file.parent.name.removeprefix("relaunch-"), object_or_none(file, "its memory is missing")
-            if ledger is not None and number.isdecimal():
-                found[file.parent.parent.name, int(number)] = ledger
-        return found
+        named = {(p.cell.config_id, p.cell.launch): str(p.values["config_id"]) for p in self.measured}
+        read = _of_launches(self.path, "memory.json", "its memory is missing")
+        return {(named.get(key, key[0]), key[1]): ledger for key, ledger in read.items()}
+
+    @cached_property
+    def launch_records(self) -> dict[tuple[str, int], Mapping[str, Any]]:
+        """(configuration's name on disk, launch) -> launch.json."""
+        return _of_launches(self.path, "launch.json", "where it was launched is missing")
 
     def requests(self, cell_id: str) -> pa.Table | None:
         """The request records of a cell, or None when the folder was shipped without them."""
@@ -148,15 +152,37 @@ def load_run(path: Path) -> Run:
     journal. Raises UsageError when the folder is no run, or when run.json or every record of a point cannot be read.
     """
     paths = RunPaths(path)
+    meta = read_run_json(paths.run_json)
+    points = told_apart(_points(paths), meta)
+    names = list(dict.fromkeys(points["config_id"].astype(str)))
+
+    def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:
+        return by_machine(paths, _objects(paths.servers, file, cost), names, file)
+
+    failures = _failures(paths.servers)
     return Run(
         path=path,
-        meta=read_run_json(paths.run_json),
-        points=_points(paths),
-        launches=_objects(paths.servers, "launch.json", "its settings are missing"),
-        ledgers=_objects(paths.servers, "memory.json", "its memory is missing"),
-        failures=_failures(paths.servers),
-        predictions=_objects(paths.servers, "prediction.json", "its prediction is missing"),
+        meta=meta,
+        points=points,
+        launches=kept("launch.json", "its settings are missing"),
+        ledgers=kept("memory.json", "its memory is missing"),
+        # of a configuration that failed on one of its machines nothing is advised on the others either
+        failures={name: failures[config] for config in failures for name in _named(config, names)},
+        predictions=kept("prediction.json", "its prediction is missing"),
     )
+
+
+def _named(config: str, names: Sequence[str]) -> list[str]:
+    """What a configuration on disk is called in the points: its name, or one for each machine."""
+    return [name for name in names if name.partition(AT)[0] == config] or [config]
+
+
+def _of_launches(run: Path, file: str, cost: str) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """(configuration, launch) -> that file of each launch that has it."""
+    read = {
+        (name, number): object_or_none(folder / file, cost) for name, number, folder in launch_folders(RunPaths(run))
+    }
+    return {key: value for key, value in read.items() if value is not None}
 
 
 def _points(paths: RunPaths) -> pd.DataFrame:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "report": "(Re)build the HTML report of a run.",
     "recommend": "Which line to deploy for so many users and these limits.",
     "compare": "Two runs side by side; --gate for CI.",
+    "merge": "Runs of one plan, measured on several hosts, as one run.",
     "export": "A run's points, ledgers, figures or a Markdown summary as files.",
     "card": "One picture of a run to post, and results.json of the same.",
     "ledger": "Read a vLLM start-up log that is already there.",

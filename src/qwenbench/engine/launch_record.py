@@ -58,6 +58,14 @@ class LaunchRecord:
     """The flags that were asked for, where a smaller card's budget changed them."""
     card: str | None = None
     """The card whose budget counts."""
+    started_ns: int | None = None
+    """When the launch began, CLOCK_REALTIME."""
+    machine: str | None = None
+    """What figures of unlike machines are told apart by (analysis/machines.py)."""
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    """The server's own cards and the host, as run.json has them of the whole machine."""
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    """qwenbench and Python that launched it, and the cards' driver."""
 
     @classmethod
     def of(cls, launcher: str, config: ServerConfig, **given: Any) -> LaunchRecord:

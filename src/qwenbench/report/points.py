@@ -17,7 +17,7 @@ from qwenbench.analysis.intervals import interval_of_means
 from qwenbench.analysis.run import LOAD_POINT, records
 from qwenbench.runfolder.cells import Cell, load_label
 from qwenbench.runfolder.damage import if_readable
-from qwenbench.runfolder.names import RunPaths
+from qwenbench.runfolder.names import AT, RunPaths
 
 Estimate = tuple[float, float | None, float | None]
 """Value, low and high (95 %). Low and high are None where one repeat gives no interval."""
@@ -98,7 +98,7 @@ def level_of(row: Mapping[Any, Any]) -> float | None:
 def read_summary(path: Path) -> Summary:
     """points_summary.csv by load point; empty when the folder was shipped without it."""
     table = if_readable(pd.read_csv, path, "intervals come from repeats alone")
-    if table is None or not set(LOAD_POINT) <= set(table.columns):
+    if table is None or not set(LOAD_POINT) <= {"machine", *table.columns}:
         return {}
     return {_key(row): row for row in records(table)}
 
@@ -152,7 +152,7 @@ def is_true(value: Any) -> bool:
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(known(row.get(name)) for name in LOAD_POINT)
+    return (str(row["config_id"]).partition(AT)[0], *(known(row.get(name)) for name in LOAD_POINT[1:]))
 
 
 def _summarised(row: Row) -> dict[str, Estimate]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.runfolder.names import unique_slug
+from qwenbench.runfolder.names import AT, unique_slug
 
 TRACE = "trace"
 
@@ -63,7 +63,7 @@ class Cell:
 
     @classmethod
     def of_row(cls, row: Mapping[Any, Any]) -> Cell:
-        """The cell that a row of points.csv is of (unknown: None or NaN)."""
+        """The cell that a row of points.csv is of (unknown: None or NaN), whatever machine its configuration names."""
         concurrency, rate = _known(row["concurrency"]), _known(row["rate"])
         point = LoadPoint(
             scenario=str(row["scenario"]),
@@ -72,7 +72,7 @@ class Cell:
             rate=rate,
             repeat=int(row["repeat"]),
         )
-        return cls(str(row["config_id"]), int(row["launch"]), point)
+        return cls(str(row["config_id"]).partition(AT)[0], int(row["launch"]), point)
 
 
 def load_label(concurrency: float | None, rate: float | None, short: bool = False) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,6 +75,12 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Writes a whole file durably."""
     with replacing(path, mode) as file:
         file.write(data)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copies a file durably, with its permissions. Raises OSError."""
+    with source.open("rb") as data, replacing(target, source.stat().st_mode & 0o777) as file:
+        shutil.copyfileobj(data, file)
 
 
 def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:

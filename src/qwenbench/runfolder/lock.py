@@ -14,6 +14,23 @@ from qwenbench.errors import UsageError
 from qwenbench.processes import ProcessIdentity, host_name
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a process on this host holds the lock; asks without writing."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 class RunLock:
     """Held while a run is written. The kernel drops it with the process, so it never goes stale on this host.
 

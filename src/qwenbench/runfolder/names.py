@@ -36,6 +36,11 @@ def new_run_id(now: datetime) -> str:
     return now.strftime("%Y%m%d-%H%M%S")
 
 
+AT = "@"
+"""Parts a configuration's name from the machine that its points were measured on, where a run holds several; no name
+on disk holds it."""
+
+
 class RunPaths:
     """Where each file of a run lies (design: "A run's folder")."""
 
@@ -56,13 +61,23 @@ class RunPaths:
 
     def server(self, config_id: str, launch: int = 1) -> Path:
         """The folder of one launch of a configuration; relaunches lie below the first one's."""
-        folder = self.servers / config_id
+        folder = self.servers / config_id.partition(AT)[0]
         return folder if launch == 1 else folder / f"relaunch-{launch}"
 
     def metrics_samples(self, config_id: str, cell_id: str) -> Path:
         """/metrics samples of a cell."""
-        return self.servers / config_id / "samples" / f"{cell_id}.metrics.parquet"
+        return self.server(config_id) / "samples" / f"{cell_id}.metrics.parquet"
 
     def nvml_samples(self, config_id: str, cell_id: str) -> Path:
         """NVML samples of a cell."""
-        return self.servers / config_id / "samples" / f"{cell_id}.nvml.parquet"
+        return self.server(config_id) / "samples" / f"{cell_id}.nvml.parquet"
+
+
+def launch_folders(paths: RunPaths) -> list[tuple[str, int, Path]]:
+    """(configuration, launch, its folder) of every launch that a run has a folder of."""
+    found = [(folder.name, 1, folder) for folder in paths.servers.glob("*") if folder.is_dir()]
+    for folder in paths.servers.glob("*/relaunch-*"):
+        number = folder.name.removeprefix("relaunch-")
+        if number.isdecimal() and folder.is_dir():
+            found.append((folder.parent.name, int(number), folder))
+    return sorted(found)

@@ -42,7 +42,11 @@ def extended_fields(run: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     Lists grow, repeats never become fewer; any other option replaces the run's, and `changed_parts` says whether that
     would change what was measured. Raises UsageError when there is no run.
     """
-    stored = stored_options(run)
+    return grown(stored_options(run), given)
+
+
+def grown(stored: SweepOptions, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of these options with what was given added: lists grow, repeats never become fewer."""
     # without what was left at its default then: given and default values are told apart again
     fields = stored.model_dump(exclude_defaults=True)
     for name, value in given.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from qwenbench import __version__
 from qwenbench.capacity.cards import Card, find_card, utilization_for_card
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.cards import VISIBLE, chosen_cards, visible_cards
@@ -72,6 +73,15 @@ class Hardware:
             "card": self.card.name if self.card else None,
             "cuda_total_gib": None if (total := self.cuda_total_gib()) is None else round(total, 3),
         }
+
+
+def versions_here(hardware: Hardware) -> dict[str, str | None]:
+    """What measures here, for run.json and launch.json: qwenbench, Python and the driver of these cards."""
+    return {
+        "qwenbench": __version__,
+        "python": platform.python_version(),
+        "driver": hardware.gpus[0].driver if hardware.gpus else None,
+    }
 
 
 def _cpu_count() -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pyarrow as pa
 
 from qwenbench.analysis.intervals import relative_half_width
+from qwenbench.analysis.machines import machine_of
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import write_launch_record
@@ -28,7 +29,7 @@ from qwenbench.observe.nvml import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.endurance import Endurance
-from qwenbench.sweep.hardware import budgeted, largest
+from qwenbench.sweep.hardware import budgeted, largest, versions_here
 from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
@@ -150,12 +151,13 @@ class LaunchRun:
             sweep.progress.launching(self._configuration, self._launch.number)
         # a server that runs already holds its memory: what was used before it is not known
         before = self._used_mib() if ours else {}
+        began_ns = time.time_ns()
         try:
             with sweep.timings.phase("start"):
                 server = await sweep.site.launcher.launch(self._server_config, self._folder, sweep.run_id)
         except LaunchError as error:
             return self._failed(error.failure, 0)
-        self._complete_launch_record(server)
+        self._complete_launch_record(server, began_ns)
         done = 0
         failure: Failure | None = None
         ledger: MemoryLedger | None = None
@@ -262,6 +264,9 @@ class LaunchRun:
             own_pids=tuple(server.gpu_pids()),
             texts=TextChecks(),
             log_path=server.log_path if sweep.site.launcher.starts_servers else None,
+            # of a server elsewhere only the client's host is known
+            node=server.record.host if server.record.machine is not None else None,
+            machine=server.record.machine,
         )
         with sweep.timings.phase("text_checks"):
             ready = replace(ready, request_tokens=await self._request_tokens(ready))
@@ -386,12 +391,21 @@ class LaunchRun:
         )
         return left
 
-    def _complete_launch_record(self, server: Server) -> None:
-        """Adds what the launcher cannot know: what was asked for, and the card whose budget counts."""
-        card = self._hardware.card
-        requested = dict(self._configuration.server.flags)
-        server.record = replace(server.record, requested=requested, card=card.name if card else None)
+    def _complete_launch_record(self, server: Server, began_ns: int) -> None:
+        """Adds what the launcher cannot know: what was asked for, where, and the card whose budget counts."""
+        card, launcher = self._hardware.card, self._sweep.site.launcher.name
+        hardware = self._hardware.to_json()
+        server.record = replace(
+            server.record,
+            requested=dict(self._configuration.server.flags),
+            card=card.name if card else None,
+            started_ns=began_ns,
+            machine=machine_of(hardware, "sim" if self._sweep.site.simulated else launcher),
+            hardware=hardware,
+            versions=versions_here(self._hardware),
+        )
         write_launch_record(self._folder, server.record, self._sweep.plan.options.header_env.values())
+        self._sweep.launched()
 
     def _write_ledger(self, ledger: MemoryLedger) -> None:
         write_json(self._folder / "memory.json", ledger.to_json())

@@ -75,6 +75,8 @@ class ReadyServer:
     texts: TextChecks
     log_path: Path | None = None
     """Its growing log; None where it is not ours to see."""
+    node: str | None = None
+    machine: str | None = None
     request_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(scenario, profile) -> the 95th percentile of its requests over its whole draw, in tokens; missing: not known."""
 
@@ -214,6 +216,8 @@ class PointMeter:
             load_shape=load_shape_name(plan.options),
             seed=seed_of(plan, point),
             simulated=self._sweep.site.simulated,
+            node=server.node,
+            machine=server.machine,
             length_controlled=self._length_controlled(cell, result),
             ramp_s=plan.options.ramp_s,
             schedule_start_ns=None if point.concurrency is not None else result.started_ns,

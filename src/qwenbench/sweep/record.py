@@ -5,29 +5,29 @@ A cell's files come first, then the journal's line, then points.csv anew.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 import pyarrow as pa
 
-from qwenbench import __version__
 from qwenbench.analysis.bounds import settle_load
 from qwenbench.analysis.run import point_frame, points_csv
 from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.damage import read_run_json
-from qwenbench.runfolder.files import write_bytes, write_json, write_table
+from qwenbench.runfolder.damage import object_or_none, read_run_json
+from qwenbench.runfolder.files import copy_file, write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
-from qwenbench.runfolder.names import RunPaths
+from qwenbench.runfolder.names import RunPaths, launch_folders
 from qwenbench.simulator.uncertainty import uncertainty_of
 from qwenbench.sweep.extension import changed_parts
-from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.hardware import Hardware, versions_here
 from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
@@ -66,6 +66,24 @@ class Recorder:
         self._entries[cell.cell_id] = entry
         self.write_points()
 
+    def adopt(self, shard: RunPaths, found: Entry, names: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Makes a cell that was finished in another run's folder finished here too; points.csv is left to the caller.
+
+        `names`: configuration there -> here, where they differ. A cell that is finished here is passed over.
+        """
+        config_id = names.get(found.config, found.config)
+        point = {**found.point, "config_id": config_id}
+        cell = Cell.of_row(point)
+        if self.is_done(cell):
+            return
+        theirs = _files(shard, found.config, found.cell)
+        for source, target in zip(theirs, _files(self._paths, config_id, cell.cell_id), strict=True):
+            if source.is_file():  # folders are shipped without their records too
+                copy_file(source, target)
+        entry = replace(found, cell=cell.cell_id, config=config_id, point=point)
+        self._journal.append(entry)
+        self._entries[entry.cell] = entry
+
     def write_points(self) -> None:
         """Derives points.csv from the journal."""
         write_bytes(self._paths.points, points_csv(settle_load(self.points), self._vary))
@@ -77,6 +95,13 @@ class Recorder:
         if self._entries:
             summary = summary_rows(point_frame(self.points), requests_under(self._paths.root))
             write_bytes(self._paths.summary, summary.to_csv(index=False).encode())
+
+
+def _files(paths: RunPaths, config_id: str, cell_id: str) -> tuple[Path, ...]:
+    """A cell's own files."""
+    texts = paths.requests / f"{cell_id}.texts.json"
+    samples = (paths.metrics_samples(config_id, cell_id), paths.nvml_samples(config_id, cell_id))
+    return paths.cell_requests(cell_id), *samples, texts
 
 
 def _without_secrets(requests: pa.Table, mask: Masker) -> pa.Table:
@@ -129,12 +154,7 @@ def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -
         "command_line": [masker(word) for word in command_line],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": None,
-        "versions": {
-            "qwenbench": __version__,
-            "python": platform.python_version(),
-            "vllm": site.vllm_version,
-            "driver": hardware.gpus[0].driver if hardware.gpus else None,
-        },
+        "versions": {**versions_here(hardware), "vllm": site.vllm_version},
         "hardware": hardware.to_json(),
         "seed": plan.options.seed,
         "order": [point.point_id for point in plan.points],
@@ -216,6 +236,36 @@ def _extend(known: dict[str, Any], description: Mapping[str, Any]) -> None:
     known["order"] = list(dict.fromkeys((*known["order"], *description["order"])))
     added = {"command_line": description["command_line"], "started": description["started"]}
     known["extended"] = [*known.get("extended", ()), added]
+
+
+def launches_of(paths: RunPaths) -> list[dict[str, Any]]:
+    """Where and with what each launch was made, for run.json: read from the launches' own files, oldest first."""
+    found: list[dict[str, Any]] = []
+    for config, number, folder in launch_folders(paths):
+        record = object_or_none(folder / "launch.json", "where it was launched is not known")
+        if record is None:
+            continue
+        seen = record.get("machine") is not None  # of a server elsewhere only the client's host is known
+        memory = object_or_none(folder / "memory.json", "its vLLM version is not known") or {}
+        docker = _object(_object(record.get("server")).get("docker"))
+        found.append(
+            {
+                "config_id": config,
+                "launch": number,
+                "started_ns": record.get("started_ns"),
+                "node": record.get("host") if seen else None,
+                "machine": record.get("machine"),
+                "gpus": _object(record.get("hardware")).get("gpus", []),
+                "versions": {**_object(record.get("versions")), "vllm": memory.get("vllm_version")},
+                "image": docker.get("image") if record.get("launcher") == "docker" else None,
+                "image_digest": record.get("image_digest"),
+            }
+        )
+    return sorted(found, key=lambda launch: launch["started_ns"] or 0)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def finish(paths: RunPaths, meta: dict[str, Any], **values: Any) -> None:

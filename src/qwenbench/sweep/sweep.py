@@ -38,7 +38,7 @@ from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress, Schedule, Timings, expected
-from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, masker_of
+from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, launches_of, masker_of
 from qwenbench.sweep.requests import RequestLengths
 from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.workload.canary import CanaryResult
@@ -111,6 +111,7 @@ class Sweep:
         self.request_lengths: dict[tuple[str, str], RequestLengths | None] = {}
         """(scenario, profile) -> how long its requests are; asked of the first server, they all have one tokenizer."""
         self._told: set[str] = set()
+        self._meta: dict[str, Any] = {}
         self._client_errors: dict[int, ClientError] = {}
 
     def note(self, text: str, config_id: str | None = None) -> None:
@@ -122,6 +123,10 @@ class Sweep:
         told = visible(Masker.from_environment()(told))  # a server's own words may be in it
         self.progress.note(told)
         self.notes.append(told)
+
+    def launched(self) -> None:
+        """Keeps in run.json where each launch was made."""
+        finish(self.paths, self._meta, launches=launches_of(self.paths))
 
     async def client_error(self, concurrency: int) -> ClientError | None:
         """The client's own error at so many streams, as long as a measurement of it is valid."""
@@ -146,7 +151,7 @@ class Sweep:
             RunLock(self.paths.lock, takeover=self.plan.options.force),
             self._stopping_signals(),
         ):
-            meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
+            meta = self._meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
             self.run_id = str(meta["run_id"])
             await self._end_leftovers()
             remove_unfinished(self.paths.root)
@@ -295,6 +300,7 @@ class Sweep:
             versions={**meta["versions"], "vllm": self._vllm_version() or meta["versions"]["vllm"]},
             timings=[*(meta.get("timings") or []), self.timings.to_json()],
             finished=None if interrupted else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            launches=launches_of(self.paths),
             notes=[*meta.get("notes", ()), *(masked(note, masker) for note in self.notes)],
         )
 

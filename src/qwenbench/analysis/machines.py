@@ -1,0 +1,87 @@
+"""Which machine a figure was measured on. Figures of unlike machines are never averaged.
+
+A machine is what speed depends on: its cards, its processor (a step with a prefill is bound by the host) and how many
+of its cores could be used. Hosts of which all of that is alike are one machine. Points hold its words in the column
+`machine`; a run that holds several tells its configurations apart by them, so that whatever groups by configuration
+keeps machines apart as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qwenbench.runfolder.damage import object_or_none
+from qwenbench.runfolder.names import AT, RunPaths, launch_folders
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_TRADE_MARKS = re.compile(r"\((?:R|TM|C)\)|\bCPU\b|\bProcessor\b|@.*|\b\d+-Core\b|\bwith .* Graphics\b", re.I)
+UNKNOWN = "unknown machine"
+
+
+def machine_of(hardware: Mapping[str, Any], launcher: str) -> str | None:
+    """A machine's words from `Hardware.to_json()`, e.g. `RTX 5090, AMD Ryzen 9 7950X x 32`.
+
+    A simulated one is its card alone: the host does not show in its figures. None: a server whose machine is not seen.
+    """
+    if launcher == "sim":
+        card = hardware.get("card")
+        return None if card is None else f"{card} (SIMULATED)"
+    gpus = [str(gpu.get("name")) for gpu in hardware.get("gpus") or () if isinstance(gpu, Mapping)]
+    if launcher == "url" and not gpus:
+        return None  # what is known is the client's machine
+    parts = [cards_words(gpus)] if gpus else []
+    if hardware.get("cpu"):
+        cpu = " ".join(_TRADE_MARKS.sub(" ", str(hardware["cpu"])).split())
+        parts.append(f"{cpu} x {hardware['cpus']}" if hardware.get("cpus") else cpu)
+    if hardware.get("platform") not in (None, "linux"):
+        parts.append(str(hardware["platform"]))
+    return ", ".join(parts).replace(AT, " at ") or None
+
+
+def cards_words(names: Iterable[str]) -> str:
+    """Cards by their product names: `RTX 5090`, `2 x H200`."""
+    counted = Counter(re.sub(r"^(NVIDIA|GeForce)\s+", "", re.sub(r"^NVIDIA\s+", "", name)) for name in names)
+    return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counted.items())
+
+
+def told_apart(points: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
+    """The points with each configuration named CONFIG@MACHINE where the run holds several machines; else as they are.
+
+    Points of before the column was kept are of the machine that run.json describes.
+    """
+    hardware, options = meta.get("hardware"), meta.get("options")
+    launcher = str(options.get("launcher")) if isinstance(options, Mapping) else ""
+    described = machine_of(hardware, launcher) if isinstance(hardware, Mapping) else None
+    machines = points["machine"].where(points["machine"].notna(), described)
+    if machines.nunique(dropna=False) < 2:
+        return points
+    words = machines.where(machines.notna(), UNKNOWN).astype(str)
+    return points.assign(machine=machines, config_id=points["config_id"].astype(str) + AT + words)
+
+
+def by_machine(
+    paths: RunPaths, kept: Mapping[str, Mapping[str, Any]], names: Sequence[str], file: str
+) -> dict[str, Mapping[str, Any]]:
+    """A file of each configuration's first launch under the names of `told_apart`: that of the first launch there.
+
+    `kept` is what the first launches hold; `names` the configurations of the points.
+    """
+    apart = [name for name in names if AT in name]
+    if not apart:
+        return dict(kept)
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in apart:
+        config, _, machine = name.partition(AT)
+        for folder in [folder for of, _, folder in launch_folders(paths) if of == config]:
+            record = object_or_none(folder / "launch.json", "its machine is missing")
+            if record is not None and record.get("machine") == machine:
+                value = object_or_none(folder / file, "it is missing for this machine")
+                if value is not None:
+                    found.setdefault(name, value)
+    spread = {name.partition(AT)[0] for name in apart}
+    return found | {config: value for config, value in kept.items() if config not in spread}
