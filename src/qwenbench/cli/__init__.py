@@ -1,1 +1,1 @@
-"""One module per command: parsing and printing only."""
+"""The commands: parsing and printing only."""

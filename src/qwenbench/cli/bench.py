@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
+from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption
 
 if TYPE_CHECKING:
     from qwenbench.engine.config import ServerConfig
     from qwenbench.sweep.options import SweepOptions
 
-VALUES_LEFT_OUT = {"--resume": ""}
-"""--resume alone means the newest run."""
 _WAIT_S = 30.0
 """A server that is already there is waited for so long, unless --startup-timeout says otherwise."""
 
@@ -31,15 +29,7 @@ def command(
     ] = None,
     out: OutOption = "results",
     run_id: RunIdOption = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run, or add to it (folder or name; the newest when left out)",
-            rich_help_panel=RUN,
-            metavar="[RUN]",
-            show_default=False,
-        ),
-    ] = None,
+    resume: ResumeOption = None,
     no_report: NoReportOption = False,
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qwenbench.cli.runs import print_json
 from qwenbench.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -37,10 +38,8 @@ def list_deployments(
 
     files = [load_deployment(name) for name in deployment_names()]
     if as_json:
-        import orjson
-
         rows = [{"name": f.name, "platform": f.platform, "description": f.description} for f in files]
-        print(orjson.dumps({"deployments": rows}).decode())
+        print_json({"deployments": rows})
         return
     width = max(len(file.name) for file in files)
     for file in files:
@@ -66,8 +65,6 @@ def show(
     deployment = load_deployment(name, "name")
     config = deployment.server()
     if as_json:
-        import orjson
-
         answer = {
             "name": deployment.name,
             "platform": deployment.platform,
@@ -75,7 +72,7 @@ def show(
             "docker_powershell": docker_powershell(config),
             "compose": compose(config),
         }
-        print(orjson.dumps(answer).decode())
+        print_json(answer)
         return
     chosen = shell or (Shell.powershell if deployment.platform == "wsl" else Shell.bash)
     write = {Shell.bash: docker_bash, Shell.powershell: docker_powershell, Shell.compose: compose}[chosen]

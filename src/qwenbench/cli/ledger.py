@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qwenbench.cli.runs import JsonOption, print_json
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, MIB, read_input
 
@@ -55,7 +56,7 @@ def command(
     vram_mib: Annotated[
         float | None, typer.Option(help="CUDA's total of that card in MiB, where it is not known here.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """What a configuration really holds: weights, graphs, KV cache, tokens, and what is left over."""
     from qwenbench.observe.ledger import compare_starts, questions
@@ -69,7 +70,8 @@ def command(
     doubts = [(name, questions(ledger, card_total_gib=total, card=card)) for name, ledger in ledgers]
     remarks = compare_starts(ledgers)
     if as_json:
-        _print_json(ledgers)
+        every = [{"server": name, **ledger.to_json()} for name, ledger in ledgers]
+        print_json(ledgers[0][1].to_json() if len(ledgers) == 1 else {"ledgers": every})
         for name, asked in doubts:
             for question in asked:
                 print(f"qwenbench ledger: {name}: {question}", file=sys.stderr)
@@ -128,16 +130,6 @@ def _ledger(
     if kept and total is None and ledger.budget_gib is None:
         ledger = replace(ledger, budget_gib=kept.get("budget_gib"), rest_gib=kept.get("rest_gib"))
     return ledger
-
-
-def _print_json(ledgers: list[tuple[str, MemoryLedger]]) -> None:
-    import orjson
-
-    if len(ledgers) == 1:
-        answer: dict[str, Any] = ledgers[0][1].to_json()
-    else:
-        answer = {"ledgers": [{"server": name, **ledger.to_json()} for name, ledger in ledgers]}
-    sys.stdout.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _print_document(

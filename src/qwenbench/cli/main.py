@@ -36,9 +36,19 @@ COMMANDS: dict[str, str] = {
     "proxy": "The four Qwen3.5 profiles as virtual model names.",
     "doctor": "Docker, GPU, driver, image, port, cache: what is missing and what to do.",
 }
-"""Command -> the line that --help shows for it. Its module is qwenbench.cli.NAME."""
+"""Command -> the line that --help shows for it. Its module is qwenbench.cli.NAME, with a function `command`."""
+_SHARED = {
+    **dict.fromkeys(("report", "recommend", "compare", "export", "card"), "runs"),
+    **dict.fromkeys(("simulate", "proxy", "doctor"), "servers"),
+}
+"""Commands that share a module: it has a function of the command's name."""
 
 HELP = {"help_option_names": ["-h", "--help"]}
+_FURTHER = {"ignore_unknown_options": True, "allow_extra_args": True}
+_SETTINGS: dict[str, dict[str, Any]] = {"plan": _FURTHER, "simulate": {**_FURTHER, "help_option_names": []}}
+"""Commands that read further arguments themselves, as they stand (flags of vLLM)."""
+_VALUES_LEFT_OUT = {"--resume": ""}
+"""Options that may stand without a value: --resume alone means the newest run."""
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -69,28 +79,37 @@ def _near_miss(word: str) -> str:
 
 def _run(name: str, arguments: list[str]) -> int:
     """Runs one command with typer and returns its exit status."""
-    module = importlib.import_module(f"qwenbench.cli.{name}")
-    arguments = _with_left_out_values(arguments, getattr(module, "VALUES_LEFT_OUT", {}))
-    result = _app_of(name, module)(args=arguments, prog_name=f"qwenbench {name}", standalone_mode=False)
+    arguments = _with_left_out_values(arguments)
+    result = _app_of(name)(args=arguments, prog_name=f"qwenbench {name}", standalone_mode=False)
     return result if isinstance(result, int) else 0
 
 
-def _app_of(name: str, module: ModuleType) -> typer.Typer:
-    """A command's module as a typer app: its own `app` where it has subcommands, else one made of its `command`."""
+def module_of(name: str) -> str:
+    """The module of qwenbench.cli that holds a command."""
+    return _SHARED.get(name, name)
+
+
+def _loaded(name: str) -> tuple[ModuleType, Callable[..., Any] | None]:
+    """A command's module, and its function unless it has subcommands (an `app` of its own)."""
+    module = importlib.import_module(f"qwenbench.cli.{module_of(name)}")
+    return module, getattr(module, name if name in _SHARED else "command", None)
+
+
+def _app_of(name: str) -> typer.Typer:
+    """A command as a typer app: its module's own where it has subcommands, else one made of its function."""
     import typer
 
-    app: typer.Typer | None = getattr(module, "app", None)
-    if app is not None:
-        app.info.context_settings = HELP
-        return app
+    module, command = _loaded(name)
+    if command is None:
+        own: typer.Typer = module.app
+        own.info.context_settings = HELP
+        return own
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    settings = {**HELP, **getattr(module, "CONTEXT_SETTINGS", {})}
-    command: Callable[..., Any] = module.command
-    app.command(name=name, context_settings=settings)(command)
+    app.command(name=name, context_settings={**HELP, **_SETTINGS.get(name, {})})(command)
     return app
 
 
-def _with_left_out_values(arguments: list[str], defaults: Mapping[str, str]) -> list[str]:
+def _with_left_out_values(arguments: list[str], defaults: Mapping[str, str] = _VALUES_LEFT_OUT) -> list[str]:
     """Options that may stand without a value (`--resume` alone) get their default one."""
     given: list[str] = []
     for position, argument in enumerate(arguments):
@@ -107,12 +126,11 @@ def _complete(arguments: list[str]) -> int:
 
     app = typer.Typer(name="qwenbench", no_args_is_help=True, pretty_exceptions_enable=False)
     for name, told in COMMANDS.items():
-        module = importlib.import_module(f"qwenbench.cli.{name}")
-        if hasattr(module, "app"):
+        module, command = _loaded(name)
+        if command is None:
             app.add_typer(module.app, name=name, help=told)
         else:
-            settings = getattr(module, "CONTEXT_SETTINGS", None)
-            app.command(name=name, help=told, context_settings=settings)(module.command)
+            app.command(name=name, help=told, context_settings=_SETTINGS.get(name))(command)
     app(args=arguments, prog_name="qwenbench", standalone_mode=False)
     return 0
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenbench.cli.runs import JsonOption, print_json
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "ig1/Qwen3.5-9B-NVFP4"
 VLLM = "vLLM's own settings"
-CONTEXT_SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}
-"""Further flags of vLLM reach the command as they stand; it refuses those that it does not know."""
 MEMORY_FLAGS = {
     "max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "max-num-seqs",
     "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "kv-cache-dtype", "dtype",
@@ -103,7 +102,7 @@ def command(
     pipeline_parallel_size: Annotated[
         int | None, typer.Option(help="Cards that share the layers.", rich_help_panel=VLLM)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval.
 
@@ -270,15 +269,13 @@ def _probe_total(name: str | None, platform: str | None, card: Card | None, targ
 
 def _show(plans: list[tuple[int | None, ConfigPlan]], prompt: int | None, as_json: bool) -> None:
     if as_json:
-        import orjson
-
         for capture, plan in plans:
             if plan.cannot_start is not None:
                 which = "this configuration" if len(plans) == 1 else f"capture {capture}"
                 print(f"qwenbench plan: {which} cannot start: {plan.cannot_start}", file=sys.stderr)
         rows = [(capture, plan.prediction.to_json()) for capture, plan in plans if plan.prediction is not None]
         answer = rows[0][1] if len(rows) == 1 else {"plans": [{"capture": size, **row} for size, row in rows]}
-        sys.stdout.write(orjson.dumps(answer, option=orjson.OPT_INDENT_2).decode() + "\n")
+        print_json(answer)
         return
     from qwenbench.report.memory import plan_document, plans_document
     from qwenbench.report.text_writers import print_document

@@ -7,10 +7,11 @@ import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenbench.cli.runs import JsonOption, print_json
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,17 +27,9 @@ app = typer.Typer(
 
 _MOST_REASONS = 5
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    import orjson
-
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
-
 
 @app.command("list")
-def list_sets(json: Json = False) -> None:
+def list_sets(json: JsonOption = False) -> None:
     """The prompt sets that come with qwenbench, with their scenarios."""
     from qwenbench.workload.prompts import load_prompt_set
     from qwenbench.workload.scenario import load_scenario, shipped_scenarios
@@ -58,7 +51,7 @@ def list_sets(json: Json = False) -> None:
             }
         )
     if json:
-        _print_json({"prompt_sets": rows})
+        print_json({"prompt_sets": rows})
         return
     for row in rows:
         print(f"{row['name']:<14} {row['prompts']:>4} prompts {row['turns']:>4} turns  {row['description']}")
@@ -68,12 +61,12 @@ def list_sets(json: Json = False) -> None:
 def show(
     name: Annotated[str, typer.Argument(help="A scenario's name, or a prompt set's path.", metavar="NAME")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="So many prompts.")] = 3,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """The first prompts of a set, in full."""
     prompts = _load(name)[:count]
     if json:
-        _print_json({"name": name, "prompts": [prompt.model_dump(exclude_none=True) for prompt in prompts]})
+        print_json({"name": name, "prompts": [prompt.model_dump(exclude_none=True) for prompt in prompts]})
         return
     for prompt in prompts:
         print(f"--- {prompt.id}  {prompt.language}  {' '.join(prompt.tags)}  {prompt.source or ''}".rstrip())
@@ -127,7 +120,7 @@ def import_set(
     model: Annotated[str | None, typer.Option("--model", help="The model's name for --url.")] = None,
     api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="Variable with the key for --url.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
-    json: Json = False,
+    json: JsonOption = False,
 ) -> None:
     """Make a prompt set from dataset files or from a dataset's id."""
     from qwenbench.workload.importing.importer import Tally, write_prompts
@@ -235,7 +228,7 @@ def _report(
     out: Path, written: int, tally: Tally, counter: TokenCounter, max_tokens: int, seed: int | None, json: bool
 ) -> None:
     if json:
-        _print_json(
+        print_json(
             {
                 "out": str(out),
                 "written": written,

@@ -1,12 +1,16 @@
-"""The run that a command is about: named, or the newest."""
+"""Commands over runs that are there (`report`, `recommend`, `compare`, `export`, `card`), and how a run is named."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+
+from qwenbench.errors import RunError, UsageError
 
 RUN = "Run folder"
 """Panel of the options below in --help."""
@@ -15,10 +19,23 @@ RunIdOption = Annotated[
     str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
 ]
 NoReportOption = Annotated[bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)]
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Go on with this run, or add to it (folder or name; the newest when left out)", rich_help_panel=RUN,
+        metavar="[RUN]", show_default=False,
+    ),
+]  # fmt: skip
 RunArgument = Annotated[
     str | None,
     typer.Argument(help="The run's folder or its name; the newest in results/ when left out.", show_default=False),
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+SloOption = Annotated[str | None, typer.Option(help="Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")]
+UsersOption = Annotated[int | None, typer.Option(min=1, help="Concurrent users that the answer is for.")]
+
+UNDECIDED = 3
+"""Exit status of a gate that could not be judged: neither passed (0) nor broken (1)."""
 
 
 def chosen_run(given: str | None, command: str) -> Path:
@@ -29,3 +46,224 @@ def chosen_run(given: str | None, command: str) -> Path:
     if given is None:
         print(f"qwenbench {command}: {folder}, the newest run", file=sys.stderr)
     return folder
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """The one object that `--json` prints."""
+    import orjson
+
+    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+
+
+@contextmanager
+def _writing(target: object, hint: str = "") -> Iterator[None]:
+    """What the system refuses to write is told in one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{target}: cannot be written: {error.strerror or error}.{hint}") from error
+
+
+def report(
+    run: RunArgument = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write; RUN/report.html when left out.")] = None,
+    users: UsersOption = None,
+    slo: SloOption = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: path and bytes.")] = False,
+) -> None:
+    """(Re)build the HTML report of a run: one file that opens without a network."""
+    from qwenbench.analysis.run import load_run
+    from qwenbench.report.answer import question_of
+    from qwenbench.report.page import build_report
+    from qwenbench.runfolder.files import write_bytes
+    from qwenbench.runfolder.names import RunPaths
+
+    folder = chosen_run(run, "report")
+    loaded = load_run(folder)
+    target = out or RunPaths(folder).report
+    page = build_report(loaded, question_of(loaded, users, slo)).encode()
+    with _writing(target, " Give another file with --out."):
+        write_bytes(target, page)
+    if json:
+        print_json({"path": str(target), "bytes": len(page), "simulated": loaded.simulated})
+    else:
+        print(target)
+
+
+_OBJECTIVES = ("tokens", "latency", "context", "energy")
+_SHELLS = ("bash", "powershell", "compose")
+
+
+def recommend(
+    run: RunArgument = None,
+    users: Annotated[
+        int | None,
+        typer.Option(help="Concurrent users; without it each configuration counts at its best concurrency.", min=1),
+    ] = None,
+    slo: Annotated[
+        str | None,
+        typer.Option(help="Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms; ttft=1000ms means 99 of 100 requests."),
+    ] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens that one request must be able to hold.", min=1)] = None,
+    scenario: Annotated[
+        str | None, typer.Option(help="Scenarios and their weights, e.g. math=2,code=1; all alike when left out.")
+    ] = None,
+    objective: Annotated[str, typer.Option(help="What to make best: tokens, latency, context or energy.")] = "tokens",
+    shell: Annotated[str, typer.Option(help="The line to print: bash, powershell or compose.")] = "bash",
+    as_json: JsonOption = False,
+) -> int:
+    """Which configuration of a run to deploy for so many users and these limits, as a docker line."""
+    from qwenbench.analysis.candidates import Question
+    from qwenbench.analysis.limits import parse_point_limits, parse_weights
+    from qwenbench.analysis.recommend import recommend as answer_of
+    from qwenbench.analysis.run import load_run
+
+    for value, known, option in ((objective, _OBJECTIVES, "--objective"), (shell, _SHELLS, "--shell")):
+        if value not in known:
+            raise UsageError(f"{option} {value!r}: one of {', '.join(known)}.")
+    question = Question(
+        users=users,
+        limits=parse_point_limits(slo) if slo is not None else (),
+        context=context,
+        weights=parse_weights(scenario) if scenario is not None else None,
+        objective=objective,
+    )
+    answer = answer_of(load_run(chosen_run(run, "recommend")), question)
+    if as_json:
+        print_json(answer.to_json())
+    elif answer.config_id is not None:
+        from qwenbench.report.answer import printed_answer
+        from qwenbench.report.text_writers import print_document
+
+        print_document(printed_answer(answer, shell))
+    if answer.config_id is None:
+        for name, reason in answer.excluded.items():
+            print(f"{name}: {reason}", file=sys.stderr)
+        nearest = f" Nearest miss: {answer.nearest_miss}." if answer.nearest_miss else ""
+        raise RunError(f"no configuration qualifies.{nearest}")
+    return 0
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="Runs, by folder or name; the first is what the others are held against.")
+    ],
+    gate: Annotated[
+        str | None,
+        typer.Option(
+            help="Exit 1 where a change is sure and past its limit, 3 where nothing can be judged: ttft_p99:+10%"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compare what should not be: simulated with measured, other scenarios.")
+    ] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Every row, not only those with a verdict.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown for a pull request.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a self-contained page with overlaid curves.", metavar="FILE")
+    ] = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
+    from qwenbench.analysis.compare import compare as comparison_of
+    from qwenbench.analysis.compare import parse_gate
+    from qwenbench.analysis.run import load_run
+    from qwenbench.runfolder.lookup import find_run
+
+    if len(runs) < 2:
+        raise UsageError("give two runs or more: the first is what the others are held against.")
+    if as_json and markdown:
+        raise UsageError("--json and --markdown: give one of them.")
+    rules = parse_gate(gate) if gate is not None else ()
+    comparison = comparison_of([load_run(find_run(run)) for run in runs], rules, force=force)
+    if html is not None:
+        from qwenbench.report.page import build_comparison_page
+        from qwenbench.runfolder.files import write_bytes
+
+        with _writing(f"--html {html}"):
+            write_bytes(html, build_comparison_page(comparison).encode())
+    if as_json:
+        print_json(comparison.to_json())
+    else:
+        from qwenbench.report.comparison import comparison_blocks
+        from qwenbench.report.text_writers import print_document, to_markdown
+
+        blocks = comparison_blocks(comparison, everything)
+        if markdown:
+            print(to_markdown(blocks), end="")
+        else:
+            print_document(blocks)
+    gated = comparison.gate
+    if gated is not None and gated.outcome == "broken":
+        count = len(gated.broken)
+        raise RunError(f"the gate is broken in {count} place{'' if count == 1 else 's'}.")
+    if gated is not None and gated.outcome == "undecided":
+        metrics = ", ".join(gated.unjudged)
+        print(
+            f"the gate is undecided: no change of {metrics} has an interval (a side has one repeat). "
+            "Measure again with --repeats 3, or extend the runs: qwenbench sweep --resume RUN --repeats 3.",
+            file=sys.stderr,
+        )
+        return UNDECIDED
+    return 0
+
+
+def export(
+    run: RunArgument = None,
+    format: Annotated[
+        str, typer.Option(help="csv, parquet, json (points and ledgers); png, svg (figures); markdown.")
+    ] = "markdown",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write into, made when it is not there; RUN/export when left out.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the files.")] = False,
+) -> None:
+    """A run's points, ledgers, figures or a Markdown summary as files."""
+    from qwenbench.analysis.run import load_run
+    from qwenbench.report.export import FORMATS, Format, export_run
+
+    if format not in FORMATS:
+        raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")
+    folder = chosen_run(run, "export")
+    files, missing = export_run(load_run(folder), cast(Format, format), out or folder / "export")
+    if missing is not None:
+        print(f"qwenbench export: {missing}", file=sys.stderr)
+    if json:
+        print_json({"files": [str(file) for file in files]})
+        return
+    for file in files:
+        print(file)
+
+
+def card(
+    run: RunArgument = None,
+    users: UsersOption = None,
+    slo: SloOption = None,
+    out: Annotated[Path | None, typer.Option(help="The folder to write into; the run's own when left out.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the files' names.")] = False,
+) -> None:
+    """card.png and card.svg (1200 x 630): configuration, versions, card and five figures; results.json of the same."""
+    import orjson
+
+    from qwenbench.analysis.run import load_run
+    from qwenbench.report.answer import answered, question_of
+    from qwenbench.report.summary import card_facts, card_svg, results_json
+    from qwenbench.report.svg import to_png
+    from qwenbench.runfolder.files import write_bytes
+
+    folder = chosen_run(run, "card")
+    loaded = load_run(folder)
+    answer = answered(loaded, question_of(loaded, users, slo))
+    if isinstance(answer, str):
+        raise RunError(answer)
+    facts = card_facts(loaded, answer)
+    svg = card_svg(facts)
+    results = orjson.dumps(results_json(facts), option=orjson.OPT_INDENT_2) + b"\n"
+    target = out or folder
+    with _writing(f"--out {target}"):
+        for name, data in (("results.json", results), ("card.svg", svg.encode()), ("card.png", to_png(svg, 1.0))):
+            write_bytes(target / name, data)
+            if not json:
+                print(target / name)
+    if json:
+        print(results.decode(), end="")

@@ -7,11 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, ResumeOption, RunIdOption
 from qwenbench.errors import UsageError
-
-VALUES_LEFT_OUT = {"--resume": ""}
-"""--resume alone means the newest run."""
 
 
 @takes_options("sweep")
@@ -28,15 +25,7 @@ def command(
     ] = None,
     out: OutOption = "results",
     run_id: RunIdOption = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            help="Go on with this run, or add to it (folder or name; the newest when left out)",
-            rich_help_panel=RUN,
-            metavar="[RUN]",
-            show_default=False,
-        ),
-    ] = None,
+    resume: ResumeOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print plan, launch lines and time, start nothing", rich_help_panel=RUN)
     ] = False,

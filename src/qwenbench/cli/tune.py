@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from qwenbench.sweep.tuning import Quest, Tuning
 
 SEARCH = "What is sought"
-VALUES_LEFT_OUT = {"--resume": ""}
-"""--resume alone means the newest run."""
 _OBJECTIVES = ("tokens", "users")
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 

@@ -35,7 +35,7 @@ def test_no_commands_help_imports_tables_or_figures() -> None:
 
 @pytest.mark.parametrize("name", [*main.COMMANDS])
 def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert (Path(main.__file__).with_name(f"{name}.py")).exists()
+    assert (Path(main.__file__).with_name(f"{main.module_of(name)}.py")).exists()
     assert main.dispatch([name, "--help"]) == 0
     # `simulate` hands everything to the simulator, which has vLLM's flags
     assert f"qwenbench {name}" in capsys.readouterr().out.replace("qwenbench.simulator", "qwenbench simulate")

@@ -135,11 +135,11 @@ def test_broken_deployment_files_are_named_by_line(tmp_path: Path, text: str, me
 
 
 def test_the_proxys_command_is_one_that_the_proxy_takes() -> None:
-    from qwenbench.cli import proxy
+    from qwenbench.cli import servers
 
     command = yaml.safe_load(compose(find_deployment("generic")))["services"]["proxy"]["command"]
     assert command[0] == "proxy"
     flags = {word for word in command if word.startswith("--")}
-    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(proxy.command).parameters}
+    known = {f"--{name.replace('_', '-')}" for name in inspect.signature(servers.proxy).parameters}
     assert flags <= known
     assert command[command.index("--served-model") + 1] == "Qwen3.5-9B"
