@@ -41,6 +41,14 @@ def process_start_time(pid: int) -> float | None:
     return None if fields[0] == "Z" else float(fields[19])
 
 
+def command_line(pid: int) -> str:
+    """How a process was started, its words separated by blanks; empty when it is gone or another user's."""
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
 def host_name() -> str:
     """This machine's name."""
     return socket.gethostname()

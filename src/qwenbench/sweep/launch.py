@@ -36,7 +36,7 @@ from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
 from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_lengths, request_options, whole_draw
 from qwenbench.sweep.slots import Slot
-from qwenbench.sweep.text_checks import TextChecks, check_texts
+from qwenbench.sweep.text_checks import TextChecks, check_texts, dummy_weights
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
@@ -301,7 +301,7 @@ class LaunchRun:
         served = await served_models(sweep.http, server.base_url, sweep.headers)
         if served or sweep.site.launcher.name != "url":  # a server that is not ours may list nothing
             check_served(model, served, server.base_url)
-        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup))
+        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, server.gpu_pids()))
         body = probe_body(sweep.plan, traits, self._configuration)
         found = await probe_fields(
             sweep.http,
@@ -457,11 +457,6 @@ def keep_earlier_log(folder: Path) -> None:
     if log.exists():
         log.rename(folder / f"server.{time.strftime('%Y%m%d-%H%M%S')}.log")
     (folder / "failure.json").unlink(missing_ok=True)
-
-
-def dummy_weights(startup: StartupLog) -> bool:
-    """Whether the log says that the weights are random: then the text means nothing and is not judged."""
-    return str(startup.requested.get("load_format", "")).lower() == "dummy"
 
 
 def _read(path: Path) -> str:

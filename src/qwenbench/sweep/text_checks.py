@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from qwenbench.errors import RunError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec
+from qwenbench.processes import command_line
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.requests import request_options, seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import REQUESTS, natural_pass
 
 if TYPE_CHECKING:
+    from qwenbench.engine.startup_log import StartupLog
     from qwenbench.runfolder.cells import LoadPoint
     from qwenbench.sweep.load_point import ReadyServer
     from qwenbench.sweep.sweep import Sweep
 
+_DUMMY = re.compile(r"--load[-_]format[= ]dummy\b")
+_IF_RANDOM = (
+    ". If the weights are random, so is this, and the times count all the same: --no-natural-stop-check leaves the "
+    "check out (and --server-log FILE lets bench see --load-format dummy by itself)"
+)
 MORE_REQUESTS = 12
 """Answers that are looked at besides, when one of the first few was broken: 16 in all, of which one may be."""
 
@@ -36,15 +44,31 @@ class TextChecks:
     """The same key -> the kinds found, with their counts."""
 
 
+def dummy_weights(startup: StartupLog, pids: Iterable[int]) -> bool:
+    """Whether the server's log, or the command line of one of its processes on this host, says that the weights are
+    random: then the text means nothing and is not judged."""
+    if str(startup.requested.get("load_format", "")).lower() == "dummy":
+        return True
+    return any(_DUMMY.search(command_line(pid)) for pid in pids)
+
+
 async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> TextChecks:
     """Asks the canary (--canary), and under --ignore-eos a few requests per scenario that may end by themselves.
 
     A server with dummy weights and the simulator are not judged: their text means nothing.
     """
     options = sweep.plan.options
+    if not server.traits.judge_text:
+        sweep.note(
+            "the weights are random (--load-format dummy): no answer is judged; times, memory and scheduling count"
+        )
+        return TextChecks()
+    if sweep.site.simulated:
+        if options.canary:
+            sweep.note("--canary is left out: a simulated server's answers mean nothing")
+        return TextChecks()
     canary = await _canary(sweep, server) if options.canary else None
-    wanted = options.natural_stop_check and options.ignore_eos
-    if not wanted or not server.traits.judge_text or sweep.site.simulated:
+    if not (options.natural_stop_check and options.ignore_eos):
         return TextChecks(canary)
     deadline = time.monotonic() + options.natural_stop_limit_s
     shares: dict[tuple[str, str], float] = {}
@@ -70,8 +94,8 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
         if kinds:
             told[key] = ", ".join(f"{kind} {count}" for kind, count in kinds.most_common())
             sweep.note(
-                f"{key[0]}: broken output where answers may end by themselves: {told[key]}. If the weights are random "
-                "(--load-format dummy), --no-natural-stop-check leaves this check out",
+                f"{key[0]}: broken output where answers may end by themselves: {told[key]}"
+                + (_IF_RANDOM if shares[key] == 1 else ""),
                 server.configuration.config_id,
             )
     return TextChecks(canary, shares, told)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from qwenbench.engine.startup_log import StartupLog
 from qwenbench.sweep import text_checks
-from qwenbench.sweep.text_checks import MORE_REQUESTS, TextChecks, check_texts
+from qwenbench.sweep.text_checks import MORE_REQUESTS, TextChecks, check_texts, dummy_weights
 from qwenbench.workload.planning import REQUESTS
 
 FINE: list[str] = []
 LOOP = ["loop"]
 
 
-def _checked(monkeypatch: pytest.MonkeyPatch, answers: dict[int, list[list[str]]]) -> tuple[TextChecks, list[int]]:
+def _checked(
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[int, list[list[str]]],
+    *,
+    judge_text: bool = True,
+    told: list[str] | None = None,
+) -> tuple[TextChecks, list[int]]:
     """What is found when a pass of so many requests is answered like that, and which passes were made."""
     asked: list[int] = []
 
@@ -29,10 +38,10 @@ def _checked(monkeypatch: pytest.MonkeyPatch, answers: dict[int, list[list[str]]
     point = SimpleNamespace(scenario="math", profile="instruct-general")
     sweep: Any = SimpleNamespace(
         plan=SimpleNamespace(options=options, points=(point, point)), stop=asyncio.Event(),
-        note=lambda *words: None, site=SimpleNamespace(simulated=False),
+        note=lambda *words: told is not None and told.append(words[0]), site=SimpleNamespace(simulated=False),
     )  # fmt: skip
     server: Any = SimpleNamespace(
-        traits=SimpleNamespace(judge_text=True), configuration=SimpleNamespace(config_id="cap64-seq64")
+        traits=SimpleNamespace(judge_text=judge_text), configuration=SimpleNamespace(config_id="cap64-seq64")
     )
     client: Any = None
     return asyncio.run(check_texts(sweep, server, client)), asked
@@ -57,3 +66,32 @@ def test_one_loop_of_a_small_model_is_outweighed_by_more_answers(monkeypatch: py
 def test_a_broken_server_stays_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = _checked(monkeypatch, {REQUESTS: [LOOP] * 4, MORE_REQUESTS: [LOOP] * 12})
     assert found.broken_share == {KEY: 1.0}
+
+
+@pytest.mark.parametrize("words", [("--load-format", "dummy"), ("--load_format=dummy",)])
+def test_dummy_weights_are_seen_on_the_command_line_of_a_server_without_a_log(words: tuple[str, ...]) -> None:
+    server = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
+    try:
+        assert dummy_weights(StartupLog(), [server.pid])
+        assert not dummy_weights(StartupLog(), [])
+    finally:
+        server.communicate(b"\n")
+    assert not dummy_weights(StartupLog(), [server.pid])
+
+
+def test_answers_of_dummy_weights_are_not_judged_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    found, asked = _checked(monkeypatch, {}, judge_text=False, told=told)
+    assert (found.broken_share, asked) == ({}, [])
+    assert "--load-format dummy" in told[0]
+
+
+def test_where_every_answer_is_broken_the_note_says_what_to_do_with_random_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    _checked(monkeypatch, {REQUESTS: [LOOP] * 4, MORE_REQUESTS: [LOOP] * 12}, told=told)
+    assert "--no-natural-stop-check" in told[0]
+    told.clear()
+    _checked(monkeypatch, {REQUESTS: [LOOP, FINE, FINE, FINE], MORE_REQUESTS: [FINE] * 12}, told=told)
+    assert "--no-natural-stop-check" not in told[0]
