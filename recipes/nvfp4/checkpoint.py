@@ -21,8 +21,8 @@ from typing import Any
 FORMAT = "nvfp4-pack-quantized"
 GROUP = 16
 """Weights that share one FP8 scale (NVFP4's definition)."""
-IGNORED = ("re:.*lm_head", "re:.*visual.*", "re:.*embed_tokens$", "re:.*linear_attn.*")
-"""Layers that stay as they are: the card's checkpoint ignores the same ones."""
+IGNORED = ("re:.*lm_head", "re:.*visual.*", "re:.*embed_tokens$", "re:.*linear_attn.*", "re:^mtp.*")
+"""Layers that stay as they are: those of the card's checkpoint, and the ones that draft tokens (MTP)."""
 _SCALES = {"weight_scale": "F8_E4M3", "weight_global_scale": "F32", "input_global_scale": "F32"}
 
 
@@ -40,6 +40,7 @@ class Verdict:
 
     quantized_layers: int = 0
     kept_layers: int = 0
+    drafting_tensors: int = 0
     bytes: int = 0
     bytes_as_bf16: int = 0
     kv_cache_scheme: bool = False
@@ -116,6 +117,7 @@ def _check_tensors(tensors: Mapping[str, Tensor], verdict: Verdict) -> None:
             verdict.bytes_as_bf16 += 4 * math.prod(tensor.shape)  # two weights a byte, two bytes a weight
             _check_layer(name.removesuffix(".weight_packed"), tensor, tensors, verdict)
         elif not name.endswith(tuple(_SCALES)):
+            verdict.drafting_tensors += name.startswith("mtp.")
             verdict.kept_layers += name.endswith(".weight") and len(tensor.shape) == 2
             verdict.bytes_as_bf16 += size
             if _should_be_quantized(name, tensor):

@@ -129,6 +129,7 @@ def quantize(options: argparse.Namespace) -> None:
     started = time.monotonic()
     _oneshot(model, tokenizer, samples, options)
     model.save_pretrained(options.out)
+    keep_drafter(options.model, options.out)
     keep_tokenizer(options.model, tokenizer, options.out)
     _write_provenance(options, sets, tokens)
     verdict = check(options.out)
@@ -161,6 +162,16 @@ def _oneshot(model: Any, tokenizer: Any, samples: Sequence[Sequence[int]], optio
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,  # they are shuffled, by --seed
     )
+
+
+def keep_drafter(model: str, out: Path) -> None:
+    """Put the layers that draft tokens (MTP), where the model has them, into `out` as they are.
+
+    transformers leaves them out when it loads the model, so without this --speculative-config has nothing to run.
+    """
+    from compressed_tensors.utils import save_mtp_tensors_to_checkpoint
+
+    save_mtp_tensors_to_checkpoint(source_model=model, dest_dir=str(out))
 
 
 def keep_tokenizer(model: str, tokenizer: Any, out: Path) -> None:

@@ -48,6 +48,17 @@ def build(folder: Path, *, intermediate_size: int = 512, chat_template: bool = T
     )  # fmt: skip
     torch.manual_seed(0)
     Qwen3_5ForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    _add_drafter(folder / "model.safetensors")
+
+
+def _add_drafter(file: Path) -> None:
+    """Two of the tensors that draft tokens (MTP): the model's class does not know them, its checkpoint has them."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    layer = {"mtp.fc.weight": (256, 512), "mtp.layers.0.self_attn.q_proj.weight": (1024, 256)}
+    drafter = {name: torch.randn(shape).to(torch.bfloat16) for name, shape in layer.items()}
+    save_file({**load_file(file), **drafter}, file, metadata={"format": "pt"})
 
 
 def _write_tokenizer(folder: Path, chat_template: bool) -> dict[str, int]:

@@ -70,6 +70,7 @@ def test_the_checkpoint_has_the_format_of_the_cards(checkpoint: Path) -> None:
     assert verdict["wrong"] == []
     # one full-attention layer's q, k, v, o and the MLPs' three of four layers; the gated delta nets are left alone
     assert verdict["quantized_layers"] == 4 + 3 * 4
+    assert verdict["drafting_tensors"] == 2  # the layers that draft tokens are kept as they are
     assert not verdict["kv_cache_scheme"]
     assert _config(checkpoint)["architectures"] == ["Qwen3_5ForConditionalGeneration"]  # the vision tower is kept
 
