@@ -251,7 +251,7 @@ def run_race(world: World, seed: int) -> tuple[Outcome, Servers]:
         return end.value, servers
 
 
-def measured(world: World, servers: Servers, name: str) -> float | None:
+def measured(servers: Servers, name: str) -> float | None:
     """One launch with two probes, as every searcher has; None when it died or broke the limit."""
     servers.answer(Launch(name, 1))
     values, counts = [], (0, 0)
@@ -273,7 +273,7 @@ def best_of(found: Mapping[str, float | None]) -> str | None:
 def grid(world: World, seed: int) -> tuple[str | None, int]:
     """Every configuration once."""
     servers = Servers(world, seed)
-    return best_of({name: measured(world, servers, name) for name in world.truths}), servers.launches
+    return best_of({name: measured(servers, name) for name in world.truths}), servers.launches
 
 
 def random_search(world: World, seed: int) -> tuple[str | None, int]:
@@ -281,7 +281,7 @@ def random_search(world: World, seed: int) -> tuple[str | None, int]:
     servers = Servers(world, seed)
     likely = [name for name, truth in world.truths.items() if refused(truth) is None]
     names = np.random.default_rng([seed, 7]).permutation(likely)[:LAUNCHES]
-    return best_of({str(name): measured(world, servers, str(name)) for name in names}), servers.launches
+    return best_of({str(name): measured(servers, str(name)) for name in names}), servers.launches
 
 
 def tpe(world: World, seed: int) -> tuple[str | None, int]:
@@ -302,7 +302,7 @@ def tpe(world: World, seed: int) -> tuple[str | None, int]:
             study.tell(trial, 0.0)
             continue
         if name not in found:
-            found[name] = measured(world, servers, name)
+            found[name] = measured(servers, name)
         elif len(study.trials) > MOST_TRIALS:
             break
         study.tell(trial, found[name] or 0.0)

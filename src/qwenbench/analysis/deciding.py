@@ -111,17 +111,8 @@ def points_that_decide(
 
     serious = _serious(winner, rivals, question)
     for candidate in (winner, *serious):
-        for number, reading in enumerate(candidate.readings):
-            repeats, launches = _measured(reading.levels[0].points) if not reading.interpolated else (0, 0)
-            states = candidate.limits[number * len(question.limits) : (number + 1) * len(question.limits)]
-            for state in states:
-                if state.verdict != "open":
-                    continue
-                if state.test is None or not launches:
-                    again = max(MIN_REPEATS, launches + 1) if launches else 1
-                    need(candidate, reading.workload, max(1, repeats) * again, again)
-                elif (wanted := _points_for(state, repeats * launches)) is not None:
-                    need(candidate, reading.workload, wanted, launches)
+        for workload, points, launches in _points_of_limits(candidate, question):
+            need(candidate, workload, points, launches)
     for rival in serious:
         if rival.standing != winner.standing:
             continue
@@ -140,6 +131,20 @@ def points_that_decide(
         MissingPoints(config_id, workload.scenario, workload.profile, users, math.ceil(points / launches), launches)
         for (config_id, workload, users), (points, launches) in found.items()
     ]
+
+
+def _points_of_limits(candidate: Candidate, question: Question) -> Iterator[tuple[Workload, int, int]]:
+    """Points and launches in all that would settle a candidate's open limits."""
+    for number, reading in enumerate(candidate.readings):
+        repeats, launches = _measured(reading.levels[0].points) if not reading.interpolated else (0, 0)
+        for state in candidate.limits[number * len(question.limits) : (number + 1) * len(question.limits)]:
+            if state.verdict != "open":
+                continue
+            if state.test is None or not launches:
+                again = max(MIN_REPEATS, launches + 1) if launches else 1
+                yield reading.workload, max(1, repeats) * again, again
+            elif (wanted := _points_for(state, repeats * launches)) is not None:
+                yield reading.workload, wanted, launches
 
 
 def _measured(points: Sequence[Any]) -> tuple[int, int]:

@@ -142,7 +142,7 @@ class LoadClient:
             for process, part in zip(self._processes[:count], parts, strict=True)
         ]
         try:
-            return await self._run(spec, runs, on_progress, stop, decided)
+            return await self._run(runs, on_progress, stop, decided)
         except BaseException:
             # processes in an unknown state are of no use to the next point
             for run in runs:
@@ -173,7 +173,6 @@ class LoadClient:
 
     async def _run(
         self,
-        spec: LoadSpec,
         runs: list[_ProcessRun],
         on_progress: OnProgress | None,
         stop: asyncio.Event | None,
@@ -278,7 +277,7 @@ class _ProcessRun:
             self.has_enough = True
             on_news()
             self.lost = str(problem)
-            self.table = self._lost(self.lost, start_ns)
+            self.table = self._lost(self.lost)
             self.ended_ns = now_ns()
         else:
             self.table = pa.ipc.open_stream(message.table).read_all()
@@ -316,7 +315,7 @@ class _ProcessRun:
             with contextlib.suppress(ProcessLost):
                 self.process.send(Stop())
 
-    def _lost(self, reason: str, start_ns: int) -> pa.Table:
+    def _lost(self, reason: str) -> pa.Table:
         open_loop = isinstance(self._spec.shape, OpenLoop)
         rows = []
         for entry in read_sent_log(Path(self.task.sent_log)):

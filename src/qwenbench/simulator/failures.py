@@ -114,7 +114,7 @@ def arm(options: ServeOptions, engine: Engine, plan: MemoryPlan) -> None:
     """Makes the engine die at its first step, or under load."""
     kind = options.fail
     if kind == "crash-first-request":
-        engine.on_step = lambda step: _die(engine, "RuntimeError: Triton Error [CUDA]: out of memory")
+        engine.on_step = lambda _step: _die(engine, "RuntimeError: Triton Error [CUDA]: out of memory")
     elif kind == "die-under-load":
         engine.on_step = _Fuse(engine, plan).burn
 

@@ -84,7 +84,7 @@ class App:
             "/v1/chat/completions": lambda body, connection: self._generate(body, connection, chat=True),
             "/v1/completions": lambda body, connection: self._generate(body, connection, chat=False),
             "/tokenize": self._tokenize,
-            "/detokenize": lambda body, connection: _json(connection, {"prompt": "SIMULATED"}),
+            "/detokenize": lambda _body, connection: _json(connection, {"prompt": "SIMULATED"}),
         }
 
     def handle(self, request: HttpRequest, connection: HttpConnection) -> None:

@@ -115,8 +115,6 @@ class LaunchOutcome:
     cells_done: int
     failure: Failure | None = None
     interrupted: bool = False
-    vram_left_mib: float | None = None
-    """Memory that was not given back within the limit."""
 
 
 class LaunchRun:
@@ -183,14 +181,15 @@ class LaunchRun:
                 await server.stop()
         with sweep.timings.phase("vram_gate"):
             # after Ctrl-C no launch follows that could need the memory
-            left = await self._given_back(before) if ours and not sweep.stop.is_set() else None
+            if ours and not sweep.stop.is_set():
+                await self._wait_given_back(before)
         if ledger is not None:
             after = largest(self._used_mib()) if ours and not sweep.stop.is_set() else None
             vram = replace(ledger.vram, peak_mib=self._peak_mib(), after_mib=after)
             self._write_ledger(replace(ledger, vram=vram))
         if failure is not None and not sweep.stop.is_set():
-            return replace(self._failed(failure, done), vram_left_mib=left)
-        return LaunchOutcome(done, interrupted=sweep.stop.is_set(), vram_left_mib=left)
+            return self._failed(failure, done)
+        return LaunchOutcome(done, interrupted=sweep.stop.is_set())
 
     def _used_mib(self) -> dict[str, float]:
         nvml = self._hardware.nvml
@@ -377,19 +376,16 @@ class LaunchRun:
         rows = (row for row in self._sweep.recorder.points if (row["config_id"], row["launch"]) == own)
         return max((row["vram_peak_mib"] for row in rows if row["vram_peak_mib"] is not None), default=None)
 
-    async def _given_back(self, before: dict[str, float]) -> float | None:
+    async def _wait_given_back(self, before: dict[str, float]) -> None:
         nvml = self._hardware.nvml
         if nvml is None:
-            return None
+            return
         report = await wait_drained(nvml.used_mib, before, VRAM_LIMIT_S)
-        if report.drained:
-            return None
-        left = max(report.left_mib.values())
-        self._sweep.note(
-            f"{self._configuration.config_id}: {left:.0f} MiB of VRAM were not given back within "
-            f"{VRAM_LIMIT_S:.0f} s after the stop; the next launch starts all the same."
-        )
-        return left
+        if not report.drained:
+            self._sweep.note(
+                f"{self._configuration.config_id}: {max(report.left_mib.values()):.0f} MiB of VRAM were not given back "
+                f"within {VRAM_LIMIT_S:.0f} s after the stop; the next launch starts all the same."
+            )
 
     def _complete_launch_record(self, server: Server, began_ns: int) -> None:
         """Adds what the launcher cannot know: what was asked for, where, and the card whose budget counts."""

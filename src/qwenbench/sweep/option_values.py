@@ -63,7 +63,7 @@ def not_negative(value: float) -> str | None:
     return None if value >= 0 else "must not be negative"
 
 
-def any_word(value: str) -> str | None:
+def any_word(_value: str) -> str | None:
     """A check for `parse_list` that takes every word."""
     return None
 

@@ -51,7 +51,7 @@ async def wait_for_server(
     endpoint: str,
     limit_s: float,
     starting: bool = False,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda _text: None,
 ) -> Presence:
     """Wait until a server that is already there answers /v1/models, /health or a one-token request.
 
