@@ -77,8 +77,6 @@ class TimeShares:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What bounded a point."""
-
     first: str | None
     """The first bound that holds; None when the server's gauges are not known, or when nothing is full and no higher
     load tells whether more clients would gain."""

@@ -29,8 +29,6 @@ HIGHER_IS_BETTER = frozenset({"tokens", "context"})
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked of a run."""
-
     users: int | None = None
     """Concurrent users; None: each configuration at its best measured concurrency."""
     limits: tuple[Limit, ...] = ()
@@ -79,7 +77,6 @@ class Candidate:
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The measured levels that its figures rest on."""
         return tuple(level for reading in self.readings for level in reading.levels)
 
     @property
@@ -93,7 +90,6 @@ class Candidate:
 
     @property
     def misses(self) -> tuple[LimitState, ...]:
-        """Limits that its figures are beyond."""
         return tuple(state for state in self.limits if state.misses or state.verdict == "broken")
 
     @property

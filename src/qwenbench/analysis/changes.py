@@ -38,15 +38,12 @@ class MetricChange:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        """A row of `compare --json`."""
         row = {name: getattr(self, name) for name in self.__slots__}
         return {("metric" if name == "key" else name): value for name, value in row.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class CapacityChange:
-    """One capacity of one configuration, before and after."""
-
     run: str
     config: str
     name: str

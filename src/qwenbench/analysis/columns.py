@@ -143,7 +143,6 @@ VARIED = "vary_"
 
 
 def varied_column(flag: str) -> str:
-    """The column of a --vary flag."""
     return VARIED + flag.replace("-", "_")
 
 

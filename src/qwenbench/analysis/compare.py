@@ -54,8 +54,6 @@ class GateRule:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """A gate's outcome."""
-
     rules: tuple[GateRule, ...]
     broken: tuple[MetricChange, ...]
     unjudged: tuple[str, ...]
@@ -104,8 +102,6 @@ _ALIGNED_ON = ("config_id", "scenario", "profile", "load_shape", "concurrency", 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The first run against each of the others."""
-
     runs: tuple[str, ...]
     simulated: bool
     conditions: tuple[tuple[str, Difference], ...]
@@ -123,7 +119,6 @@ class Comparison:
     notes: tuple[str, ...] = field(default=())
 
     def to_json(self) -> dict[str, Any]:
-        """The object of `compare --json`."""
         return {
             "runs": list(self.runs),
             "simulated": self.simulated,
@@ -242,7 +237,6 @@ def _name(point: Mapping[str, Any], any_config: bool) -> tuple[Any, ...]:
 
 
 def where(point: Mapping[str, Any]) -> str:
-    """A load point, for people."""
     load = load_label(point["concurrency"], point["rate"])
     return f"{point['config_id']}, {point['scenario']} ({point['profile']}), {load}"
 

@@ -23,8 +23,6 @@ MOST_REPEATS = 30
 
 @dataclass(frozen=True, slots=True)
 class MissingPoints:
-    """Load points that would settle a doubt."""
-
     config_id: str
     scenario: str
     profile: str

@@ -58,7 +58,6 @@ class BreakEven:
 
     @property
     def pays(self) -> bool | None:
-        """Whether it does."""
         return None if self.gained is None else self.gained > self.needed
 
 

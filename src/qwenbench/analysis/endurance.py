@@ -22,8 +22,6 @@ _LEAST_STRETCH = 3.0
 
 @dataclass(frozen=True, slots=True)
 class PrefillCost:
-    """The cost of a prompt at one stream."""
-
     lengths: tuple[int, ...]
     """Prompt tokens of the rungs, as the server counted them."""
     ttft_ms: tuple[float, ...]
@@ -38,11 +36,9 @@ class PrefillCost:
     """The longest prompt tried was still on the floor: it reaches further than `same_cost_up_to_tokens`."""
 
     def to_json(self) -> dict[str, Any]:
-        """prefill.json's object."""
         return {**asdict(self), "sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """For people: whose time it is."""
         if self.floor_ms is None:
             if self.ms_per_token is None:
                 return (
@@ -128,8 +124,6 @@ SMALL_MIB_PER_H = 64.0
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """How one kind of memory went."""
-
     name: str
     first_mib: float
     """At the beginning of what was looked at."""
@@ -149,11 +143,9 @@ class Growth:
         return self.mib_per_hour - self.uncertainty > SMALL_MIB_PER_H
 
     def to_json(self) -> dict[str, Any]:
-        """Its object in soak.json."""
         return {**asdict(self), "grows": self.grows, "verdict": self.verdict()}
 
     def verdict(self) -> str:
-        """For people."""
         if self.mib_per_hour is None:
             return f"{self.name}: too short a time to tell (at least {LEAST_S / (1 - SETTLE_SHARE):.0f} s are needed)"
         pace = f"{self.mib_per_hour:+,.0f} MiB an hour (± {self.uncertainty:,.0f})"

@@ -91,12 +91,10 @@ class Estimate:
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom of the standard error."""
         return self.n - 1 if self.freedom is None else self.freedom
 
     @property
     def half_width(self) -> float | None:
-        """Half of the 95 % interval."""
         return None if self.se is None else critical(self.degrees) * self.se
 
     @property
@@ -106,7 +104,6 @@ class Estimate:
 
     @property
     def high(self) -> float | None:
-        """Upper end of the 95 % interval."""
         return None if self.half_width is None or self.value is None else self.value + self.half_width
 
 

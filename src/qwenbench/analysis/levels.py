@@ -50,7 +50,6 @@ class Level:
 
     @property
     def launches(self) -> int:
-        """Launches that it was measured in."""
         return len({point.cell.launch for point in self.points})
 
 
@@ -96,7 +95,6 @@ class Curve:
         return Reading(self.workload, level.estimates, (level,))
 
     def measured(self) -> str:
-        """The measured concurrencies, for people."""
         return ", ".join(str(level.concurrency) for level in self.levels)
 
 

@@ -35,7 +35,6 @@ class Limit:
 
     @property
     def column(self) -> Column:
-        """The metric's definition."""
         return METRICS[self.key]
 
     @property
@@ -56,11 +55,9 @@ class Limit:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether the bound is a lower one."""
         return self.column.better == "higher"
 
     def met_by(self, value: float) -> bool:
-        """Whether a point with this value is within the limit."""
         return value >= self.bound if self.higher_is_better else value <= self.bound
 
     def excess(self, value: float) -> float:

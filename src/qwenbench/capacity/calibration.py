@@ -49,8 +49,6 @@ VISION_ERROR = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the profiling run is asked to hold."""
-
     batched_tokens: int
     max_num_seqs: int
     text_only: bool = False

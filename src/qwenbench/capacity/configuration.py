@@ -159,8 +159,6 @@ CPU_BLOCK_TOKENS = 128
 
 @dataclass(frozen=True, slots=True)
 class ConfigPlan:
-    """What is known about a configuration before its launch."""
-
     prediction: Prediction | None
     """None where the card's memory is not known."""
     cannot_start: str | None
@@ -352,7 +350,6 @@ def _calibration(
     probe: StartupLog | None,
     probe_total: float | None,
 ) -> tuple[Calibration, bool]:
-    """The calibration and whether it comes from the same machine."""
     if probe is None:
         return built_in_calibration(shape, settings, card, platform, version, total), True
     seen_total = probe_total or probe.cuda_total_gib or total

@@ -170,7 +170,6 @@ class KvLayout:
 
     @property
     def bytes_per_block(self) -> int:
-        """Bytes of one block of the pool: a page for each layer of a group."""
         return self.page_bytes * self.layers_per_group
 
     @property
@@ -267,7 +266,6 @@ def blocks_range_for_printed_gib(printed_gib: float, layout: KvLayout, decimals:
 
 
 def gib_for_blocks(blocks: int, layout: KvLayout) -> float:
-    """GiB that so many blocks take."""
     return blocks * layout.bytes_per_block / GIB
 
 

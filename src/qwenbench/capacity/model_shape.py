@@ -73,8 +73,6 @@ class LayerWidths:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A model as far as memory planning needs it."""
-
     name: str
     attention: tuple[AttentionLayers, ...]
     states: tuple[StateLayers, ...]
@@ -98,7 +96,6 @@ class ModelShape:
 
     @property
     def layers(self) -> int:
-        """Layers that keep something in the cache."""
         return sum(part.count for part in self.attention) + sum(part.count for part in self.states)
 
     @property
@@ -272,8 +269,6 @@ SEED_WEIGHTS = Weights(
 
 @dataclass(frozen=True, slots=True)
 class KnownModel:
-    """A model whose shape is built in."""
-
     names: tuple[str, ...]
     """Names without organisation and quantisation, in lower case."""
     config: Mapping[str, Any]

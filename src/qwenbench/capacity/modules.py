@@ -9,8 +9,6 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A layer's weights."""
-
     name: str
     """As checkpoints name it (`model.layers.0.mlp.down_proj`), without `language_model`."""
     parameters: float

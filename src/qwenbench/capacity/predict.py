@@ -71,7 +71,6 @@ class Target:
 
     @property
     def load(self) -> Load:
-        """What the profiling run holds."""
         drafting = self.rows_per_sequence > 1
         return Load(self.batched_tokens, self.max_num_seqs, self.text_only, self.tensor_parallel, drafting)
 
@@ -94,7 +93,6 @@ class Prediction:
     basis: str
 
     def to_json(self) -> dict[str, Any]:
-        """What `plan --json` prints."""
         return asdict(self)
 
 
@@ -114,7 +112,6 @@ class _Parts:
 
     @property
     def arithmetic(self) -> str:
-        """The sum in words."""
         return (
             f"{self.budget:.2f} GiB budget - {self.weights:.2f} weights - {self.counted:.2f} graphs - "
             f"{self.rest:.2f} rest = {self.kv:.2f} GiB"
@@ -241,7 +238,6 @@ def _elsewhere(target: Target) -> str:
 
 
 def _risk(target: Target, parts: _Parts, layout: KvLayout) -> tuple[str, str]:
-    """The risk and its arithmetic in words."""
     wsl = target.platform == "wsl"
     free = target.cuda_total_gib - (WSL_RESERVE_SHARE * target.cuda_total_gib if wsl else STARTUP_RESERVE_GIB)
     held = parts.weights + parts.graphs + parts.rest + parts.kv if target.kv_cache_bytes is not None else parts.budget

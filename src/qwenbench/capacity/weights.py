@@ -57,8 +57,6 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class _Format:
-    """How a quantised linear layer is stored."""
-
     bits: float
     group: int | None = None
     """Weights that share a scale; None: one scale a row or tensor, which counts for nothing."""
@@ -128,8 +126,6 @@ def weights_from_headers(headers: Iterable[Mapping[str, Any]], source: str) -> W
 
 
 class _Scheme:
-    """Which format each module is stored in."""
-
     def __init__(self, name: str, plain_bytes: float, groups: list[tuple[list[str], _Format]], ignored: list[str]):
         self.name = name
         self._plain = plain_bytes
@@ -137,7 +133,6 @@ class _Scheme:
         self._ignored = ignored
 
     def bytes_per_weight(self, module: Module) -> float:
-        """Bytes that one parameter of this module takes."""
         if not module.linear or not self._groups or any(_matches(text, module.name) for text in self._ignored):
             return self._plain
         by_name = next((form for targets, form in self._groups if any(_matches(t, module.name) for t in targets)), None)

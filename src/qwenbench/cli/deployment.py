@@ -14,8 +14,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 class Shell(StrEnum):
-    """How a deployment is written."""
-
     bash = "bash"
     powershell = "powershell"
     compose = "compose"

@@ -44,13 +44,11 @@ class PlainLines:
         self._phases: dict[str, str] = {}
 
     def plan(self, schedule: Schedule) -> None:
-        """See Progress."""
         self._schedule = schedule
         if schedule.cells:
             self._say(f"{schedule.cells} points" + (f", {schedule.done} of them done already" if schedule.done else ""))
 
     def launching(self, configuration: Configuration, launch: int) -> None:
-        """See Progress."""
         again = f" (launch {launch})" if launch > 1 else ""
         self._say(f"{configuration.config_id}: starting the server{again}")
 
@@ -62,7 +60,6 @@ class PlainLines:
             self._say(f"{configuration.config_id}: {duration(seconds)}: {phase}")
 
     def ready(self, configuration: Configuration, seconds: float) -> None:
-        """See Progress."""
         self._say(f"{configuration.config_id}: ready after {seconds:.1f} s")
 
     def cell_started(self, cell: Cell, number: int) -> None:
@@ -72,17 +69,14 @@ class PlainLines:
         """Silent: a log is no place for a figure that changes every second."""
 
     def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
-        """See Progress."""
         self._say(f"[{self._schedule}] {describe_point(cell, point)}")
 
     def failed(self, config_id: str, failure: Failure) -> None:
-        """See Progress."""
         self._say(f"{config_id}: FAILED, {failure.kind}: {failure.evidence}")
         if failure.advice:
             self._say(f"  {failure.advice}")
 
     def note(self, text: str) -> None:
-        """See Progress."""
         self._say(text)
 
     def _say(self, text: str) -> None:
@@ -92,8 +86,6 @@ class PlainLines:
 
 @dataclass(slots=True)
 class _Running:
-    """A cell that is being measured."""
-
     began: float
     load_began: float | None = None
     live: Live | None = None
@@ -118,34 +110,28 @@ class LiveView:
         self._starting: dict[str, str] = {}
 
     def plan(self, schedule: Schedule) -> None:
-        """See Progress."""
         self._schedule = schedule
         self._refresh()
 
     def launching(self, configuration: Configuration, launch: int) -> None:
-        """See Progress."""
         self._starting[configuration.config_id] = "starting the server"
         self._refresh()
 
     def starting(self, configuration: Configuration, seconds: float, phase: str | None) -> None:
-        """See Progress."""
         told = f"starting the server, {duration(seconds)}" + (f": {phase}" if phase else "")
         self._starting[configuration.config_id] = told
         self._refresh()
 
     def ready(self, configuration: Configuration, seconds: float) -> None:
-        """See Progress."""
         self._starting.pop(configuration.config_id, None)
         self._lines.ready(configuration, seconds)
         self._refresh()
 
     def cell_started(self, cell: Cell, number: int) -> None:
-        """See Progress."""
         self._running[cell] = _Running(self._clock())
         self._refresh()
 
     def live(self, cell: Cell, live: Live) -> None:
-        """See Progress."""
         running = self._running.setdefault(cell, _Running(self._clock()))
         if live.phase == "load" and running.load_began is None:
             running.load_began = self._clock()
@@ -153,13 +139,11 @@ class LiveView:
         self._refresh()
 
     def cell_done(self, cell: Cell, point: Mapping[str, Any]) -> None:
-        """See Progress."""
         self._running.pop(cell, None)
         self._lines.cell_done(cell, point)
         self._refresh()
 
     def failed(self, config_id: str, failure: Failure) -> None:
-        """See Progress."""
         self._starting.pop(config_id, None)
         for cell in [cell for cell in self._running if cell.config_id == config_id]:
             del self._running[cell]
@@ -167,7 +151,6 @@ class LiveView:
         self._refresh()
 
     def note(self, text: str) -> None:
-        """See Progress."""
         self._lines.note(text)
 
     def _refresh(self) -> None:
@@ -221,14 +204,12 @@ def _bar(title: Text, done: int, total: int | None, status: str) -> Table:
 
 
 def describe_cell(cell: Cell) -> str:
-    """A cell in a few words."""
     point = cell.point
     repeat = f" #{point.repeat}" if point.repeat > 1 else ""
     return f"{cell.config_id} {point.scenario} {point.profile} {point.label}{repeat}"
 
 
 def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:
-    """A finished point in one line."""
     parts: list[_Figure] = [
         (point.get("output_tokens_per_s"), lambda v: f"{v:,.0f} tok/s"),
         (point.get("ttft_ms_p50"), lambda v: f"TTFT {v:,.0f} ms"),

@@ -218,7 +218,6 @@ def _typer_usage_message(error: Exception) -> str | None:
 
 
 def main() -> None:
-    """Entry point of the `qwenbench` script."""
     try:
         status = dispatch(sys.argv[1:])
         sys.stdout.flush()  # here and not at the interpreter's end, where a broken pipe could not be caught

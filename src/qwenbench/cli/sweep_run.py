@@ -183,14 +183,12 @@ def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report:
 
 
 def _invalid_points(run: Run) -> str:
-    """How many points cannot be used, and why."""
     reasons = Counter(str(row["invalid_reason"]) for row in run.points.to_dict("records") if not row["valid"])
     told = "; ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
     return f"{reasons.total()} of {len(run.points)} points are INVALID and count nowhere: {told}"
 
 
 def note(text: str) -> None:
-    """A line for people."""
     print(text, file=sys.stderr)
 
 

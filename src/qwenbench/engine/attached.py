@@ -34,7 +34,6 @@ _HALF_READ_S = 60.0
 
 
 def is_local(url: str) -> bool:
-    """Whether the address is one of this machine's."""
     host = (urlsplit(url).hostname or "").lower()
     if host in ("localhost", socket.gethostname().lower()) or host.startswith("127.") or host == "::1":
         return True
@@ -117,8 +116,6 @@ class ServerLog:
 
 
 class AttachedServer(Server):
-    """A server under a URL."""
-
     def __init__(
         self, url: str, folder: Path, record: LaunchRecord, model: str, pids: Sequence[int], log: ServerLog | None
     ) -> None:
@@ -138,7 +135,6 @@ class AttachedServer(Server):
         return True
 
     def gpu_pids(self) -> Sequence[int]:
-        """Its processes, where they were found."""
         return self._pids
 
     async def failure(self, phase: str, said: Sequence[str] = ()) -> Failure:
@@ -192,7 +188,6 @@ class AttachedLauncher:
         """Nothing can be known beforehand."""
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> AttachedServer:
-        """The server under the URL."""
         record = LaunchRecord(self.name, (), (self.url,), (), run_id=run_id, server=described(config))
         record = replace(record, simulated=self.simulated)
         write_launch_record(folder, record)

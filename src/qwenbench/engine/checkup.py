@@ -53,15 +53,12 @@ _STEADY_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_ts
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of doctor's answer."""
-
     name: str
     status: Status
     detail: str
     fix: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Its object in `doctor --json`."""
         return asdict(self)
 
 
@@ -165,7 +162,6 @@ def _driver(version: str, image: str) -> Check:
 
 
 def check_port(config: ServerConfig) -> Check:
-    """Whether the deployment's port is free."""
     if readiness.port_in_use(config.host, config.port):
         return Check(
             "port", "missing", f"{config.port} is in use", "Stop what runs there, or choose another with --port."
@@ -174,7 +170,6 @@ def check_port(config: ServerConfig) -> Check:
 
 
 def check_disk(config: ServerConfig) -> Check:
-    """Room on the disk that the cache mount lies on."""
     mount = config.docker.cache_mount
     if mount is None:
         return Check("disk", "warning", "no cache mount: every launch downloads the model", "Set one with --cache-dir.")
@@ -224,7 +219,6 @@ def check_governor(pattern: str = _GOVERNORS) -> Check:
 
 
 def check_command(vllm_command: str) -> Check:
-    """Whether the program of --vllm-command is here (--launcher process)."""
     words = vllm_command.split()
     found = shutil.which(words[0]) if words else None
     if found is not None:
@@ -281,7 +275,6 @@ def check_speed(config: ServerConfig, environ: Mapping[str, str] = os.environ) -
 
 
 def check_leftovers(leftovers: Sequence[Leftover]) -> Check:
-    """Servers that dead qwenbench processes have left behind."""
     if not leftovers:
         return Check("leftovers", "ok", "none")
     names = ", ".join(left.name + (f" of run {left.run_id}" if left.run_id else "") for left in leftovers)

@@ -23,8 +23,6 @@ class DockerOptions:
 
 @dataclass(frozen=True, slots=True)
 class AssignedCard:
-    """A card that a server was given."""
-
     index: int
     """NVML's number, which is CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
     uuid: str
@@ -78,12 +76,10 @@ class ServerConfig:
 
     @property
     def capture(self) -> int | None:
-        """--max-cudagraph-capture-size as requested."""
         return self.int_flag("max-cudagraph-capture-size")
 
     @property
     def max_num_seqs(self) -> int | None:
-        """--max-num-seqs as requested."""
         return self.int_flag("max-num-seqs")
 
     @property
@@ -104,8 +100,6 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class Configuration:
-    """One of the server configurations that a run compares."""
-
     config_id: str
     server: ServerConfig
     """As asked for; what is launched may differ in its budget (--card)."""

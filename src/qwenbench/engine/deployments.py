@@ -29,8 +29,6 @@ class DockerPart(BaseModel):
 
 
 class DeploymentFile(BaseModel):
-    """One deployment file."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
@@ -64,7 +62,6 @@ class DeploymentFile(BaseModel):
         return value
 
     def server(self) -> ServerConfig:
-        """The configuration that it describes."""
         flags: dict[str, FlagValue] = {
             name: None if value is True else str(value) for name, value in self.flags.items()
         }
@@ -86,7 +83,6 @@ def deployment_folder() -> Path:
 
 
 def deployment_names() -> list[str]:
-    """Names of the deployments that come with qwenbench."""
     return sorted(path.stem for path in deployment_folder().glob("*.yaml"))
 
 
@@ -111,5 +107,4 @@ def load_deployment(name_or_path: str, what: str = "--deployment") -> Deployment
 
 
 def find_deployment(name_or_path: str) -> ServerConfig:
-    """The server configuration of a deployment; see load_deployment."""
     return load_deployment(name_or_path).server()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One known cause."""
-
     kind: str
     pattern: re.Pattern[str]
     advice: str

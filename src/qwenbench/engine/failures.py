@@ -65,7 +65,6 @@ class Failure:
     """How far it came: `start` (to the weights), `profiling`, `graph_capture`, `sampler_warm_up`, `load`, `stop`."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object that failure.json holds."""
         return {
             "class": self.kind,
             "evidence": self.evidence,
@@ -313,7 +312,6 @@ def _with_last_line(said: str, log: _Log) -> str:
 
 
 def port_taken(message: str) -> Failure:
-    """A port that answers before the launch."""
     return Failure("port_taken", message, "Stop what runs there, or choose another port with --port.")
 
 

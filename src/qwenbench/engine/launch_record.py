@@ -69,7 +69,6 @@ class LaunchRecord:
 
     @classmethod
     def of(cls, launcher: str, config: ServerConfig, **given: Any) -> LaunchRecord:
-        """The record of a launch by this process."""
         owner = ProcessIdentity.current()
         names = tuple(name for name in config.env_names if name in os.environ)
         return cls(
@@ -85,11 +84,9 @@ class LaunchRecord:
         )
 
     def started(self, pid: int, start_time: float | None) -> LaunchRecord:
-        """With the process that was started."""
         return replace(self, pid=pid, start_time=start_time)
 
     def owner_process(self) -> ProcessIdentity:
-        """The qwenbench that launched it."""
         return ProcessIdentity(self.host or "", self.boot_id, self.owner_pid or 0, self.owner_start_time)
 
 

@@ -51,7 +51,6 @@ class Leftover:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Ids of its processes."""
         return tuple(process.pid for process in self.processes)
 
 

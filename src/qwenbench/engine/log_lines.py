@@ -79,8 +79,6 @@ _LEVEL = re.compile(
 
 
 class Line(NamedTuple):
-    """A line of a log, taken apart."""
-
     process: Process
     level: str
     """DEBUG to CRITICAL; empty where the line has none (tracebacks, other programs)."""

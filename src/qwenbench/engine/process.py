@@ -49,13 +49,11 @@ class ProcessLauncher:
         return cls(command, caches=caches)
 
     def argv(self, config: ServerConfig) -> list[str]:
-        """What is run for this configuration."""
         address = ["--host", config.host, "--port", str(config.port)]
         own = replace(config, extra_args=())
         return [*self._command, config.model, *own.vllm_args(), *address, *config.extra_args]
 
     def shown_line(self, config: ServerConfig) -> list[str]:
-        """The line for the user: what is run."""
         return self.argv(config)
 
     async def check(self, config: ServerConfig) -> None:
@@ -95,8 +93,6 @@ class ProcessLauncher:
 
 
 class ProcessServer(LaunchedServer):
-    """A server that runs as a process of this machine."""
-
     def __init__(
         self,
         process: SupervisedProcess,
@@ -114,7 +110,6 @@ class ProcessServer(LaunchedServer):
         self._shared_memory: set[str] = set()
 
     def gpu_pids(self) -> Sequence[int]:
-        """The server's processes on this host."""
         return self._process.pids()
 
     async def _look_when_ready(self) -> None:

@@ -29,8 +29,6 @@ _TAIL_LINES = 40
 
 @dataclass(frozen=True, slots=True)
 class StopReport:
-    """How a stop went."""
-
     exit_code: int | None
     seconds: float
     killed: bool
@@ -39,8 +37,6 @@ class StopReport:
 
 
 class Server(ABC):
-    """A server under a URL."""
-
     def __init__(self, base_url: str, log_path: Path, record: LaunchRecord, model: str | None, began: float) -> None:
         self.base_url = base_url
         self.log_path = log_path
@@ -159,8 +155,6 @@ class LaunchedServer(Server):
 
 
 class Launcher(Protocol):
-    """Starts servers of one kind."""
-
     name: str
     simulated: bool
     starts_servers: bool

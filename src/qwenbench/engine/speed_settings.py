@@ -88,8 +88,6 @@ def graph_steps_of(line: str) -> tuple[int, str, int] | None:
 
 @dataclass(frozen=True, slots=True)
 class GraphSteps:
-    """Steps of one kind."""
-
     tokens: int
     """Of a step, without padding: rows of a decode step are its requests, times 1 + drafted tokens."""
     mode: str

@@ -187,7 +187,6 @@ class StartupLog:
 
     @property
     def phases(self) -> StartupPhases:
-        """The start by phase."""
         cache = {True: "warm", False: "cold", None: None}[self.compiled_from_cache]
         return StartupPhases(
             self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s, self.total_s, cache
@@ -233,8 +232,6 @@ def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
 
 
 class _Start:
-    """One start as it is being read."""
-
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
         self._workers: dict[Process, dict[str, float]] = {}
@@ -360,7 +357,6 @@ class _Start:
             self._warnings.append(warning)
 
     def summary(self) -> StartupLog:
-        """The values so far, the workers' put together."""
         known = {spec.name for spec in fields(StartupLog)}
         values = {name: value for name, value in self._values.items() if name in known}
         workers = self._worker_values()

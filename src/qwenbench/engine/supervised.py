@@ -18,8 +18,6 @@ _SUPERVISOR_MARGIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a supervised process ended."""
-
     exit_code: int | None
     """Negative: the signal's number, as subprocess says it."""
     killed: bool
@@ -81,17 +79,14 @@ class SupervisedProcess:
         return self._exit_code
 
     def alive(self) -> bool:
-        """Whether that very process still runs."""
         if self._exited.is_set():
             return False
         return self.start_time is None or process_start_time(self.pid) == self.start_time
 
     def pids(self) -> list[int]:
-        """The process and everything below it."""
         return descendants(self._supervisor.pid)
 
     async def exited(self) -> None:
-        """Returns when the first process has ended."""
         await self._exited.wait()
 
     async def gone(self) -> Ended:

@@ -43,8 +43,6 @@ class HttpError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
-    """A whole request."""
-
     method: str
     target: bytes
     """Path and query, as sent."""
@@ -62,14 +60,11 @@ class HttpRequest:
 
     @property
     def size(self) -> int:
-        """Bytes that it holds in memory, about."""
         return len(self.body) + len(self.target) + sum(len(name) + len(value) for name, value in self.headers)
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseHead:
-    """Status line and headers of an answer."""
-
     status: int
     reason: bytes
     headers: Headers
@@ -163,7 +158,6 @@ class RequestReader:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes held of a request that is not whole."""
         return max(self._head_bytes, self._unparsed_bytes) + self._body_bytes
 
     def feed(self, data: bytes) -> None:

@@ -85,8 +85,6 @@ class HttpServer:
 
 
 class HttpConnection(asyncio.Protocol):
-    """One client's connection."""
-
     def __init__(self, server: HttpServer) -> None:
         self._server = server
         self._transport: asyncio.Transport | None = None
@@ -160,7 +158,6 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def busy(self) -> bool:
-        """A request is being answered."""
         return self._request is not None
 
     @property
@@ -209,7 +206,6 @@ class HttpConnection(asyncio.Protocol):
     # --- answers ---
 
     def write(self, data: bytes) -> None:
-        """Sends bytes; nothing happens when the client is gone."""
         if self._transport is not None:
             self._transport.write(data)
 

@@ -34,7 +34,6 @@ class AiohttpChannel:
         return self._exchange is None
 
     def start(self, body: bytes, done: Callable[[RawExchange], None]) -> RawExchange:
-        """Send one request in a task of its own."""
         assert self._exchange is None, "a channel carries one exchange at a time"
         exchange = self._exchange = RawExchange(sent_ns=now_ns())
         self._done = done
@@ -42,7 +41,6 @@ class AiohttpChannel:
         return exchange
 
     def abort(self, error: str, detail: str) -> None:
-        """End the exchange under way as `error`; no effect when there is none."""
         exchange = self._exchange
         if exchange is None:
             return
@@ -99,7 +97,6 @@ class AiohttpTransport:
         return [self.channel() for _ in range(count)]
 
     def channel(self) -> Channel:
-        """One more channel."""
         return AiohttpChannel(self)
 
     async def post(self, exchange: RawExchange, body: bytes) -> None:
@@ -136,7 +133,6 @@ class AiohttpTransport:
             answer.close()
 
     async def close(self) -> None:
-        """Close all connections."""
         await self._session.close()
 
 

@@ -86,7 +86,6 @@ Message = Prepare | Prepared | Go | Stop | WindDown | Finished | Failed | LoadPr
 
 
 def frame(message: Message) -> bytes:
-    """A message as bytes."""
     body = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     return _LENGTH.pack(len(body)) + body
 
@@ -201,12 +200,10 @@ class ClientProcess:
 
     @property
     def alive(self) -> bool:
-        """Still running, and not given up."""
         return self._process.returncode is None and not self._given_up
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     def send(self, message: Message) -> None:
@@ -238,7 +235,6 @@ class ClientProcess:
         return message
 
     def kill(self) -> None:
-        """End it at once."""
         self._given_up = True
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()

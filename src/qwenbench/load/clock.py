@@ -85,15 +85,12 @@ class TimedCalls:
 
     @property
     def pending(self) -> bool:
-        """Whether a call is due some time."""
         return bool(self._queue)
 
     def clear(self) -> None:
-        """Forget all calls."""
         self._queue.clear()
 
     def close(self) -> None:
-        """Forget all calls and give the timer back."""
         self._queue.clear()
         self._timer.close()
 
@@ -131,13 +128,11 @@ class HealthWatch:
         self._cpu = self._wall = 0.0
 
     def start(self, at_ns: int) -> None:
-        """Begin at `at_ns` (CLOCK_REALTIME)."""
         self._running = True
         self._cpu, self._wall = time.process_time(), time.monotonic()
         self._calls.at(at_ns, partial(self._look, at_ns))
 
     def stop(self, stamp_source: str) -> ProcessHealth:
-        """End, and tell what was seen."""
         self._running = False
         self._clock.look()
         cpu, wall = time.process_time() - self._cpu, time.monotonic() - self._wall

@@ -78,8 +78,6 @@ class Channel(Protocol):
 
 
 class Transport(Protocol):
-    """A way to the server under test."""
-
     stamp_source: str
     """`kernel` or `user`: who stamps what arrives."""
 

@@ -125,7 +125,6 @@ class PointRunner:
                 task.cancel()
 
     def stop(self) -> None:
-        """Send nothing more and end what is in flight as `cancelled`."""
         if self._stopping:
             return
         self._stopping = True

@@ -106,7 +106,6 @@ class LoadClient:
         await self.close()
 
     async def close(self) -> None:
-        """End the processes."""
         processes, self._processes = self._processes, []
         await asyncio.gather(*(process.close() for process in processes))
         self._folder.cleanup()
@@ -302,7 +301,6 @@ class _ProcessRun:
             )
 
     def wind_down(self) -> None:
-        """Ask the process to send nothing new."""
         if self._going and not self._winding_down:
             self._winding_down = True
             with contextlib.suppress(ProcessLost):

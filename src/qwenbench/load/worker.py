@@ -221,8 +221,6 @@ _SLICE_NS = 100_000
 
 
 class _SchedAttr(ctypes.Structure):
-    """struct sched_attr of sched_setattr(2)."""
-
     _fields_ = (
         ("size", ctypes.c_uint32),
         ("policy", ctypes.c_uint32),

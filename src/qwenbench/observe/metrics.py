@@ -82,8 +82,6 @@ _WORST_OF_ENGINES = frozenset({"kv_cache_usage", "server_late_mean_ms", "server_
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One reading of /metrics."""
-
     values: Mapping[str, float]
     """METRICS_SCHEMA names that the server has; several engines (data parallel) are added up, usages are the
     largest."""
@@ -192,7 +190,6 @@ class MetricsScraper:
 
     @property
     def latest(self) -> Mapping[str, Any]:
-        """The last reading (empty before the first)."""
         return self._rows[-1] if self._rows else {}
 
     async def stop(self) -> pa.Table:

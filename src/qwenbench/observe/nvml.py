@@ -39,8 +39,6 @@ _OTHERS_EVERY = 10  # naming processes costs more than reading counters: once a 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One card as NVML knows it."""
-
     index: int
     uuid: str
     name: str
@@ -50,8 +48,6 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class GpuProcess:
-    """A process on a card."""
-
     pid: int
     used_mib: float | None
     """Memory that it holds there, MiB; None where the driver does not tell."""
@@ -79,7 +75,6 @@ class Nvml:
         return found
 
     def gpus(self) -> list[Gpu]:
-        """The watched cards."""
         driver = _text(self._nvml.nvmlSystemGetDriverVersion())
         return [
             Gpu(
@@ -302,8 +297,6 @@ def _jump_at(samples: Sequence[tuple[float, float]], size_mib: float) -> float |
 
 @dataclass(frozen=True, slots=True)
 class DrainReport:
-    """How the wait went."""
-
     seconds: float
     drained: bool
     """False when the limit was reached with memory still held."""

@@ -38,8 +38,6 @@ from qwenbench.workload.profiles import SamplingProfile
 
 @dataclass(frozen=True)
 class ProxyOptions:
-    """What the proxy does to requests."""
-
     served_model: str
     """The name under which the target serves its model."""
     models: Mapping[str, SamplingProfile] = field(default_factory=virtual_models)
@@ -122,14 +120,12 @@ class Passage:
         self._ended = False
 
     def start(self) -> None:
-        """Asks for a connection to the target."""
         self._client.exchange = self
         self._connecting = self._pool.lease(self)
 
     # --- the target's side (AnswerSink) ---
 
     def connected(self, connection: TargetConnection) -> None:
-        """Sends the request on."""
         self._target = connection
         request = self._request
         dropped = [b"host", b"content-length", b"expect"]
@@ -149,11 +145,9 @@ class Passage:
         self._body = b""
 
     def not_connected(self, reason: str) -> None:
-        """Tells the client that the target cannot be reached."""
         self._fail(f"the target was not reached ({reason})", "the target cannot be reached")
 
     def feed(self, data: bytes) -> None:
-        """Bytes of the target's answer."""
         try:
             part = self._reader.feed(data)
         except HttpError as error:
@@ -202,7 +196,6 @@ class Passage:
         return delimited and self._client.keeps_alive
 
     def _end(self) -> None:
-        """The answer is whole."""
         if self._ended:
             return
         self._ended = True
@@ -235,7 +228,6 @@ class Passage:
     # --- the client's side (Exchange) ---
 
     def client_left(self) -> None:
-        """Nobody waits any more: the target is let go, and with it its work."""
         self._ended = True
         if self._connecting is not None:
             self._connecting.cancel()
@@ -244,12 +236,10 @@ class Passage:
             self._target = None
 
     def pause(self) -> None:
-        """The client is slow."""
         if self._target is not None:
             self._target.pause()
 
     def resume(self) -> None:
-        """The client caught up."""
         if self._target is not None:
             self._target.resume()
 

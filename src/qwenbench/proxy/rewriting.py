@@ -118,7 +118,6 @@ class NameRestorer:
         return self._old.sub(self._new, data[:end])
 
     def finish(self) -> bytes:
-        """What is left at the answer's end."""
         rest, self._rest = self._rest, b""
         return self._old.sub(self._new, rest)
 
@@ -142,7 +141,6 @@ class ModelListing:
         return b""
 
     def finish(self) -> bytes:
-        """The changed listing."""
         try:
             listing = orjson.loads(self._data)
         except orjson.JSONDecodeError:

@@ -19,8 +19,6 @@ CONNECT_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class TargetAddress:
-    """Where the target is."""
-
     host: str
     port: int
     tls: bool
@@ -29,7 +27,6 @@ class TargetAddress:
 
     @property
     def host_header(self) -> bytes:
-        """The value of the Host header."""
         name = f"[{self.host}]" if ":" in self.host else self.host
         return (name if self.port == (443 if self.tls else 80) else f"{name}:{self.port}").encode("latin-1")
 
@@ -94,11 +91,9 @@ class TargetConnection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether it can be written to."""
         return self._transport is not None and not self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Sends bytes."""
         if self._transport is not None:
             self._transport.write(data)
 
@@ -108,7 +103,6 @@ class TargetConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        """Reads on."""
         if self.open and self._transport is not None:
             self._transport.resume_reading()
 
@@ -156,7 +150,6 @@ class TargetPool:
         sink.connected(connection)
 
     def give_back(self, connection: TargetConnection, *, reusable: bool) -> None:
-        """A sink is done with its connection."""
         connection.sink = None
         if reusable and connection.open:
             connection.idle_since = asyncio.get_running_loop().time()

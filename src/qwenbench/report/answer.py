@@ -65,7 +65,6 @@ def question_of(run: Run, users: int | None = None, slo: str | None = None) -> Q
 
 
 def answered(run: Run, question: Question) -> Answer | str:
-    """The answer, or why there is none."""
     try:
         return recommend(run, question)
     except UsageError as error:
@@ -73,7 +72,6 @@ def answered(run: Run, question: Question) -> Answer | str:
 
 
 def page_answer(run: Run, answer: Answer | str) -> Iterator[Block]:
-    """The first thing on the page."""
     if isinstance(answer, str):
         yield Paragraph(f"No recommendation: {answer}", "quiet")
         return

@@ -45,7 +45,6 @@ _INCIDENTAL = re.compile(
 
 
 def verdict(comparison: Comparison) -> str:
-    """What the comparison shows, in one sentence."""
     stated = [row for row in comparison.rows if row.verdict in _STATED]
     judged = sum(row.verdict == "no difference shown" for row in comparison.rows)
     if not stated:
@@ -97,7 +96,6 @@ def _undecided(comparison: Comparison) -> str:
 
 
 def comparison_blocks(comparison: Comparison, everything: bool = False) -> Iterator[Block]:
-    """The comparison for a terminal and for Markdown."""
     if comparison.simulated:
         yield Paragraph(SIMULATED, "warning")
     yield Heading(f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}", 3)
@@ -192,12 +190,10 @@ def chosen_rows(comparison: Comparison) -> list[MetricChange]:
 
 
 def _importance(row: MetricChange) -> tuple[int, float]:
-    """How sure, then how large."""
     return (VERDICTS.index(row.verdict), -abs(row.change or 0.0))
 
 
 def changes_table(rows: Iterable[MetricChange], several: bool = False) -> Table:
-    """One row per metric and load point."""
     head = (
         *_run("Run", several),
         "Configuration",

@@ -48,7 +48,6 @@ class LaunchCourse:
 
     @property
     def end_s(self) -> float:
-        """When its last point was finished."""
         return max(cell.end_s for cell in self.cells)
 
 

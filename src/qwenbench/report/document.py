@@ -54,7 +54,6 @@ def figure(value: float, digits: int | None = None, signed: bool = False) -> str
 
 
 def with_unit(text: str, unit: str) -> str:
-    """The unit behind a figure, with the space that it takes."""
     return f"{text} {unit}" if unit else text
 
 
@@ -100,16 +99,12 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """Running text."""
-
     text: Inline
     style: Literal["", "answer", "settings", "lead", "quiet", "warning"] = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Bullets:
-    """A list."""
-
     items: Sequence[Inline]
 
 
@@ -139,7 +134,6 @@ class Table:
     group: int = 1
 
     def is_number(self, column: int) -> bool:
-        """Whether this column is set to the right."""
         return column >= self.numbers_from and (self.numbers_to is None or column < self.numbers_to)
 
 

@@ -43,7 +43,6 @@ def text(value: object) -> Html:
 
 
 def join(parts: Iterable[object], between: str = "") -> Html:
-    """The pieces one after the other."""
     return Html(between.join(text(part) for part in parts))
 
 
@@ -71,7 +70,6 @@ def swatch(config: str) -> Html:
 
 
 def inline(value: Inline) -> Html:
-    """What stands in a line or a cell, as markup."""
     match value:
         case None:
             return Html(UNKNOWN)
@@ -114,7 +112,6 @@ class HtmlWriter:
         self._numbers = itertools.count()
 
     def write(self, blocks: Iterable[Block]) -> Html:
-        """The blocks as markup."""
         return join(self._block(block) for block in blocks)
 
     def _block(self, block: Block) -> Html:

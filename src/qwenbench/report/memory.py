@@ -35,7 +35,6 @@ def ledger_document(ledger: MemoryLedger, questions: Sequence[str] = ()) -> Iter
 
 
 def ledgers_document(named: Sequence[tuple[str, MemoryLedger]], remarks: Sequence[str] = ()) -> Iterator[Block]:
-    """Several servers side by side, a row each."""
     yield Heading("Memory ledgers")
     head = ("server", "vLLM", "budget\nGiB", "weights\nGiB", "activations\nGiB", "graphs\nGiB", "KV cache\nGiB",
             "rest\nGiB", "KV blocks", "KV tokens\nprinted", "capture", "start\ns", "cache")  # fmt: skip
@@ -56,7 +55,6 @@ def ledgers_document(named: Sequence[tuple[str, MemoryLedger]], remarks: Sequenc
 
 
 def plan_document(plan: ConfigPlan, prompt_tokens: int | None = None) -> Iterator[Block]:
-    """What one configuration will hold, predicted."""
     prediction = plan.prediction
     yield Heading("Plan (predicted, nothing was launched)")
     if plan.cannot_start is not None:
@@ -80,7 +78,6 @@ def plan_document(plan: ConfigPlan, prompt_tokens: int | None = None) -> Iterato
 
 
 def plans_document(plans: Sequence[tuple[int | None, ConfigPlan]], prompt_tokens: int | None = None) -> Iterator[Block]:
-    """Several captures, a row each."""
     yield Heading("Plan (predicted, nothing was launched)")
     head = ("capture", "graphs\nGiB", "KV cache\nGiB", "from", "to", "KV blocks", "requests\nthat fit", "risk", "")
     rows = []

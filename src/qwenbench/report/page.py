@@ -113,7 +113,6 @@ def build_comparison_page(comparison: Comparison) -> str:
 
 
 def _curves(comparison: Comparison) -> Mapping[str, Any]:
-    """What the curves of a comparison are drawn from."""
     points = [
         {
             "run": run,
@@ -143,7 +142,6 @@ def _short(value: float | None) -> float | None:
 
 @cache
 def asset(name: str) -> str:
-    """A file of report/assets as text."""
     return resources.files("qwenbench.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

@@ -59,7 +59,6 @@ class Subject:
 
     @property
     def model(self) -> str:
-        """The model or models, in words."""
         return ", ".join(self.models) or "a model that the run does not name"
 
     @property
@@ -74,7 +73,6 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """What was measured, in a line."""
         return f"{self.model} on {self.where}, {f'vLLM {self.vllm}' if self.vllm else 'vLLM (version not known)'}"
 
 
@@ -170,8 +168,6 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure that curves can show."""
-
     key: str
     """As in limits and `recommend`: ttft_p50."""
     label: str
@@ -209,8 +205,6 @@ class ConfigView:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A figure before and after a step."""
-
     workload: str | None
     """None for figures of a launch, which do not depend on the load."""
     level: float | None
@@ -237,8 +231,6 @@ class PriceView:
 
 @dataclass(frozen=True, slots=True)
 class PageData:
-    """All that the page's script knows."""
-
     run_id: str
     simulated: bool
     card_name: str | None

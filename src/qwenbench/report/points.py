@@ -80,7 +80,6 @@ def workload_names(points: pd.DataFrame) -> pd.Series[str]:
 
 
 def workload_index(points: pd.DataFrame) -> dict[tuple[str, str], str]:
-    """(scenario, profile) -> workload."""
     names = workload_names(points)
     keys = zip(points["scenario"].astype(str), points["profile"].astype(str), strict=True)
     return dict(zip(keys, names, strict=True))

@@ -174,8 +174,6 @@ _UNITS = {name: column.unit for column in POINT_COLUMNS for name in (column.name
 
 @dataclass(frozen=True, slots=True)
 class CardFacts:
-    """What the picture shows."""
-
     subject: Subject
     config_id: str
     flags: Mapping[str, str]
@@ -190,7 +188,6 @@ class CardFacts:
 
     @property
     def figures(self) -> dict[str, Number]:
-        """The same for people."""
         return {key: number(key, e.value, e.low, e.high) for key, e in self.estimates.items()}
 
 
@@ -271,7 +268,6 @@ def results_json(facts: CardFacts) -> dict[str, Any]:
 
 
 def card_svg(facts: CardFacts, theme: Mapping[str, str] = LIGHT) -> str:
-    """The picture."""
     drawing = Drawing(WIDTH, theme)
     drawing.height = HEIGHT
     left, right = 64.0, WIDTH - 64
@@ -319,7 +315,6 @@ def _fitting(texts: Iterable[str], width: float, sizes: Sequence[float], bold: b
 
 
 def how(facts: CardFacts) -> str:
-    """How it was measured, in a sentence."""
     measured, verb = facts.measured, "Simulated" if facts.subject.simulated else "Measured"
     parts = [f"{verb}: {measured['requests']:,} requests of {', '.join(measured['scenarios'])}"]
     parts += [

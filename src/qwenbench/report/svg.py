@@ -33,7 +33,6 @@ def css_variables() -> str:
 
 
 def on_page() -> Mapping[str, str]:
-    """Colours that follow the page's theme."""
     return {name: f"var(--{name})" for name in LIGHT}
 
 
@@ -110,7 +109,6 @@ class Drawing:
     def line(
         self, x1: float, y1: float, x2: float, y2: float, *, colour: str, width: float = 1.0, dash: str = ""
     ) -> None:
-        """A straight line."""
         dashed = f' stroke-dasharray="{dash}"' if dash else ""
         self._parts.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{self.theme[colour]}" '
@@ -118,7 +116,6 @@ class Drawing:
         )
 
     def path(self, points: list[tuple[float, float]], *, colour: str, width: float = 1.5) -> None:
-        """A line through points."""
         if len(points) > 1:
             joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
             self._parts.append(
@@ -126,11 +123,9 @@ class Drawing:
             )
 
     def circle(self, x: float, y: float, radius: float, *, colour: str) -> None:
-        """A filled disc."""
         self._parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{self.theme[colour]}"/>')
 
     def star(self, x: float, y: float, radius: float, *, colour: str) -> None:
-        """A star of five points around (x, y)."""
         corners = (
             (0, -1), (0.24, -0.32), (0.95, -0.31), (0.38, 0.12), (0.59, 0.81), (0, 0.4), (-0.59, 0.81), (-0.38, 0.12),
             (-0.95, -0.31), (-0.24, -0.32),

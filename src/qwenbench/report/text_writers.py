@@ -40,7 +40,6 @@ _PIPED_WIDTH = 160
 
 
 def plain(value: Inline) -> str:
-    """What stands in a line or a cell, without any style."""
     match value:
         case None:
             return UNKNOWN

@@ -164,7 +164,6 @@ def _drafting(run: Run) -> Iterator[Block]:
 
 
 def _throttling(run: Run) -> Iterator[Block]:
-    """Where the clocks were held back, and by what."""
     points = run.points
     if points.empty or points["throttled_share"].isna().all():
         return

@@ -47,16 +47,12 @@ class Lane:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Configurations under scenarios that agree."""
-
     title: str
     lanes: tuple[Lane, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Tradeoff:
-    """Everything that the figure shows."""
-
     title: str
     """What it says, in a sentence."""
     subtitle: str
@@ -281,7 +277,6 @@ def kv_statement(lanes: Sequence[Lane]) -> str:
 
 
 def rate_statement(lanes: Sequence[Lane], load: str) -> str:
-    """What the choice does to tokens/s at the load in question."""
     rates = [(lane.rate, lane) for lane in lanes if lane.rate is not None]
     best, worst = max(rates, key=lambda pair: pair[0][0]), min(rates, key=lambda pair: pair[0][0])
     if not faster(best[0], worst[0]) or not worst[0][0]:

@@ -29,14 +29,11 @@ def picture(tradeoff: Tradeoff) -> Picture:
 
 
 def file_svg(tradeoff: Tradeoff, theme: Mapping[str, str] = LIGHT) -> str:
-    """The figure as a file of its own."""
     return _wide(tradeoff, theme, margin=24.0).svg(background=True)
 
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """A column's axis, from zero."""
-
     left: float
     width: float
     most: float

@@ -20,8 +20,6 @@ def blocks_of(tokens: int, state_blocks: int = STATE_BLOCKS, block_tokens: int =
 
 @dataclass(slots=True)
 class BlockTable:
-    """What one request holds."""
-
     private: int = 0
     """Blocks that only this request uses, state blocks included."""
     shared: list[bytes] = field(default_factory=list)

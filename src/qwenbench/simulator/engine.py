@@ -21,8 +21,6 @@ LATENESS_GROUP = 8
 
 
 class Sink(Protocol):
-    """Where a request's tokens go."""
-
     def token(self, request: LiveRequest) -> None:
         """Token number `request.generated` is due; `request.ended` says whether it is the last."""
 
@@ -68,7 +66,6 @@ class Engine:
             self._timer.set(round(self._incoming[0].arrival * 1e9))
 
     def abort(self, request: LiveRequest) -> None:
-        """The client has gone."""
         if request.ended:
             return
         if request in self._incoming:
@@ -95,12 +92,10 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Requests in the running batch."""
         return len(self.scheduler.running)
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for a place."""
         return len(self.scheduler.waiting)
 
     def _on_timer(self) -> None:

@@ -19,7 +19,6 @@ TYPICAL = "typical"
 
 
 def measured_hosts() -> dict[str, HostTimes]:
-    """The machines of the calibration, by name."""
     return {
         name: HostTimes.from_json({"name": name, **values["times"]}) for name, values in calibration()["hosts"].items()
     }
@@ -56,7 +55,6 @@ def find_host(name: str | None) -> HostTimes:
 
 
 def to_json(host: HostTimes) -> Mapping[str, object]:
-    """What a file holds."""
     return {"times": asdict(host)}
 
 

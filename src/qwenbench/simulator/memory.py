@@ -52,7 +52,6 @@ class MemoryPlan:
 
     @property
     def block_tokens(self) -> int:
-        """Tokens of an attention block."""
         return self.layout.block_tokens
 
     @property

@@ -52,7 +52,6 @@ class EnergyMeter:
         self._last_end = self._started
 
     def step(self, step: Step) -> None:
-        """Counts a step's energy."""
         share = self._prefill if step.prefill_tokens >= 512 else self._base + self._per_sequence * step.decodes
         watts = self._idle_w + self._range_w * min(share, 1.0)
         seconds = step.seconds
@@ -65,12 +64,10 @@ class EnergyMeter:
 
     @property
     def power_w(self) -> float:
-        """Watts now."""
         return self._last_w if self._clock() - self._last_end < 0.1 else self._idle_w
 
     @property
     def energy_j(self) -> float:
-        """Joules since the start."""
         idle_s = max(self._clock() - self._started - self._busy_s, 0.0)
         return self._busy_j + idle_s * self._idle_w
 
@@ -87,7 +84,6 @@ class VramGauge:
         self.used_mib = plan.ready_mib
 
     def saw(self, running: int) -> None:
-        """A step ran with so many sequences."""
         if running > self._largest:
             self._largest = running
             over = interpolate(self._overshoot, running) * self._share
@@ -106,7 +102,6 @@ class Lateness:
         self._sum = 0.0
 
     def add(self, milliseconds: float, tokens: int) -> None:
-        """So many tokens left so late."""
         self._counts[min(int(max(milliseconds, 0.0) / self._STEP_MS), self._SIZE)] += tokens
         self._number += tokens
         self._sum += milliseconds * tokens

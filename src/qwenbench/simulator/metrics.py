@@ -40,14 +40,11 @@ class Histogram:
         self.total = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Counts a value so many times."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
 
 class EngineMetrics:
-    """Counters of one engine since its start."""
-
     def __init__(self, drafted_positions: int = 0) -> None:
         self.created = time.time()
         self.prompt_tokens = 0
@@ -77,8 +74,6 @@ def metrics_page(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: 
 
 
 class _Page(Collector):
-    """The families of one moment."""
-
     def __init__(self, engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> None:
         self._engine = engine
         self._options = options

@@ -47,8 +47,6 @@ EXIT_AFTER_DEATH_S = 2.5
 
 
 class App:
-    """Routes requests to the engine."""
-
     def __init__(self, options: ServeOptions, plan: MemoryPlan, card: Card, lines: ServerLog) -> None:
         self.options = options
         self.plan = plan
@@ -88,7 +86,6 @@ class App:
         }
 
     def handle(self, request: HttpRequest, connection: HttpConnection) -> None:
-        """Answers a request, or sees to it that the engine does."""
         if self.options.access_log:
             line = f'{connection.peer} - "{request.method} {request.path} HTTP/1.1"'
             connection.when_done(lambda status: log.uvicorn(f"{line} {status} {_PHRASES.get(status, '')}"))

@@ -71,8 +71,6 @@ class _Line:
 
 
 class ServerLog:
-    """One server's lines."""
-
     def __init__(self, options: ServeOptions, plan: MemoryPlan, phases: Mapping[str, float], card_note: str) -> None:
         self._sections = template(options.vllm_version)
         self._options = options

@@ -52,8 +52,6 @@ class Rung:
 
 
 class Endurance:
-    """What is asked of one server besides its load points."""
-
     def __init__(self, sweep: Sweep, server: Server, ready: ReadyServer, client: LoadClient) -> None:
         self._sweep = sweep
         self._server = server
@@ -211,7 +209,6 @@ def ladder_lengths(longest: int) -> list[int]:
 
 
 def ladder_verdict(rungs: Sequence[Rung], *, died: bool) -> str:
-    """For people: how far the ladder went."""
     passed = [rung for rung in rungs if rung.ok]
     far = max(passed, key=lambda rung: (rung.prompt_tokens, rung.together), default=None)
     how = {1: "alone", 2: "two at a time"}

@@ -87,8 +87,6 @@ def changed_parts(known: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str
 
 
 class NamedSweep(BaseModel):
-    """One sweep of a campaign."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="Ends the run's name.")
@@ -96,8 +94,6 @@ class NamedSweep(BaseModel):
 
 
 class Campaign(BaseModel):
-    """A campaign file."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str

@@ -59,7 +59,6 @@ class Hardware:
         return None if self.real_card is None else self.real_card.known_cuda_gib(self.platform)
 
     def to_json(self) -> dict[str, Any]:
-        """For run.json."""
         return {
             "cpu": _cpu_model(),
             "cpus": _cpu_count(),
@@ -205,5 +204,4 @@ def budget_note(options: SweepOptions, hardware: Hardware) -> str | None:
 
 
 def largest(values: Mapping[str, float]) -> float | None:
-    """The fullest card's figure."""
     return max(values.values(), default=None)

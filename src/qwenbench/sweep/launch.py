@@ -101,7 +101,6 @@ class ListedCells:
         return self._pending.pop(0) if self._pending else None
 
     def until(self, cell: Cell) -> Until | None:
-        """As the options say."""
         return None
 
     def done(self, cell: Cell, result: CellResult) -> None:
@@ -110,8 +109,6 @@ class ListedCells:
 
 @dataclass(frozen=True)
 class LaunchOutcome:
-    """How a launch went."""
-
     cells_done: int
     failure: Failure | None = None
     interrupted: bool = False

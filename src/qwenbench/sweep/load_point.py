@@ -83,8 +83,6 @@ class ReadyServer:
 
 @dataclass(frozen=True)
 class Samples:
-    """What was watched during a point."""
-
     metrics: pa.Table
     nvml: pa.Table
     graph_steps: Sequence[GraphSteps] = ()
@@ -94,8 +92,6 @@ class Samples:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell leaves."""
-
     point: Mapping[str, Any]
     """Its row of points.csv."""
     requests: pa.Table
@@ -108,8 +104,6 @@ class CellResult:
 
 
 class PointMeter:
-    """Measures load points on one server."""
-
     def __init__(self, sweep: Sweep, server: ReadyServer, client: LoadClient) -> None:
         self._sweep = sweep
         self._server = server
@@ -287,7 +281,6 @@ class Watch:
         return self
 
     async def stop(self) -> Samples:
-        """Ends both."""
         metrics = await self.scraper.stop()
         steps = () if self._log is None else tuple(graph_steps(self._log.new_lines()))
         if self.sampler is None:

@@ -49,7 +49,6 @@ def parse_list(text: str, option: str, kind: Callable[[str], T], check: Callable
 
 
 def positive(value: float) -> str | None:
-    """A check for `parse_list`: numbers above zero."""
     return None if math.isfinite(value) and value > 0 else "must be above 0"
 
 
@@ -69,7 +68,6 @@ def any_word(_value: str) -> str | None:
 
 
 def list_of(kind: Callable[[str], T], check: Callable[[T], str | None]) -> Reader:
-    """A reader of `a,b,c`; see `parse_list`."""
     return lambda text, option: parse_list(text, option, kind, check)
 
 
@@ -244,7 +242,6 @@ def gamma_shape(text: str, option: str) -> float | str:
 
 
 def share(text: str, option: str) -> float:
-    """Reads `5%` or `0.05`."""
     try:
         value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:

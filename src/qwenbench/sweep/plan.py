@@ -53,7 +53,6 @@ class Plan:
     """What the user should know of how it was made."""
 
     def configuration(self, config_id: str) -> Configuration:
-        """The configuration of that id."""
         return next(c for c in self.configurations if c.config_id == config_id)
 
     def launches(self) -> Iterator[tuple[Configuration, int]]:
@@ -168,7 +167,6 @@ def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:
-    """The plan of `bench`: one configuration, a server that runs already."""
     return _plan(options, (Configuration("server", server, {}, None),))
 
 

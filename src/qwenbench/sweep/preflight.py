@@ -27,8 +27,6 @@ Severity = Literal["warn", "refuse"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One known problem that a configuration has."""
-
     rule: str
     severity: Severity
     """`refuse`: the sweep starts it only with --force."""
@@ -51,11 +49,9 @@ class _Facts:
     largest_context: int | None
 
     def has(self, flag: str) -> bool:
-        """Whether a flag is set."""
         return flag in self.flags
 
     def value(self, flag: str) -> str | None:
-        """A flag's value."""
         return self.flags.get(flag)
 
     def number(self, flag: str) -> int | None:
@@ -242,7 +238,6 @@ class PreflightResult:
     """Why nothing is predicted; None where something is."""
 
     def refusal(self) -> Failure | None:
-        """Why it is not launched without --force, or None."""
         if self.cannot_start is not None:
             advice = "Change the configuration, or start it all the same with --force."
             return Failure("cannot_start", self.cannot_start, advice, phase="plan")

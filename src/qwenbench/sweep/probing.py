@@ -35,8 +35,6 @@ _OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "str
 
 @dataclass(frozen=True, slots=True)
 class Presence:
-    """A server that answers."""
-
     models: tuple[str, ...]
     """As /v1/models lists them; empty where it has no such list."""
     version: str | None
@@ -85,8 +83,6 @@ async def wait_for_server(
 
 
 class _Look:
-    """One round of questions, and what came of them."""
-
     def __init__(
         self, session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], timeout_s: float
     ) -> None:

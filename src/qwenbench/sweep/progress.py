@@ -94,7 +94,6 @@ class Schedule:
         self._pending += [cell for cell in cells if cell not in self._pending]
 
     def launching(self, config_id: str, launch: int) -> None:
-        """A launch begins."""
         self._launched[config_id, launch] = self._clock()
 
     def cell_started(self, cell: Cell) -> None:
@@ -108,7 +107,6 @@ class Schedule:
         self._began[cell] = now
 
     def cell_done(self, cell: Cell) -> None:
-        """A cell is finished."""
         self.done += 1
         if cell in self._pending:
             self._pending.remove(cell)

@@ -44,7 +44,6 @@ class Recorder:
         self._entries = {entry.cell: entry for entry in self._journal.entries()}
 
     def is_done(self, cell: Cell) -> bool:
-        """Whether the cell is finished."""
         return cell.cell_id in self._entries
 
     @property
@@ -98,7 +97,6 @@ class Recorder:
 
 
 def _files(paths: RunPaths, config_id: str, cell_id: str) -> tuple[Path, ...]:
-    """A cell's own files."""
     texts = paths.requests / f"{cell_id}.texts.json"
     samples = (paths.metrics_samples(config_id, cell_id), paths.nvml_samples(config_id, cell_id))
     return paths.cell_requests(cell_id), *samples, texts

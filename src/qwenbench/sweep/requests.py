@@ -111,7 +111,6 @@ def probe_body(plan: Plan, traits: ServerTraits, configuration: Configuration) -
 
 
 def seed_of(plan: Plan, point: LoadPoint) -> int:
-    """The seed that this point's requests are drawn from."""
     base = plan.options.seed + plan.scenarios[point.scenario].file.scenario.seed
     return point_seed(base, point.scenario, point.level, point.repeat)
 
@@ -125,7 +124,6 @@ def measured_load(
     salt: str,
     until: Until | None = None,
 ) -> LoadSpec:
-    """The load that is measured."""
     options, loaded = plan.options, plan.scenarios[point.scenario]
     scenario, seed = loaded.file.scenario, seed_of(plan, point)
     common = request_options(plan, point, traits, salt, configuration)

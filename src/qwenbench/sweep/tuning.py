@@ -58,17 +58,14 @@ class Quest:
 
     @property
     def goal(self) -> protocol.Goal:
-        """As the search takes it."""
         return protocol.Goal(self.users, {limit.key: _share(limit) for limit in self.limits})
 
     def to_json(self) -> dict[str, Any]:
-        """For run.json: what a resumed search must agree in."""
         rules = {name: None if value == math.inf else value for name, value in asdict(self.rules).items()}
         return {"users": self.users, "limits": {limit.key: limit.bound for limit in self.limits}, "rules": rules}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Quest:
-        """As run.json holds it."""
         rules: dict[str, Any] = {name: math.inf if value is None else value for name, value in kept["rules"].items()}
         limits = tuple(Limit(key, bound) for key, bound in kept["limits"].items())
         return cls(kept["users"], limits, protocol.Rules(**rules))

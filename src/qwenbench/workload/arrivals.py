@@ -71,8 +71,6 @@ Unit = Literal["s", "ms"]
 
 @dataclass(frozen=True, slots=True)
 class TraceRow:
-    """One request of a trace."""
-
     start_s: float
     """Seconds after the trace's first request."""
     input_tokens: int | None = None
@@ -93,8 +91,6 @@ class TraceRow:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A trace as it was read."""
-
     rows: tuple[TraceRow, ...]
     form: str
     """Whose form it has, and the unit of its times, for people."""
@@ -111,8 +107,6 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """One way to write a trace."""
-
     name: str
     inputs: str
     outputs: str
@@ -202,7 +196,6 @@ def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: 
 def _row(
     row: Mapping[str, Any], form: _Form, start_s: float, speed: float, roots: dict[str, str], where: str
 ) -> TraceRow | None:
-    """One row; None when its request had no tokens."""
     inputs, outputs = (_tokens(row, name, form, where) for name in (form.inputs, form.outputs))
     if 0 in (inputs, outputs):
         return None

@@ -31,8 +31,6 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 
 
 class CanaryQuestion(BaseModel):
-    """One question of scenarios/canary.jsonl."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1)

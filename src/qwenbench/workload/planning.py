@@ -165,7 +165,6 @@ class PlannedSessions(Sequence[SessionPlan]):
 
     @property
     def request_count(self) -> int:
-        """Requests of all sessions together."""
         return sum(self._turn_limits)
 
     @overload

@@ -26,7 +26,6 @@ class SamplingProfile:
     note: str = ""
 
     def sampling(self) -> dict[str, Any]:
-        """The sampling fields of a request body."""
         return {
             "temperature": self.temperature,
             "top_p": self.top_p,
@@ -70,11 +69,9 @@ class NoProfile:
     enable_thinking: bool = False
 
     def sampling(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def request_fields(self) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
 

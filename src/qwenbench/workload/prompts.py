@@ -24,8 +24,6 @@ class PromptTurn(BaseModel):
 
 
 class Prompt(BaseModel):
-    """One row of a prompt set."""
-
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str = Field(min_length=1, description="Unique within the set.")

@@ -142,7 +142,6 @@ class Scenario(BaseModel):
         return value
 
     def request_count(self, concurrency: int) -> int:
-        """Requests of a load point at this concurrency."""
         if self.requests.endswith("x"):
             return max(self.min_requests, round(float(self.requests[:-1]) * concurrency))
         return int(self.requests)

@@ -22,20 +22,16 @@ _DONE = ("Pull complete", "Already exists")
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What a call of docker said."""
-
     code: int
     out: str
     err: str
 
     @property
     def ok(self) -> bool:
-        """Whether it ended well."""
         return self.code == 0
 
     @property
     def missing(self) -> bool:
-        """Whether it failed because the container or image is not there."""
         return not self.ok and "No such " in self.err
 
 
@@ -80,12 +76,10 @@ class EngineError(Exception):
 
 
 def available() -> bool:
-    """Whether there is a docker program."""
     return shutil.which(PROGRAM) is not None
 
 
 def no_program() -> Failure:
-    """There is no docker program."""
     return Failure(
         "no_engine",
         f"{PROGRAM}: command not found",

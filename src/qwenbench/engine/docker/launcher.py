@@ -49,7 +49,6 @@ class DockerLauncher:
         self._digests: dict[str, str | None] = {}
 
     def shown_line(self, config: ServerConfig) -> list[str]:
-        """The line for the user, as in the model card."""
         return shown_argv(config)
 
     async def check(self, config: ServerConfig) -> None:

@@ -98,7 +98,6 @@ def _argument_groups(arguments: list[str]) -> list[Group]:
 
 
 def shown_argv(config: ServerConfig) -> list[str]:
-    """The shown line as words."""
     return [word.text for group in shown_groups(config) for word in group]
 
 

@@ -38,7 +38,6 @@ class _Timerspec(ctypes.Structure):
 
 
 def chunk(event: dict[str, object] | bytes) -> bytes:
-    """An event as one HTTP chunk."""
     data = b"data: %s\n\n" % (event if isinstance(event, bytes) else orjson.dumps(event))
     return b"%x\r\n%s\r\n" % (len(data), data)
 

@@ -184,7 +184,6 @@ class _JsonWindow:
                 return ""
 
     def value(self) -> Any:
-        """Consumes one JSON value."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.place)

@@ -27,8 +27,6 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class RowFormat:
-    """One dataset's way to write rows."""
-
     name: str
     title: str
     columns: tuple[str, ...]
