@@ -32,6 +32,7 @@ lint: dev
 
 typecheck: dev
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/mypy --no-error-summary --config-file tests/mypy.ini tests bench
 
 unit: dev
 	$(BIN)/python -m pytest --numprocesses 2 tests/unit tests/integration $(PYTEST_ARGS)
@@ -66,7 +67,7 @@ bench: dev ## qwenbench's own costs as one table: installing, demo, sweep overhe
 
 bench-client: dev ## the load client beside its peers on one truth server
 	$(BIN)/python bench/client/run.py
-	$(BIN)/python bench/client/report.py
+	$(BIN)/python bench/client/accuracy_page.py
 
 install: $(VENV)/.installed ## the command .venv/bin/qwenbench
 dev: $(VENV)/.installed-dev ## the same with the tools for developers

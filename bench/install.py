@@ -37,7 +37,7 @@ def main() -> None:
         )
         seconds = time.perf_counter() - began
         files = [file for file in (copy / ".venv").rglob("*") if file.is_file() and not file.is_symlink()]
-        command = [copy / ".venv/bin/qwenbench", "--help"]
+        command: list[str | Path] = [copy / ".venv/bin/qwenbench", "--help"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         first_answer = min(_seconds(command) for _ in range(5))
         print(

@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,7 @@ async def measure(
     failed = [row["error"] for row in rows if row["error"]]
     if failed:
         raise SystemExit(f"{len(failed)} of {len(rows)} requests failed: {failed[0]}")
-    first = {}
+    first: dict[Any, Any] = {}
     for row in rows:
         first[row["stream"]] = min(first.get(row["stream"], row["sent_ns"]), row["sent_ns"])
     kept = [row for row in rows if row["sent_ns"] != first[row["stream"]]]

@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -28,7 +29,7 @@ async def main(port: int, tokens: int, concurrency: int, requests: int) -> None:
     slots = asyncio.Semaphore(concurrency)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
-        async def one() -> object:
+        async def one() -> Any:
             async with slots:
                 asked = RequestFuncInput("hi " * 16, url, 16, tokens, "mock")
                 return await async_request_openai_chat_completions(asked, session)

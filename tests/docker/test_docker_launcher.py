@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,7 @@ async def launch(config: ServerConfig, folder: Path, run_id: str = "run-1") -> C
     return await LAUNCHER.launch(config, folder, run_id)
 
 
-def inspect(server: ContainerServer) -> dict:
+def inspect(server: ContainerServer) -> dict[str, Any]:
     return json.loads(docker("container", "inspect", str(server.record.container)))[0]
 
 

@@ -7,6 +7,7 @@ import contextlib
 import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import orjson
 
@@ -66,7 +67,7 @@ class Call:
 class FaultyServer:
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
-        self.bodies: list[dict[str, object]] = []
+        self.bodies: list[dict[str, Any]] = []
         self.connections = 0
         self.port = 0
 

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
@@ -169,7 +169,7 @@ async def test_early_answer_to_a_request_that_is_not_read(client: LoadClient) ->
         await reader.read(100)
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
         await writer.drain()
-        writer.transport.pause_reading()
+        cast(asyncio.Transport, writer.transport).pause_reading()
         await asyncio.sleep(0.3)
         writer.close()
 

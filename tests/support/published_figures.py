@@ -63,7 +63,7 @@ class Row:
 def shape_of(model: str, weights: Weights | None = None) -> ModelShape:
     found = known_shape(model)
     assert found is not None
-    return found if weights is None else replace(found, weights=weights, weights_unknown=None)
+    return found if weights is None else replace(found, weights=weights, weights_unknown="")
 
 
 def cache(

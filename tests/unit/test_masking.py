@@ -163,7 +163,7 @@ def test_flags_that_begin_like_secret_ones_pass_where_they_are_flags_themselves(
 
 
 SECRET = st.text(
-    alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF, blacklist_categories=("Cc",)), min_size=8, max_size=30
+    alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["Cc"]), min_size=8, max_size=30
 ).filter(lambda text: "*" not in text)
 
 

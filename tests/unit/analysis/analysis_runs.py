@@ -33,7 +33,9 @@ def repeats(config: str, concurrency: int, **figures: Sequence[float]) -> list[d
     ]
 
 
-def plant(folder: Path, rows: Sequence[dict[str, Any]], failures: dict[str, dict] | None = None, **meta: Any) -> Run:
+def plant(
+    folder: Path, rows: Sequence[dict[str, Any]], failures: dict[str, dict[str, Any]] | None = None, **meta: Any
+) -> Run:
     """Writes a run's folder and reads it back."""
     folder.mkdir(parents=True, exist_ok=True)
     scenarios = {str(r["scenario"]): {"sha256": "1" * 64, "prompts_sha256": "2" * 64} for r in rows}

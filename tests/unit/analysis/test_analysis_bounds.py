@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -68,7 +69,7 @@ def _blocks(row: list[float], now: float) -> int:
     return LAYOUT.blocks_per_request(int(prompt + made))
 
 
-def test_capture_64_at_128_streams_is_graph_miss():
+def test_capture_64_at_128_streams_is_graph_miss() -> None:
     samples = derived("cap64-seq256.c128", 256, 1072)
     bound = bounds(
         table(samples), max_num_seqs=256, capture_effective_full=64, max_num_batched_tokens=2048,
@@ -84,7 +85,7 @@ def test_capture_64_at_128_streams_is_graph_miss():
     assert captured.first is None and "128 of 256 places" in captured.evidence["load"]
 
 
-def test_16_seqs_at_64_streams_is_scheduler():
+def test_16_seqs_at_64_streams_is_scheduler() -> None:
     samples = derived("cap16-seq16.c64", 16, 1074)
     assert max(sample["running"] for sample in samples) == 16
     bound = bounds(
@@ -95,7 +96,7 @@ def test_16_seqs_at_64_streams_is_scheduler():
     assert bound.all == ("scheduler",)
 
 
-def test_256_streams_are_kv_first_and_graph_miss_too():
+def test_256_streams_are_kv_first_and_graph_miss_too() -> None:
     samples = derived("cap64-seq256.c256", 256, 1072)
     # The log's own figures of that load are 208 and 209 running; this derivation fills every last block.
     steady = sorted(sample["running"] for sample in samples[len(samples) // 2 :])
@@ -125,7 +126,7 @@ def test_256_streams_are_kv_first_and_graph_miss_too():
     assert (counted.first, counted.evidence["kv"]) == ("kv", "10 preemptions")
 
 
-def test_64_streams_in_64_captured_graphs_leave_room():
+def test_64_streams_in_64_captured_graphs_leave_room() -> None:
     samples = derived("cap64-seq256.c64", 256, 1072)
     bound = bounds(
         table(samples), max_num_seqs=256, capture_effective_full=64, max_num_batched_tokens=2048,
@@ -135,7 +136,7 @@ def test_64_streams_in_64_captured_graphs_leave_room():
 
 
 @pytest.mark.parametrize("version", ["0.28.0", "0.32.0"])
-def test_real_gauges_of_the_preempting_cpu_server(version):
+def test_real_gauges_of_the_preempting_cpu_server(version: str) -> None:
     text = gzip.decompress((DATA / f"cpu-vllm-{version}/qwen3-preempting.poll.txt.gz").read_bytes()).decode()
     names = {
         "num_requests_running": "running",
@@ -157,8 +158,8 @@ def test_real_gauges_of_the_preempting_cpu_server(version):
     assert "graph-miss" not in bound.evidence
 
 
-def test_thresholds():
-    def first(rows, **limits):
+def test_thresholds() -> None:
+    def first(rows: Any, **limits: Any) -> Any:
         known = {"max_num_seqs": 8, "capture_effective_full": 8, "max_num_batched_tokens": 1000}
         return bounds(table(rows), client_saturated=False, **{**known, **limits})
 
@@ -185,7 +186,7 @@ def test_thresholds():
     assert saturated.all == ("client", "scheduler")
 
 
-def test_without_gauges_nothing_is_claimed():
+def test_without_gauges_nothing_is_claimed() -> None:
     bound = bounds(
         table([]), max_num_seqs=8, capture_effective_full=8, max_num_batched_tokens=8, client_saturated=False
     )
@@ -198,11 +199,11 @@ def test_without_gauges_nothing_is_claimed():
     assert unknown.all == ("scheduler",) and "the 9 places" in unknown.evidence["scheduler"]
 
 
-def test_a_queue_is_seen_whatever_the_gauges_of_one_sample_say():
+def test_a_queue_is_seen_whatever_the_gauges_of_one_sample_say() -> None:
     """4 sequences, 16 streams, waiting 12 at the peak was told as decode; on a slower machine gauges lag."""
     lagging = [{"running": 2.0, "waiting": 0.0}, {"running": 1.0, "waiting": 2.0}, {"running": 2.0, "waiting": 0.0},
                {"running": 1.0, "waiting": 2.0}]  # fmt: skip
-    known = {"capture_effective_full": None, "max_num_batched_tokens": None, "client_saturated": False}
+    known: dict[str, Any] = {"capture_effective_full": None, "max_num_batched_tokens": None, "client_saturated": False}
     assert bounds(table(lagging), max_num_seqs=2, **known).first == "scheduler"
     # as recorded on an H200 at 128 streams: one or two places are always changing hands
     recorded = [{"running": float(n), "waiting": 64.0} for n in (62, 63, 63, 64, 62, 63, 63, 62)]
@@ -217,9 +218,14 @@ def test_a_queue_is_seen_whatever_the_gauges_of_one_sample_say():
     assert bounds(table(free), max_num_seqs=8, **known).first == "prefill"
 
 
-def test_stalls_that_hold_the_largest_share_are_prefill():
+def test_stalls_that_hold_the_largest_share_are_prefill() -> None:
     rows = table([{"running": 4.0, "waiting": 0.0}] * 4)
-    known = {"max_num_seqs": 8, "capture_effective_full": 8, "max_num_batched_tokens": None, "client_saturated": False}
+    known: dict[str, Any] = {
+        "max_num_seqs": 8,
+        "capture_effective_full": 8,
+        "max_num_batched_tokens": None,
+        "client_saturated": False,
+    }
     stalled = bounds(rows, **known, shares=TimeShares(0.3, 0.6, 0.1, None))
     assert stalled.first == "prefill" and "60% of the requests' time went into stalls" in stalled.evidence["prefill"]
     told = stalled.told(TimeShares(0.3, 0.6, 0.1, 0.0))
@@ -227,15 +233,15 @@ def test_stalls_that_hold_the_largest_share_are_prefill():
     assert bounds(rows, **known, shares=TimeShares(0.5, 0.4, 0.1, None)).first is None
 
 
-def test_a_drafters_rows_count_against_the_graphs():
+def test_a_drafters_rows_count_against_the_graphs() -> None:
     rows = table([{"running": 20.0, "waiting": 0.0}] * 4)
-    known = {"max_num_seqs": 64, "capture_effective_full": 64, "max_num_batched_tokens": None,
+    known: dict[str, Any] = {"max_num_seqs": 64, "capture_effective_full": 64, "max_num_batched_tokens": None,
              "client_saturated": False}  # fmt: skip
     assert bounds(rows, **known).first is None
     assert bounds(rows, **known, drafted=3).first == "graph-miss"  # 80 rows
 
 
-def test_only_a_higher_measured_load_tells_whether_more_would_gain():
+def test_only_a_higher_measured_load_tells_whether_more_would_gain() -> None:
     told = f"{NOT_KNOWN}: at most 8 of 64 places were running, and nothing is full"
 
     def point(concurrency: int, rate: float, bound: str | None = None, **other: object) -> dict[str, object]:
@@ -261,7 +267,7 @@ SAMPLED = set(METRICS_SCHEMA.names) - {"t_ns", "iteration_tokens_buckets"}
 
 @given(st.lists(st.fixed_dictionaries(dict.fromkeys(sorted(SAMPLED), numbers)), max_size=8),
        st.none() | st.integers(1, 64), st.none() | st.integers(0, 64), st.booleans())  # fmt: skip
-def test_any_samples_give_known_bounds_in_order(rows, seqs, capture, saturated):
+def test_any_samples_give_known_bounds_in_order(rows: Any, seqs: Any, capture: Any, saturated: Any) -> None:
     bound = bounds(
         table(rows), max_num_seqs=seqs, capture_effective_full=capture, max_num_batched_tokens=64,
         client_saturated=saturated,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,12 @@ from qwenbench.observe.metrics import METRICS_SCHEMA
 from qwenbench.observe.nvml import NVML_SCHEMA
 
 
-def point(rows: list[dict], metrics: list[dict] = (), nvml: list[dict] = (), **fields: Any) -> dict[str, Any]:
+def point(
+    rows: list[dict[str, Any]],
+    metrics: Iterable[dict[str, Any]] = (),
+    nvml: Iterable[dict[str, Any]] = (),
+    **fields: Any,
+) -> dict[str, Any]:
     return summarise_point(
         table(rows),
         pa.Table.from_pylist(list(metrics), schema=METRICS_SCHEMA),
@@ -26,7 +32,7 @@ def point(rows: list[dict], metrics: list[dict] = (), nvml: list[dict] = (), **f
     )
 
 
-def back_to_back(count: int, length_ms: float = 1000, **fields: Any) -> list[dict]:
+def back_to_back(count: int, length_ms: float = 1000, **fields: Any) -> list[dict[str, Any]]:
     return [request(i * length_ms, (i + 1) * length_ms, **fields) for i in range(count)]
 
 
@@ -140,7 +146,7 @@ def test_prefix_hits_from_usage_where_the_server_has_no_counters() -> None:
     assert point(back_to_back(4, cached_tokens=4))["prefix_hit_rate"] == pytest.approx(0.4)
 
 
-def card(uuid: str, seconds: int, watts: float, used: float = 1000.0) -> list[dict]:
+def card(uuid: str, seconds: int, watts: float, used: float = 1000.0) -> list[dict[str, Any]]:
     return [
         {"t_ns": at_ms(s * 1000), "gpu": uuid, "used_mib": used + s, "power_w": watts, "energy_j": 500.0 + watts * s}
         for s in range(seconds + 1)
@@ -160,7 +166,7 @@ def test_a_neighbours_memory_is_not_over_the_servers_budget() -> None:
     """A recorded run: 48,953 MiB were held by another process, the server itself was 1,923 MiB over 30,506."""
     rows = back_to_back(20, output_tokens=10, ttft_ms=100.0, decode_ms=900.0)
     held = card("GPU-a", 25, 100.0, used=81_405.0)
-    known = {"nvml": held, "vram_before_mib": {"GPU-a": 48_953.0}, "budget_gib": 30_506.0 / 1024}
+    known: dict[str, Any] = {"nvml": held, "vram_before_mib": {"GPU-a": 48_953.0}, "budget_gib": 30_506.0 / 1024}
     assert point(rows, **known)["vram_over_budget_mib"] == pytest.approx(81_430.0 - 48_953.0 - 30_506.0)
     told = [{**row, "own_mib": 32_429.0 if number > 3 else None} for number, row in enumerate(held)]
     row = point(rows, **(known | {"nvml": told}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from pandas import DataFrame
 
 from qwenbench.analysis.capture_reach import captures_reached, reach_notes
 from qwenbench.analysis.price import COLUMNS, price_of_capture
@@ -30,7 +31,7 @@ def row(prices: pd.DataFrame, metric: str) -> pd.Series:
     return found.iloc[0]
 
 
-def test_one_launch_of_each():
+def test_one_launch_of_each() -> None:
     points = point_frame(
         point(name, capture, kv_cache_gib=kv, kv_cache_blocks=blocks, startup_s=start, output_tokens_per_s=speed,
               itl_ms_p50=itl, requests_that_fit=(blocks - 1) // 5)
@@ -53,7 +54,7 @@ def test_one_launch_of_each():
     assert "capture_s" not in set(prices["metric"])
 
 
-def test_repeats_give_an_interval_that_holds_the_change():
+def test_repeats_give_an_interval_that_holds_the_change() -> None:
     points = point_frame(
         point(f"c{capture}", capture, repeat=repeat, launch=repeat, output_tokens_per_s=1000 + capture + noise,
               startup_s=100.0 + capture + noise)
@@ -70,7 +71,7 @@ def test_repeats_give_an_interval_that_holds_the_change():
     assert list(prices[prices["metric"] == "startup_s"]["basis"]) == ["repeats", "repeats"]
 
 
-def test_only_equal_configurations_are_compared():
+def test_only_equal_configurations_are_compared() -> None:
     points = point_frame(
         [
             point("a", 16, max_num_seqs=16, output_tokens_per_s=1.0),
@@ -86,7 +87,7 @@ def test_only_equal_configurations_are_compared():
     assert steps == {("a", "c"), ("a", "b")}
 
 
-def test_loads_that_only_one_side_has_are_left_out():
+def test_loads_that_only_one_side_has_are_left_out() -> None:
     points = point_frame(
         [
             point("a", 16, concurrency=8, output_tokens_per_s=1.0),
@@ -101,7 +102,7 @@ def test_loads_that_only_one_side_has_are_left_out():
 
 
 @pytest.mark.parametrize("points", [point_frame([]), point_frame([point("a", 16)])])
-def test_without_two_capture_sizes_there_is_no_price(points):
+def test_without_two_capture_sizes_there_is_no_price(points: DataFrame) -> None:
     prices = price_of_capture(points, {})
     assert prices.empty
     assert tuple(prices.columns) == COLUMNS
@@ -113,7 +114,7 @@ def reached(capture: int, prompt: float, ttft: float, *, seqs: int = 64) -> dict
                  ttft_ms_p50=ttft, output_tokens_per_s=1e5 / ttft, kv_cache_gib=17 - capture / 2000)  # fmt: skip
 
 
-def test_prompts_between_two_captures_show_the_second_gain():
+def test_prompts_between_two_captures_show_the_second_gain() -> None:
     points = point_frame([reached(64, 240, 89), reached(512, 240, 60), reached(1024, 240, 61)])
     (found,) = captures_reached(points)
     assert (found.larger, found.smaller, found.ttft_ms) == ("c512s64", "c64s64", (60, 89)), "the nearest on each side"
@@ -127,11 +128,13 @@ def test_prompts_between_two_captures_show_the_second_gain():
     [reached(64, 40, 89), reached(512, 40, 60)],
     [reached(64, 1600, 89), reached(2048, 1600, 60)],
 ])  # fmt: skip
-def test_nothing_is_said_where_capture_is_not_what_differs_or_no_prompt_lies_between(points: list[dict[str, object]]):
+def test_nothing_is_said_where_capture_is_not_what_differs_or_no_prompt_lies_between(
+    points: list[dict[str, object]],
+) -> None:
     assert captures_reached(point_frame(points)) == ()
 
 
-def test_without_a_larger_capture_the_answer_tells_what_one_gave_elsewhere_and_costs():
+def test_without_a_larger_capture_the_answer_tells_what_one_gave_elsewhere_and_costs() -> None:
     (note,) = reach_notes(point_frame([reached(64, 240, 89)]), "c64s64", 16)
     assert "--capture 512 --max-num-seqs 64" in note and "anything from nothing to that" in note
     assert list(reach_notes(point_frame([reached(512, 240, 60)]), "c512s64", 16)) == [], "its prompts fit"

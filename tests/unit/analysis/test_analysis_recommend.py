@@ -23,7 +23,9 @@ from qwenbench.runfolder.cells import Cell, LoadPoint
 TOKENS = "output_tokens_per_s"
 
 
-def ask(tmp_path: Path, rows: list[dict], slo: str = "", failures: dict | None = None, **question: Any) -> Answer:
+def ask(
+    tmp_path: Path, rows: list[dict[str, Any]], slo: str = "", failures: dict[str, Any] | None = None, **question: Any
+) -> Answer:
     limits = parse_point_limits(slo) if slo else ()
     return recommend(plant(tmp_path / "run", rows, failures), Question(limits=limits, **question))
 
@@ -107,7 +109,12 @@ def test_a_tie_goes_to_the_one_without_risk_and_is_undecided(tmp_path: Path) -> 
 
 
 def test_budget_overrun_preemptions_and_a_full_cache_are_told_as_risks(tmp_path: Path) -> None:
-    figures = {"output_tokens_per_s": 100, "vram_over_budget_mib": 1234.5, "preemptions": 3, "requests_that_fit": 6}
+    figures: dict[str, Any] = {
+        "output_tokens_per_s": 100,
+        "vram_over_budget_mib": 1234.5,
+        "preemptions": 3,
+        "requests_that_fit": 6,
+    }
     answer = ask(tmp_path, [row("cap16", 8, **figures)], users=8)
     assert [risk.split(":")[0] for risk in answer.risks] == [
         "VRAM went 1,234 MiB past the budget under load",
@@ -232,7 +239,7 @@ def test_all_invalid_qualifies_nothing(tmp_path: Path) -> None:
 
 
 def test_scenarios_weigh_and_each_must_meet_the_limits(tmp_path: Path) -> None:
-    def both(config: str, math: float, code: float, ttft: float) -> list[dict]:
+    def both(config: str, math: float, code: float, ttft: float) -> list[dict[str, Any]]:
         return [
             row(config, 8, output_tokens_per_s=math, ttft_ms_p50=10.0),
             row(config, 8, output_tokens_per_s=code, ttft_ms_p50=ttft, scenario="code"),

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,7 +102,7 @@ def test_bootstrap_percentile_never_fails_and_holds_its_value(samples: list[list
         assert estimate.low <= estimate.value <= estimate.high
 
 
-def rows_of(ttfts: dict[int, float], **fields: object) -> tuple[pd.DataFrame, dict]:
+def rows_of(ttfts: dict[int, float], **fields: Any) -> tuple[pd.DataFrame, dict[str, Any]]:
     rows, tables = [], {}
     for repeat, ttft in ttfts.items():
         records = table([request(i * 1000, (i + 1) * 1000, ttft_ms=ttft + i % 5) for i in range(20)])
@@ -135,7 +137,7 @@ def test_summary_with_one_repeat_or_invalid_ones() -> None:
     assert len(summary_rows(point_frame([]))) == 0
 
 
-def test_summary_survives_a_csv(tmp_path) -> None:
+def test_summary_survives_a_csv(tmp_path: Path) -> None:
     points, tables = rows_of({1: 100.0, 2: 104.0})
     points.to_csv(tmp_path / "points.csv", index=False)
     again = summary_rows(read_points(tmp_path / "points.csv"), tables.get)

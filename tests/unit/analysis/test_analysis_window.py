@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.window import Window, span_of_load, window_of
 
 
-def arrays(rows: list[dict]) -> RequestArrays:
+def arrays(rows: list[dict[str, Any]]) -> RequestArrays:
     return RequestArrays.of(table(rows))
 
 
-def streams(count: int, turns: int, length_ms: float = 100, stagger_ms: float = 0, pause_ms: float = 0) -> list[dict]:
+def streams(
+    count: int, turns: int, length_ms: float = 100, stagger_ms: float = 0, pause_ms: float = 0
+) -> list[dict[str, Any]]:
     """Streams that send back to back, each beginning a little after the one before."""
     return [
         request(stream * stagger_ms + turn * length_ms, stream * stagger_ms + (turn + 1) * length_ms - pause_ms)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,11 +13,11 @@ from qwenbench.errors import UsageError
 
 
 @pytest.mark.parametrize("name", ["rtx-5090", "RTX 5090", "NVIDIA GeForce RTX 5090", "5090", "rtx_5090"])
-def test_names_of_a_card(name):
+def test_names_of_a_card(name: str) -> None:
     assert find_card(name).name == "rtx-5090"
 
 
-def test_every_card_says_where_its_totals_are_from_and_leaves_out_what_is_not_known():
+def test_every_card_says_where_its_totals_are_from_and_leaves_out_what_is_not_known() -> None:
     for card in CARDS.values():
         assert card.source
         if card.nvml_mib is not None and card.cuda_gib_linux is not None:
@@ -44,18 +46,18 @@ def test_every_card_says_where_its_totals_are_from_and_leaves_out_what_is_not_kn
         ("NVIDIA B200", "b200"),
     ],
 )
-def test_names_as_nvml_tells_them(name, card):
+def test_names_as_nvml_tells_them(name: str, card: str) -> None:
     assert find_card(name).name == card
 
 
-def test_unified_memory_has_cudas_total_only_and_a_laptop_nvmls_only():
+def test_unified_memory_has_cudas_total_only_and_a_laptop_nvmls_only() -> None:
     assert find_card("gb10").vram_mib == pytest.approx(121.69 * 1024)
     assert find_card("rtx-5090-laptop").cuda_gib("wsl") == 23.89
     with pytest.raises(UsageError, match="on Linux is not known"):
         find_card("rtx-5090-laptop").cuda_gib()
 
 
-def test_an_unknown_card_names_the_nearest():
+def test_an_unknown_card_names_the_nearest() -> None:
     with pytest.raises(UsageError, match="did you mean rtx-5090"):
         find_card("rtx-5099")
     with pytest.raises(UsageError, match="--vram-mib"):
@@ -67,13 +69,13 @@ def test_an_unknown_card_names_the_nearest():
 
 
 @given(st.floats(0.05, 1.0))
-def test_the_budget_is_the_smaller_cards_and_never_more(fraction):
+def test_the_budget_is_the_smaller_cards_and_never_more(fraction: Any) -> None:
     card = find_card("rtx-5090")
     kept = utilization_for_card(card, 139.80, fraction) * 139.80
     assert 0 <= fraction * card.cuda_gib() - kept < 0.0015
 
 
-def test_budgets_that_make_no_sense():
+def test_budgets_that_make_no_sense() -> None:
     with pytest.raises(UsageError, match="does not fit"):
         utilization_for_card(find_card("h100"), 31.36, 0.9)
     with pytest.raises(UsageError, match="0 < U <= 1"):

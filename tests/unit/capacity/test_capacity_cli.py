@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,7 @@ DATA = Path(__file__).parents[2] / "data" / "memory"
 
 
 @pytest.fixture
-def unpacked(tmp_path: Path):
+def unpacked(tmp_path: Path) -> Callable[..., Any]:
     def unpack(name: str) -> str:
         target = tmp_path / Path(name).name.removesuffix(".gz")
         target.write_bytes(gzip.decompress((DATA / name).read_bytes()))
@@ -23,7 +25,7 @@ def unpacked(tmp_path: Path):
     return unpack
 
 
-def test_ledger_json(unpacked, capsys):
+def test_ledger_json(unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     run = "h200-vllm-0.20.2/cap64-seq256"
     status = dispatch(
         ["ledger", unpacked(f"{run}.log.gz"), "--metrics", unpacked(f"{run}.metrics0.txt.gz"),
@@ -38,7 +40,9 @@ def test_ledger_json(unpacked, capsys):
     assert list(data)[27] == "warnings"
 
 
-def test_ledger_table_shows_the_risk(unpacked, capsys, monkeypatch):
+def test_ledger_table_shows_the_risk(
+    unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     run = "h200-vllm-0.20.2/cap64-seq256"
     assert dispatch(
@@ -51,7 +55,9 @@ def test_ledger_table_shows_the_risk(unpacked, capsys, monkeypatch):
         assert row in out
 
 
-def test_ledger_of_a_cut_off_log_and_of_other_texts(unpacked, capsys, tmp_path):
+def test_ledger_of_a_cut_off_log_and_of_other_texts(
+    unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert dispatch(["ledger", unpacked("h200-vllm-0.20.2/cap64-seq64-fp8kv.log.gz"), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["kv_cache_gib"] is None
@@ -77,14 +83,16 @@ def test_ledger_of_a_cut_off_log_and_of_other_texts(unpacked, capsys, tmp_path):
         (["plan", "--card", "rtx-5090", "--vllm", "newest"], "version"),
     ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, words, capsys):
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert dispatch(arguments) == 2
     out, err = capsys.readouterr()
     assert words in err
     assert out == "" and len(err.splitlines()) == 1
 
 
-def test_plan_json_from_a_saved_log(unpacked, capsys):
+def test_plan_json_from_a_saved_log(unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> None:
     probe = unpacked("h200-vllm-0.20.2/cap64-seq64.log.gz")
     assert dispatch(
         ["plan", "--card", "h200", "--capture", "16", "--max-num-seqs", "16", "--gpu-memory-utilization", "0.21546",
@@ -100,7 +108,7 @@ def test_plan_json_from_a_saved_log(unpacked, capsys):
     assert data["requests_that_fit"] == 214
 
 
-def test_plan_of_any_model_by_its_config_json(capsys, tmp_path):
+def test_plan_of_any_model_by_its_config_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({
         "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
@@ -116,7 +124,7 @@ def test_plan_of_any_model_by_its_config_json(capsys, tmp_path):
     assert "num_hidden_layers" in capsys.readouterr().err
 
 
-def test_plan_says_when_nothing_is_left(capsys):
+def test_plan_says_when_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     assert dispatch(["plan", "--card", "rtx-5080", "--gpu-memory-utilization", "0.5", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["kv_cache_gib"] is None
@@ -126,7 +134,9 @@ def test_plan_says_when_nothing_is_left(capsys):
 class TestSeveralLedgers:
     """Several logs, or the folder of a run."""
 
-    def test_a_table_and_json_of_several(self, unpacked, capsys, monkeypatch):
+    def test_a_table_and_json_of_several(
+        self, unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         logs = [unpacked(f"vllm-0.26.0/{name}.log.gz") for name in ("pair-cap64", "pair-cap1024", "mtp3")]
         assert dispatch(["ledger", *logs]) == 0
@@ -138,7 +148,7 @@ class TestSeveralLedgers:
         assert [ledger["server"] for ledger in ledgers] == logs
         assert [ledger["kv_cache_blocks"] for ledger in ledgers] == [1053, 1026, 902]
 
-    def test_a_runs_folder_and_a_configurations(self, capsys, tmp_path):
+    def test_a_runs_folder_and_a_configurations(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for number, name in enumerate(("pair-cap64", "pair-cap512")):
             folder = tmp_path / "run" / "servers" / f"c{number}"
             folder.mkdir(parents=True)
@@ -154,7 +164,9 @@ class TestSeveralLedgers:
         assert dispatch(["ledger", str(tmp_path)]) == 2
         assert "neither a run's folder" in capsys.readouterr().err
 
-    def test_another_cards_log_is_questioned(self, unpacked, capsys):
+    def test_another_cards_log_is_questioned(
+        self, unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         log = unpacked("h200-vllm-0.20.2/cap64-seq64.log.gz")
         assert dispatch(["ledger", log, "--card", "rtx-5090"]) == 0
         said = capsys.readouterr()
@@ -163,7 +175,9 @@ class TestSeveralLedgers:
         said = capsys.readouterr()
         assert "is it another card" not in said.out + said.err
 
-    def test_a_dead_engines_log_is_questioned(self, unpacked, capsys):
+    def test_a_dead_engines_log_is_questioned(
+        self, unpacked: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert dispatch(["ledger", unpacked("cpu-vllm-0.28.0/qwen35-crash.log.gz"), "--json"]) == 0
         said = capsys.readouterr()
         assert json.loads(said.out)["died"]
@@ -173,7 +187,7 @@ class TestSeveralLedgers:
 class TestSeveralPlans:
     """vLLM's own spellings, and a row for each capture size."""
 
-    def test_a_row_each(self, capsys, monkeypatch):
+    def test_a_row_each(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("COLUMNS", "200")
         arguments = ["plan", "--card", "rtx-5090", "--max-num-seqs", "64", "--vllm", "0.26.0", "--capture", "16,64,512"]
         assert dispatch([*arguments, "--prompt", "452", "--json"]) == 0
@@ -193,13 +207,13 @@ class TestSeveralPlans:
             ["--compilation-config.max_cudagraph_capture_size", "64"],
         ],
     )
-    def test_spellings_give_one_plan(self, spelling, capsys):
+    def test_spellings_give_one_plan(self, spelling: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         common = ["plan", "--card", "rtx-5090", "--max-num-seqs", "64", "--vllm", "0.26.0", "--json"]
         assert dispatch([*common, *spelling]) == 0
         plan = json.loads(capsys.readouterr().out)
         assert plan["graphs_gib"] == pytest.approx(0.11, abs=0.01)
 
-    def test_a_drafter_and_a_text_only_server(self, capsys):
+    def test_a_drafter_and_a_text_only_server(self, capsys: pytest.CaptureFixture[str]) -> None:
         common = ["plan", "--card", "rtx-5090", "--capture", "64", "--max-num-seqs", "16", "--vllm", "0.26.0", "--json"]
         given = {}
         for name, more in {
@@ -214,7 +228,9 @@ class TestSeveralPlans:
         assert given["text"]["weights_gib"] == pytest.approx(9.71, abs=0.01)
         assert given["text"]["kv_cache_gib"] > given["plain"]["kv_cache_gib"] + 1.5
 
-    def test_a_probe_without_its_utilisation_has_its_versions_default(self, tmp_path, capsys):
+    def test_a_probe_without_its_utilisation_has_its_versions_default(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         log = tmp_path / "probe.log"
         log.write_text(
             "INFO 11-26 02:00:00 [core.py:1] Initializing a V1 LLM engine (v0.20.2) with config: model='m'\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -33,7 +34,7 @@ def shape(name: str) -> ModelShape:
     return ModelShape.from_hf_config(json.loads((DATA / f"{name}.config.json").read_text()), name)
 
 
-def test_the_seeds_layout_from_its_config_json():
+def test_the_seeds_layout_from_its_config_json() -> None:
     assert kv_layout(shape("qwen3.5-9b-nvfp4")) == SEED
     assert SEED.block_tokens == 528
     assert SEED.bytes_per_block == 17_301_504
@@ -44,7 +45,7 @@ def test_the_seeds_layout_from_its_config_json():
     assert known_shape("meta-llama/Llama-2-7b") is None
 
 
-def test_fp8_doubles_the_block_as_the_recorded_log_says():
+def test_fp8_doubles_the_block_as_the_recorded_log_says() -> None:
     assert kv_layout(SEED_SHAPE, "fp8_e4m3").block_tokens == 1056
 
 
@@ -52,14 +53,14 @@ def test_fp8_doubles_the_block_as_the_recorded_log_says():
     ("gib", "blocks", "printed"),
     [(17.32, 1074, 563_085), (17.31, 1074, 563_085), (17.29, 1072, 562_036), (17.40, 1079, 565_706)],
 )
-def test_recorded_gpu_runs(gib, blocks, printed):
+def test_recorded_gpu_runs(gib: float, blocks: int, printed: int) -> None:
     low, high = blocks_range_for_printed_gib(gib, SEED)
     assert low <= blocks <= high <= low + 1
     assert printed_tokens("0.20.2", blocks, SEED, 262_144) == printed
     assert blocks_from_printed_tokens(printed, "max_concurrency", SEED, 262_144) == (blocks, blocks)
 
 
-def test_the_same_memory_in_two_versions_words():
+def test_the_same_memory_in_two_versions_words() -> None:
     assert printed_tokens("0.20.2", 1072, SEED, 262_144) == 562_036
     assert printed_tokens("0.18.0", 1072, SEED, 262_144) == 141_504
     assert printed_tokens("0.19.0", 1072, SEED, 262_144) == 141_504
@@ -67,12 +68,12 @@ def test_the_same_memory_in_two_versions_words():
     assert kv_cache_tokens(1072, SEED, None) == 528 * (1072 - 1 - 3)
 
 
-def test_the_seeds_two_figures_are_018s_formula():
+def test_the_seeds_two_figures_are_018s_formula() -> None:
     assert blocks_from_printed_tokens(110_880, "blocks_per_group", SEED, 262_144) == (840, 843)
     assert blocks_from_printed_tokens(77_088, "blocks_per_group", SEED, 262_144) == (584, 587)
 
 
-def test_requests_that_fit_against_the_256_stream_run():
+def test_requests_that_fit_against_the_256_stream_run() -> None:
     """1072 blocks, 522 + 128 tokens: 208 ran and 48 waited."""
     assert abs(requests_that_fit(1072, SEED, 522 + 128) / 208 - 1) < 0.05
 
@@ -87,7 +88,9 @@ def test_requests_that_fit_against_the_256_stream_run():
         ("tiny-qwen3", "none", None, 1.0, 1024, 128, 4096, 524_288),
     ],
 )
-def test_tiny_models_on_the_cpu_engine(model, mode, state, gib, length, block, blocks, tokens):
+def test_tiny_models_on_the_cpu_engine(
+    model: str, mode: str, state: str | None, gib: float, length: int, block: int, blocks: int, tokens: int
+) -> None:
     layout = kv_layout(shape(model), state_dtype=state, mamba_cache_mode=mode, base_block_tokens=128)
     assert layout.block_tokens == block
     assert blocks_for_gib(gib, layout) == blocks
@@ -95,7 +98,7 @@ def test_tiny_models_on_the_cpu_engine(model, mode, state, gib, length, block, b
     assert printed_tokens("0.32.0", 16, layout, length) == int(16 / layout.blocks_per_request(length) * length)
 
 
-def test_dense_and_sliding_window_models():
+def test_dense_and_sliding_window_models() -> None:
     dense = ModelShape.from_hf_config(
         {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
     )
@@ -134,12 +137,12 @@ def test_dense_and_sliding_window_models():
         ({"num_hidden_layers": 2, "layer_types": ["full_attention"]}, "1 layer types"),
     ],
 )
-def test_a_config_that_lacks_something_names_it(config, field):
+def test_a_config_that_lacks_something_names_it(config: dict[str, Any], field: str) -> None:
     with pytest.raises(UsageError, match=field):
         ModelShape.from_hf_config(config, "m")
 
 
-def test_values_that_are_not_known_are_refused():
+def test_values_that_are_not_known_are_refused() -> None:
     with pytest.raises(UsageError, match="mamba cache mode"):
         kv_layout(SEED_SHAPE, mamba_cache_mode="all")
     with pytest.raises(UsageError, match="fp6"):
@@ -166,7 +169,7 @@ layouts = st.builds(
 
 
 @given(layouts, st.integers(1, 20_000), st.integers(1, 300_000))
-def test_the_longest_request_fits_and_one_more_token_does_not(layout, blocks, limit):
+def test_the_longest_request_fits_and_one_more_token_does_not(layout: Any, blocks: Any, limit: Any) -> None:
     longest = kv_cache_tokens(blocks, layout, limit)
     assert longest <= limit
     if longest:
@@ -176,7 +179,7 @@ def test_the_longest_request_fits_and_one_more_token_does_not(layout, blocks, li
 
 
 @given(layouts, st.integers(1, 20_000), st.integers(1, 300_000))
-def test_blocks_printed_and_read_again(layout, blocks, length):
+def test_blocks_printed_and_read_again(layout: Any, blocks: Any, length: Any) -> None:
     newer = printed_tokens("0.20", blocks, layout, length)
     low, high = blocks_from_printed_tokens(newer, "max_concurrency", layout, length)
     assert low <= blocks <= high
@@ -187,5 +190,5 @@ def test_blocks_printed_and_read_again(layout, blocks, length):
 
 
 @given(layouts, st.integers(1, 5_000), st.integers(1, 100_000), st.integers(0, 10_000))
-def test_longer_requests_never_fit_more_often(layout, blocks, tokens, more):
+def test_longer_requests_never_fit_more_often(layout: Any, blocks: Any, tokens: Any, more: Any) -> None:
     assert requests_that_fit(blocks, layout, tokens + more) <= requests_that_fit(blocks, layout, tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,9 @@ def recorded(name: str) -> StartupLog:
     return parse_startup_log(gzip.decompress((RECORDED / f"{name}.log.gz").read_bytes()).decode())
 
 
-def planned(flags: str, version: str = "0.26.0", card: str = "rtx-5090", platform: str = "linux", **more) -> ConfigPlan:
+def planned(
+    flags: str, version: str = "0.26.0", card: str = "rtx-5090", platform: str = "linux", **more: Any
+) -> ConfigPlan:
     config = ServerConfig(flags=parse_flags(flags.split()))
     return plan_config(config, SEED_SHAPE, version=version, card=find_card(card), platform=platform, **more)
 

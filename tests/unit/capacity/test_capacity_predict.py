@@ -16,7 +16,7 @@ from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.graphs import capture_sizes, graphs_gib
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
-from qwenbench.capacity.predict import Target, predict
+from qwenbench.capacity.predict import Prediction, Target, predict
 from qwenbench.capacity.weights import WeightsUnknown, count_weights
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
@@ -43,7 +43,7 @@ def config(**flags: str) -> ServerConfig:
     return ServerConfig(flags={name.replace("_", "-"): value for name, value in flags.items()})
 
 
-def prediction_of(target: str, probe: str):
+def prediction_of(target: str, probe: str) -> Prediction:
     capture, seqs, estimated, _, _ = RUNS[target]
     calibration = calibrate(recorded(probe), SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
     return predict(
@@ -57,7 +57,7 @@ def prediction_of(target: str, probe: str):
 
 @pytest.mark.parametrize("target", RUNS)
 @pytest.mark.parametrize("probe", RUNS)
-def test_every_recorded_run_from_every_other(probe, target):
+def test_every_recorded_run_from_every_other(probe: str, target: str) -> None:
     _, _, _, kv_gib, blocks = RUNS[target]
     prediction = prediction_of(target, probe)
     assert abs(prediction.kv_cache_gib / kv_gib - 1) < 0.005
@@ -68,7 +68,7 @@ def test_every_recorded_run_from_every_other(probe, target):
 
 
 @pytest.mark.parametrize("probe", RUNS)
-def test_sign_and_size_of_what_capture_alone_changes(probe):
+def test_sign_and_size_of_what_capture_alone_changes(probe: str) -> None:
     kv = {name: prediction_of(name, probe).kv_cache_gib for name in RUNS}
     assert kv["cap16-seq16"] > kv["cap32-seq32"] > kv["cap64-seq64"]
     assert kv["cap64-seq64-noest"] > kv["cap64-seq64"]
@@ -82,7 +82,9 @@ def test_sign_and_size_of_what_capture_alone_changes(probe):
     ("probe", "platform", "total", "utilization", "tokens"),
     [("linux", "wsl", 31.84, 0.8, 77_088), ("wsl", "linux", 31.36, 0.95, 110_880)],
 )
-def test_the_seeds_wsl_figure_from_the_headless_one_and_back(probe, platform, total, utilization, tokens):
+def test_the_seeds_wsl_figure_from_the_headless_one_and_back(
+    probe: str, platform: str, total: float, utilization: float, tokens: int
+) -> None:
     """What remains (-2.1 % and +1.4 %): 0.19 GiB of context and libraries between the two machines, and 0.18's
     printing in steps of 4 blocks."""
     log, probe_total, _ = CARD_PROBES["rtx-5090", probe]
@@ -103,7 +105,7 @@ def test_the_seeds_wsl_figure_from_the_headless_one_and_back(probe, platform, to
     assert "another machine" in plan.basis
 
 
-def test_a_log_with_only_the_printed_tokens_calibrates():
+def test_a_log_with_only_the_printed_tokens_calibrates() -> None:
     text = (
         "INFO  █▄█▀ █  version 0.18.0\n"
         "INFO non-default args: {'gpu_memory_utilization': 0.95, 'max_cudagraph_capture_size': 64, "
@@ -115,14 +117,14 @@ def test_a_log_with_only_the_printed_tokens_calibrates():
     assert calibration.other_gib == pytest.approx(built_in.other_gib)
 
 
-def test_a_log_with_only_the_printed_gib_calibrates_to_its_rounding():
+def test_a_log_with_only_the_printed_gib_calibrates_to_its_rounding() -> None:
     log = StartupLog(requested={"gpu_memory_utilization": 0.9}, weights_gib=10.0, kv_cache_gib=15.0)
     calibration = calibrate(log, SEED_SHAPE, LAYOUT, cuda_total_gib=30.0)
     assert calibration.other_gib == pytest.approx(2.0)
     assert calibration.other_high_gib - calibration.other_low_gib == pytest.approx(0.01)
 
 
-def test_without_a_probe_the_interval_spans_what_was_seen():
+def test_without_a_probe_the_interval_spans_what_was_seen() -> None:
     own = plan_config(
         config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95"),
         SEED_SHAPE, version="0.18.0", card=find_card("rtx-5090"),
@@ -137,7 +139,7 @@ def test_without_a_probe_the_interval_spans_what_was_seen():
     assert "--probe" in other.basis
 
 
-def test_the_versions_own_evidence_makes_the_middle():
+def test_the_versions_own_evidence_makes_the_middle() -> None:
     """Three recorded servers of 0.20.2 with this budget (29.8 GiB) held 16.98 to 17.01 GiB, none of 0.18's 13.6."""
     plan = plan_config(
         config(max_cudagraph_capture_size="64", max_num_seqs="64", gpu_memory_utilization="0.95"),
@@ -148,7 +150,7 @@ def test_the_versions_own_evidence_makes_the_middle():
     assert plan.kv_cache_gib_high - plan.kv_cache_gib_low < 1.5
 
 
-def test_weights_counted_from_config_json():
+def test_weights_counted_from_config_json() -> None:
     counted = count_weights(json.loads((DATA / "qwen3.5-9b-nvfp4.config.json").read_text()))
     assert abs(counted.total_gib() / 10.57 - 1) < 0.05
     assert abs(counted.total_gib(text_only=True) / 9.71 - 1) < 0.05
@@ -163,7 +165,7 @@ def test_weights_counted_from_config_json():
                        "layer_types": ["mamba"]})  # fmt: skip
 
 
-def test_a_card_smaller_than_the_weights_gives_no_figures():
+def test_a_card_smaller_than_the_weights_gives_no_figures() -> None:
     plan = plan_config(config(gpu_memory_utilization="0.5"), SEED_SHAPE, version="0.18.0", card=find_card("rtx-5080"))
     assert plan.prediction.kv_cache_gib is None
     assert plan.prediction.kv_cache_blocks is None
@@ -172,7 +174,7 @@ def test_a_card_smaller_than_the_weights_gives_no_figures():
     assert "10.57" in plan.cannot_start and "7.7" in plan.cannot_start
 
 
-def test_an_interval_around_nothing_has_no_middle():
+def test_an_interval_around_nothing_has_no_middle() -> None:
     """12.5 GiB of budget, and on 0.17 between 2.7 and 4.3 GiB of it for what no probe has shown yet."""
     plan = plan_config(
         config(gpu_memory_utilization="0.91", max_cudagraph_capture_size="32", max_num_seqs="32", max_model_len="auto"),
@@ -187,7 +189,7 @@ def test_an_interval_around_nothing_has_no_middle():
     assert "the model's own 262,144 tokens" in whole.cannot_start
 
 
-def test_the_seeds_own_config_json_is_calibrated_as_the_built_in_one():
+def test_the_seeds_own_config_json_is_calibrated_as_the_built_in_one() -> None:
     from_file = ModelShape.from_hf_config(
         json.loads((DATA / "qwen3.5-9b-nvfp4.config.json").read_text()), "ig1/Qwen3.5-9B-NVFP4"
     )
@@ -214,7 +216,7 @@ def test_the_seeds_own_config_json_is_calibrated_as_the_built_in_one():
         ),
     ],
 )
-def test_risks(flags, platform, risk):
+def test_risks(flags: dict[str, str], platform: str, risk: str) -> None:
     asked = {"max_cudagraph_capture_size": "64", "max_num_seqs": "64", **flags}
     plan = plan_config(
         config(**asked), SEED_SHAPE, version="0.18.0", card=find_card("rtx-5090"), platform=platform
@@ -223,7 +225,7 @@ def test_risks(flags, platform, risk):
     assert risk == "none" or "risk:" in plan.basis
 
 
-def test_a_probe_that_says_too_little():
+def test_a_probe_that_says_too_little() -> None:
     with pytest.raises(UsageError, match="utilization"):
         calibrate(StartupLog(kv_cache_gib=1.0), SEED_SHAPE, LAYOUT, cuda_total_gib=31.36)
     cut_off = StartupLog(requested={"gpu_memory_utilization": 0.9})
@@ -234,12 +236,12 @@ def test_a_probe_that_says_too_little():
         calibrate(recorded("cap64-seq64"), tiny, kv_layout(tiny), cuda_total_gib=H200_TOTAL)
 
 
-def test_utilisation_over_one_is_refused():
+def test_utilisation_over_one_is_refused() -> None:
     with pytest.raises(UsageError, match="0 < U <= 1"):
         plan_config(config(gpu_memory_utilization="1.2"), SEED_SHAPE, version="0.18.0", card=find_card("h100"))
 
 
-def test_capture_sizes_are_those_of_the_recorded_logs():
+def test_capture_sizes_are_those_of_the_recorded_logs() -> None:
     for name, (capture, *_rest) in RUNS.items():
         assert capture_sizes(capture) == recorded(name).capture_sizes
     assert capture_sizes(0) == ()
@@ -247,12 +249,16 @@ def test_capture_sizes_are_those_of_the_recorded_logs():
 
 
 @given(st.integers(1, 512), st.integers(1, 512), st.floats(0.3, 1.0), st.floats(0.3, 1.0))
-def test_more_capture_never_gives_more_kv_and_more_memory_never_less(capture, more, low, high):
+def test_more_capture_never_gives_more_kv_and_more_memory_never_less(
+    capture: int, more: int, low: float, high: float
+) -> None:
     calibration = calibrate(CARD_PROBES["h200", "linux"][0], SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
 
     def kv(size: int, share: float) -> float:
         target = Target(H200_TOTAL, share, size, 64, "0.20.2")
-        return predict(target, SEED_SHAPE, LAYOUT, calibration).kv_cache_gib
+        found = predict(target, SEED_SHAPE, LAYOUT, calibration).kv_cache_gib
+        assert found is not None
+        return found
 
     assert kv(capture + more, 0.9) <= kv(capture, 0.9)
     assert kv(64, min(low, high)) <= kv(64, max(low, high))

@@ -35,7 +35,9 @@ B9, B27, A3B = qwen35(32, 4, 32), qwen35(64, 4, 48), qwen35(40, 2, 32)
         ("0.29.0", B9, "align", 528, 9.10, 267_842, 8.17, 32_768),
     ],
 )
-def test_published_logs(version, shape, mode, block, gib, tokens, concurrency, length):
+def test_published_logs(
+    version: str, shape: ModelShape, mode: str, block: int, gib: float, tokens: int, concurrency: float, length: int
+) -> None:
     layout = kv_layout(shape, mamba_cache_mode=mode)
     assert layout.block_tokens == block
     low, high = blocks_range_for_printed_gib(gib, layout)
@@ -53,7 +55,7 @@ def test_published_logs(version, shape, mode, block, gib, tokens, concurrency, l
     # 0.18.1 capped its captures to `141 blocks available`.
     [(B27, 784, 141, 27_440)],
 )
-def test_published_block_counts(shape, block, blocks, tokens):
+def test_published_block_counts(shape: ModelShape, block: int, blocks: int, tokens: int) -> None:
     layout: KvLayout = kv_layout(shape)
     assert layout.block_tokens == block
     assert printed_tokens("0.18.1", blocks, layout, 32_768) == tokens

@@ -78,7 +78,7 @@ def test_the_graphs_estimate_follows_its_variable() -> None:
 
 
 def test_extra_arguments_come_last_as_on_the_command_line() -> None:
-    config = ServerConfig(flags={"max-num-seqs": "64"}, extra_args=["--max-num-seqs", "32", "-tp", "2"])
+    config = ServerConfig(flags={"max-num-seqs": "64"}, extra_args=("--max-num-seqs", "32", "-tp", "2"))
     assert settings_of_config(config).max_num_seqs == 32
     assert settings_of_config(config).tensor_parallel == 2
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,7 +41,9 @@ def sizes(version: str, tokens: str, length: str, concurrency: str) -> StartupLo
         ("0.20.2", "65,536", "32,768", "2.00", "max_concurrency"),
     ],
 )
-def test_the_printed_numbers_outrank_the_version(version, tokens, length, concurrency, formula):
+def test_the_printed_numbers_outrank_the_version(
+    version: str, tokens: str, length: str, concurrency: str, formula: str
+) -> None:
     assert sizes(version, tokens, length, concurrency).kv_cache_tokens_formula == formula
 
 
@@ -48,7 +52,7 @@ def test_the_printed_numbers_outrank_the_version(version, tokens, length, concur
     [("0.19.1", "blocks_per_group"), ("0.20.0", "blocks_per_group"), ("0.20.0.dev7", "blocks_per_group"),
      ("0.20.2", "max_concurrency"), ("0.31.0rc2.dev5", "max_concurrency"), ("0.1.dev1+gabcdef", None)],
 )  # fmt: skip
-def test_the_version_decides_where_the_log_ends_early(version, formula):
+def test_the_version_decides_where_the_log_ends_early(version: str, formula: str | None) -> None:
     log = parse_startup_log(f"INFO  █▄█▀ █  version {version} \nINFO GPU KV cache size: 141,504 tokens\n")
     assert log.kv_cache_tokens_formula == formula
 
@@ -70,7 +74,7 @@ def test_the_version_decides_where_the_log_ends_early(version, formula):
          "FLASHINFER"),  # the second is the drafter's
     ],
 )  # fmt: skip
-def test_the_attention_backend_comes_from_lines_about_attention(lines, backend):
+def test_the_attention_backend_comes_from_lines_about_attention(lines: str, backend: str | None) -> None:
     assert parse_startup_log(f"INFO 01-27 00:31:44 {lines}").attention_backend == backend
 
 
@@ -79,7 +83,7 @@ def test_the_attention_backend_comes_from_lines_about_attention(lines, backend):
     ["(RayWorkerProc pid={}, ip=10.0.0.{})", "(RayWorkerWrapper pid={})", "(VllmWorker rank={} pid=7{})",
      "(Worker_TP{} pid=5{})", "(VllmWorker TP{} pid=5{})"],
 )  # fmt: skip
-def test_workers_of_one_name_are_kept_apart_and_the_tightest_counts(name):
+def test_workers_of_one_name_are_kept_apart_and_the_tightest_counts(name: str) -> None:
     log = parse_startup_log(
         "".join(
             f"{name.format(worker, worker)} INFO 04-08 03:51:40 [gpu_worker.py:270] "
@@ -92,7 +96,7 @@ def test_workers_of_one_name_are_kept_apart_and_the_tightest_counts(name):
     assert len({worker.name for worker in log.workers}) == 3
 
 
-def test_memory_in_use_is_read_where_only_one_worker_prints_what_is_available():
+def test_memory_in_use_is_read_where_only_one_worker_prints_what_is_available() -> None:
     usage = (
         "(Worker_TP{0}_EP{0} pid=11{0}) INFO 09-04 11:00:17 [gpu_worker.py:855] Free memory on device "
         "(91.64/94.97 GiB) on startup. Desired GPU memory utilization is (0.91, 86.42 GiB). Actual usage is 64.{1} GiB "
@@ -108,7 +112,7 @@ def test_memory_in_use_is_read_where_only_one_worker_prints_what_is_available():
     assert (log.consumed_gib, log.activations_gib, log.weights_gib, log.cuda_total_gib) == (64.50, 4.19, None, 94.97)
 
 
-def test_negative_memory_keeps_its_sign_and_the_engine_is_known_to_be_dead():
+def test_negative_memory_keeps_its_sign_and_the_engine_is_known_to_be_dead() -> None:
     log = parse_startup_log(
         "(EngineCore_0 pid=5839) INFO 08-20 18:04:22 [gpu_worker.py:276] Available KV cache memory: -2.14 GiB\n"
         "(EngineCore_0 pid=5839) ERROR 08-20 18:04:22 [core.py:700] EngineCore failed to start.\n"
@@ -116,14 +120,14 @@ def test_negative_memory_keeps_its_sign_and_the_engine_is_known_to_be_dead():
     assert (log.kv_cache_gib, log.died) == (-2.14, True)
 
 
-def test_an_engine_that_was_told_to_stop_did_not_die():
+def test_an_engine_that_was_told_to_stop_did_not_die() -> None:
     stop = "INFO [launcher.py:110] Shutting down FastAPI HTTP server.\nERROR AsyncLLM output_handler: EngineDeadError\n"
     assert not parse_startup_log(RECORDED + stop).died
     killed = "ERROR [core_client.py:7] [shutdown] MPClient: engine core exited unexpectedly\n"
     assert parse_startup_log(RECORDED + killed).died
 
 
-def test_seconds_of_parts_are_summed_and_those_of_workers_are_not():
+def test_seconds_of_parts_are_summed_and_those_of_workers_are_not() -> None:
     parts = "".join(
         f"(Worker_TP{rank} pid={rank}) INFO 06-21 23:53:36 [monitor.py:53] torch.compile took {seconds} s in total\n"
         f"(Worker_TP{rank} pid={rank}) INFO 06-21 23:53:37 [monitor.py:81] Initial profiling/warmup run took 0.30 s\n"
@@ -146,11 +150,11 @@ def test_seconds_of_parts_are_summed_and_those_of_workers_are_not():
         ("INFO 10-02 09:00:00 [loggers.py:142] after num_gpu_blocks is: 456", None),  # cut off: any digits may follow
     ],
 )  # fmt: skip
-def test_blocks_where_a_version_tells_them(line, blocks):
+def test_blocks_where_a_version_tells_them(line: str, blocks: int | None) -> None:
     assert parse_startup_log(line).kv_cache_blocks == blocks
 
 
-def test_capped_captures_and_the_length_that_the_concurrency_is_for():
+def test_capped_captures_and_the_length_that_the_concurrency_is_for() -> None:
     log = parse_startup_log(
         "(EngineCore pid=1) INFO 01-01 00:00:00 [core.py:109] Initializing a V1 LLM engine (v0.18.1) with config: "
         "model='m', device_config=cuda, enforce_eager=False, {'cudagraph_mode': <CUDAGraphMode.FULL_AND_PIECEWISE: "
@@ -166,12 +170,12 @@ def test_capped_captures_and_the_length_that_the_concurrency_is_for():
     assert not log.ready
 
 
-def test_a_drafters_length_is_not_the_models():
+def test_a_drafters_length_is_not_the_models() -> None:
     text = "INFO [model.py:1] Using max model len 262144\nINFO [model.py:1] Using max model len 2048\n"
     assert parse_startup_log(text).max_model_len_effective == 262_144
 
 
-def test_arguments_are_read_past_what_is_no_literal():
+def test_arguments_are_read_past_what_is_no_literal() -> None:
     log = parse_startup_log(
         "INFO [utils.py:1] non-default args: {'model': 'a, b', 'compilation_config': CompilationConfig(mode=<M.X: 3>, "
         "sizes=[1, 2]), 'gpu_memory_utilization': 0.9, 'speculative_config': {'method': 'mtp'}, 'max_model_len': -1}\n"
@@ -181,7 +185,7 @@ def test_arguments_are_read_past_what_is_no_literal():
     }  # fmt: skip
 
 
-WRAPPERS = {
+WRAPPERS: dict[str, Callable[[str], str]] = {
     "plain": lambda line: line,
     "docker compose": lambda line: f"vllm-1  | {line}",
     "kubectl": lambda line: f"[pod/vllm-7c9/vllm] 2026-11-26T02:42:01.372Z {line}",
@@ -194,19 +198,19 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)
-def test_any_log_collectors_wrapping_reads_as_the_plain_log(wrapper):
+def test_any_log_collectors_wrapping_reads_as_the_plain_log(wrapper: Callable[..., Any]) -> None:
     lines = RECORDED.splitlines()
     assert parse_startup_log([wrapper(line) for line in lines]) == parse_startup_log(lines)
 
 
 @given(st.lists(st.sampled_from(sorted(WRAPPERS)), min_size=1, max_size=8), st.integers(0, 7))
-def test_wrappers_may_change_from_line_to_line(wrappers, offset):
+def test_wrappers_may_change_from_line_to_line(wrappers: list[str], offset: int) -> None:
     lines = [line for line in RECORDED.splitlines() if "GiB" in line or "tokens" in line]
     mixed = [WRAPPERS[wrappers[(i + offset) % len(wrappers)]](line) for i, line in enumerate(lines)]
     assert parse_startup_log(mixed) == parse_startup_log(lines)
 
 
-def test_a_restart_with_new_processes_replaces_the_first_start_even_without_a_banner():
+def test_a_restart_with_new_processes_replaces_the_first_start_even_without_a_banner() -> None:
     second = "\n".join(
         line.replace("pid=738", "pid=999").replace("17.29", "16.01")
         for line in RECORDED.splitlines()
@@ -230,7 +234,7 @@ def test_a_restart_with_new_processes_replaces_the_first_start_even_without_a_ba
          "unavailable: FlashInfer is not available", "sampler"),
     ],
 )  # fmt: skip
-def test_the_sampler_and_what_its_loss_costs(line, sampler, advice):
+def test_the_sampler_and_what_its_loss_costs(line: str, sampler: str, advice: str | None) -> None:
     log = parse_startup_log(line + "\n")
     assert log.sampler == sampler
     settings = {setting.name: setting for setting in speed_settings(log)}
@@ -241,7 +245,7 @@ def test_the_sampler_and_what_its_loss_costs(line, sampler, advice):
         assert settings["sampler"].cost is not None and "14.0" in settings["sampler"].cost
 
 
-def test_settings_that_cost_speed_are_named_with_their_cost():
+def test_settings_that_cost_speed_are_named_with_their_cost() -> None:
     log = parse_startup_log(
         "INFO [utils.py:1] non-default args: {'max_num_batched_tokens': 1024, 'async_scheduling': False}\n"
         "INFO 01-01 00:00:00 [vllm.py:1109] Asynchronous scheduling is disabled.\n"
@@ -261,7 +265,7 @@ def test_settings_that_cost_speed_are_named_with_their_cost():
     assert "_topk_topp_kernel" in found[4].state
 
 
-def test_a_server_with_all_defaults_has_none():
+def test_a_server_with_all_defaults_has_none() -> None:
     log = parse_startup_log(
         "INFO 01-01 00:00:00 [vllm.py:1109] Asynchronous scheduling is enabled.\n"
         "INFO [topk_topp_sampler.py:55] Using FlashInfer for top-p & top-k sampling.\n"
@@ -269,7 +273,7 @@ def test_a_server_with_all_defaults_has_none():
     assert speed_settings(log) == ()
 
 
-def test_phases_of_a_cold_and_a_warm_start():
+def test_phases_of_a_cold_and_a_warm_start() -> None:
     cold = parse_startup_log(RECORDED).phases
     assert cold.cache == "cold"
     assert (cold.load_s, cold.compile_s, cold.profile_s) == (2.095357, 42.88, 70.05)
@@ -293,7 +297,7 @@ GRAPH_TABLE = """(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] **CUDAGra
 """  # noqa: E501  # as printed
 
 
-def test_steps_outside_the_graphs_are_measured_where_the_server_counts_them():
+def test_steps_outside_the_graphs_are_measured_where_the_server_counts_them() -> None:
     args = "INFO 11-26 09:59:00 [utils.py:1] non-default args: {'max_num_seqs': 128, 'cudagraph_metrics': True}\n"
     log = parse_startup_log(args + GRAPH_TABLE + GRAPH_TABLE)
     assert log.graph_steps == {(60, "FULL"): 240, (96, "NONE"): 60, (2048, "NONE"): 14}

@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +33,9 @@ def read(name: str) -> str:
         ("cap64-seq64-video", 17.29, 0.11, 0.14, 562_036, 2.14, 64),
     ],
 )
-def test_recorded_gpu_logs(name, kv_gib, estimated, actual, tokens, concurrency, capture):
+def test_recorded_gpu_logs(
+    name: str, kv_gib: float, estimated: float, actual: float, tokens: int, concurrency: float, capture: int
+) -> None:
     log = parse_startup_log(read(f"{H200}/{name}.log.gz"))
     assert log.vllm_version == "0.20.2"
     assert log.weights_gib == 10.57
@@ -52,13 +55,13 @@ def test_recorded_gpu_logs(name, kv_gib, estimated, actual, tokens, concurrency,
     assert log.max_num_batched_tokens == 2048
 
 
-def test_seconds_of_a_start():
+def test_seconds_of_a_start() -> None:
     log = parse_startup_log(read(f"{H200}/cap64-seq64.log.gz"))
     assert (log.compile_s, log.profile_s, log.capture_s, log.init_s) == (42.88, 70.05, 3.0, 134.55)
     assert log.kv_to_ready_s == 12.0
 
 
-def test_a_start_that_was_cut_off_keeps_what_was_said_and_the_ignored_flag():
+def test_a_start_that_was_cut_off_keeps_what_was_said_and_the_ignored_flag() -> None:
     log = parse_startup_log(read(f"{H200}/cap64-seq64-fp8kv.log.gz"))
     assert log.attention_block_tokens == 1056
     assert log.kv_cache_gib is None
@@ -68,7 +71,7 @@ def test_a_start_that_was_cut_off_keeps_what_was_said_and_the_ignored_flag():
 
 
 @pytest.mark.parametrize("run", ["qwen35", "qwen3-preempting", "qwen35-crash"])
-def test_facts_of_the_cpu_servers(run):
+def test_facts_of_the_cpu_servers(run: str) -> None:
     facts = json.loads((DATA / "cpu-vllm-0.28.0" / "facts.json").read_text())[run]
     log = parse_startup_log(read(f"cpu-vllm-0.28.0/{run}.log.gz"))
     assert log.vllm_version == "0.28.0"
@@ -86,7 +89,7 @@ def test_facts_of_the_cpu_servers(run):
     assert log.capture_effective is None
 
 
-def test_032_prints_cpu_and_drops_prefixes():
+def test_032_prints_cpu_and_drops_prefixes() -> None:
     log = parse_startup_log(read("cpu-vllm-0.32.0/qwen35-compiled.log.gz"))
     assert (log.kv_cache_tokens_logged, log.max_concurrency_logged) == (1_412_473, 172.42)
     assert log.profile_s == 0.28
@@ -94,7 +97,7 @@ def test_032_prints_cpu_and_drops_prefixes():
     assert log.max_num_batched_tokens == 2048  # not asked for: the engine's own words
 
 
-def test_step_budget_as_the_scheduler_says_it():
+def test_step_budget_as_the_scheduler_says_it() -> None:
     asked = "INFO non-default args: {'max_num_batched_tokens': 32}\n"
     said = "INFO [scheduler.py:307] Chunked prefill is enabled with max_num_batched_tokens=32.\n"
     for text in (asked, said, asked + said):
@@ -116,7 +119,7 @@ LINES_018 = (
 )
 
 
-def test_018_two_line_form_with_colours():
+def test_018_two_line_form_with_colours() -> None:
     log = parse_startup_log(LINES_018)
     assert log.weights_gib == 10.43
     assert log.kv_cache_tokens_logged == 110_880
@@ -125,7 +128,7 @@ def test_018_two_line_form_with_colours():
     assert log.warnings == ("Capping cudagraph capture sizes from max 512 to 210 to fit Mamba cache blocks",)
 
 
-def test_formula_without_a_version_follows_from_the_two_numbers():
+def test_formula_without_a_version_follows_from_the_two_numbers() -> None:
     headless = "".join(LINES_018.splitlines(keepends=True)[1:])
     assert parse_startup_log(headless).vllm_version is None
     assert parse_startup_log(headless).kv_cache_tokens_formula == "blocks_per_group"
@@ -133,7 +136,7 @@ def test_formula_without_a_version_follows_from_the_two_numbers():
     assert parse_startup_log(newer).kv_cache_tokens_formula == "max_concurrency"
 
 
-def test_a_build_without_pools_prefix_says_host():
+def test_a_build_without_pools_prefix_says_host() -> None:
     log = parse_startup_log("GPU + host KV cache size: 1,000 tokens, Maximum concurrency for 100 tokens per "
                             "request: 10.00x\n")  # fmt: skip
     assert (log.kv_cache_tokens_logged, log.max_concurrency_logged) == (1000, 10.0)
@@ -150,7 +153,7 @@ LINES_019 = (
 )
 
 
-def test_018_and_019_profile_graphs_with_a_small_cache_of_their_own():
+def test_018_and_019_profile_graphs_with_a_small_cache_of_their_own() -> None:
     """Forms of public logs of 0.18 and 0.19: the 512 blocks are the profiler's, and the estimate does not count."""
     log = parse_startup_log(LINES_019)
     assert (log.kv_cache_blocks, log.kv_cache_blocks_profiled) == (None, None)
@@ -162,7 +165,7 @@ def test_018_and_019_profile_graphs_with_a_small_cache_of_their_own():
     assert (parse_startup_log(asked).kv_cache_blocks, parse_startup_log(asked).kv_cache_blocks_profiled) == (16, 1258)
 
 
-def test_two_workers_and_the_smallest():
+def test_two_workers_and_the_smallest() -> None:
     log = parse_startup_log(
         "(Worker_TP0 pid=104) INFO [g.py:1] Model loading took 5.30 GiB memory and 2 seconds\n"
         "(Worker_TP1 pid=105) INFO [g.py:1] Model loading took 5.29 GiB memory and 2 seconds\n"
@@ -176,7 +179,7 @@ def test_two_workers_and_the_smallest():
     assert (log.kv_cache_gib, log.weights_gib) == (19.44, 5.30)
 
 
-def test_newer_summary_gives_activations_and_both_totals():
+def test_newer_summary_gives_activations_and_both_totals() -> None:
     log = parse_startup_log(
         "INFO Free memory on device (31.0/31.36 GiB) on startup. Desired GPU memory utilization is "
         "(0.95, 29.79 GiB). Actual usage is 10.57 GiB for consumed memory (weights + non-torch), 1.9 GiB for peak "
@@ -185,21 +188,21 @@ def test_newer_summary_gives_activations_and_both_totals():
     assert (log.cuda_total_gib, log.budget_gib, log.activations_gib) == (31.36, 29.79, 1.9)
 
 
-def test_a_restart_in_the_same_file_replaces_the_first_start():
+def test_a_restart_in_the_same_file_replaces_the_first_start() -> None:
     first = read(f"{H200}/cap64-seq64-noest.log.gz")
     log = parse_startup_log(first + read(f"{H200}/cap64-seq64-fp8kv.log.gz"))
     assert log.attention_block_tokens == 1056
     assert log.kv_cache_gib is None
 
 
-def test_full_graphs_are_counted_where_the_profile_line_is_missing():
+def test_full_graphs_are_counted_where_the_profile_line_is_missing() -> None:
     text = read(f"{H200}/cap64-seq64.log.gz")
     without = "".join(line for line in text.splitlines(keepends=True) if "Profiling CUDA graph" not in line)
     log = parse_startup_log(without)
     assert (log.capture_effective, log.capture_effective_full) == (64, 64)
 
 
-def test_other_texts_give_nothing():
+def test_other_texts_give_nothing() -> None:
     for text in ("", "\x00\xff\n", "llama_kv_cache: size = 544 MiB\nmain: server is listening\n"):
         assert parse_startup_log(text) == StartupLog()
         assert not parse_startup_log(text).recognised
@@ -216,7 +219,7 @@ TELLING = sorted(
 
 
 @pytest.mark.parametrize("line", TELLING, ids=lambda line: line[-40:])
-def test_a_line_cut_anywhere_never_gives_a_wrong_number(line):
+def test_a_line_cut_anywhere_never_gives_a_wrong_number(line: str) -> None:
     """A log that is still growing ends in the middle of a line: its values are the whole line's, or none."""
     whole = parse_startup_log(line + "\n")
     for length in range(len(line)):
@@ -229,7 +232,7 @@ def test_a_line_cut_anywhere_never_gives_a_wrong_number(line):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(0, len(WHOLE)), max_size=12))
-def test_pieces_give_the_same_as_the_whole(cuts):
+def test_pieces_give_the_same_as_the_whole(cuts: Any) -> None:
     reader = StartupLogReader()
     edges = [0, *sorted(cuts), len(WHOLE)]
     for start, end in itertools.pairwise(edges):

@@ -6,6 +6,7 @@ import itertools
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,7 @@ class Wire(asyncio.Transport):
         self.data = b""
         self.closed = False
 
-    def write(self, data) -> None:
+    def write(self, data: Any) -> None:
         self.data += bytes(data)
 
     def close(self) -> None:
@@ -73,7 +74,7 @@ MESSAGES = (
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, len(MESSAGES)), max_size=8))
-def test_cut_anywhere(cuts: list[int]):
+def test_cut_anywhere(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(MESSAGES)]
     seen, wire = talk([MESSAGES[a:b] for a, b in itertools.pairwise(edges)])
     assert [(item.method, item.path, item.body) for item in seen] == [
@@ -92,29 +93,29 @@ def test_cut_anywhere(cuts: list[int]):
         (b"GET /" + b"x" * 70_000, b"431 Request Header Fields Too Large"),
     ],
 )
-def test_bad_bytes_get_an_error_and_a_closed_connection(data: bytes, status: bytes):
+def test_bad_bytes_get_an_error_and_a_closed_connection(data: bytes, status: bytes) -> None:
     seen, wire = talk([data])
     assert not seen and wire.closed
     assert wire.data.startswith(b"HTTP/1.1 " + status) and b"connection: close" in wire.data
 
 
-def test_a_whole_request_is_answered_before_the_error_that_follows_it():
+def test_a_whole_request_is_answered_before_the_error_that_follows_it() -> None:
     seen, wire = talk([b"GET /good HTTP/1.1\r\n\r\nnonsense\r\n\r\n"])
     assert [request.path for request in seen] == ["/good"] and wire.closed
     assert wire.data.index(b"200 OK") < wire.data.index(b"400 Bad Request")
 
 
-def test_connection_close_is_kept():
+def test_connection_close_is_kept() -> None:
     _, wire = talk([b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"])
     assert wire.closed and b"connection: close" in wire.data
 
 
-def test_the_answer_to_head_has_its_length_and_no_body():
+def test_the_answer_to_head_has_its_length_and_no_body() -> None:
     _, wire = talk([b"HEAD / HTTP/1.1\r\ncontent-length: 2\r\n\r\nok"])
     assert b"content-length: 2\r\n" in wire.data and wire.data.endswith(b"\r\n\r\n")
 
 
-def test_expect_continue_is_answered_before_the_body():
+def test_expect_continue_is_answered_before_the_body() -> None:
     head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n"
     _, wire = talk([head, b"ok"])
     assert wire.data.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK") and wire.data.endswith(b"ok")
@@ -143,7 +144,7 @@ def _ok(_request: HttpRequest, connection: HttpConnection) -> None:
     connection.respond(200, b"")
 
 
-async def test_tokens_are_not_held_back_by_nagles_algorithm():
+async def test_tokens_are_not_held_back_by_nagles_algorithm() -> None:
     # The simulator binds a plain socket itself, for which asyncio does not turn the algorithm off.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.bind(("127.0.0.1", 0))
@@ -163,7 +164,7 @@ async def test_tokens_are_not_held_back_by_nagles_algorithm():
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\nX: ", b"G", b"POST / HTTP/1.1\r\ncontent-length: 9\r\n\r\n1234"], ids=len
 )
-async def test_a_request_that_does_not_get_whole_is_ended(sent: bytes):
+async def test_a_request_that_does_not_get_whole_is_ended(sent: bytes) -> None:
     async with _serving(_ok, Limits(head_s=0.2, body_s=0.2)) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(sent)
@@ -173,7 +174,7 @@ async def test_a_request_that_does_not_get_whole_is_ended(sent: bytes):
         await _close(writer)
 
 
-async def test_bytes_that_trickle_do_not_prolong_a_head():
+async def test_bytes_that_trickle_do_not_prolong_a_head() -> None:
     async with _serving(_ok, Limits(head_s=0.5)) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         answered = asyncio.create_task(reader.read())
@@ -185,7 +186,7 @@ async def test_bytes_that_trickle_do_not_prolong_a_head():
         await _close(writer)
 
 
-async def test_an_idle_connection_is_closed_without_a_word():
+async def test_an_idle_connection_is_closed_without_a_word() -> None:
     async with _serving(_ok, Limits(idle_s=0.1)) as (_, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(10):
@@ -193,7 +194,7 @@ async def test_an_idle_connection_is_closed_without_a_word():
         await _close(writer)
 
 
-async def test_all_connections_together_are_limited_and_what_they_held_is_given_back():
+async def test_all_connections_together_are_limited_and_what_they_held_is_given_back() -> None:
     async with _serving(_ok, Limits(held_bytes=1_000_000)) as (server, port):
         part = b"POST / HTTP/1.1\r\ncontent-length: 900000\r\n\r\n" + b"x" * 300_000
         clients = []
@@ -217,7 +218,7 @@ async def test_all_connections_together_are_limited_and_what_they_held_is_given_
         assert server.held_bytes == 0
 
 
-async def test_a_client_that_leaves_is_told_to_the_exchange():
+async def test_a_client_that_leaves_is_told_to_the_exchange() -> None:
     left = asyncio.Event()
 
     class Waiting:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +57,7 @@ def plan(index: int) -> SessionPlan:
 
 @given(st.integers(0, 60), st.integers(1, 9), st.integers(1, 4), st.booleans())
 def test_every_session_is_sent_by_exactly_one_process(count: int, streams: int, processes: int, lazy: bool) -> None:
-    plans: list[SessionPlan] | range = [plan(index) for index in range(count)]
+    plans = [plan(index) for index in range(count)]
     parts = shares(plans, streams, processes) if not lazy else shares(_Endless(plans), streams, processes)
     taken = []
     for part in parts:
@@ -66,7 +69,7 @@ def test_every_session_is_sent_by_exactly_one_process(count: int, streams: int, 
     assert sorted(taken) == list(range(count))
 
 
-class _Endless:
+class _Endless(Sequence[SessionPlan]):
     """A sequence that is neither list nor tuple."""
 
     def __init__(self, plans: list[SessionPlan]) -> None:
@@ -75,7 +78,7 @@ class _Endless:
     def __len__(self) -> int:
         return len(self._plans)
 
-    def __getitem__(self, index: int) -> SessionPlan:
+    def __getitem__(self, index: Any) -> Any:
         return self._plans[index]
 
 
@@ -132,7 +135,7 @@ async def test_timed_calls_run_in_order_of_due_times_and_never_early() -> None:
 
     for number, after_ms in enumerate([2, 7, 4]):
         due = start + after_ms * 1_000_000
-        calls.at(due, lambda number=number, due=due: call(number, due))
+        calls.at(due, partial(call, number, due))
     await asyncio.wait_for(finished.wait(), 10)
     calls.close()
     assert [number for number, _ in called] == [0, 9, 2, 1]

@@ -188,7 +188,7 @@ def test_streams_that_are_no_success(timed: list[tuple[float, bytes]], expected:
 def test_status_with_excerpt_retry_after_and_no_prompt_text_or_secret() -> None:
     body = b'{"error": {"message": "bad key sk-12345 for tell me a long story about\\n a cat", "type": "T"}}'
     raw = b"HTTP/1.1 429 Too Many\r\nRetry-After: 7\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    prompt = {"messages": [{"role": "user", "content": "tell me a long story about\n a cat and a dog"}]}
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "tell me a long story about\n a cat and a dog"}]}
     row = digest(sending(**prompt), exchange([(3, raw)]), secrets=["sk-12345"]).row
     assert (row["error"], row["status"], row["ttft_ms"]) == ("http_status", 429, None)
     assert row["error_detail"] == "HTTP 429 (Retry-After: 7): T: bad key *** for [prompt text left out]"
@@ -248,7 +248,7 @@ def test_ended_streams_keep_little_memory() -> None:
 def test_any_part_of_a_prompt_that_a_server_repeats_is_left_out(said: str) -> None:
     body = b'{"error": "%s"}' % said.encode()
     raw = b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
-    prompt = {"messages": [{"role": "user", "content": "tell me a long story about a cat and a dog"}]}
+    prompt: dict[str, Any] = {"messages": [{"role": "user", "content": "tell me a long story about a cat and a dog"}]}
     detail = digest(sending(**prompt), exchange([(3, raw)]), secrets=[]).row["error_detail"]
     assert detail.endswith("[prompt text left out]")
     assert "story" not in detail.lower()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qwenbench.analysis.bounds import bounds
@@ -42,7 +44,7 @@ def test_only_decode_steps_count_and_unknown_stays_unknown() -> None:
 
 def test_what_was_counted_outranks_what_is_inferred() -> None:
     metrics = METRICS_SCHEMA.empty_table()
-    known = {"max_num_seqs": 128, "capture_effective_full": 64, "max_num_batched_tokens": 2048}
+    known: dict[str, Any] = {"max_num_seqs": 128, "capture_effective_full": 64, "max_num_batched_tokens": 2048}
     found = bounds(metrics, **known, client_saturated=False, full_graph_share=0.3)
     assert "graph-miss" in found.all
     assert found.evidence["graph-miss"] == "measured: 70% of decode steps ran outside of a full graph"

@@ -43,7 +43,7 @@ def labels(name: str) -> dict[str, str]:
     return dict(re.findall(r'(\w+)="([^"]*)"', read(name)))
 
 
-def test_keys_are_exactly_the_contract():
+def test_keys_are_exactly_the_contract() -> None:
     data = build_ledger(StartupLog()).to_json()
     assert list(data) == CONTRACT_KEYS + LATER_KEYS
     assert data.pop("warnings") == []
@@ -54,7 +54,7 @@ def test_keys_are_exactly_the_contract():
     ("name", "blocks"),
     [("cap16-seq16", 1074), ("cap32-seq32", 1074), ("cap64-seq64", 1072), ("cap64-seq64-noest", 1079)],
 )
-def test_blocks_from_the_log_alone_equal_those_of_the_metrics(name, blocks):
+def test_blocks_from_the_log_alone_equal_those_of_the_metrics(name: str, blocks: int) -> None:
     log = startup(f"{H200}/{name}")
     layout = kv_layout(SEED_SHAPE)
     alone = build_ledger(log, layout=layout)
@@ -65,7 +65,7 @@ def test_blocks_from_the_log_alone_equal_those_of_the_metrics(name, blocks):
     assert alone.kv_cache_tokens == 262_144
 
 
-def test_blocks_stay_unknown_without_a_layout_or_with_a_foreign_one():
+def test_blocks_stay_unknown_without_a_layout_or_with_a_foreign_one() -> None:
     log = startup(f"{H200}/cap64-seq64")
     assert build_ledger(log).kv_cache_blocks is None
     assert build_ledger(log).kv_cache_tokens is None
@@ -73,7 +73,7 @@ def test_blocks_stay_unknown_without_a_layout_or_with_a_foreign_one():
     assert build_ledger(log, layout=kv_layout(tiny)).kv_cache_blocks is None
 
 
-def test_budget_rest_and_its_sign():
+def test_budget_rest_and_its_sign() -> None:
     log = startup(f"{H200}/cap64-seq64")
     ledger = build_ledger(log, cuda_total_gib=139.80)
     assert ledger.budget_gib == pytest.approx(30.1213, abs=1e-4)
@@ -86,7 +86,7 @@ def test_budget_rest_and_its_sign():
     assert build_ledger(log).rest_gib is None
 
 
-def test_printed_activations_of_0_26_leave_the_graphs_estimate_beside_them():
+def test_printed_activations_of_0_26_leave_the_graphs_estimate_beside_them() -> None:
     """29.82 - 10.57 weights - 0.24 non-torch - 1.92 activations - 16.98 KV cache = 0.11: the estimate."""
     log = StartupLog(
         weights_gib=10.57, non_torch_gib=0.24, activations_gib=1.92, graphs_estimated_gib=0.11,
@@ -102,7 +102,7 @@ def test_printed_activations_of_0_26_leave_the_graphs_estimate_beside_them():
     assert newer.activations_hold_graphs
 
 
-def test_printed_activations_hold_the_graphs_estimate_already():
+def test_printed_activations_hold_the_graphs_estimate_already() -> None:
     """vLLM 0.32 adds the estimate that it applied to the peak activation that it prints."""
     log = StartupLog(
         weights_gib=10.0, activations_gib=2.0, graphs_estimated_gib=0.5, graphs_estimate_applied=True,
@@ -119,7 +119,7 @@ def test_printed_activations_hold_the_graphs_estimate_already():
         ("cap16-seq16", 30_269.875, 30_911.875),
     ],
 )
-def test_vram_phases_from_the_recorded_series(name, ready, peak):
+def test_vram_phases_from_the_recorded_series(name: str, ready: float, peak: float) -> None:
     rows = json.loads(read(f"{H200}/{name}.nvml.json.gz"))
     log = startup(f"{H200}/{name}")
     phases = vram_phases(
@@ -133,7 +133,7 @@ def test_vram_phases_from_the_recorded_series(name, ready, peak):
     assert phases.after_mib == 618.3125
 
 
-def test_vram_over_budget_of_the_256_stream_run():
+def test_vram_over_budget_of_the_256_stream_run() -> None:
     ledger = build_ledger(
         startup(f"{H200}/cap64-seq256"),
         cuda_total_gib=139.80,
@@ -145,7 +145,7 @@ def test_vram_over_budget_of_the_256_stream_run():
     assert 1_500 < ledger.nvml_minus_parts_mib < 2_500
 
 
-def test_a_series_without_the_jump_leaves_ready_unknown():
+def test_a_series_without_the_jump_leaves_ready_unknown() -> None:
     flat = [(0.0, 600.0), (1.0, 610.0), (2.0, 620.0)]
     phases = vram_phases(flat, kv_cache_gib=17.29, kv_to_ready_s=10.0)
     assert (phases.ready_mib, phases.after_mib, phases.peak_mib) == (None, None, 620.0)
@@ -153,7 +153,7 @@ def test_a_series_without_the_jump_leaves_ready_unknown():
 
 
 @pytest.mark.parametrize("run", ["qwen35", "qwen3-preempting", "qwen35-crash"])
-def test_facts_of_the_cpu_servers(run):
+def test_facts_of_the_cpu_servers(run: str) -> None:
     facts = json.loads((DATA / "cpu-vllm-0.28.0" / "facts.json").read_text())[run]
     shape = ModelShape.from_hf_config(json.loads((DATA / f"{facts['model']}.config.json").read_text()))
     config = labels(f"cpu-vllm-0.28.0/{run}.metrics0.txt.gz")
@@ -173,7 +173,7 @@ def test_facts_of_the_cpu_servers(run):
     assert alone.kv_cache_blocks == facts["num_gpu_blocks"]
 
 
-def test_json_flattens_the_log_and_the_phases_that_the_ledger_holds():
+def test_json_flattens_the_log_and_the_phases_that_the_ledger_holds() -> None:
     log = startup(f"{H200}/cap64-seq64")
     ledger = build_ledger(log, vram=VramPhases(peak_mib=1.0))
     assert ledger.startup is log

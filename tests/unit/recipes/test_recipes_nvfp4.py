@@ -21,9 +21,9 @@ def _recipe(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(RECIPE))
     for name in ("calibration", "checkpoint", "quantize"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    import quantize  # type: ignore[import-not-found]
+    import quantize
 
-    return quantize  # type: ignore[no-any-return]
+    return quantize
 
 
 def _row(number: int, tag: str) -> dict[str, Any]:
@@ -169,7 +169,7 @@ def test_what_differs_from_the_cards_format_is_said(
 def test_a_folder_without_a_checkpoint_is_one_line(
     recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import checkpoint  # type: ignore[import-not-found]
+    import checkpoint
 
     assert checkpoint.main([str(tmp_path)]) == 2
     (tmp_path / "config.json").write_text("{}", encoding="utf-8")

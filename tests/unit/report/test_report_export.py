@@ -42,7 +42,7 @@ def test_points_and_ledgers_survive_each_format(planted: Planted, tmp_path: Path
 def test_every_export_of_a_simulated_run_says_so(planted: Planted, tmp_path: Path) -> None:
     run = planted()
     for format in ("csv", "json", "markdown"):
-        for file in export_run(run, format, tmp_path / format)[0]:  # type: ignore[arg-type] # one of the formats
+        for file in export_run(run, format, tmp_path / format)[0]:
             assert "simulated" in file.read_text().lower(), file
 
 

@@ -67,5 +67,5 @@ def test_names_of_different_points_differ_however_long_or_odd(scenario: str, pro
 
 
 def test_short_labels_stand_under_a_heading() -> None:
-    shorts = [load_label(*load, short=True) for load in ((32, None), (None, 2.0), (None, None))]
+    shorts = [load_label(streams, rate, short=True) for streams, rate in ((32, None), (None, 2.0), (None, None))]
     assert shorts == ["32", "2/s", "trace"]

@@ -33,8 +33,17 @@ def test_data_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest
     """After a power cut the new name must not lead to an empty file: sync the data, rename, sync the folder."""
     done: list[str] = []
     sync, rename = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("sync"), sync(handle))[1])
-    monkeypatch.setattr(Path, "replace", lambda self, to: (done.append("rename"), rename(self, to))[1])
+
+    def fsync(handle: int) -> None:
+        done.append("sync")
+        sync(handle)
+
+    def replace(self: Path, to: Path) -> Path:
+        done.append("rename")
+        return rename(self, to)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", replace)
     write_bytes(tmp_path / "file", b"data")
     assert done == ["sync", "rename", "sync"]
 

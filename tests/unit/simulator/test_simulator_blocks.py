@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 from qwenbench.simulator.blocks import BlockPool, BlockTable, blocks_of
 
 
-def test_recorded_request_sizes():
+def test_recorded_request_sizes() -> None:
     assert blocks_of(522) == 4
     assert blocks_of(522 + 128) == 5
     assert blocks_of(262_144) == 500
 
 
-def test_null_block_is_never_given_out():
+def test_null_block_is_never_given_out() -> None:
     pool = BlockPool(5)
     assert pool.usable == 4
     assert not pool.take(BlockTable(), (), 2 * 528)  # 2 + 3 state blocks
@@ -20,7 +20,7 @@ def test_null_block_is_never_given_out():
     assert pool.free == 0 and pool.usage == 1.0
 
 
-def test_grow_is_all_or_nothing():
+def test_grow_is_all_or_nothing() -> None:
     pool, table = BlockPool(6), BlockTable()
     assert pool.take(table, (), 528)
     assert pool.grow(table, 529)
@@ -30,7 +30,7 @@ def test_grow_is_all_or_nothing():
     assert pool.free == pool.usable
 
 
-def test_released_prefix_is_found_until_its_block_is_needed():
+def test_released_prefix_is_found_until_its_block_is_needed() -> None:
     pool = BlockPool(1 + 8, state_blocks=0, block_tokens=10, caching=True)
     first, hashes = BlockTable(), (b"a", b"b")
     assert pool.take(first, (), 20)
@@ -47,7 +47,7 @@ def test_released_prefix_is_found_until_its_block_is_needed():
     assert pool.lookup(hashes) == 1
 
 
-def test_two_holders_of_one_prefix_count_once():
+def test_two_holders_of_one_prefix_count_once() -> None:
     pool = BlockPool(1 + 4, state_blocks=0, block_tokens=10, caching=True)
     one, two = BlockTable(), BlockTable()
     assert pool.take(one, (), 10)
@@ -64,7 +64,7 @@ def test_two_holders_of_one_prefix_count_once():
     st.integers(1, 40),
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 3000), st.integers(0, 2)), max_size=60),
 )
-def test_no_block_is_lost_or_invented(blocks: int, actions: list[tuple[int, int, int]]):
+def test_no_block_is_lost_or_invented(blocks: int, actions: list[tuple[int, int, int]]) -> None:
     pool = BlockPool(blocks, caching=True)
     tables: dict[int, BlockTable] = {}
     for who, tokens, action in actions:

@@ -61,7 +61,7 @@ LOADS = [
 ]
 
 
-def test_fit_finds_a_slower_host_again():
+def test_fit_finds_a_slower_host_again() -> None:
     truth = copy.deepcopy(TRUTH)
     truth["hosts"]["here"]["times"]["launch_ms"] *= 1.4
     truth["hosts"]["here"]["times"]["eager_ms"] *= 1.4
@@ -73,19 +73,19 @@ def test_fit_finds_a_slower_host_again():
     assert all(not compare(load, model_for(found, load)).beyond for load in loads)
 
 
-def test_a_load_compared_with_its_own_model_is_not_off():
+def test_a_load_compared_with_its_own_model_is_not_off() -> None:
     for load in LOADS:
         comparison = compare(load, model_for(TRUTH, load))
         assert comparison.beyond == [] and abs(comparison.residual("itl_p50_ms") or 0) < 0.01
 
 
-def test_a_wrong_model_is_found_beyond_its_limits():
+def test_a_wrong_model_is_found_beyond_its_limits() -> None:
     model = model_for(TRUTH, LOADS[3])
     slow = StepModel(replace(model.gpu, decode_ms=tuple(ms * 1.3 for ms in model.gpu.decode_ms)), model.host)
     assert "itl_p50_ms" in compare(LOADS[3], slow).beyond
 
 
-def test_one_off_stalls_are_left_out_or_judged_from_after_the_first_wave():
+def test_one_off_stalls_are_left_out_or_judged_from_after_the_first_wave() -> None:
     load = LOADS[3]
     assert judged(load) is False
     stalled = [
@@ -103,7 +103,7 @@ def test_one_off_stalls_are_left_out_or_judged_from_after_the_first_wave():
     assert judged(replace(load, requests=late)) is None
 
 
-def test_engine_steps_are_found_in_token_times():
+def test_engine_steps_are_found_in_token_times() -> None:
     model = model_for(TRUTH, LOADS[3])
     steps = engine_steps(LOADS[3].requests)
     full = [step for before, step in itertools.pairwise(steps) if step.tokens == 64 and not before.firsts]
@@ -112,7 +112,7 @@ def test_engine_steps_are_found_in_token_times():
     assert statistics.median(step.milliseconds for step in full) == pytest.approx(expected, rel=0.02)
 
 
-def test_an_interval_holds_what_went_wrong_elsewhere():
+def test_an_interval_holds_what_went_wrong_elsewhere() -> None:
     slow = copy.deepcopy(TRUTH)
     slow["hosts"] = {"here": TRUTH["hosts"]["here"], "there": copy.deepcopy(TRUTH["hosts"]["here"])}
     slow["hosts"]["there"]["times"]["launch_ms"] *= 3
@@ -123,14 +123,14 @@ def test_an_interval_holds_what_went_wrong_elsewhere():
     assert with_typical_host(slow)["hosts"]["typical"]["times"]["launch_ms"] == pytest.approx(65 * 3**0.5)
 
 
-def test_a_recorders_folder_is_read_with_what_bears_on_speed(tmp_path: Path):
+def test_a_recorders_folder_is_read_with_what_bears_on_speed(tmp_path: Path) -> None:
     folder = tmp_path / "h100-vllm-0.26.0"
     folder.mkdir()
     rows = [{"start": 0.0, "prompt_tokens": 500, "completion_tokens": 2, "reads": [[0.05, 1], [0.06, 1]]}]
     (folder / "a.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
     argv = ["--max-cudagraph-capture-size", "1024", "--max-num-seqs", "64", "--max-num-batched-tokens", "1024"]
     load = {"file": "a.json.gz", "streams": 1, "prompt_tokens": [500, 500, 500], "output_tokens": "2-2"}
-    run = {"name": "pair-x", "argv": [*argv, "--no-async-scheduling"], "env": {}}
+    run: dict[str, Any] = {"name": "pair-x", "argv": [*argv, "--no-async-scheduling"], "env": {}}
     run["loads"] = [load | {"profile": "instruct-general"}]
     (folder / "results.json").write_text(json.dumps([run]))
     (folder / "pair-x.log").write_text("version 0.26.0\nFlashInfer top-p/top-k sampling disabled via X=0.\n")
@@ -143,7 +143,7 @@ def test_a_recorders_folder_is_read_with_what_bears_on_speed(tmp_path: Path):
     assert found.requests[0].planned == Planned(500, 2, 0.0, filtered=True, penalised=True)
 
 
-def test_run_folder_is_read_and_a_simulated_one_is_not(tmp_path: Path):
+def test_run_folder_is_read_and_a_simulated_one_is_not(tmp_path: Path) -> None:
     row = dict.fromkeys(REQUEST_SCHEMA.names) | {
         "sent_ns": 10_000_000_000, "process": 0, "stream": 2, "input_tokens": 30, "output_tokens": 4,
         "ttft_ms": 50.0, "decode_ms": 30.0, "e2e_ms": 80.0, "itl_ms": [10.0], "gaps_merged": 2,
@@ -190,7 +190,7 @@ def write_run(folder: Path, load: Load) -> Path:
     return folder
 
 
-def test_a_host_is_measured_from_a_run(tmp_path: Path):
+def test_a_host_is_measured_from_a_run(tmp_path: Path) -> None:
     truth = copy.deepcopy(TRUTH)
     truth["hosts"]["here"]["times"]["launch_ms"] *= 2
     load = made(FACTS[0], 16, truth, prompt=200)

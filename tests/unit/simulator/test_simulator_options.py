@@ -1,5 +1,7 @@
 """vLLM's command line: what is taken, what is ignored, what is refused."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ SEED = """serve ig1/Qwen3.5-9B-NVFP4 --served-model-name Qwen3.5-9B --max-num-se
 --calculate-kv-scales --host 0.0.0.0 --port 8001 --no-enable-prefix-caching --api-key k1 k2"""
 
 
-def test_the_seeds_line_is_understood():
+def test_the_seeds_line_is_understood() -> None:
     options = parse(SEED.split())
     assert options.model == "ig1/Qwen3.5-9B-NVFP4" and options.served_model_names == ("Qwen3.5-9B",)
     assert (options.max_num_seqs, options.max_cudagraph_capture_size, options.max_model_len) == (64, 64, -1)
@@ -24,7 +26,7 @@ def test_the_seeds_line_is_understood():
     assert options.ignored["limit-mm-per-prompt"] == ".video 0" and options.ignored["calculate-kv-scales"] is None
 
 
-def test_what_the_launcher_prints_is_what_is_understood():
+def test_what_the_launcher_prints_is_what_is_understood() -> None:
     config = ServerConfig(flags={"max-num-seqs": "16", "enforce-eager": None, "max-model-len": "32k"})
     options = parse(["serve", config.model, *config.vllm_args()])
     assert options.max_num_seqs == 16 and options.enforce_eager and options.max_model_len == 32_000
@@ -41,11 +43,13 @@ def test_what_the_launcher_prints_is_what_is_understood():
         ("M --enforce-eager", ()),
     ],
 )
-def test_capture_sizes(line, sizes):
+def test_capture_sizes(
+    line: str, sizes: tuple[int, int, int, int] | tuple[int, int] | tuple[()] | tuple[int, int, int, int, int]
+) -> None:
     assert parse(line.split()).capture_sizes == sizes
 
 
-def test_recorded_numbers_of_graphs():
+def test_recorded_numbers_of_graphs() -> None:
     for limit, number in ((16, 5), (32, 7), (64, 11)):
         assert len(parse(["M", f"--max-cudagraph-capture-size={limit}"]).capture_sizes) == number
     assert parse(["M", "--max-num-seqs", "1024"]).capture_sizes[-1] == 512
@@ -78,7 +82,7 @@ def test_recorded_numbers_of_graphs():
         ("M --sim-time-scale 0", "time_scale: Input should be greater than 0"),
     ],
 )
-def test_what_vllm_refuses(line, words):
+def test_what_vllm_refuses(line: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         parse(line.split())
 
@@ -91,23 +95,23 @@ def test_what_vllm_refuses(line, words):
         "M --spec-method mtp --spec-tokens 3",
     ],
 )
-def test_a_drafter_is_understood_however_it_is_given(line):
+def test_a_drafter_is_understood_however_it_is_given(line: str) -> None:
     options = parse(line.split())
     assert (options.speculative_method, options.speculative_tokens) == ("mtp", 3) and not options.ignored
 
 
-def test_what_the_environment_and_its_flags_say_about_speed():
+def test_what_the_environment_and_its_flags_say_about_speed() -> None:
     assert parse(["M"]).flashinfer_sampler and parse(["M"]).async_scheduling
     assert not parse(["M"], {"VLLM_USE_FLASHINFER_SAMPLER": "0"}).flashinfer_sampler
     assert not parse(["M", "--no-async-scheduling"]).async_scheduling
 
 
-def test_a_key_may_come_from_the_environment():
+def test_a_key_may_come_from_the_environment() -> None:
     assert parse(["M"], {"VLLM_API_KEY": "k"}).api_keys == ("k",)
 
 
 @given(st.lists(st.text(max_size=12), max_size=6))
-def test_any_words_end_in_options_or_one_error(words):
+def test_any_words_end_in_options_or_one_error(words: Any) -> None:
     try:
         parse(words)
     except UsageError as error:

@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +12,7 @@ from qwenbench.errors import UsageError
 from qwenbench.simulator.hosts import to_json, typical_host
 from qwenbench.simulator.replay import CannotStart, LoadShape, simulate_point
 
-CONFIGURATION = {
+CONFIGURATION: dict[str, Any] = {
     "max-num-seqs": 64,
     "max-cudagraph-capture-size": 64,
     "gpu-memory-utilization": 0.37658,
@@ -20,7 +22,7 @@ CONFIGURATION = {
 LOAD = LoadShape(64, (461, 1814), (64, 192), requests=128)
 
 
-def test_equal_questions_get_equal_answers_and_every_figure_is_there():
+def test_equal_questions_get_equal_answers_and_every_figure_is_there() -> None:
     point = simulate_point(CONFIGURATION, LOAD)
     assert point == simulate_point(CONFIGURATION, LOAD)
     assert all(math.isfinite(value) for value in asdict(point).values())
@@ -39,13 +41,13 @@ def test_equal_questions_get_equal_answers_and_every_figure_is_there():
         ({"spec-method": "mtp", "spec-tokens": 3}, {}),
     ],
 )
-def test_settings_that_cost_speed_cost_it(change, environ):
+def test_settings_that_cost_speed_cost_it(change: dict[str, Any], environ: dict[str, str]) -> None:
     best = simulate_point(CONFIGURATION, LOAD)
     worse = simulate_point(CONFIGURATION | change, LOAD, environ=environ)
     assert worse.output_tokens_per_s < 0.98 * best.output_tokens_per_s
 
 
-def test_a_drafter_pays_where_its_tokens_are_accepted_and_streams_are_few():
+def test_a_drafter_pays_where_its_tokens_are_accepted_and_streams_are_few() -> None:
     drafter = CONFIGURATION | {"spec-method": "mtp", "spec-tokens": 3}
     one = LoadShape(1, (461, 1814), (64, 192))
     plain = simulate_point(CONFIGURATION, one).output_tokens_per_s
@@ -53,8 +55,10 @@ def test_a_drafter_pays_where_its_tokens_are_accepted_and_streams_are_few():
     assert simulate_point(drafter, one).output_tokens_per_s < plain
 
 
-def test_spread_differs_between_launches_and_points_and_only_when_asked():
-    rate = lambda flags, **more: simulate_point(CONFIGURATION | flags, LOAD, **more).output_tokens_per_s  # noqa: E731
+def test_spread_differs_between_launches_and_points_and_only_when_asked() -> None:
+    def rate(flags: dict[str, Any], **more: Any) -> float:
+        return simulate_point(CONFIGURATION | flags, LOAD, **more).output_tokens_per_s
+
     assert rate({}, launch=1) == rate({}, launch=2)
     spread = {"sim-spread": None}
     values = [rate(spread, launch=launch) for launch in range(1, 9)]
@@ -62,7 +66,7 @@ def test_spread_differs_between_launches_and_points_and_only_when_asked():
     assert rate(spread, launch=1, point=1) != rate(spread, launch=1, point=2)
 
 
-def test_what_cannot_start_says_why_in_vllms_words():
+def test_what_cannot_start_says_why_in_vllms_words() -> None:
     with pytest.raises(CannotStart, match="No available memory for the cache blocks"):
         simulate_point(CONFIGURATION | {"gpu-memory-utilization": 0.1}, LOAD)
     with pytest.raises(CannotStart, match="is less than desired GPU memory utilization"):
@@ -73,7 +77,7 @@ def test_what_cannot_start_says_why_in_vllms_words():
         simulate_point(CONFIGURATION, replace(LOAD, streams=0))
 
 
-def test_a_slower_host_makes_stalls_longer_and_leaves_the_decode_step(tmp_path):
+def test_a_slower_host_makes_stalls_longer_and_leaves_the_decode_step(tmp_path: Path) -> None:
     usual = typical_host()
     slower = replace(usual, launch_ms=2 * usual.launch_ms)
     (tmp_path / "slow.json").write_text(json.dumps(to_json(slower)))

@@ -1,6 +1,8 @@
 """The step-time model, its calibration file, and the meters that follow the steps."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,12 +23,12 @@ SLOW_SAMPLER = StepSettings(64, 64, flashinfer_sampler=False)
 
 
 @pytest.mark.parametrize(("batch", "itl_ms"), [(1, 4.4), (16, 5.2), (32, 6.0), (64, 8.2), (128, 13.0)])
-def test_recorded_captured_steps(batch, itl_ms):
+def test_recorded_captured_steps(batch: int, itl_ms: float) -> None:
     assert H200.decode_ms(batch, 128) == pytest.approx(itl_ms, rel=0.05)
 
 
 @pytest.mark.parametrize(("batch", "itl_ms"), [(128, 24.0), (214, 25.1)])
-def test_recorded_steps_above_the_captured_size(batch, itl_ms):
+def test_recorded_steps_above_the_captured_size(batch: int, itl_ms: float) -> None:
     assert H200.decode_ms(batch, 64) == pytest.approx(itl_ms, rel=0.2)
 
 
@@ -34,25 +36,25 @@ def test_recorded_steps_above_the_captured_size(batch, itl_ms):
     ("rows", "filtered", "penalised", "itl_ms"),
     [(16, 0, 0, 6.0), (64, 0, 0, 10.0), (16, 16, 0, 9.0), (64, 64, 0, 14.0), (16, 16, 16, 9.2), (64, 64, 64, 14.6)],
 )
-def test_recorded_price_of_sampling_fields(rows, filtered, penalised, itl_ms):
+def test_recorded_price_of_sampling_fields(rows: int, filtered: int, penalised: int, itl_ms: float) -> None:
     shape = StepShape(rows, 0, rows * 1250, 0, filtered, penalised)
     assert max(H100.step_ms(shape, SLOW_SAMPLER)) == pytest.approx(itl_ms, rel=0.08)
 
 
 @pytest.mark.parametrize(("tokens", "gpu_ms"), [(452, 23.8), (900, 40.0), (1793, 75.0), (2048, 83.8)])
-def test_prefill_on_the_gpu_as_the_trace_shows_it(tokens, gpu_ms):
+def test_prefill_on_the_gpu_as_the_trace_shows_it(tokens: int, gpu_ms: float) -> None:
     assert H100.step_ms(StepShape(prefill_tokens=tokens, prompts=1), SLOW_SAMPLER)[1] == pytest.approx(gpu_ms, rel=0.05)
 
 
 @given(st.integers(1, 600), st.integers(0, 512))
-def test_a_larger_batch_is_never_faster_within_one_mode(batch, captured):
+def test_a_larger_batch_is_never_faster_within_one_mode(batch: Any, captured: Any) -> None:
     if (batch <= captured) == (batch + 1 <= captured):
         assert H200.decode_ms(batch + 1, captured) >= H200.decode_ms(batch, captured)
 
 
 @given(st.integers(0, 300), st.integers(1, 8192))
-def test_prefill_costs_more_with_more_tokens_and_more_company(decodes, tokens):
-    def mixed(more_decodes, more_tokens):
+def test_prefill_costs_more_with_more_tokens_and_more_company(decodes: Any, tokens: Any) -> Any:
+    def mixed(more_decodes: Any, more_tokens: Any) -> Any:
         return max(H100.step_ms(StepShape(decodes + more_decodes, tokens + more_tokens), SLOW_SAMPLER))
 
     assert mixed(0, 1) >= mixed(0, 0)
@@ -60,7 +62,7 @@ def test_prefill_costs_more_with_more_tokens_and_more_company(decodes, tokens):
 
 
 @pytest.mark.parametrize("name", sorted(CARDS))
-def test_every_card_is_scaled_and_a_slower_one_is_not_faster(name):
+def test_every_card_is_scaled_and_a_slower_one_is_not_faster(name: str) -> None:
     card = find_card(name)
     times, known = gpu_times(card), gpu_times(find_card("h100"))
     if card.bandwidth_gb_s < find_card("h100").bandwidth_gb_s:
@@ -70,13 +72,13 @@ def test_every_card_is_scaled_and_a_slower_one_is_not_faster(name):
     assert step_model(card).host == typical_host()
 
 
-def test_long_contexts_cost_their_bytes_over_the_bandwidth():
+def test_long_contexts_cost_their_bytes_over_the_bandwidth() -> None:
     short, long = (H200.step_ms(StepShape(64, 0, 64 * each), SLOW_SAMPLER)[1] for each in (500, 32_000))
     at_full_bandwidth_ms = 64 * 31_500 * 32_768 / 4.8e12 * 1e3
     assert at_full_bandwidth_ms < long - short < 2.5 * at_full_bandwidth_ms
 
 
-def test_stretched_time_stretches_every_kind_of_step():
+def test_stretched_time_stretches_every_kind_of_step() -> None:
     slow = H200.stretched(10)
     for args in ((1,), (100,), (3, 500), (3, 2048), (64, 0, 60_000, 0, 64, 64)):
         shape = StepShape(*args)
@@ -85,7 +87,7 @@ def test_stretched_time_stretches_every_kind_of_step():
         assert slow.serial_ms(shape) == pytest.approx(10 * H200.serial_ms(shape))
 
 
-def test_a_host_by_name_from_a_file_or_typical(tmp_path):
+def test_a_host_by_name_from_a_file_or_typical(tmp_path: Path) -> None:
     for name in measured_hosts():
         assert find_host(name).name == name
     fast, slow = host_range()
@@ -98,7 +100,7 @@ def test_a_host_by_name_from_a_file_or_typical(tmp_path):
             find_host(name)
 
 
-def test_the_file_says_where_it_comes_from_and_has_both_starts():
+def test_the_file_says_where_it_comes_from_and_has_both_starts() -> None:
     values = calibration()
     assert values["provenance"]["fitted_to"]
     cold, warm = values["startup"]["cold"], values["startup"]["warm"]
@@ -106,7 +108,7 @@ def test_the_file_says_where_it_comes_from_and_has_both_starts():
     assert sum(warm.values()) < 0.5 * sum(cold.values())
 
 
-def test_lateness_percentile_and_mean():
+def test_lateness_percentile_and_mean() -> None:
     late = Lateness()
     assert late.mean_ms == late.p99_ms == 0
     late.add(1.0, 990)
@@ -118,7 +120,7 @@ def test_lateness_percentile_and_mean():
 
 
 @given(st.lists(st.floats(0, 5000), max_size=50))
-def test_histogram_counts_everything_once(values):
+def test_histogram_counts_everything_once(values: Any) -> None:
     histogram = Histogram((1.0, 10.0, 100.0))
     for value in values:
         histogram.observe(value)
@@ -126,7 +128,7 @@ def test_histogram_counts_everything_once(values):
     assert histogram.counts[0] == sum(value <= 1.0 for value in values)
 
 
-def test_energy_is_power_times_time():
+def test_energy_is_power_times_time() -> None:
     now = [0.0]
     meter = EnergyMeter(
         {"idle_w": 100, "busy_share": 0.5, "per_sequence_share": 0, "prefill_share": 1}, 300, lambda: now[0]

@@ -11,18 +11,18 @@ from qwenbench.workload.quality import judge
 
 
 @given(st.text(max_size=300))
-def test_pieces_are_the_text(content: str):
+def test_pieces_are_the_text(content: str) -> None:
     assert "".join(text.pieces(content)) == content
 
 
-def test_counts_are_near_a_real_tokenisers():
+def test_counts_are_near_a_real_tokenisers() -> None:
     assert len(text.pieces("hello " * 512)) in range(512, 530)
     assert len(text.pieces("12345")) == 5
     assert len(text.pieces("internationalisation")) in range(2, 5)
     assert len(text.pieces("東京の天気はどうですか")) in range(5, 9)
 
 
-def test_words_read_as_sentences_and_follow_their_seed():
+def test_words_read_as_sentences_and_follow_their_seed() -> None:
     first = "".join(islice(text.words(1), 200))
     assert first == "".join(islice(text.words(1), 200)) != "".join(islice(text.words(2), 200))
     assert first[0].isupper() and not first.startswith(" ")
@@ -32,12 +32,12 @@ def test_words_read_as_sentences_and_follow_their_seed():
     assert not set('"\\') & set(first)  # words go into JSON as they are
 
 
-def test_words_hold_nothing_that_json_would_escape():
+def test_words_hold_nothing_that_json_would_escape() -> None:
     assert all(word.isascii() and word.isprintable() for word in islice(text.words(3), 5000))
 
 
 @given(st.lists(st.text(alphabet="ab ", min_size=1, max_size=3), min_size=1, max_size=40), st.integers(1, 9))
-def test_block_hashes_tell_prefixes_and_salts_apart(tokens: list[str], size: int):
+def test_block_hashes_tell_prefixes_and_salts_apart(tokens: list[str], size: int) -> None:
     hashes = text.block_hashes(tokens, size, "s")
     assert len(hashes) == len(tokens) // size == len(set(hashes))
     assert text.block_hashes([*tokens, "x"], size, "s")[: len(hashes)] == hashes
@@ -47,7 +47,7 @@ def test_block_hashes_tell_prefixes_and_salts_apart(tokens: list[str], size: int
         assert not set(hashes) & set(changed)
 
 
-def test_request_seed_follows_server_seed_and_text():
+def test_request_seed_follows_server_seed_and_text() -> None:
     assert text.request_seed(0, "a") == text.request_seed(0, "a")
     assert len({text.request_seed(0, "a"), text.request_seed(1, "a"), text.request_seed(0, "b")}) == 3
 
@@ -67,12 +67,12 @@ PROMPTS = {
 
 @pytest.mark.parametrize("language", PROMPTS)
 @pytest.mark.parametrize("seed", range(5))
-def test_answers_are_in_the_script_of_the_prompt(language: str, seed: int):
+def test_answers_are_in_the_script_of_the_prompt(language: str, seed: int) -> None:
     answer = "".join(islice(text.words(seed, text.borrowed_words(PROMPTS[language])), 150))
     assert judge(answer, "", language, "stop") == []
     assert not set('"\\\n') & set(answer)
 
 
-def test_latin_prompts_get_the_plain_words():
+def test_latin_prompts_get_the_plain_words() -> None:
     assert text.borrowed_words(PROMPTS["de"]) == ()
     assert text.borrowed_words("12 + 34 = ?") == ()

@@ -10,13 +10,13 @@ from qwenbench.simulator.uncertainty import FIGURES, of_options, uncertainty_of
 
 
 @pytest.mark.parametrize("card", sorted(CARDS))
-def test_every_card_has_an_interval_that_holds_its_figure(card):
+def test_every_card_has_an_interval_that_holds_its_figure(card: str) -> None:
     for figure in ("output_tokens_per_s", "itl_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2e_ms_p50"):
         interval = uncertainty_of(card).interval(figure, 100.0)
         assert 0 < interval.low < 100.0 < interval.high and card in interval.basis
 
 
-def test_the_less_is_known_the_wider_it_is():
+def test_the_less_is_known_the_wider_it_is() -> None:
     host = next(iter(measured_hosts()))
     known, typical, never = uncertainty_of("h100", host), uncertainty_of("h100"), uncertainty_of("rtx-5090")
     for key in set(FIGURES.values()):
@@ -28,7 +28,7 @@ def test_the_less_is_known_the_wider_it_is():
     assert "rtx-5090" not in measured_cards() and "never measured" in never.text()
 
 
-def test_a_servers_options_name_card_host_and_model():
+def test_a_servers_options_name_card_host_and_model() -> None:
     seed = "ig1/Qwen3.5-9B-NVFP4"
     assert of_options(parse([seed, "--sim-card", "h200"])) == uncertainty_of("h200")
     other = of_options(parse(["Qwen/Qwen3.5-4B", "--sim-card", "h200"]))

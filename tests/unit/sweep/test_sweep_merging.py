@@ -146,7 +146,7 @@ def test_one_configuration_under_two_names_is_one_in_the_joined_run(tmp_path: Pa
 def test_what_is_not_of_one_plan_is_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     shard(tmp_path / "one", capture=(16,), image_digest="sha256:a")
     named = {"card_name": change.pop("name")} if "name" in change else {}
-    second = {"capture": (16,), "image_digest": "sha256:a", "speed": 90.0} | change
+    second: dict[str, Any] = {"capture": (16,), "image_digest": "sha256:a", "speed": 90.0} | change
     card = second.pop("card", None)
     paths = shard(tmp_path / "two", card=named.get("card_name", "RTX 5090"), **second)
     if card is not None:

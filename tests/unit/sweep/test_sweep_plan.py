@@ -90,7 +90,7 @@ def test_the_same_work_is_given_to_every_configuration() -> None:
     made = plan(capture=(16, 32), relaunch_repeats=2, repeats=2, concurrency=(1, 8))
     cells = made.cells()
     assert len(cells) == len({cell.cell_id for cell in cells}) == 2 * 2 * 2 * 2 * 2
-    per_launch = {}
+    per_launch: dict[Any, list[Any]] = {}
     for cell in cells:
         per_launch.setdefault((cell.config_id, cell.launch), []).append(cell.point)
     assert len({tuple(points) for points in per_launch.values()}) == 1
@@ -166,7 +166,7 @@ def test_a_changed_plan_has_another_fingerprint(change: dict[str, Any]) -> None:
 def test_another_image_or_variable_is_another_plan() -> None:
     """Points of two vLLM versions must not end up in one run."""
 
-    def fingerprint(server: ServerConfig) -> dict[str, str]:
+    def fingerprint(server: ServerConfig) -> dict[str, dict[str, str]]:
         options = SweepOptions(scenario=("math",))
         scenarios = load_scenarios(options)
         return Plan(options, configurations(options, server), load_points(options, scenarios), scenarios).fingerprint()

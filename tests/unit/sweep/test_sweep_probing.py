@@ -85,7 +85,7 @@ async def test_a_key_goes_with_every_question() -> None:
         good = request.headers.get("Authorization") == "Bearer k"
         return web.json_response({"data": [{"id": "m"}]} if good else {"error": "no key"}, status=200 if good else 401)
 
-    paths = {"models": locked, "health": locked, "version": locked, "chat": locked}
+    paths: dict[str, Any] = {"models": locked, "health": locked, "version": locked, "chat": locked}
     assert (await found(key="k", **paths)).models == ("m",)
     with pytest.raises(UsageError, match=r"wants a key: --api-key-env NAME \(HTTP 401 for /v1/models: no key\)"):
         await found(**paths)

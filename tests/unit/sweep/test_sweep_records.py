@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from qwenbench.analysis.columns import COLUMN_NAMES
-from qwenbench.engine.launchers import make_launcher
+from qwenbench.engine.launchers import LauncherName, make_launcher
 from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.observe.metrics import METRICS_SCHEMA
@@ -105,7 +105,7 @@ SITE = Site(
 
 
 def described(simulated: bool = True, **options: Any) -> dict[str, Any]:
-    launcher = "sim" if simulated else "process"
+    launcher: LauncherName = "sim" if simulated else "process"
     made = SweepOptions(**{"launcher": "sim", "scenario": ("math",), "concurrency": (1,)} | options)
     site = Site(make_launcher(launcher, vllm_command="vllm serve", card="RTX 5090"), find_hardware(made))
     words = ["qwenbench", "sweep", "--out", "very-secret-value"]

@@ -36,9 +36,14 @@ def _checked(
     monkeypatch.setattr(text_checks, "_natural_answers", natural_answers)
     options = SimpleNamespace(canary=False, natural_stop_check=True, ignore_eos=True, natural_stop_limit_s=60.0)
     point = SimpleNamespace(scenario="math", profile="instruct-general")
+
+    def note(words: str, *_: object) -> None:
+        if told is not None:
+            told.append(words)
+
     sweep: Any = SimpleNamespace(
         plan=SimpleNamespace(options=options, points=(point, point)), stop=asyncio.Event(),
-        note=lambda *words: told is not None and told.append(words[0]), site=SimpleNamespace(simulated=False),
+        note=note, site=SimpleNamespace(simulated=False),
     )  # fmt: skip
     server: Any = SimpleNamespace(
         traits=SimpleNamespace(judge_text=judge_text), configuration=SimpleNamespace(config_id="cap64-seq64")

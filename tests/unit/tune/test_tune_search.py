@@ -81,7 +81,7 @@ class Bench:
             while True:
                 step = steps.send(self.answer(step))
         except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
+            return end.value
 
 
 def test_a_right_prediction_needs_few_launches_and_the_claim_is_about_what_was_tried() -> None:

@@ -188,7 +188,7 @@ def document(runs: list[Trial], trials: list[Trial]) -> str:
     lines = [
         "# How accurate the client is",
         "",
-        "<!-- made by bench/client/report.py from bench/client/results.jsonl; do not edit -->",
+        "<!-- made by bench/client/accuracy_page.py from bench/client/results.jsonl; do not edit -->",
         "",
         f"Measured on {about['cores']} cores ({about['machine']}, Linux {about['kernel']}), which the truth server",
         f"and the client share; {versions}. Runs:",
@@ -290,7 +290,7 @@ def scale_section() -> list[str]:
             f"{of('server_late_mean'):.2f} / {of('server_late_p99'):.2f} | {of('cpu_us_per_token'):.1f} | "
             f"{of('kib_per_stream'):.0f} | {sum(trial['failed'] for trial in same)} |"
         )
-    return [*lines, "", "Rerun: `python bench/client/scale.py`, then `python bench/client/report.py`.", ""]
+    return [*lines, "", "Rerun: `python bench/client/scale.py`, then `python bench/client/accuracy_page.py`.", ""]
 
 
 def main() -> None:
