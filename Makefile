@@ -56,7 +56,7 @@ test-browser: dev ## the HTML report in headless Chromium
 test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
 	tests/vllm/run.sh $(VLLM_ARGS)
 
-test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1.5 GB)
+test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1 GB)
 	tests/servers/run.sh
 
 test-recipe: dev ## the NVFP4 recipe on a tiny hybrid (installs llm-compressor under ~/.cache/qwenbench, 1.5 GB)

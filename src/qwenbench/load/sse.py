@@ -21,7 +21,7 @@ import numpy.typing as npt
 import orjson
 
 from qwenbench.load.exchange import Body
-from qwenbench.server_words import error_message
+from qwenbench.server_words import error_message, is_error
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
@@ -29,8 +29,14 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
-_TEXT_KEYS = ("content", "reasoning", "reasoning_content", "thinking", "text", "refusal")
-_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking")
+_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")
+_TEXT_KEYS = ("content", *_REASONING_KEYS, "text", "refusal")
+_PART_KEYS = ("text", *_REASONING_KEYS, "content", "summary", "parts", "value", "refusal", "transcript")
+_FURTHER_KEYS = ("reasoning_details", "thinking_blocks", "audio")
+"""Of a delta, looked at when it has no other text: some servers send the same text under two names."""
+_ERROR_WORDS = re.compile(rb"\b(?:error|exception|failed)\b", re.IGNORECASE)
+_FAILED_REASONS = ("error", "abort")
+"""Values of finish_reason with which an answer has failed."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_REMARK = 400
 """Bytes of event data that is no JSON and still may be a keep-alive rather than a broken chunk."""
@@ -227,17 +233,18 @@ def _read_lines(facts: StreamFacts, lines: list[bytes], end: int) -> str | None:
             parts.append(value)
         elif name == b"event":
             kind = value
-        elif name == b"error":  # llama.cpp's server before it sent errors as data
-            facts.error, facts.detail = "stream_error", _words(value)
+        elif name.lower() == b"error" or (b":" not in line and _ERROR_WORDS.search(line)):
+            # llama.cpp's server before it sent errors as data; a framework's last words
+            facts.error, facts.detail = "stream_error", _words(value or line)
             return None
         elif b'"choices"' in line or b'"error"' in line:
             _read_bare(facts, line)
             return None
     data = b"\n".join(parts)
-    if not data:
+    if kind in (b"error", b"exception"):
+        facts.error, facts.detail = "stream_error", _words(data) if data else "an error event without words"
         return None
-    if kind == b"error":
-        facts.error, facts.detail = "stream_error", _words(data)
+    if not data:
         return None
     return _read_event(facts, data, end)
 
@@ -293,15 +300,17 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
     except orjson.JSONDecodeError:
         _read_remark(facts, data)
         return None
+    if isinstance(event, list) and event:
+        event = event[0]  # Gemini's errors
     if not isinstance(event, dict):
         facts.passed_over += 1  # `data: "ping"`, `data: null`
         return None
     if _take_error(facts, event):
         return None
-    usage = event.get("usage")
-    if isinstance(usage, dict):
-        _take_usage(facts, usage)
     choices = event.get("choices")
+    usage = _usage_of(event, choices)
+    if usage is not None:
+        _take_usage(facts, usage)
     if choices is None:
         if usage is None:
             facts.passed_over += 1  # `{"type": "ping"}`, metadata of a gateway
@@ -331,24 +340,58 @@ def _read_remark(facts: StreamFacts, data: bytes) -> None:
     if text == b"[DONE]":
         facts.done = True
         return
-    # words carry no token that could be lost; a brace or a quote may be the rest of a chunk
-    wordy = len(text) <= _LONGEST_REMARK and not any(sign in text for sign in (b"{", b"}", b'"'))
-    if not (wordy and _is_printable(text)) and not text.startswith(b":"):
+    # words carry no token that could be lost; a brace or a quoted name may be the rest of a chunk
+    wordy = len(text) <= _LONGEST_REMARK and not any(sign in text for sign in (b"{", b"}", b'":'))
+    if text.startswith(b":"):
+        facts.passed_over += 1
+    elif not (wordy and _is_text(text)):
         raise _Broken(f"the event after token {len(facts.token_ends)} is not valid JSON or UTF-8")
-    facts.passed_over += bool(text)
+    elif _ERROR_WORDS.search(text):
+        facts.error, facts.detail = "stream_error", text.decode()
+    else:
+        facts.passed_over += bool(text)
 
 
-def _is_printable(text: bytes) -> bool:
+def _is_text(text: bytes) -> bool:
     try:
-        return text.decode().isprintable()
+        return min(text.decode(), default=" ") >= " "
     except UnicodeDecodeError:
         return False
 
 
+def _usage_of(event: dict[str, Any], choices: object) -> dict[str, Any] | None:
+    """An event's usage, wherever it stands: beside the choices, in the first one (Kimi), in `x_groq` (Groq), or as
+    llama.cpp's timings, which come unasked."""
+    first = choices[0] if isinstance(choices, list) and choices else None
+    for holder in (event, first, event.get("x_groq")):
+        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
+            return dict(holder["usage"])
+    timings = event.get("timings")
+    if not isinstance(timings, dict) or token_count(timings, "predicted_n") is None:
+        return None
+    read = [token_count(timings, key) for key in ("cache_n", "prompt_n")]
+    return {"completion_tokens": timings["predicted_n"], "prompt_tokens": sum(one or 0 for one in read) or None}
+
+
+def token_count(holder: object, *keys: str) -> int | None:
+    """The first of these keys' value that can be a number of tokens; 40.0 and "40" are what they say."""
+    for key in keys:
+        value = holder.get(key) if isinstance(holder, dict) else None
+        if isinstance(value, str) and value.isdecimal() and len(value) < 10:
+            value = int(value)
+        if (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 0 <= value < 2**31
+            and value == int(value)
+        ):
+            return int(value)
+    return None
+
+
 def _take_usage(facts: StreamFacts, usage: dict[str, Any]) -> None:
     """Keep the latest usage; one of zeros after one that counted is no news but a habit of some servers."""
-    tokens = usage.get("completion_tokens", usage.get("output_tokens"))
-    counted = tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else 0
+    counted = token_count(usage, "completion_tokens", "output_tokens") or 0
     if counted > 0 or facts.most_tokens == 0:
         facts.usage = usage
     facts.most_tokens = max(facts.most_tokens, counted)
@@ -356,7 +399,9 @@ def _take_usage(facts: StreamFacts, usage: dict[str, Any]) -> None:
 
 def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[str | None, bool, bool]:
     """Take in one choice: (key of the only text, whether it carried a token, whether of the answer)."""
-    delta = choice.get("delta", choice)
+    delta = choice["delta"] if "delta" in choice else choice.get("message", choice)
+    if isinstance(delta, str):
+        delta = {"content": delta}
     if delta is None:
         delta = {}
     if not isinstance(delta, dict):
@@ -364,22 +409,20 @@ def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[
     keys = []
     answered = thought = False
     for key in _TEXT_KEYS:
-        text = delta.get(key)
-        if not text:
-            continue
-        if key in _REASONING_KEYS and thought:
+        content = delta.get(key)
+        if not content or (key in _REASONING_KEYS and thought):
             continue  # two names of one text: newer servers send it twice
-        if isinstance(text, str):
-            keys.append(key)
-            thought |= _add_text(facts, text, reasoning=key in _REASONING_KEYS)
-            answered |= key not in _REASONING_KEYS
-        elif isinstance(text, list):
-            for part, reasoning in _parts(text, key in _REASONING_KEYS):
-                thought |= _add_text(facts, part, reasoning=reasoning)
+        keys += [key] if isinstance(content, str) else []
+        for text, reasoning in _texts(content, key in _REASONING_KEYS):
+            _add_text(facts, text, reasoning=reasoning)
+            thought |= reasoning
+            answered |= not reasoning
+    if not (thought or answered):
+        for key in _FURTHER_KEYS:
+            for text, reasoning in _texts(delta.get(key), key != "audio"):
+                _add_text(facts, text, reasoning=reasoning)
+                thought |= reasoning
                 answered |= not reasoning
-    if not thought and isinstance(delta.get("reasoning_details"), list):
-        for part, _ in _parts(delta["reasoning_details"], True):
-            thought |= _add_text(facts, part, reasoning=True)
     tools = delta.get("tool_calls") or ([{"function": delta["function_call"]}] if delta.get("function_call") else None)
     if isinstance(tools, list) and tools:
         facts.tool_chars += sum(_tool_chars(tool) for tool in tools)
@@ -390,40 +433,35 @@ def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[
     if isinstance(finish, str) and finish:
         facts.finish_reason = finish
         facts.mark_end = end
+        if finish in _FAILED_REASONS:
+            facts.error, facts.detail = "stream_error", f"the server ended the answer with finish_reason {finish!r}"
     whole = thought + answered == 1 and not tools and not ids
     only = keys[0] if len(keys) == 1 and whole else None
     return only, carried, answered
 
 
-def _add_text(facts: StreamFacts, text: str, *, reasoning: bool) -> bool:
-    """Keep a piece of text; returns whether it was reasoning."""
+def _add_text(facts: StreamFacts, text: str, *, reasoning: bool) -> None:
     (facts.reasoning if reasoning else facts.answer).append(text)
-    return reasoning
 
 
-def _parts(parts: list[Any], reasoning: bool) -> Iterator[tuple[str, bool]]:
-    """The texts of content that is a list of parts, each with whether it is reasoning.
+def _texts(content: Any, reasoning: bool) -> Iterator[tuple[str, bool]]:
+    """The texts in content that is text, a part or a list of parts, each with whether it is reasoning.
 
-    Seen: `{"type": "text", "text": "..."}`, `{"type": "thinking", "thinking": [{"type": "text", "text": "..."}]}`,
-    `{"type": "reasoning", "reasoning": "..."}`, and plain strings.
+    Seen: `{"type": "text", "text": "..."}`, the same with `{"value": "..."}` as text, `{"type": "thinking", "thinking":
+    [{"type": "text", "text": "..."}]}`, `{"type": "reasoning", "reasoning": "..."}`, and plain strings.
     """
-    for part in parts:
-        if isinstance(part, str):
-            if part:
-                yield part, reasoning
-            continue
-        if not isinstance(part, dict):
-            raise _Broken("a part of a chunk's content is neither text nor an object")
-        kind = str(part.get("type") or "")
-        inner = reasoning or "think" in kind or "reason" in kind
-        for key in ("text", "thinking", "reasoning", "content", "summary"):
-            value = part.get(key)
-            if isinstance(value, str) and value:
-                yield value, inner or key in ("thinking", "reasoning")
-                break
-            if isinstance(value, list):
-                yield from _parts(value, inner or key in ("thinking", "reasoning"))
-                break
+    if isinstance(content, str):
+        if content:
+            yield content, reasoning
+    elif isinstance(content, list):
+        for part in content:
+            yield from _texts(part, reasoning)
+    elif isinstance(content, dict):
+        kind = str(content.get("type") or "")
+        key = next((key for key in _PART_KEYS if content.get(key)), None)
+        if key is not None:
+            inner = reasoning or "think" in kind or "reason" in kind or key in _REASONING_KEYS
+            yield from _texts(content[key], inner)
 
 
 def _tool_chars(tool: Any) -> int:
@@ -434,11 +472,8 @@ def _tool_chars(tool: Any) -> int:
 
 
 def _take_error(facts: StreamFacts, event: dict[str, Any]) -> bool:
-    error = event.get("error")
-    if not error and event.get("object") != "error" and event.get("type") != "error":
-        told = "detail" in event or ("message" in event and event.keys() & {"code", "type"})
-        if not told or event.keys() & {"choices", "usage"}:
-            return False
+    if not is_error(event):
+        return False
     facts.error, facts.detail = "stream_error", error_message(event)
     return True
 

@@ -47,6 +47,16 @@ KEEP_ALIVES = [
     b'data: {"id":"c","choices":[]}\n\n',
     delta(),
     delta(content=""),
+    b'data: {"type":"status","message":"queued, position 3"}\n\n',
+    b'event: keepalive\ndata: {"message":"still working","type":"keepalive"}\n\n',
+    b'data: {"code":0,"message":"ok"}\n\n',
+    b'data: {"event":"ping","detail":null}\n\n',
+    b'data: {"error":{},"type":"heartbeat"}\n\n',
+    b"data: \xe2\x80\x8b\n\n",
+    b'data: still "processing"\n\n',
+    b"data: []\n\n",
+    b"\n\n\n",
+    b"   \n\n",
 ]
 
 
@@ -92,6 +102,17 @@ def test_an_end_mark_with_blanks_is_one() -> None:
         (b'data: {"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}\n\n', "Overloaded"),
         (b'data: {"detail":"Not allowed"}\n\n', "Not allowed"),
         (b'{"error":{"message":"raw json in mid-stream"}}\n\n', "raw json"),
+        (b"event: error\n\n", "without words"),
+        (b"event: exception\ndata: boom\n\n", "boom"),
+        (b"ERROR: boom\n\n", "boom"),
+        (b"data: Error: boom\n\n", "boom"),
+        (b"Internal Server Error\n\n", "Internal Server Error"),
+        (b'data: {"errors":[{"message":"boom","code":7}]}\n\n', "boom"),
+        (b'data: [{"error":{"code":429,"message":"Quota exceeded"}}]\n\n', "Quota exceeded"),
+        (b'data: {"error_code":18,"error_msg":"Open api qps limit"}\n\n', "qps limit"),
+        (b'data: {"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}\n\n', "insufficient"),
+        (b'data: {"status":"error","message":"boom"}\n\n', "boom"),
+        (delta("error"), "finish_reason 'error'"),
     ],
 )
 def test_errors_in_a_stream_keep_the_servers_words(event: bytes, words: str) -> None:
@@ -105,7 +126,14 @@ THINKING = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
 
 
 @pytest.mark.parametrize(
-    "part", [THINKING, {"type": "reasoning", "reasoning": "hm"}, {"type": "thinking", "thinking": "hm"}]
+    "part",
+    [
+        THINKING,
+        {"type": "reasoning", "reasoning": "hm"},
+        {"type": "thinking", "thinking": "hm"},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        [{"type": "thinking", "text": {"value": "hm"}}],
+    ],
 )
 def test_content_as_parts_counts_by_part(part: dict[str, Any]) -> None:
     timed = [
@@ -118,10 +146,55 @@ def test_content_as_parts_counts_by_part(part: dict[str, Any]) -> None:
     assert (row["reasoning_chars"], row["answer_chars"], row["chunks"], row["decode_ms"]) == (4, 2, 4, 7)
 
 
-@pytest.mark.parametrize("parts", [{"refusal": "no"}, {"function_call": {"name": "f", "arguments": "{}"}}])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"refusal": "no"},
+        {"function_call": {"name": "f", "arguments": "{}"}},
+        {"content": {"type": "text", "text": "a"}},
+        {"content": [{"type": "text", "text": {"value": "a", "annotations": []}}]},
+        {"content": [{"type": "refusal", "refusal": "no"}]},
+        {"audio": {"transcript": "a"}},
+    ],
+)
 def test_other_deltas_that_carry_tokens(parts: dict[str, Any]) -> None:
     row = row_of((5, delta(**parts)), (9, usage(1)), (9, DONE))
     assert (row["error"], row["ttfo_ms"]) == (None, 5)
+
+
+@pytest.mark.parametrize("choice", [{"message": {"role": "assistant", "content": "a"}}, {"delta": "a"}, {"text": "a"}])
+def test_other_choices_that_carry_tokens(choice: dict[str, Any]) -> None:
+    event = b"data: " + orjson.dumps({"choices": [{"index": 0, **choice}]}) + b"\n\n"
+    row = row_of((5, event), (8, event), (9, usage(2)), (9, DONE))
+    assert plain(row) == (None, 5, 8, 2, 2)
+
+
+COUNTED = {"prompt_tokens": 13, "completion_tokens": 2, "total_tokens": 15}
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        {"choices": [{"index": 0, "delta": {}, "usage": COUNTED}]},
+        {"choices": [], "x_groq": {"usage": COUNTED}},
+        {"choices": [], "timings": {"cache_n": 3, "prompt_n": 10, "predicted_n": 2, "predicted_ms": 3.1}},
+        {"usage": {"input_tokens": 13, "output_tokens": 2}},
+        {"choices": [], "usage": {**COUNTED, "completion_tokens": 2.0}},
+        {"choices": [], "usage": {**COUNTED, "completion_tokens": "2"}},
+    ],
+)
+def test_usage_is_found_wherever_it_stands(last: dict[str, Any]) -> None:
+    row = row_of((5, A), (8, B), (9, b"data: " + orjson.dumps(last) + b"\n\n"), (9, DONE))
+    assert plain(row) == (None, 5, 8, 2, 2)
+    assert row["input_tokens"] == 13
+
+
+@pytest.mark.parametrize("count", [None, -1, True, 10**12, "many", 2.5, {}])
+def test_a_count_that_is_no_number_of_tokens_leaves_them_unknown(count: object) -> None:
+    last = {"choices": [], "usage": {"prompt_tokens": 0, "completion_tokens": count}}
+    row = row_of((5, A), (8, B), (9, b"data: " + orjson.dumps(last) + b"\n\n"), (9, DONE))
+    assert plain(row) == (None, 5, 8, None, 2)
+    assert row["input_tokens"] is None
 
 
 def test_a_usage_of_zeros_is_contradicted_by_the_chunks() -> None:
