@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import stat
 from pathlib import Path
+from typing import IO, Any, cast
+
+import orjson
 
 from qwenbench.errors import UsageError
 
@@ -52,6 +56,19 @@ def read_input_text(path: Path, what: str, most_bytes: int) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise UsageError(f"{what} {path}, line {line}: is not UTF-8 (byte 0x{data[error.start]:02x}).") from error
+
+
+def read_json(path: Path, what: str, most_bytes: int) -> Any:
+    """A JSON file. Raises UsageError also for what is no JSON, with the place."""
+    try:
+        return orjson.loads(read_input(path, what, most_bytes))
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"{what} {path}: no JSON ({error})") from None
+
+
+def open_unpacked(path: Path) -> IO[bytes]:
+    """A file of lines, unpacked where its name ends in .gz. Raises OSError."""
+    return cast(IO[bytes], gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb"))
 
 
 def _checked(status: os.stat_result, path: Path, what: str, most_bytes: int) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from qwenbench.errors import UsageError
+from qwenbench.errors import UsageError, near_miss
 from qwenbench.input_files import KIB, read_input_text
 
 M = TypeVar("M", bound=BaseModel)
@@ -111,3 +112,24 @@ def _told(node: yaml.Node | None, place: tuple[int | str, ...], message: str) ->
     line = f"line {line_number}, " if line_number else ""
     field = ".".join(str(part) for part in place) or "file"
     return f"{line}field {field}: {message.removeprefix('Value error, ')}"
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the YAML files that come with qwenbench in this folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
+
+
+def named_file(
+    named: str, folder: Path, what: str, *, others: Sequence[str] = (), otherwise: str = "a .yaml path"
+) -> Path:
+    """A YAML file by its path, or by its name where it is one of `folder`.
+
+    Raises UsageError for an unknown name, with the near miss and what is known, `others` among it.
+    """
+    path, known = Path(named), names_in(folder)
+    if path.suffix in (".yaml", ".yml") or "/" in named:
+        return path
+    if named in known:
+        return folder / f"{named}.yaml"
+    known += others
+    raise UsageError(f"{what} {named!r}: unknown.{near_miss(named, known)} Known: {', '.join(known)}, or {otherwise}.")

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qwenbench.analysis.server_samples import column_values
+
 BOUNDS = {
     "client": "the load generator could not keep up",
     "kv": "the KV cache is full: requests were preempted or wait for blocks",
@@ -118,7 +120,7 @@ def bounds(
     """
     evidence: dict[str, str] = {}
     holding: list[str] = []
-    running, waiting, usage = (_column(metrics, name) for name in ("running", "waiting", "kv_cache_usage"))
+    running, waiting, usage = (column_values(metrics, name) for name in ("running", "waiting", "kv_cache_usage"))
     queue = _queue(waiting, shares)
     checks = {
         "client": (client_saturated, "the client was saturated") if client_saturated else None,
@@ -195,7 +197,7 @@ def _queue(waiting: Values, shares: TimeShares | None) -> tuple[bool, str] | Non
 
 
 def _kv(metrics: pa.Table, waiting: Values, usage: Values) -> tuple[bool, str] | None:
-    preempted = _grown(_column(metrics, "preemptions_total"))
+    preempted = _grown(column_values(metrics, "preemptions_total"))
     both = _known(waiting) & _known(usage)
     if preempted is None and not both.any():
         return None
@@ -254,10 +256,10 @@ def _prefill(
     if shares is not None:
         holds = shares.stalls_lead
         parts.append(f"{shares.stalls:.0%} of the requests' time went into stalls, {shares.decode:.0%} into decoding")
-    steps = _grown(_column(metrics, "iteration_tokens_count"))
-    prompts = _grown(_column(metrics, "prompt_tokens_total"))
+    steps = _grown(column_values(metrics, "iteration_tokens_count"))
+    prompts = _grown(column_values(metrics, "prompt_tokens_total"))
     if budget and steps and prompts is not None:
-        computed = max(0.0, prompts - (_grown(_column(metrics, "prefix_hits_total")) or 0.0))
+        computed = max(0.0, prompts - (_grown(column_values(metrics, "prefix_hits_total")) or 0.0))
         share = computed / steps / budget
         holds = holds or share >= HALF
         parts.append(f"{computed / steps:.0f} prompt tokens per step, {share:.0%} of the budget of {budget}")
@@ -273,12 +275,6 @@ def _load_or_decode(running: Values, max_num_seqs: int | None) -> tuple[str, str
         limit = "" if max_num_seqs is None else f" of {max_num_seqs} places"
         return "load", f"at most {peak:.0f}{limit} were running, and nothing is full"
     return "decode", f"all {max_num_seqs} places were in use, and none of the other bounds holds"
-
-
-def _column(metrics: pa.Table, name: str) -> Values:
-    if name not in metrics.column_names:
-        return np.full(metrics.num_rows, np.nan)
-    return np.asarray(metrics[name].cast(pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _known(values: Values) -> NDArray[np.bool_]:

@@ -4,7 +4,6 @@ shown, broken or open. See docs/statistics.md.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -18,7 +17,7 @@ from qwenbench.analysis.request_arrays import LIMITS as PER_REQUEST
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.run import Point
 from qwenbench.analysis.statistics import RequestsOf, window_of_point
-from qwenbench.errors import UsageError
+from qwenbench.errors import UsageError, near_miss
 
 _VALUE = re.compile(r"(inf|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s)?\Z")
 
@@ -79,8 +78,7 @@ def metric_key(name: str, option: str) -> str:
     """The name itself when it is a metric's key. Raises UsageError with the near miss."""
     if name in METRICS:
         return name
-    close = difflib.get_close_matches(name, [*METRICS, *PER_REQUEST], n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = near_miss(name, [*METRICS, *PER_REQUEST])
     raise UsageError(f"{option}: {name!r} is no metric.{hint} Metrics are columns of points.csv without _ms.")
 
 

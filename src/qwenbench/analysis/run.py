@@ -275,6 +275,15 @@ def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
+def known_numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+    """The numbers of a column, without what is not known; empty where there is no such column."""
+    import pandas as pd
+
+    if column not in rows:
+        return pd.Series(dtype=float)
+    return pd.to_numeric(rows[column], errors="coerce").dropna().astype(float)
+
+
 def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that decisions may rest on."""
     return points[points["valid"].fillna(False).astype(bool)]

@@ -10,7 +10,7 @@ import typer
 
 from qwenbench.cli.runs import JsonOption, print_json
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, MIB, read_input
+from qwenbench.input_files import GIB, MIB, read_input, read_json
 
 if TYPE_CHECKING:
     from qwenbench.capacity.kv import KvLayout
@@ -97,7 +97,7 @@ def _kept(folder: Path) -> dict[str, Any]:
     path = folder / "memory.json"
     if not path.is_file():
         return {}
-    data = read_json(path, "memory.json")
+    data = read_json(path, "memory.json", SAMPLES_BYTES)
     return data if isinstance(data, dict) else {}
 
 
@@ -165,16 +165,6 @@ def _read_text(path: Path, option: str, most_bytes: int) -> str:
     return read_input(path, option, most_bytes).decode("utf-8", errors="replace")
 
 
-def read_json(path: Path, option: str) -> Any:
-    """A JSON file of an option. Raises UsageError naming option, file and place."""
-    import orjson
-
-    try:
-        return orjson.loads(read_input(path, option, SAMPLES_BYTES))
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{option} {path}: no JSON ({error})") from None
-
-
 def _cache_config(path: Path | None) -> dict[str, str]:
     if path is None:
         return {}
@@ -215,7 +205,7 @@ def _samples(path: Path) -> list[tuple[float, float]]:
             return []
         busiest = max(rows, key=lambda row: row["used_mib"])["gpu"]
         return [(row["t_ns"] / 1e9, row["used_mib"]) for row in rows if row["gpu"] == busiest]
-    rows = read_json(path, "--nvml")
+    rows = read_json(path, "--nvml", SAMPLES_BYTES)
     try:
         return [(float(row[0]), float(row[1]) / 2**20) for row in rows]
     except (TypeError, ValueError, IndexError, KeyError):

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qwenbench import __version__
-from qwenbench.errors import RunError, UsageError
+from qwenbench.errors import RunError, UsageError, near_miss
 
 if TYPE_CHECKING:
     import typer
@@ -68,13 +68,6 @@ def _top_help() -> str:
         "Start here: qwenbench sweep --launcher sim --capture 16,32,64   (no GPU needed, SIMULATED)",
     ]
     return "\n".join(lines)
-
-
-def _near_miss(word: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, COMMANDS, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -182,7 +175,10 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        print(f"qwenbench: no command {name!r}.{_near_miss(name)} `qwenbench --help` lists them.", file=sys.stderr)
+        print(
+            f"qwenbench: no command {name!r}.{near_miss(name, COMMANDS)} `qwenbench --help` lists them.",
+            file=sys.stderr,
+        )
         return EXIT_USAGE
     try:
         with _warnings_on_stderr(name):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from qwenbench.engine.config import DockerOptions, FlagValue, ServerConfig
-from qwenbench.errors import UsageError
 from qwenbench.masking import is_secret_name, refuse_secret_arguments
 from qwenbench.workload.scenario import scenario_folder
-from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
+from qwenbench.yaml_reader import named_file, names_in, parse_yaml_model, read_yaml_text
 
 
 class DockerPart(BaseModel):
@@ -83,7 +81,7 @@ def deployment_folder() -> Path:
 
 
 def deployment_names() -> list[str]:
-    return sorted(path.stem for path in deployment_folder().glob("*.yaml"))
+    return names_in(deployment_folder())
 
 
 def load_deployment(name_or_path: str, what: str = "--deployment") -> DeploymentFile:
@@ -92,14 +90,7 @@ def load_deployment(name_or_path: str, what: str = "--deployment") -> Deployment
     Raises UsageError: unknown name (with the near miss), unreadable file, malformed YAML (file, line, field),
     a secret among the arguments.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml") and "/" not in name_or_path:
-        path = deployment_folder() / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = deployment_names()
-            close = difflib.get_close_matches(name_or_path, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(f"{what} {name_or_path!r}: unknown.{hint} Known: {', '.join(known)}, or a .yaml path.")
+    path = named_file(name_or_path, deployment_folder(), what)
     text = read_yaml_text(path, "deployment")
     deployment = parse_yaml_model(DeploymentFile, text, f"deployment {path}")
     refuse_secret_arguments(deployment.server().vllm_args(), f"deployment {path}")

@@ -116,11 +116,12 @@ async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> t
         return ()  # behind an API key: it does answer
     if models.status != 200:
         return f"/v1/models answered {models.status}"
-    names = _model_names(models.json())
+    names = model_names(models.json())
     return "/v1/models gave no list of models" if names is None else names
 
 
-def _model_names(answer: object) -> tuple[str, ...] | None:
+def model_names(answer: object) -> tuple[str, ...] | None:
+    """The names in an answer of /v1/models; None when it is no list of models."""
     data = answer.get("data") if isinstance(answer, dict) else None
     if not isinstance(data, list):
         return None

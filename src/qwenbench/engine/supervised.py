@@ -36,7 +36,8 @@ class SupervisedProcess:
         self._first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._exited = asyncio.Event()
         self._ended: Ended | None = None
-        self._exit_code: int | None = None
+        self.exit_code: int | None = None
+        """Of the first process; None while it runs (or when its supervisor was killed)."""
         self.pid = 0
         self.start_time: float | None = None
         self._reader = asyncio.create_task(self._hear())
@@ -73,11 +74,6 @@ class SupervisedProcess:
         process.pid = await process._first
         return process
 
-    @property
-    def exit_code(self) -> int | None:
-        """Exit code of the first process; None while it runs (or when its supervisor was killed)."""
-        return self._exit_code
-
     def alive(self) -> bool:
         if self._exited.is_set():
             return False
@@ -86,14 +82,11 @@ class SupervisedProcess:
     def pids(self) -> list[int]:
         return descendants(self._supervisor.pid)
 
-    async def exited(self) -> None:
-        await self._exited.wait()
-
     async def gone(self) -> Ended:
         """Returns when nothing is left: no child, no log line outstanding."""
         await self._supervisor.wait()
         await asyncio.shield(self._reader)  # a caller that gives up must not end the reading
-        return self._ended or Ended(self._exit_code, killed=False)
+        return self._ended or Ended(self.exit_code, killed=False)
 
     async def stop(self, grace_s: float) -> Ended:
         """SIGTERM to the group, SIGKILL after the grace to whatever is left. Safe to call twice."""
@@ -117,7 +110,7 @@ class SupervisedProcess:
                 case "refused":
                     self._first.set_exception(RefusedError(event["message"]))
                 case "exited":
-                    self._exit_code = event["code"]
+                    self.exit_code = event["code"]
                     self._exited.set()
                 case "gone":
                     self._ended = Ended(event["code"], event["killed"])

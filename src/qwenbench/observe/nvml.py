@@ -187,7 +187,8 @@ class NvmlSampler:
         self._rows: list[dict[str, Any]] = []
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="nvml-sampler", daemon=True)
-        self._error: str | None = None
+        self.error: str | None = None
+        """Why sampling ended early, or None."""
 
     def start(self) -> NvmlSampler:
         """Starts sampling at absolute deadlines (a late sample does not shift the later ones)."""
@@ -208,7 +209,7 @@ class NvmlSampler:
                     gpu = row["gpu"]
                     self._rows.append({**row, "own_mib": held.get(gpu), "other_pids": others.get(gpu) or None})
             except Exception as error:  # a card that falls off the bus must not take the run with it
-                self._error = f"NVML stopped answering: {error}"
+                self.error = f"NVML stopped answering: {error}"
                 return
             number += 1
             self._done.wait(max(0.0, start + number * self._period - time.monotonic()))
@@ -219,11 +220,6 @@ class NvmlSampler:
             return None
         last = self._rows[-1]["t_ns"]
         return max(float(row["used_mib"]) for row in self._rows[-16:] if row["t_ns"] == last)
-
-    @property
-    def error(self) -> str | None:
-        """Why sampling ended early, or None."""
-        return self._error
 
     def stop(self) -> pa.Table:
         """Ends sampling; all samples as NVML_SCHEMA."""

@@ -156,11 +156,17 @@ def _headline(answer: Answer) -> Iterator[Block]:
 _ANSWER_FLAGS = ("max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utilization")
 
 
-def _settings(launch: Mapping[str, Any]) -> Iterator[Block]:
-    """The flags that are the answer, before the long line that holds them."""
+def asked_flags(launch: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What launch.json holds of the flags that were asked for."""
     server = launch.get("server")
     flags = launch.get("requested") or (server.get("flags") if isinstance(server, Mapping) else None)
-    shown = [f"--{name} {flags[name]}" for name in _ANSWER_FLAGS if isinstance(flags, Mapping) and flags.get(name)]
+    return flags if isinstance(flags, Mapping) else {}
+
+
+def _settings(launch: Mapping[str, Any]) -> Iterator[Block]:
+    """The flags that are the answer, before the long line that holds them."""
+    flags = asked_flags(launch)
+    shown = [f"--{name} {flags[name]}" for name in _ANSWER_FLAGS if flags.get(name)]
     if shown:
         words: list[Inline] = [part for flag in shown for part in (Span(flag, "code"), " ")]
         yield Paragraph(words, "settings")

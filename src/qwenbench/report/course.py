@@ -9,8 +9,20 @@ from typing import Any
 
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import start_differences
-from qwenbench.report.document import Block, Bullets, Config, Inline, Number, Paragraph, Picture, Row, Span, Table
-from qwenbench.report.page_data import PageData
+from qwenbench.report.document import (
+    Block,
+    Bullets,
+    Config,
+    Inline,
+    Number,
+    Paragraph,
+    Picture,
+    Row,
+    Span,
+    Table,
+    counted,
+)
+from qwenbench.report.page_data import PageData, number_or_none
 from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
@@ -67,7 +79,7 @@ def course_of(run: Run) -> tuple[LaunchCourse, ...]:
     found: list[LaunchCourse] = []
     for (config, launch), own in groups.items():
         cells = tuple(_loaded(entry, origin) for entry in own)
-        startup = _number(own[0].point.get("startup_s"))
+        startup = number_or_none(own[0].point.get("startup_s"))
         first = min(cell.start_s for cell in cells) - (startup or 0.0)
         before = [each.end_s for each in found if each.end_s <= first]
         found.append(
@@ -79,7 +91,8 @@ def course_of(run: Run) -> tuple[LaunchCourse, ...]:
 def _origin(run: Run, entries: Sequence[Entry]) -> float:
     """Seconds since the epoch when the run began: run.json's word, unless the first point contradicts it."""
     first = min(
-        entry.finished_ns / 1e9 - _duration(entry) - (_number(entry.point.get("startup_s")) or 0.0) for entry in entries
+        entry.finished_ns / 1e9 - _duration(entry) - (number_or_none(entry.point.get("startup_s")) or 0.0)
+        for entry in entries
     )
     try:
         return min(first, datetime.fromisoformat(str(run.meta.get("started"))).timestamp())
@@ -96,18 +109,14 @@ def _loaded(entry: Entry, origin: float) -> Loaded:
 
 
 def _duration(entry: Entry) -> float:
-    return _number(entry.point.get("duration_s")) or 0.0
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return number_or_none(entry.point.get("duration_s")) or 0.0
 
 
 def course(run: Run, data: PageData) -> Iterator[Block]:
     """Figure and table for the page; nothing to say of a run without a journal and ledgers."""
     launches = course_of(run)
     if launches:
-        words = f"{len(launches)} launch{'es' if len(launches) > 1 else ''} in {duration(launches[-1].end_s)}"
+        words = f"{counted(len(launches), 'launch')} in {duration(launches[-1].end_s)}"
         yield Picture(
             _draw(launches, data, 1084.0).svg(), f"Course of the run: {words}", _draw(launches, data, 358.0).svg()
         )
@@ -124,7 +133,7 @@ def course(run: Run, data: PageData) -> Iterator[Block]:
 
 
 def _phases(config: str, ledger: Mapping[str, Any], startup_s: float | None) -> list[Any] | None:
-    times = [_number(ledger.get(key)) for key in _PHASES]
+    times = [number_or_none(ledger.get(key)) for key in _PHASES]
     if all(time is None for time in times):
         return None
     known = sum(time for time in times if time is not None)

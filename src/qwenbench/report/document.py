@@ -53,6 +53,12 @@ def figure(value: float, digits: int | None = None, signed: bool = False) -> str
     return f"+{text}" if signed and value > 0 else text
 
 
+def counted(number: int, word: str) -> str:
+    """`1 point`, `2 points`, `2 launches`."""
+    plural = "es" if word.endswith("ch") else "s"
+    return f"{number:,} {word}{'' if number == 1 else plural}"
+
+
 def with_unit(text: str, unit: str) -> str:
     return f"{text} {unit}" if unit else text
 
@@ -195,7 +201,6 @@ class Picture:
 
 
 Block: TypeAlias = Heading | Paragraph | Bullets | Table | Code | Choice | Tiles | Fold | Group | Picture
-Blocks: TypeAlias = Sequence[Block]
 
 
 def facts(*pairs: tuple[Inline, Inline] | tuple[Inline, Inline, Inline] | None) -> Table:

@@ -26,15 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qwenbench.analysis.candidates import Question
-from qwenbench.analysis.run import Run
+from qwenbench.analysis.run import Run, records
 from qwenbench.errors import RunError, UsageError
 from qwenbench.report.answer import answered, question_of
-from qwenbench.report.html_writer import fill
-from qwenbench.report.page import asset, content_policy, embedded, plotly_js
+from qwenbench.report.page import embedded, self_contained
 from qwenbench.report.page_data import page_data, subject_of
-from qwenbench.report.points import known
 from qwenbench.report.summary import run_summary
-from qwenbench.report.svg import css_variables, to_png
+from qwenbench.report.svg import to_png
 from qwenbench.report.text_writers import to_markdown
 from qwenbench.report.tradeoff import tradeoff_of
 from qwenbench.report.tradeoff_drawing import file_svg
@@ -97,17 +95,9 @@ def tradeoff_image(run: Run, format: ImageFormat, question: Question | None = No
 
 
 def _page(run: Run, format: ImageFormat) -> str:
-    library, script = plotly_js(), "\n".join(asset(name) for name in _SCRIPTS)
     wanted: Mapping[str, Any] = {"format": format, "width": WIDTH, "figures": FIGURES}
-    slots = {
-        "policy": content_policy(library, script),
-        "style": css_variables() + asset("report.css"),
-        "data": embedded(page_data(run)),
-        "wanted": embedded(wanted),
-        "library": library,
-        "script": script,
-    }
-    return fill(asset("export.html"), slots)
+    slots = {"data": embedded(page_data(run)), "wanted": embedded(wanted)}
+    return self_contained("export.html", _SCRIPTS, slots)
 
 
 def _dump_dom(browser: str, page: Path, timeout_s: float) -> str:
@@ -193,11 +183,6 @@ def ledger_table(run: Run) -> pd.DataFrame:
             for name, ledger in run.ledgers.items()
         ]
     )
-
-
-def records(points: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of points.csv with null for what is not known."""
-    return [{str(name): known(value) for name, value in row.items()} for row in points.to_dict("records")]
 
 
 def _json(value: dict[str, Any]) -> bytes:

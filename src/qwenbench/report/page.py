@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -22,18 +22,14 @@ from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
 from qwenbench.report.course import course, search_path
-from qwenbench.report.document import Block, Paragraph, titled
+from qwenbench.report.document import Block, Paragraph, counted, titled
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
 from qwenbench.report.page_data import PageData, Subject, page_data, subject_of
-from qwenbench.report.points import quick_to_filter
+from qwenbench.report.points import quick_to_filter, short_estimate
 from qwenbench.report.svg import css_variables
 from qwenbench.report.time_use import endurance, prompt_price, time_use
 from qwenbench.report.tradeoff import tradeoff_of
 from qwenbench.report.tradeoff_drawing import picture
-
-_SCRIPTS = ("format.js", "style.js", "theme.js", "figures.js", "page.js")
-_COMPARISON_SCRIPTS = ("format.js", "style.js", "theme.js", "comparison.js")
-"""In the order in which they build on each other; the last one starts it all."""
 
 
 def build_report(run: Run, question: Question | None = None) -> str:
@@ -43,21 +39,18 @@ def build_report(run: Run, question: Question | None = None) -> str:
     """
     run = replace(run, points=quick_to_filter(run.points))
     data = page_data(run)
-    script = "\n".join(asset(name) for name in _SCRIPTS)
-    library = plotly_js()
     write = HtmlWriter().write
     answer = answered(run, question or question_of(run))
     chosen = answer.config_id if isinstance(answer, Answer) else None
     subject = subject_of(run)
-    return fill(
-        asset("page.html"),
+    return self_contained(
+        "page.html",
+        ("format.js", "style.js", "theme.js", "figures.js", "page.js"),
         {
-            "policy": content_policy(library, script),
             "title": text(f"{'SIMULATED · ' if run.simulated else ''}{subject.title} · qwenbench"),
-            "style": css_variables() + asset("report.css"),
             "body_class": "simulated" if run.simulated else "measured",
             "masthead": _masthead(subject, data, len(run.points)),
-            "filters": _filters(data),
+            "filters": join(_fieldsets(data)),
             "answer": write(page_answer(run, answer)),
             "tradeoff": write(_tradeoff(data, answer, subject)),
             "configurations": write(sections.configurations(data)),
@@ -71,11 +64,8 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "failures": write(sections.failures(run)),
             "conditions": write(sections.conditions(run)),
             "definitions": write(sections.definitions()),
-            "version": text(__version__),
             "data": embedded(data),
             "terms": embedded({column.name: _definition(column) for column in POINT_COLUMNS}),
-            "library": library,
-            "script": script,
         },
     )
 
@@ -90,24 +80,16 @@ def _tradeoff(data: PageData, answer: Answer | str, subject: Subject) -> Iterato
 
 def build_comparison_page(comparison: Comparison) -> str:
     """A comparison as a page of its own: the verdict, the curves of all runs, and the changes."""
-    script, library = (
-        "\n".join(asset(name) for name in ("format.js", "style.js", "theme.js", "comparison.js")),
-        plotly_js(),
-    )
     write = HtmlWriter().write
-    return fill(
-        asset("comparison.html"),
+    return self_contained(
+        "comparison.html",
+        ("format.js", "style.js", "theme.js", "comparison.js"),
         {
-            "policy": content_policy(library, script),
             "title": text(f"{'SIMULATED · ' if comparison.simulated else ''}{' against '.join(comparison.runs)}"),
-            "style": css_variables() + asset("report.css"),
             "heading": text(" against ".join(comparison.runs)),
             "head": write(comparison_head(comparison)),
             "rows": write(comparison_page(comparison)),
-            "version": text(__version__),
             "data": embedded(_curves(comparison)),
-            "library": library,
-            "script": script,
         },
     )
 
@@ -120,7 +102,7 @@ def _curves(comparison: Comparison) -> Mapping[str, Any]:
             "workload": f"{point['scenario']} ({point['profile']})",
             "level": point["concurrency"] if point["concurrency"] is not None else point["rate"],
             "figures": {
-                key: [_short(e.value), _short(e.low), _short(e.high)]
+                key: short_estimate(e.value, e.low, e.high)
                 for key, e in run_table.estimates(index).items()
                 if e.value is not None
             },
@@ -136,8 +118,17 @@ def _curves(comparison: Comparison) -> Mapping[str, Any]:
     }
 
 
-def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+def self_contained(template: str, scripts: Sequence[str], slots: Mapping[str, str]) -> str:
+    """A template with these scripts (each builds on those before it, the last one starts it all), styles and plotly.js
+    in it, and a policy by which only they run and nothing is fetched: markup that slipped through would be dead."""
+    library, script = plotly_js(), "\n".join(asset(name) for name in scripts)
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(each.encode()).digest()).decode()}'" for each in (library, script)
+    )
+    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
+    style = css_variables() + asset("report.css")
+    common = {"policy": policy, "style": style, "library": library, "script": script, "version": text(__version__)}
+    return fill(asset(template), {**common, **slots})
 
 
 @cache
@@ -150,16 +141,6 @@ def plotly_js() -> str:
     """plotly.js as the plotly package ships it, fit to stand inside a script element."""
     source = resources.files("plotly").joinpath("package_data", "plotly.min.js").read_text(encoding="utf-8")
     return source.replace("</script", "<\\/script")
-
-
-def content_policy(*scripts: str) -> str:
-    """Only these scripts may run, and nothing may be fetched: markup that slipped through would be dead."""
-    hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
-    return f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'"
-
-
-def _sha256(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def embedded(value: Any) -> str:
@@ -176,9 +157,9 @@ def _masthead(subject: Subject, data: PageData, points: int) -> Html:
         f"run {subject.run_id}",
         *([subject.started[:16].replace("T", " ")] if subject.started else []),
         *([f"driver {subject.driver}"] if subject.driver else []),
-        _count(len(data.configs), "configuration"),
-        _count(len(data.workloads), "scenario"),
-        _count(points, "point"),
+        counted(len(data.configs), "configuration"),
+        counted(len(data.workloads), "scenario"),
+        counted(points, "point"),
     ]
     banner = (
         tag(
@@ -192,14 +173,6 @@ def _masthead(subject: Subject, data: PageData, points: int) -> Html:
         else Html("")
     )
     return join((tag("h1", subject.title), tag("p", join(facts, " · "), class_="facts"), banner))
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number:,} {word}{'' if number == 1 else 's'}"
-
-
-def _filters(data: PageData) -> Html:
-    return join(_fieldsets(data))
 
 
 def _fieldsets(data: PageData) -> Iterator[Html]:

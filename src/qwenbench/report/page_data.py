@@ -15,7 +15,7 @@ import pandas as pd
 from qwenbench.analysis.capture_reach import Reached, captures_reached
 from qwenbench.analysis.columns import METRICS, Column, label
 from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
-from qwenbench.analysis.run import LOAD_POINT, Run, records
+from qwenbench.analysis.run import LOAD_POINT, Run, known_numbers, records
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
@@ -101,7 +101,7 @@ def subject_of(run: Run) -> Subject:
     name = hardware.get("card") or options.get("card") or gpu
     known = _card(name)
     on_larger = bool(gpu and known is not None and not _same_card(gpu, known.name))
-    total = None if on_larger else _number(hardware.get("cuda_total_gib"))  # the real card's, as its driver told
+    total = None if on_larger else number_or_none(hardware.get("cuda_total_gib"))  # the real card's, as its driver told
     if total is None and known is not None:
         total = known.known_cuda_gib(str(hardware.get("platform") or "linux"))
     versions = _mapping(run.meta.get("versions"))
@@ -297,17 +297,15 @@ def _config(run: Run, name: str, rows: pd.DataFrame) -> ConfigView:
     ledger = run.ledgers.get(name, {})
 
     def setting(column: str, flag: str) -> float | None:
-        values = rows[column].dropna() if column in rows else pd.Series(dtype=float)
-        return float(values.iloc[0]) if len(values) else _number(flags.get(flag))
+        values = known_numbers(rows, column)
+        return float(values.iloc[0]) if len(values) else number_or_none(flags.get(flag))
 
     def peak(column: str) -> float | None:
-        values = pd.to_numeric(rows[column], errors="coerce").dropna() if column in rows else pd.Series(dtype=float)
-        largest = float(values.max()) if len(values) else _number(ledger.get(column))
+        values = known_numbers(rows, column)
+        largest = float(values.max()) if len(values) else number_or_none(ledger.get(column))
         return None if largest is None else round(largest / 1024, 3)
 
-    startup = (
-        pd.to_numeric(rows["startup_s"], errors="coerce").dropna() if "startup_s" in rows else pd.Series(dtype=float)
-    )
+    startup = known_numbers(rows, "startup_s")
     vary = {column: str(rows[column].iloc[0]) for column in rows if str(column).startswith("vary_")}
     return ConfigView(
         id=name,
@@ -342,14 +340,15 @@ def _metric(key: str, column: Column) -> Metric:
 
 
 def _cards(flags: Mapping[str, str]) -> int:
-    sizes = (_number(flags.get(f"{kind}-parallel-size")) for kind in ("tensor", "pipeline", "data"))
+    sizes = (number_or_none(flags.get(f"{kind}-parallel-size")) for kind in ("tensor", "pipeline", "data"))
     product = 1
     for size in sizes:
         product *= int(size) if size is not None and size >= 1 else 1
     return product
 
 
-def _number(value: Any) -> float | None:
+def number_or_none(value: Any) -> float | None:
+    """A number, or the text of one; None for anything else."""
     try:
         return known(float(value)) if value is not None and not isinstance(value, bool) else None
     except (TypeError, ValueError):

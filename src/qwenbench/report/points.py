@@ -15,6 +15,7 @@ import pandas as pd
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import interval_of_means
 from qwenbench.analysis.run import LOAD_POINT, records
+from qwenbench.analysis.server_samples import column_values
 from qwenbench.runfolder.cells import Cell, load_label
 from qwenbench.runfolder.damage import if_readable
 from qwenbench.runfolder.names import AT, RunPaths
@@ -159,7 +160,7 @@ def _summarised(row: Row) -> dict[str, Estimate]:
     for key in METRICS:
         value = known(row.get(key))
         if value is not None:
-            found[key] = _estimate(value, known(row.get(f"{key}_low")), known(row.get(f"{key}_high")))
+            found[key] = short_estimate(value, known(row.get(f"{key}_low")), known(row.get(f"{key}_high")))
     return found
 
 
@@ -168,17 +169,14 @@ def _over_repeats(rows: list[Row]) -> dict[str, Estimate]:
     for key, column in METRICS.items():
         mean = interval_of_means(_numbers(rows, column.name))
         if mean.value is not None:
-            found[key] = _estimate(mean.value, mean.low, mean.high)
+            found[key] = short_estimate(mean.value, mean.low, mean.high)
     return found
 
 
-def _estimate(value: float, low: float | None, high: float | None) -> Estimate:
-    return (_short(value), None if low is None else _short(low), None if high is None else _short(high))
-
-
-def _short(value: float) -> float:
-    """Six significant digits: more than any clock here gives, and a third of the file's size."""
-    return float(f"{value:.6g}")
+def short_estimate(value: float, low: float | None, high: float | None) -> Estimate:
+    """Value, low and high to six significant digits: more than any clock here gives, and a third of the file's size."""
+    below, above = (None if bound is None else float(f"{bound:.6g}") for bound in (low, high))
+    return (float(f"{value:.6g}"), below, above)
 
 
 def _numbers(rows: list[Row], name: str) -> list[float]:
@@ -295,13 +293,13 @@ def _server_series(table: pa.Table | None, start: int) -> tuple[tuple[float, ...
     if table is None or table.num_rows == 0:
         return (), dict.fromkeys(_SERVER_SERIES, ())
     t = (table["t_ns"].to_numpy() - start) / 1e9
-    preempted = _column(table, "preemptions_total")
+    preempted = column_values(table, "preemptions_total")
     raw: dict[str, Floats] = {
-        "running": _column(table, "running"),
-        "waiting": _column(table, "waiting"),
-        "kv_cache_usage": _column(table, "kv_cache_usage"),
+        "running": column_values(table, "running"),
+        "waiting": column_values(table, "waiting"),
+        "kv_cache_usage": column_values(table, "kv_cache_usage"),
         "preemptions": preempted - (preempted[0] if preempted.size else 0.0),
-        "output_tokens_per_s": _rate(t, _column(table, "generation_tokens_total")),
+        "output_tokens_per_s": _rate(t, column_values(table, "generation_tokens_total")),
     }
     groups = _groups(len(t))
     peaks = {name: _rounded(_reduce(values, groups, np.max)) for name, values in raw.items()}
@@ -317,18 +315,12 @@ def _vram_series(
         frame = nvml.select(["t_ns", "used_mib"]).to_pandas().groupby("t_ns")["used_mib"].max().dropna()
         t, used = frame.index.to_numpy(), frame.to_numpy(dtype=float)
     elif metrics is not None and metrics.num_rows:
-        t, used = metrics["t_ns"].to_numpy(), _column(metrics, "vram_used_mib")
+        t, used = metrics["t_ns"].to_numpy(), column_values(metrics, "vram_used_mib")
         t, used = t[~np.isnan(used)], used[~np.isnan(used)]
     else:
         return (), ()
     groups = _groups(len(t))
     return _times((t - start) / 1e9, groups), _rounded(_reduce(used / 1024, groups, np.max))
-
-
-def _column(table: pa.Table, name: str) -> Floats:
-    if name not in table.column_names:
-        return np.full(table.num_rows, np.nan)
-    return np.asarray(table[name].to_pandas(), dtype=np.float64)
 
 
 def _rate(t: Floats, counter: Floats) -> Floats:

@@ -12,9 +12,9 @@ from qwenbench import __version__
 from qwenbench.analysis.columns import POINT_COLUMNS, label
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.recommend import Answer
-from qwenbench.analysis.run import Run
+from qwenbench.analysis.run import Run, known_numbers
 from qwenbench.errors import RunError
-from qwenbench.report.answer import answered, question_of, short_answer
+from qwenbench.report.answer import answered, asked_flags, question_of, short_answer
 from qwenbench.report.document import (
     SIMULATED,
     Block,
@@ -26,6 +26,7 @@ from qwenbench.report.document import (
     Row,
     Span,
     Table,
+    counted,
     number,
 )
 from qwenbench.report.page_data import ConfigView, PageData, Subject, page_data, subject_of
@@ -199,9 +200,7 @@ def card_facts(run: Run, answer: Answer) -> CardFacts:
     known = [key for key in (*_FIGURES, *_SPARE) if (found := answer.expected.get(key)) and found.value is not None]
     chosen = known[:FIVE]
     expected = {key: answer.expected[key] for key in (*_FIGURES, *_SPARE) if key in chosen}
-    launch = run.launches.get(answer.config_id, {})
-    server = launch.get("server")
-    flags = launch.get("requested") or (server.get("flags") if isinstance(server, Mapping) else {}) or {}
+    flags = asked_flags(run.launches.get(answer.config_id, {}))
     return CardFacts(
         subject=subject_of(run),
         config_id=answer.config_id,
@@ -223,7 +222,7 @@ def _measured(run: Run, config_id: str) -> dict[str, Any]:
     points = run.points[(run.points["config_id"] == config_id) & run.points["valid"].eq(True)]
 
     def largest(column: str) -> float | None:
-        values = pd.to_numeric(points[column], errors="coerce").dropna() if column in points else pd.Series(dtype=float)
+        values = known_numbers(points, column)
         return float(values.max()) if len(values) else None
 
     controlled = points["length_controlled"].dropna() if "length_controlled" in points else pd.Series(dtype=object)
@@ -318,7 +317,9 @@ def how(facts: CardFacts) -> str:
     measured, verb = facts.measured, "Simulated" if facts.subject.simulated else "Measured"
     parts = [f"{verb}: {measured['requests']:,} requests of {', '.join(measured['scenarios'])}"]
     parts += [
-        _count(measured[name], word) for name, word in (("launches", "launch"), ("repeats", "repeat")) if measured[name]
+        counted(measured[name], word)
+        for name, word in (("launches", "launch"), ("repeats", "repeat"))
+        if measured[name]
     ]
     if measured["windows"]:
         parts.append(
@@ -331,8 +332,3 @@ def how(facts: CardFacts) -> str:
     if facts.subject.driver:
         parts.append(f"driver {facts.subject.driver}")
     return ", ".join(parts) + "."
-
-
-def _count(number: int, word: str) -> str:
-    plural = "es" if word.endswith("ch") else "s"
-    return f"{number:,} {word}{'' if number == 1 else plural}"

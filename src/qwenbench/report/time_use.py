@@ -11,7 +11,7 @@ import pandas as pd
 
 from qwenbench.analysis.bounds import ADVICE
 from qwenbench.analysis.drafting import break_evens, pays_up_to
-from qwenbench.analysis.run import Run, valid_rows
+from qwenbench.analysis.run import Run, known_numbers, valid_rows
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Picture, Row, Span, Table
 from qwenbench.report.page_data import PageData
 from qwenbench.report.points import workload_names
@@ -73,7 +73,7 @@ def uses_of(run: Run) -> list[Use]:
 
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:
-    values = pd.to_numeric(rows[column], errors="coerce").dropna() if column in rows else pd.Series(dtype=float)
+    values = known_numbers(rows, column)
     return float(values.mean()) if len(values) else None
 
 

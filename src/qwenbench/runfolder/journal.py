@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,30 +38,21 @@ class Journal:
 
         Raises UsageError for a whole line that is no entry: someone else wrote it, so nothing is guessed.
         """
-        found: dict[str, Entry] = {}
-        for number, line in enumerate(whole_lines(self._path), start=1):
-            try:
-                entry = _entry(line)
-            except (orjson.JSONDecodeError, TypeError) as error:
-                raise UsageError(
-                    f"{self._path}, line {number}: no journal entry ({error}). Remove that line to redo its cell."
-                ) from error
-            found.pop(entry.cell, None)
-            found[entry.cell] = entry
-        return list(found.values())
+
+        def refuse(number: int, error: Exception) -> None:
+            raise UsageError(
+                f"{self._path}, line {number}: no journal entry ({error}). Remove that line to redo its cell."
+            ) from error
+
+        return _entries(whole_lines(self._path), refuse)
 
     def readable_entries(self) -> list[Entry]:
         """The same for a reader: lines that are no entry are told and passed over, they cost their cell only."""
-        found: dict[str, Entry] = {}
-        for number, line in enumerate(if_readable(_read_lines, self._path, "what it holds is missing") or (), 1):
-            try:
-                entry = _entry(line)
-            except (orjson.JSONDecodeError, TypeError) as error:
-                tell_damage(self._path, f"line {number}: {error}", "its cell is taken from points.csv alone")
-                continue
-            found.pop(entry.cell, None)
-            found[entry.cell] = entry
-        return list(found.values())
+
+        def tell(number: int, error: Exception) -> None:
+            tell_damage(self._path, f"line {number}: {error}", "its cell is taken from points.csv alone")
+
+        return _entries(if_readable(_read_lines, self._path, "what it holds is missing") or (), tell)
 
     def append(self, entry: Entry) -> None:
         """Adds a cell, durably. Call it after the cell's own files are on disk."""
@@ -76,6 +67,19 @@ class Journal:
             option=orjson.OPT_SERIALIZE_NUMPY,
         )
         append_line(self._path, line)
+
+
+def _entries(lines: Iterable[bytes], unusable: Callable[[int, Exception], None]) -> list[Entry]:
+    found: dict[str, Entry] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = _entry(line)
+        except (orjson.JSONDecodeError, TypeError) as error:
+            unusable(number, error)
+            continue
+        found.pop(entry.cell, None)
+        found[entry.cell] = entry
+    return list(found.values())
 
 
 def _entry(line: bytes) -> Entry:

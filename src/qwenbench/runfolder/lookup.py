@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-from qwenbench.errors import UsageError
+from qwenbench.errors import UsageError, near_miss
 
 RUNS = Path("results")
 """Where runs lie unless another folder is named."""
@@ -24,8 +23,7 @@ def find_run(named: str | Path | None, what: str = "RUN", runs: Path = RUNS) -> 
     for folder in (Path(named), runs / named):
         if (folder / "run.json").exists():
             return folder
-    close = difflib.get_close_matches(Path(named).name, [folder.name for folder in _folders(runs)], n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = near_miss(Path(named).name, [folder.name for folder in _folders(runs)])
     raise UsageError(f"{what} {named}: no run there (no run.json in {named} or {runs / named}).{hint}")
 
 

@@ -16,9 +16,6 @@ from qwenbench.simulator import text
 
 IMAGE_TOKENS = 256
 """A picture's share of a prompt, whatever its size."""
-SAMPLING_FIELDS = ("top_p", "top_k", "min_p")
-"""Fields that make the sampler sort or filter every row's logits when they restrict anything."""
-PENALTY_FIELDS = ("presence_penalty", "frequency_penalty", "repetition_penalty")
 
 Number = StrictInt | StrictFloat
 

@@ -9,8 +9,6 @@ BLOCK_TOKENS = 528
 """Tokens of an attention block of Qwen3.5-9B: vLLM raises the block until its page holds a Mamba state."""
 STATE_BLOCKS = 3
 """Blocks per request that hold gated-delta-net state: one for each of the 3 Mamba groups (mode none)."""
-STATE_BLOCKS_ALIGN = 6
-"""The same with prefix caching on (mamba_cache_mode align keeps two states per group)."""
 
 
 def blocks_of(tokens: int, state_blocks: int = STATE_BLOCKS, block_tokens: int = BLOCK_TOKENS) -> int:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-TEMPLATE_TOKENS = 10
-"""What the chat template adds to a prompt of one message (recorded: 522 tokens for 512 words)."""
 VOCABULARY = 248_320
 
 _PIECES = re.compile(

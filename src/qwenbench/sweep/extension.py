@@ -4,7 +4,6 @@ meaning of what was measured).
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from qwenbench.runfolder.damage import read_run_json
 from qwenbench.runfolder.names import RunPaths, check_name
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.workload.scenario import scenario_folder
-from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
+from qwenbench.yaml_reader import named_file, parse_yaml_model, read_yaml_text
 
 ADDED_TO = ("capture", "max_num_seqs", "gpu_memory_utilization", "scenario", "profile", "concurrency", "rate")
 """Options whose values --resume adds to those of the run."""
@@ -108,15 +107,7 @@ def campaign_folder() -> Path:
 
 def find_campaign(named: str) -> Path:
     """A campaign's file: a path, or the name of one that comes with qwenbench. Raises UsageError with a near miss."""
-    path = Path(named)
-    if path.exists() or path.suffix in (".yaml", ".yml") or "/" in named:
-        return path
-    shipped = {file.stem: file for file in sorted(campaign_folder().glob("*.yaml"))}
-    if named in shipped:
-        return shipped[named]
-    close = difflib.get_close_matches(named, shipped, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise UsageError(f"--campaign {named!r}: unknown.{hint} Known: {', '.join(shipped)}, or a .yaml path.")
+    return Path(named) if Path(named).exists() else named_file(named, campaign_folder(), "--campaign")
 
 
 def load_campaign(path: Path) -> dict[str, dict[str, Any]]:

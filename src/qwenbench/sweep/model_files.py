@@ -20,7 +20,7 @@ from qwenbench.capacity.settings import settings_of_log
 from qwenbench.capacity.weights import Weights, WeightsUnknown, weights_from_headers
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
-from qwenbench.input_files import MIB, read_input
+from qwenbench.input_files import MIB, read_json
 
 CONFIG_BYTES = 64 * MIB
 HEADER_BYTES = 256 * MIB
@@ -56,7 +56,7 @@ def model_type(model: str, cache_mount: str | None = None) -> str | None:
     for folder in model_folders(model, cache_mount):
         if (folder / "config.json").is_file():
             try:
-                found = _json(folder / "config.json").get("model_type")
+                found = read_json(folder / "config.json", "model", CONFIG_BYTES).get("model_type")
             except (UsageError, AttributeError):
                 continue
             return str(found) if found else None
@@ -67,10 +67,10 @@ def read_shape(path: Path, name: str) -> ModelShape:
     """The shape of a model's folder, or of a config.json. Weights come from the headers of the folder's files where
     all of them are there. Raises UsageError for what cannot be read."""
     folder = path if path.is_dir() else path.parent
-    config = _json(path / "config.json" if path.is_dir() else path)
+    config = read_json(path / "config.json" if path.is_dir() else path, "model", CONFIG_BYTES)
     quantization = folder / "hf_quant_config.json"  # ModelOpt's, where config.json does not repeat it
     if path.is_dir() and isinstance(config, dict) and not config.get("quantization_config") and quantization.is_file():
-        config = {**config, "quantization_config": _modelopt(_json(quantization))}
+        config = {**config, "quantization_config": _modelopt(read_json(quantization, "model", CONFIG_BYTES))}
     shape = ModelShape.from_hf_config(config, name)
     weights = stored_weights(folder) if path.is_dir() else None
     return replace(shape, weights=weights, weights_unknown="") if weights is not None else shape
@@ -133,7 +133,7 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(_json(index)["weight_map"].values()))
+            names = sorted(set(read_json(index, "model", CONFIG_BYTES)["weight_map"].values()))
         except (KeyError, TypeError, AttributeError, UsageError):
             return []
         files = [folder / str(name) for name in names]
@@ -157,10 +157,3 @@ def _modelopt(data: Any) -> dict[str, Any]:
     """hf_quant_config.json in the words of config.json."""
     inner = data.get("quantization") if isinstance(data, dict) else None
     return {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else {}
-
-
-def _json(path: Path) -> Any:
-    try:
-        return orjson.loads(read_input(path, "model", CONFIG_BYTES))
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"model {path}: no JSON ({error})") from None

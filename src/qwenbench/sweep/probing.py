@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from qwenbench.bounded_http import NoReplyError, Reply, ask
+from qwenbench.engine.readiness import model_names
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
 from qwenbench.server_words import visible
@@ -132,14 +133,6 @@ class _Look:
         if reply.status != 200:
             self.seen.append(f"{path}: HTTP {reply.status}: {reply.words(120)}")
         return reply
-
-
-def model_names(answer: object) -> tuple[str, ...] | None:
-    """The names in an answer of /v1/models; None when it is no list of models."""
-    data = answer.get("data") if isinstance(answer, dict) else None
-    if not isinstance(data, list):
-        return None
-    return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row)
 
 
 async def served_models(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> tuple[str, ...]:

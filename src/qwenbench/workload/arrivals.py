@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import math
 import zlib
@@ -12,14 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, MIB, check_input
+from qwenbench.input_files import GIB, MIB, check_input, open_unpacked
 
 Shape = Literal["poisson", "gamma", "constant"]
 
@@ -307,12 +306,8 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, An
     return tuple(messages), {name: holder[name] for name in _MESSAGE_FIELDS if holder.get(name) is not None}
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
-
-
 def _jsonl_rows(path: Path) -> Numbered:
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         number = 0
         while line := file.readline(_LONGEST_ROW + 1):
             number += 1
@@ -334,7 +329,7 @@ def _jsonl_rows(path: Path) -> Numbered:
 
 def _csv_rows(path: Path) -> Numbered:
     """Rows of a CSV file with a heading; names in lower case, numbers as such."""
-    with _open(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
+    with open_unpacked(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         heading = [name.strip().lower() for name in next(reader, [])]
         if "timestamp" not in heading:

@@ -8,7 +8,7 @@ from typing import Any
 
 from qwenbench.errors import UsageError
 
-SOURCE = "iguanesolutions/qwen35-rp, the profile proxy named by the model card ig1/Qwen3.5-9B-NVFP4"
+# the values of iguanesolutions/qwen35-rp, the profile proxy named by the model card ig1/Qwen3.5-9B-NVFP4
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ of a length without a tokenizer.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from qwenbench.errors import UsageError
 from qwenbench.workload.profiles import REQUEST_PROFILES
-from qwenbench.yaml_reader import parse_yaml_model, read_yaml_text
+from qwenbench.yaml_reader import named_file, names_in, parse_yaml_model, read_yaml_text
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?\Z")
 
@@ -174,7 +173,7 @@ def scenario_folder() -> Path:
 
 def shipped_scenarios() -> list[str]:
     """Names of the scenarios that come with qwenbench."""
-    return sorted(path.stem for path in scenario_folder().glob("*.yaml"))
+    return names_in(scenario_folder())
 
 
 def load_scenario(name_or_path: str) -> ScenarioFile:
@@ -185,18 +184,10 @@ def load_scenario(name_or_path: str) -> ScenarioFile:
     given = Path(name_or_path)
     if given.suffix == ".jsonl":
         return _of_prompt_set(given)
-    if given.suffix in (".yaml", ".yml") or "/" in name_or_path:
-        path = given
-    else:
-        path = scenario_folder() / f"{name_or_path}.yaml"
-        if not path.exists():
-            known = [*shipped_scenarios(), "synthetic"]
-            close = difflib.get_close_matches(name_or_path, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise UsageError(
-                f"--scenario {name_or_path!r}: unknown.{hint}"
-                f" Known: {', '.join(known)}, or the path of a .yaml scenario or a .jsonl prompt set."
-            )
+    path = named_file(
+        name_or_path, scenario_folder(), "--scenario", others=("synthetic",),
+        otherwise="the path of a .yaml scenario or a .jsonl prompt set",
+    )  # fmt: skip
     text = read_yaml_text(path, "scenario")
     scenario = parse_yaml_model(Scenario, text, f"scenario {path}")
     return ScenarioFile(scenario, path, text, hashlib.sha256(text.encode()).hexdigest())

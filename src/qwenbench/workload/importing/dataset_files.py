@@ -7,7 +7,6 @@ Memory stays small whatever the file's size: no file is read whole, and a row ab
 from __future__ import annotations
 
 import codecs
-import gzip
 import importlib.util
 import json
 import re
@@ -20,7 +19,7 @@ from typing import IO, Any
 import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, check_input
+from qwenbench.input_files import GIB, check_input, open_unpacked
 
 MAX_ROW_BYTES = 16 * 1024 * 1024
 """A row above this is no prompt: 16 MiB are about four million tokens."""
@@ -102,12 +101,8 @@ def _wrong_encoding(path: Path, number: int, error: UnicodeDecodeError) -> Usage
     return UsageError(f"{path}, row {number}: is not UTF-8 ({found}). Convert the file, e.g. with iconv.")
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")  # type: ignore[return-value]  # a GzipFile reads bytes too
-
-
 def _jsonl_rows(path: Path, skip: Skip) -> Iterator[DatasetRow]:
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         number = 0
         while line := file.readline(MAX_ROW_BYTES + 1):
             number += 1

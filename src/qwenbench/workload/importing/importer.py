@@ -125,8 +125,6 @@ def from_server(base_url: str, model: str | None, headers: dict[str, str] | None
 
 
 _PLACE = re.compile(r"^.*?, row \d+: (?:(?:messages|conversations?)\.\d+: )?", re.DOTALL)
-DEFAULT_MAX_TOKENS = 8192
-"""The sequence length of the seed's calibration."""
 
 
 @dataclass(frozen=True, slots=True)
