@@ -27,7 +27,7 @@ KINDS: Mapping[str, str] = {
     "entropy": "letters or bytes without the order of any language",
     "run_together": "pieces of words run together, as tokens that mean nothing beside each other",
     "mixed_scripts": "words of several scripts mixed",
-    "wrong_script": "not in the script of the prompt's language",
+    "wrong_script": "not in the script of the prompt's language, nor a text in Latin letters that makes words",
     "replacement": "replacement, control or unassigned characters",
     "reasoning_unclosed": "the model stopped inside its reasoning",
 }
@@ -228,6 +228,8 @@ def _check_scripts(text: str, language: str, classes: npt.NDArray[np.uint8]) -> 
         if changes > (0.01 if strangers >= 3 else 0.05):
             found.add("mixed_scripts")
     share = sum(number[name] for name in expected) / total
+    if number["latin"] > 0.9 * total and expected != ("latin",) and _common_pairs(text) > 0.5:
+        return found  # a sentence in English or the like: the model knows no better, and its output is no soup
     if share < (0.4 if expected == ("latin",) else 0.1) and (total >= 40 or expected == ("latin",)):
         found.add("wrong_script")
     if language.startswith("ja") and number["han"] >= 60 and number["kana"] < 0.02 * number["han"]:

@@ -121,6 +121,14 @@ def test_quality_names_what_it_finds(text: str, kind: str) -> None:
     assert judge(text, finish_reason="stop") == [kind]
 
 
+def test_quality_lets_a_model_answer_in_english_but_not_in_letters_drawn_by_chance() -> None:
+    english = "The capital of France is Paris, and it lies on the river Seine, where about two million people live."
+    assert judge(english, language="zh", finish_reason="stop") == []
+    assert judge(english, language="ar", finish_reason="stop") == []
+    soup = "xqzt vkjw bfph zzqx wvkt qpxj mgzt vxkq hjwz ptqx kvbz wqjx fzkp tvxq jwzb kqpx"
+    assert "wrong_script" in judge(soup, language="zh", finish_reason="stop")
+
+
 def test_quality_tells_reasoning_cut_by_the_limit_from_reasoning_never_closed() -> None:
     thought = "The user wants to know how long a train takes, so I should set up the speeds first."
     assert judge("", thought, finish_reason="stop") == ["reasoning_unclosed"]
