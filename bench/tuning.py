@@ -1,6 +1,6 @@
 """How soon the search finds the best configuration: against the full grid, random search and Optuna's TPE.
 
-    .venv/bin/python bench/tuning.py [--seeds 50] [--spaces 12,60,300] [--json FILE]
+    .venv/bin/python bench/tuning.py [--seeds 1000-1049] [--spaces 12,60,300] [--json FILE]
 
 Everything is SIMULATED, in virtual time: each configuration of a space is played once against the simulator's scheduler
 (`simulator/replay.py`, an RTX 5090, 48 users), which gives its true tokens/s and the true times to the first token.
@@ -40,7 +40,7 @@ from qwenbench.tune.protocol import (
     Rules,
     Step,
 )
-from qwenbench.tune.search import search
+from qwenbench.tune.search import Search
 
 USERS = 48
 LIMIT_MS = 1200.0
@@ -100,7 +100,7 @@ class World:
 def main() -> None:
     """Plays all spaces, searchers, noises and predictions."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--seeds", type=seeds_of, default=range(50), metavar="N|FIRST-LAST")
     parser.add_argument("--spaces", default="12,60,300")
     parser.add_argument("--json")
     options = parser.parse_args()
@@ -125,6 +125,12 @@ def main() -> None:
                     print(json.dumps(rows[-1]), flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
+
+
+def seeds_of(text: str) -> range:
+    """`50`: the first fifty; `1000-1049`: from the one to the other."""
+    first, _, last = text.rpartition("-")
+    return range(int(first), int(last) + 1) if first else range(int(last))
 
 
 def flags_of(size: int) -> Iterator[dict[str, float]]:
@@ -242,13 +248,13 @@ def run_race(world: World, seed: int) -> tuple[Outcome, Servers]:
     """The search, to its end."""
     arms = [Arm(name, truth.features, world.priors[name], refused(truth)) for name, truth in world.truths.items()]
     rules = replace(Rules(launches=LAUNCHES), launch_spread=world.launch_spread, point_spread=world.point_spread)
-    servers, steps = Servers(world, seed), search(arms, Goal(USERS, {LIMIT: NEEDED}), rules, seed)
-    try:
-        step = next(steps)
-        while True:
-            step = steps.send(servers.answer(step))
-    except StopIteration as end:
-        return end.value, servers
+    servers, search = Servers(world, seed), Search(arms, Goal(USERS, {LIMIT: NEEDED}), rules, seed)
+    while (launch := search.next()) is not None:
+        search.begin(launch)
+        step: Step | None = launch
+        while step is not None:
+            step = search.answer(launch.key, servers.answer(step))
+    return search.outcome(), servers
 
 
 def measured(servers: Servers, name: str) -> float | None:
@@ -310,11 +316,11 @@ def tpe(world: World, seed: int) -> tuple[str | None, int]:
 
 
 def judged(
-    truths: Mapping[str, Truth], searcher: Searcher, seeds: int, predictions: str, launch: float, point: float
+    truths: Mapping[str, Truth], searcher: Searcher, seeds: range, predictions: str, launch: float, point: float
 ) -> dict[str, object]:
     """The searcher over all seeds."""
     near, launches, breaks, none, lost = 0, [], 0, 0, []
-    for seed in range(seeds):
+    for seed in seeds:
         world = world_of(truths, seed, predictions, launch, point)
         good = [truth.tokens_per_s for name, truth in truths.items() if truth.holds and name != world.trap]
         found, used = searcher(world, seed)
@@ -327,7 +333,7 @@ def judged(
         near += truth.holds and truth.tokens_per_s >= (1 - NEAR) * max(good)
         lost.append(1 - truth.tokens_per_s / max(good))
     return {
-        "within_3_percent": near / seeds,
+        "within_3_percent": round(near / len(seeds), 3),
         "launches_mean": round(float(np.mean(launches)), 1),
         "launches_most": max(launches),
         "loss_p90": round(float(np.percentile(lost, 90)), 3) if lost else None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from statistics import NormalDist
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,11 @@ OK_BEFORE = 9.0
 """Launches that went well that are taken for granted, against one that failed."""
 NEARER = 6
 """Fates are alike within a shorter reach than speeds: likeness to this power (LENGTH / 2.4)."""
+OWN = 0.1
+"""Share of an arm's deviation from its prediction that no neighbour has: two that differ in a setting which does
+nothing are as good as one."""
+CARDS = 0.02
+"""Spread between cards of one model, as a relative standard deviation."""
 FAILURE = 3.0
 """Weight of a failed launch or a dead engine for an arm just like it: its chance then falls from 0.9 to 0.7."""
 BROKEN = 18.0
@@ -39,12 +45,19 @@ class Belief:
         """Standard deviation of each arm's mean."""
         return np.sqrt(np.maximum(np.diag(self.covariance), 1e-12))
 
-    def gain(self, best: float) -> Floats:
-        """Expected improvement of each arm over `best`, in log units (Jones et al. 1998)."""
-        spread = self.spread
-        z = (self.mean - best) / spread
-        density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
-        return np.asarray(spread * (z * _normal(z) + density), dtype=np.float64)
+    def gain(self, answers: Sequence[int], arms: Sequence[int], noise: float) -> Floats:
+        """What one launch of each of `arms` is expected to add to the best of `answers` and itself, in log units.
+
+        The knowledge gradient for alike arms (Frazier, Powell & Dayanik 2009): a launch counts for what it changes in
+        the choice, so that a doubtful one of `answers` may be worth more than a new arm. `noise`: of that launch.
+        """
+        best = float(self.mean[list(answers)].max())
+        found = []
+        for arm in arms:
+            moved = self.covariance[:, arm] / math.sqrt(self.covariance[arm, arm] + noise)
+            chosen = list({*answers, arm})
+            found.append((self.mean[chosen] + _QUANTILES[:, None] * moved[chosen]).max(axis=1).mean() - best)
+        return np.array(found)
 
     def behind(self, arm: int, other: int) -> tuple[float, float]:
         """Mean and standard deviation of log(other) - log(arm)."""
@@ -53,8 +66,7 @@ class Belief:
         return float(self.mean[other] - self.mean[arm]), math.sqrt(max(float(variance), 0.0))
 
 
-def _normal(z: Floats) -> Floats:
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])
+_QUANTILES = np.array([NormalDist().inv_cdf((step + 0.5) / 32) for step in range(32)])
 
 
 def scaled(features: Sequence[Sequence[float]]) -> Floats:
@@ -70,38 +82,30 @@ def likeness(points: Floats) -> Floats:
     return np.asarray(np.exp(-distance / (2 * LENGTH**2)), dtype=np.float64)
 
 
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Variance of the log of one launch's figure."""
+class Measured(NamedTuple):
+    """What one launch gave."""
 
-    launch: float
-    point: float
-    """Both as relative standard deviations."""
-    points: int
-    """Probes that a launch's figure is the mean of."""
-
-    @property
-    def variance(self) -> float:
-        """Never 0: figures are not known to a millionth."""
-        return max(self.launch**2 + self.point**2 / max(1, self.points), 1e-6)
+    arm: int
+    value: float
+    """Log of its figure."""
+    card: int = 0
+    """Where it ran: what one card measures is shifted alike."""
 
 
-def believe(
-    prior: Floats, alike: Floats, measured: Sequence[tuple[int, float]], noise: Noise, prior_spread: float
-) -> Belief:
-    """The belief after `measured` launches: (arm, log of its figure).
+def believe(prior: Floats, alike: Floats, measured: Sequence[Measured], noise: float, prior_spread: float) -> Belief:
+    """The belief after `measured` launches; `noise` is the variance of each one's log.
 
-    An arm's deviation from its prediction is in part shared with all arms (LEVEL_SPREAD), to two thirds with its
-    neighbours, and to one third its own. How large it is, and whether the predictions say anything at all, is itself
-    not known: worlds in which they are off by a half, one, two or four times `prior_spread`, and worlds in which every
-    arm is predicted alike, are weighed by how likely each makes what was measured. NaN in `prior`: not predicted.
+    An arm's deviation from its prediction is in part shared with all arms (LEVEL_SPREAD), in part with its
+    neighbours, and for a tenth (OWN) its own. How large it is, and whether the predictions say anything at all, is
+    itself not known: worlds in which they are off by a half, one, two or four times `prior_spread`, and worlds in which
+    every arm is predicted alike, are weighed by how likely each makes what was measured. NaN in `prior`: not predicted.
     """
     known = prior[~np.isnan(prior)]
     level = float(known.mean()) if len(known) else 0.0
     predicted, flat = np.where(np.isnan(prior), level, prior), np.full(len(prior), level)
     worlds = [(predicted, prior_spread * factor, weight) for factor, weight in _TRUST] if len(known) else []
     worlds += [(flat, spread, weight) for spread, weight in _NO_TRUST]
-    found = [_world(mean, alike, measured, noise.variance, spread) for mean, spread, _ in worlds]
+    found = [_world(mean, alike, measured, max(noise, 1e-6), spread) for mean, spread, _ in worlds]
     weights = np.array([math.log(weight) for *_, weight in worlds]) + np.array([evidence for *_, evidence in found])
     weights = np.exp(weights - weights.max())
     weights /= weights.sum()
@@ -120,16 +124,15 @@ _NO_TRUST = ((0.3, 0.12), (0.6, 0.08))
 
 
 def _world(
-    prior: Floats, alike: Floats, measured: Sequence[tuple[int, float]], noise: float, spread: float
+    prior: Floats, alike: Floats, measured: Sequence[Measured], noise: float, spread: float
 ) -> tuple[Floats, Floats, float]:
     """Mean, covariance, and the log of the chance of what was measured (Rasmussen & Williams 2006, eq. 2.30)."""
-    own, shared = spread**2 / 3, 2 * spread**2 / 3
-    covariance = LEVEL_SPREAD**2 + shared * alike + own * np.eye(len(prior))
+    covariance = LEVEL_SPREAD**2 + spread**2 * ((1 - OWN) * alike + OWN * np.eye(len(prior)))
     if not measured:
         return prior, covariance, 0.0
-    arms = np.array([arm for arm, _ in measured])
-    off = np.array([value for _, value in measured]) - prior[arms]
-    inner = covariance[np.ix_(arms, arms)] + noise * np.eye(len(arms))
+    arms, cards = np.array([one.arm for one in measured]), np.array([one.card for one in measured])
+    off = np.array([one.value for one in measured]) - prior[arms]
+    inner = covariance[np.ix_(arms, arms)] + noise * np.eye(len(arms)) + CARDS**2 * (cards[:, None] == cards)
     gained = np.linalg.solve(inner, covariance[arms]).T
     evidence = -0.5 * float(off @ np.linalg.solve(inner, off)) - 0.5 * float(np.linalg.slogdet(inner)[1])
     return prior + gained @ off, covariance - gained @ covariance[arms], evidence

@@ -43,19 +43,19 @@ class Rules:
 
     launches: int = 8
     seconds: float = float("inf")
-    """Launches and probes together, as told by the answers."""
+    """Launches and probes together, as told by the answers, of each card."""
     within: float = 0.03
     """Differences below this share are not worth a launch."""
     finals: int = 2
-    """Launches more of each finalist."""
+    """Launches more of the one that is to be the answer."""
     launch_spread: float = 0.106
     """Relative standard deviation between launches (docs/statistics.md)."""
     point_spread: float = 0.071
     """Relative standard deviation between points of one launch."""
     prior_spread: float = 0.25
     """How far predictions are off, as a relative standard deviation."""
-    random_share: float = 0.15
-    """Share of the exploring launches that are drawn at random, so that a wrong prediction is survived."""
+    random_every: int = 8
+    """The third launch of so many is drawn at random, so that a wrong prediction is survived."""
     probes: int = 2
     """Probes at `users` within a launch."""
     least_requests: int = 96
@@ -63,13 +63,28 @@ class Rules:
     """Of a probe."""
 
 
+Why = Literal["predicted best", "most to gain", "drawn at random", "launched again"]
+Key = tuple[str, int]
+"""A launch's name: configuration, and its how-many-eth launch it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Start this configuration's server; the one that runs is stopped first."""
+    """Start this configuration's server; the one that runs on this card is stopped first."""
 
     config_id: str
     number: int
     """Its how-many-eth launch this is, from 1."""
+    why: Why = "predicted best"
+    users: int = 1
+    """Load of its first probe."""
+    card: int = 0
+    """Where it runs: the number of the place for servers."""
+
+    @property
+    def key(self) -> Key:
+        """Its name."""
+        return self.config_id, self.number
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +101,11 @@ class Probe:
     """Requests that are sent at least, and"""
     most: int
     """at most."""
+
+    @property
+    def key(self) -> Key:
+        """The launch that it is of."""
+        return self.config_id, self.number
 
     def enough(self, counts: Counts) -> bool:
         """Whether the requests so far decide: a limit is broken, or all are shown to hold and enough were sent."""
@@ -147,13 +167,15 @@ class Tried:
 
     config_id: str
     number: int
-    why: Literal["predicted best", "most to gain", "drawn at random", "final"]
+    why: Why
     value: float | None
     """What it measured: tokens/s at the users asked for, or users held; None: it failed."""
     verdict: Verdict | Literal["failed"]
     """How all limits together stand after it."""
     dropped: str | None
     """Why the configuration is out after it; None: it is still in."""
+    card: int = 0
+    """Where it ran."""
 
 
 @dataclass(frozen=True, slots=True)

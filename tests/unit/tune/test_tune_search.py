@@ -26,7 +26,7 @@ from qwenbench.tune.protocol import (
     Rules,
     Step,
 )
-from qwenbench.tune.search import search
+from qwenbench.tune.search import Search
 from qwenbench.tune.sequential import verdict
 
 CAPTURES, SEQS = (16, 32, 64, 128), (16, 32, 64)
@@ -75,13 +75,23 @@ class Bench:
         return Probed(dict.fromkeys(step.limits, (within, sent)), value, sent / 10)
 
     def run(self, arms: list[Arm], goal: Goal = GOAL, rules: Rules | None = None, seed: int = 0) -> Outcome:
-        steps = search(arms, goal, rules or Rules(launch_spread=self._noise, point_spread=self._noise / 2), seed)
-        try:
-            step = next(steps)
-            while True:
-                step = steps.send(self.answer(step))
-        except StopIteration as end:
-            return end.value
+        search = Search(arms, goal, rules or Rules(launch_spread=self._noise, point_spread=self._noise / 2), seed)
+        self.drive(search)
+        return search.outcome()
+
+    def drive(self, search: Search, cards: int = 1) -> None:
+        """Makes the launches, on several cards side by side: each card's next step in turn."""
+        doing: dict[int, Launch] = {}
+        while True:
+            for card in range(cards):
+                if card not in doing and (launch := search.next(card)) is not None:
+                    search.begin(launch)
+                    doing[card] = launch
+            if not doing:
+                return
+            for card, launch in list(doing.items()):
+                if search.answer(launch.key, self.answer(search.running[launch.key])) is None:
+                    del doing[card]
 
 
 def test_a_right_prediction_needs_few_launches_and_the_claim_is_about_what_was_tried() -> None:
@@ -91,7 +101,7 @@ def test_a_right_prediction_needs_few_launches_and_the_claim_is_about_what_was_t
     assert tokens(*(int(part[3:]) for part in outcome.config_id.split("-"))) == 1000
     assert outcome.verdict == "shown" and outcome.decided and outcome.within is not None and outcome.within <= 0.03
     assert len(outcome.path) <= 8
-    assert outcome.path[0].why == "predicted best" and outcome.path[-1].why == "final"
+    assert outcome.path[0].why == "predicted best" and outcome.path[-1].why == "launched again"
     again = [tried.config_id for tried in outcome.path if tried.config_id == outcome.config_id]
     assert len(again) >= 3 and outcome.drift is not None  # once to find it, twice more to be sure
 
@@ -138,19 +148,20 @@ def test_nothing_works() -> None:
     assert (outcome.config_id, outcome.decided, len(outcome.path)) == (None, False, 8)
     assert bench.run([replace(arm, refused="no") for arm in space()]).config_id is None
     with pytest.raises(ValueError, match="arms"):
-        next(search([], GOAL, Rules()))
+        Search([], GOAL, Rules())
 
 
 def test_it_ends_when_nothing_can_be_measured() -> None:
     """A client that is too slow makes every point invalid: other configurations will not change that."""
     bench = Bench()
-    steps = search(space(), GOAL, Rules())
-    step = next(steps)
-    with pytest.raises(StopIteration) as end:
-        while True:
-            answer = bench.answer(step)
-            step = steps.send(replace(answer, value=None) if isinstance(answer, Probed) else answer)
-    outcome = end.value.value
+    answer = bench.answer
+
+    def nothing(step: Step) -> Answer:
+        given = answer(step)
+        return replace(given, value=None) if isinstance(given, Probed) else given
+
+    bench.answer = nothing  # type: ignore[method-assign]
+    outcome = bench.run(space())
     assert (outcome.config_id, len(outcome.path)) == (None, 3) and "nothing could be measured" in outcome.ended
 
 
@@ -162,25 +173,58 @@ def test_all_configurations_answer_the_same_requests() -> None:
     assert len(set(seeds.values())) == len(seeds)
 
 
-def test_finalists_are_launched_in_turns() -> None:
-    bench = Bench(noise=0.03)
-    outcome = bench.run(space())
-    finals = [tried.config_id for tried in outcome.path if tried.why == "final"]
-    if len(set(finals)) > 1:
-        assert all(one != other for one, other in pairwise(finals))
+def test_the_answer_was_launched_again_and_no_launch_is_repeated_at_once_before_the_end() -> None:
+    for seed in range(5):
+        outcome = Bench(noise=0.1, seed=seed).run(space(), seed=seed)
+        path = [tried.config_id for tried in outcome.path]
+        assert path.count(str(outcome.config_id)) >= 2
+        assert all(one != other for one, other in pairwise(path[:-3]))
 
 
-def test_a_killed_search_goes_on_where_it_was() -> None:
+def test_several_cards_launch_side_by_side_and_share_what_is_learned() -> None:
     bench = Bench(noise=0.02)
-    answers: list[Answer] = []
-    steps = search(space(), GOAL, Rules(), seed=3)
-    asked = [next(steps)]
-    for _ in range(9):
-        answers.append(bench.answer(asked[-1]))
-        asked.append(steps.send(answers[-1]))
-    again = search(space(), GOAL, Rules(), seed=3)
-    replayed = [next(again), *(again.send(answer) for answer in answers)]
-    assert replayed == asked
+    search = Search(space(), GOAL, Rules(launch_spread=0.02, point_spread=0.01), cards=2)
+    bench.drive(search, cards=2)
+    outcome = search.outcome()
+    assert {tried.card for tried in outcome.path} == {0, 1} and len(outcome.path) <= 8
+    assert tokens(*(int(part[3:]) for part in str(outcome.config_id).split("-"))) == 1000
+    first = [step for step in bench.steps if isinstance(step, Launch)][:2]
+    assert first[0].config_id != first[1].config_id, "the second card does not repeat the first one's launch"
+
+
+def test_a_killed_search_goes_on_from_what_was_begun_and_answered() -> None:
+    bench = Bench(noise=0.02)
+    search, again = (Search(space(), GOAL, Rules(), seed=3) for _ in range(2))
+    for _ in range(4):
+        launch = search.next()
+        assert launch is not None
+        for one in (search, again):
+            one.begin(launch)
+        step: Step | None = launch
+        while step is not None:
+            given = bench.answer(step)
+            step = search.answer(launch.key, given)
+            assert again.answer(launch.key, given) == step
+    assert again.next() == search.next() and again.outcome() == search.outcome()
+
+
+def test_more_launches_may_be_given_to_a_search_that_has_ended() -> None:
+    bench = Bench(noise=0.1)
+    search = Search(space(), GOAL, Rules(launches=2))
+    more = Search(space(), GOAL, Rules(launches=5))
+    for _ in range(2):
+        launch = search.next()
+        assert launch is not None
+        step: Step | None = launch
+        for one in (search, more):
+            one.begin(launch)
+        while step is not None:
+            given = bench.answer(step)
+            step = search.answer(launch.key, given)
+            more.answer(launch.key, given)
+    assert search.next() is None and "no launches are left" in search.outcome().ended
+    bench.drive(more)
+    assert 3 <= len(more.outcome().path) <= 5
 
 
 def test_the_most_users_within_the_limits() -> None:
