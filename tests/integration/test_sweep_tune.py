@@ -19,9 +19,10 @@ def options(folder: Path, *more: str) -> tuple[str, ...]:
 
 
 def answers(folder: Path) -> list[dict[str, Any]]:
-    """What the search was asked and told, in order."""
+    """What the search was told, in order."""
     file = folder / "search.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return [line for line in lines if "answer" in line]
 
 
 def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_configuration_that_does_not_start_is_data(tmp_path: Path) -> None:
 
 def test_a_search_that_was_stopped_goes_on_with_the_same_steps(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    goal = ("--users", "4", "--slo", "ttft_p50=60s", "--max-launches", "2", "--capture", "2,4")
+    goal = ("--users", "4", "--slo", "ttft_p50=60s", "--max-launches", "2", "--capture", "2,4,8")
     with started(*options(folder, *goal)) as process:
         wait_until(lambda: len(answers(folder)) >= 2 or process.poll() is not None, "the first probe never ended", 60)
         os.killpg(process.pid, signal.SIGINT)
@@ -77,7 +78,25 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_steps(tmp_path: Path) -
     assert after[: len(before)] == before
     steps = [json.dumps(one["step"], sort_keys=True) for one in after]
     assert len(steps) == len(set(steps)), "nothing is asked twice"
-    assert record(folder / "run.json")["search"]["outcome"]["path"]
+    path = record(folder / "run.json")["search"]["outcome"]["path"]
+    assert len(path) == 2
+
+    grown = qwenbench("tune", "--resume", str(folder), "--max-launches", "3")
+    assert grown.status in (0, 1), grown.err
+    longer = record(folder / "run.json")["search"]["outcome"]["path"]
+    assert longer[:2] == path and len(longer) == 3
+    assert answers(folder)[: len(after)] == after
+
+
+def test_on_two_cards_launches_run_side_by_side(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    goal = ("--users", "4", "--slo", "ttft_p50=60s", "--max-launches", "4", "--capture", "2,4", "--devices", "0,1")
+    ended = qwenbench(*options(folder, *goal))
+    assert ended.status in (0, 1), ended.err
+    path = record(folder / "run.json")["search"]["outcome"]["path"]
+    assert {tried["card"] for tried in path} == {0, 1}
+    begun = [json.loads(line) for line in (folder / "search.jsonl").read_text().splitlines()]
+    assert ["answer" in line for line in begun[:2]] == [False, False], "the second begins before the first is ready"
 
 
 def test_what_cannot_be_sought_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,13 +52,17 @@ def command(
     max_launches: Annotated[
         int | None,
         typer.Option(
-            help="Servers to start at most (default: 8)", rich_help_panel=SEARCH, min=1, metavar="N", show_default=False
+            help="Servers to start at most, over all resumes (default: 8)",
+            rich_help_panel=SEARCH,
+            min=1,
+            metavar="N",
+            show_default=False,
         ),
     ] = None,
     max_time: Annotated[
         str | None,
         typer.Option(
-            help="Longest time for all of it, e.g. 90m or 2h (no launch begins after it)",
+            help="Longest time for all of it, over all resumes, e.g. 90m or 2h (no launch begins after it)",
             rich_help_panel=SEARCH,
             metavar="T",
             show_default=False,
@@ -102,12 +107,14 @@ def command(
         kept = read_json(folder / "run.json").get("tune")
         if kept is None:
             raise UsageError(f"--resume {resume}: no search began this run. Go on with qwenbench sweep --resume.")
-        if any(value is not None for value in (users, slo, objective, max_launches, max_time)):
+        if any(value is not None for value in (users, slo, objective)):
             raise UsageError(
-                f"--resume {resume}: a search goes on with what it seeks (--users, --slo, --objective, --max-launches, "
-                "--max-time are kept in run.json). Leave them out, or start a new run."
+                f"--resume {resume}: a search goes on with what it seeks (--users, --slo, --objective are kept in "
+                "run.json). Leave them out, or start a new run. --max-launches and --max-time may be raised."
             )
         quest = Quest.from_json(kept)
+        rules = replace(quest.rules, launches=max_launches or quest.rules.launches)
+        quest = replace(quest, rules=rules if max_time is None else replace(rules, seconds=_seconds(max_time)))
         fields = {**stored_options(folder).model_dump(exclude_defaults=True), **given}
     else:
         quest = _quest(users, slo, objective, max_launches, max_time)

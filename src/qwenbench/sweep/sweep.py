@@ -7,7 +7,7 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,14 +213,25 @@ class Sweep:
         failures: dict[str, Failure] = {}
         waiting = iter(launches)
 
-        async def work(slot: Slot) -> None:
+        async def work(slot: Slot, client: LoadClient) -> None:
+            for launch in waiting:
+                if self.stop.is_set():
+                    return
+                outcome = await LaunchRun(self, launch, slot, client).run()
+                if outcome.failure is not None:
+                    failures[launch.configuration.config_id] = outcome.failure
+
+        await self._side_by_side(slots, work)
+        return failures
+
+    async def _side_by_side(
+        self, slots: Sequence[Slot], work: Callable[[Slot, LoadClient], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Does the work on every slot at a time, each with a load generator of its own."""
+
+        async def one(slot: Slot) -> None:
             async with LoadClient() as client:
-                for launch in waiting:
-                    if self.stop.is_set():
-                        return
-                    outcome = await LaunchRun(self, launch, slot, client).run()
-                    if outcome.failure is not None:
-                        failures[launch.configuration.config_id] = outcome.failure
+                await work(slot, client)
 
         for told in self.plan.notes:
             self.note(told)
@@ -232,10 +243,9 @@ class Sweep:
         try:
             async with asyncio.TaskGroup() as tasks:
                 for slot in slots:
-                    tasks.create_task(work(slot))
+                    tasks.create_task(one(slot))
         except ExceptionGroup as group:
             raise self._explained(group.exceptions[0]) from group
-        return failures
 
     def _pending(self) -> list[Launch]:
         launches = []

@@ -1,17 +1,18 @@
 """A search on real launches: what tune/ asks for is launched and loaded, and what came of it is told back.
 
-Everything is a run folder like a sweep's. search.jsonl beside it holds each answer that the search was given, so that a
-run that was killed goes on where it was: the search is a function of its answers, and they are given to it again.
+Everything is a run folder like a sweep's. search.jsonl beside it holds each launch that was begun and each answer, so
+that a run that was killed goes on where it was, and one that ended can be given more launches or time.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import orjson
@@ -19,7 +20,6 @@ import orjson
 from qwenbench.analysis.limits import Limit
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.engine.config import Configuration, ServerConfig
-from qwenbench.engine.failures import Failure
 from qwenbench.errors import UsageError
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import RequestTimes
@@ -37,7 +37,7 @@ from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep, SweepOutcome
 from qwenbench.tune import protocol
-from qwenbench.tune.search import search
+from qwenbench.tune.search import Search
 
 SEARCH_LOG = "search.jsonl"
 MOST_TRIES = 2
@@ -61,14 +61,14 @@ class Quest:
         return protocol.Goal(self.users, {limit.key: _share(limit) for limit in self.limits})
 
     def to_json(self) -> dict[str, Any]:
-        rules = {name: None if value == math.inf else value for name, value in asdict(self.rules).items()}
-        return {"users": self.users, "limits": {limit.key: limit.bound for limit in self.limits}, "rules": rules}
+        seconds = None if self.rules.seconds == math.inf else self.rules.seconds
+        limits = {limit.key: limit.bound for limit in self.limits}
+        return {"users": self.users, "limits": limits, "launches": self.rules.launches, "seconds": seconds}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Quest:
-        rules: dict[str, Any] = {name: math.inf if value is None else value for name, value in kept["rules"].items()}
-        limits = tuple(Limit(key, bound) for key, bound in kept["limits"].items())
-        return cls(kept["users"], limits, protocol.Rules(**rules))
+        rules = protocol.Rules(launches=kept["launches"], seconds=kept["seconds"] or math.inf)
+        return cls(kept["users"], tuple(Limit(key, bound) for key, bound in kept["limits"].items()), rules)
 
 
 def _share(limit: Limit) -> float:
@@ -99,20 +99,30 @@ class Tuning(Sweep):
         self.outcome: protocol.Outcome | None = None
 
     async def _run(self, meta: dict[str, Any], slots: Sequence[Slot]) -> SweepOutcome:
-        self._agree(meta)
-        failures: dict[str, Failure] = {}
+        finish(self.paths, meta, tune=self.quest.to_json())
         guess = expected(self.plan, self.site.launcher.name)
         self.schedule = Schedule([], len(self.recorder.points), guess, open_end=True)
         self.progress.plan(self.schedule)
         arms = self._arms(meta)
-        path = self.paths.root / SEARCH_LOG
-        steps = _Steps(search(arms, self._goal, self.quest.rules, self.plan.options.seed), path)
-        async with LoadClient() as client:
-            while steps.step is not None and not self.stop.is_set():
-                failure = await self._launch(steps, slots[0], client)
-                if failure is not None:
-                    failures[steps.launch.config_id] = failure
-        self.outcome = steps.outcome
+        search = Search(arms, self._goal, self.quest.rules, self.plan.options.seed, len(slots))
+        steps = _Steps(search, self.paths.root / SEARCH_LOG)
+        over = asyncio.Event()
+        """A launch ended: a card that found nothing worth launching may look again."""
+
+        async def work(slot: Slot, client: LoadClient) -> None:
+            while not self.stop.is_set():
+                asked = steps.next(slot.number)
+                if asked is not None:
+                    await self._launch(steps, asked, slot, client)
+                    over.set()
+                elif search.running:
+                    over.clear()
+                    await over.wait()
+                else:
+                    return
+
+        await self._side_by_side(slots, work)
+        self.outcome = None if self.stop.is_set() else search.outcome()
         meta["search"] = self._search_record(arms)
         self.recorder.write_points()
         self.recorder.write_summary()
@@ -135,30 +145,17 @@ class Tuning(Sweep):
         finish(self.paths, meta, search_space=[asdict(arm) for arm in arms])
         return arms
 
-    def _agree(self, meta: dict[str, Any]) -> None:
-        """Raises UsageError when the run seeks something else than is asked for now."""
-        known = meta.setdefault("tune", self.quest.to_json())
-        if known != self.quest.to_json():
-            raise UsageError(
-                f"--resume {self.paths.root}: this run seeks something else than is asked for now. Leave --users, "
-                "--slo, --objective and the limits of the search out, or start a new run."
-            )
-
-    async def _launch(self, steps: _Steps, slot: Slot, client: LoadClient) -> Failure | None:
+    async def _launch(self, steps: _Steps, asked: protocol.Launch, slot: Slot, client: LoadClient) -> None:
         """One launch with all its probes."""
-        asked = steps.launch
         launch = Launch(self.plan.configuration(asked.config_id), asked.number, ())
-        course = _Probes(self, steps)
         began = time.monotonic()
-        outcome = await LaunchRun(self, launch, slot, client, course).run()
-        if self.stop.is_set() or outcome.interrupted:
-            return None
-        if outcome.failure is not None:
-            seconds = time.monotonic() - began
-            reason = f"{outcome.failure.kind}: {outcome.failure.evidence}"
-            starting = isinstance(steps.step, protocol.Launch) and steps.step == asked
-            steps.answer(protocol.LaunchFailed(reason, seconds) if starting else protocol.Died(reason, seconds))
-        return outcome.failure
+        outcome = await LaunchRun(self, launch, slot, client, _Probes(self, steps, asked)).run()
+        failure, seconds = outcome.failure, time.monotonic() - began
+        if failure is None or self.stop.is_set() or outcome.interrupted:
+            return
+        reason = f"{failure.kind}: {failure.evidence}"
+        starting = steps.search.running[asked.key] == asked
+        steps.answer(asked.key, (protocol.LaunchFailed if starting else protocol.Died)(reason, seconds))
 
     def _search_record(self, arms: Sequence[protocol.Arm]) -> dict[str, Any]:
         """run.json's `search`: what was sought, the path, and the conclusion (null while it is not over)."""
@@ -172,40 +169,45 @@ class Tuning(Sweep):
 
 
 class _Steps:
-    """The search's steps, with its answers on disk: those of an earlier process are given to it first."""
+    """The search, with what it began and was answered on disk: what an earlier process did is told to it first."""
 
-    def __init__(self, steps: Generator[protocol.Step, protocol.Answer, protocol.Outcome], log: Path) -> None:
-        self._steps = steps
+    def __init__(self, search: Search, log: Path) -> None:
+        self.search = search
         self._log = log
-        self.outcome: protocol.Outcome | None = None
-        self.step: protocol.Step | None = next(steps)
-        self.launch = cast(protocol.Launch, self.step)
-        """The launch that was asked for last."""
+        self._unfinished: list[protocol.Launch] = []
+        """Launches that the earlier process did not end."""
         for line in whole_lines(log):
             entry = orjson.loads(line)
-            if self.step is None or entry["step"] != _named(self.step):
-                raise UsageError(f"{log}: holds the answers of another search. Start a new run.")
-            self._give(_answer(entry["answer"]))
+            step = {name: value for name, value in entry["step"].items() if name != "kind"}
+            try:
+                if "answer" not in entry:
+                    self._unfinished.append(protocol.Launch(**step))
+                    search.begin(self._unfinished[-1])
+                elif search.answer((step["config_id"], step["number"]), _answer(entry["answer"])) is None:
+                    self._unfinished = [one for one in self._unfinished if one.key in search.running]
+            except (KeyError, TypeError):
+                raise UsageError(f"{log}: holds the answers of another search. Start a new run.") from None
 
-    def answer(self, answer: protocol.Answer) -> None:
-        """What came of the step; it is on disk before the next one is taken."""
-        append_line(self._log, orjson.dumps({"step": _named(self.step), "answer": _named(answer)}))
-        self._give(answer)
+    def next(self, card: int) -> protocol.Launch | None:
+        """The launch to make on this card: what was begun and not ended comes first."""
+        if self._unfinished:
+            return self._unfinished.pop(0)
+        launch = self.search.next(card)
+        if launch is not None:
+            append_line(self._log, orjson.dumps({"step": _named(launch)}))
+            self.search.begin(launch)
+        return launch
 
-    def _give(self, answer: protocol.Answer) -> None:
-        try:
-            self.step = self._steps.send(answer)
-        except StopIteration as end:
-            self.step, self.outcome = None, end.value
-        if isinstance(self.step, protocol.Launch):
-            self.launch = self.step
+    def answer(self, key: protocol.Key, answer: protocol.Answer) -> None:
+        """What came of the step that this launch waited for; it is on disk before the next one is taken."""
+        entry = {"step": _named(self.search.running[key]), "answer": _named(answer)}
+        append_line(self._log, orjson.dumps(entry))
+        self.search.answer(key, answer)
 
 
 def _named(value: Any) -> dict[str, Any]:
-    """A step or an answer as JSON, with its kind (tuples as the lists that come back)."""
-    fields = {key: None if value == math.inf else value for key, value in asdict(value).items()}
-    told: dict[str, Any] = orjson.loads(orjson.dumps({"kind": type(value).__name__, **fields}))
-    return told
+    """A step or an answer with its kind."""
+    return {"kind": type(value).__name__, **asdict(value)}
 
 
 def _answer(told: dict[str, Any]) -> protocol.Answer:
@@ -216,32 +218,38 @@ def _answer(told: dict[str, Any]) -> protocol.Answer:
 
 
 class _Probes:
-    """The course of one launch: the probes that the search asks for, until it asks for another launch."""
+    """The course of one launch: the probes that the search asks for, until the launch is over."""
 
-    def __init__(self, tuning: Tuning, steps: _Steps) -> None:
+    def __init__(self, tuning: Tuning, steps: _Steps, asked: protocol.Launch) -> None:
         self._tuning = tuning
         self._steps = steps
-        self._asked = steps.launch
+        self._asked = asked
         self._waiting: list[Cell] = []
         self._results: list[CellResult] = []
         self._began = 0.0
         self._again: set[Cell] = set()
         self._tried: list[protocol.Probe] = []
 
+    @property
+    def _probe(self) -> protocol.Probe | None:
+        """What is asked for now."""
+        step = self._steps.search.running.get(self._asked.key)
+        return step if isinstance(step, protocol.Probe) else None
+
     def ready(self, seconds: float) -> None:
         """Tells the search, unless it was told before this run was resumed."""
-        if self._steps.step == self._asked:
-            self._steps.answer(protocol.Launched(seconds))
+        if self._probe is None:
+            self._steps.answer(self._asked.key, protocol.Launched(seconds))
 
     def next(self) -> Cell | None:
         """A load point of each scenario for the probe that is asked for."""
         if self._waiting:
             return self._waiting.pop(0)
-        probe = self._steps.step
-        if isinstance(probe, protocol.Probe) and self._tried.count(probe) >= MOST_TRIES:
-            self._steps.answer(protocol.Probed({}, None, 0.0))  # its client was lost each time
-            probe = self._steps.step
-        if not isinstance(probe, protocol.Probe):
+        probe = self._probe
+        if probe is not None and self._tried.count(probe) >= MOST_TRIES:
+            self._steps.answer(probe.key, protocol.Probed({}, None, 0.0))  # its client was lost each time
+            probe = self._probe
+        if probe is None:
             return None
         self._tried.append(probe)
         plan = self._tuning.plan
@@ -258,8 +266,8 @@ class _Probes:
 
     def until(self, cell: Cell) -> Until | None:
         """Until its limits are decided; without limits as a sweep's points, until it was steady."""
-        probe = self._steps.step
-        if not isinstance(probe, protocol.Probe) or not probe.limits:
+        probe = self._probe
+        if probe is None or not probe.limits:
             return None
         limits = self._tuning.quest.limits
 
@@ -293,7 +301,7 @@ class _Probes:
         known_values = [value for value in values if value is not None]
         value = float(np.mean(known_values)) if len(known_values) == len(values) else None
         seconds = time.monotonic() - self._began
-        self._steps.answer(protocol.Probed(counts, value, seconds, failed))
+        self._steps.answer(self._asked.key, protocol.Probed(counts, value, seconds, failed))
 
 
 def arms_of(tuning: Tuning) -> list[protocol.Arm]:

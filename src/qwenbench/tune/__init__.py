@@ -2,37 +2,30 @@
 
 The protocol
 ------------
-`search(arms, goal, rules, seed)` of `search.py` is a generator. It yields what is to be done next and is sent what came
-of it; when it ends, its return value (`StopIteration.value`) is the `Outcome`:
+`Search(arms, goal, rules, seed, cards)` of `search.py` holds what was begun and answered, and says what to do next:
 
-    steps = search(arms, goal, rules, seed)
-    step = next(steps)
-    while True:
-        try:
-            step = steps.send(do(step))      # Launch -> Launched | LaunchFailed, Probe -> Probed | Died
-        except StopIteration as end:
-            return end.value
+    while (launch := search.next(card)) is not None:    # None: nothing is worth a launch by what is known now
+        search.begin(launch)
+        step = launch
+        while step is not None:
+            step = search.answer(launch.key, do(step))   # Launch -> Launched | LaunchFailed, Probe -> Probed | Died
+    outcome = search.outcome()
 
-All values are in `protocol.py`:
+On several cards each one asks for its next launch when it is free; a card that gets None while others are at work asks
+again when one of their launches is over. All values are in `protocol.py`:
 
 - `Arm`: one configuration, with the figures that settings are near each other by and what was predicted of it.
-- `Launch(config_id, number)`: stop the server that runs, start this one. Answer `Launched(seconds)`, or
-  `LaunchFailed(reason, seconds)` when it did not become ready.
-- `Probe(config_id, number, users, repeat, seed, least, most)`: load the server that runs with so many closed-loop
-  streams (`goal.users`, or what a knee search asks for). While it runs, ask `probe.enough(counts)` now and then (once a
-  second) with the requests so far within each limit, and end the point as soon as it says so. Answer `Probed(counts,
-  value, seconds)`, or `Died(reason, seconds)` when the engine ended under the load. The seed is the same for every
-  configuration's probes of the same repeat: they answer the same requests.
+- `Launch(config_id, number, why, users, card)`: stop the server that runs on this card, start this one.
+- `Probe(config_id, number, users, repeat, seed, least, most)`: load the server with so many closed-loop streams. While
+  it runs, ask `probe.enough(counts)` now and then (once a second) with the requests so far within each limit, and end
+  the point as soon as it says so. The seed is the same for every configuration's probes of the same repeat: they answer
+  the same requests.
 
-The search is a function of its arguments and of the answers alone. So a run is resumed by sending the answers that its
-journal holds, in order, until the journal ends: the same steps come again, nothing is measured twice. Steps of a run
-that was killed in between are asked for again.
-
-Within a real run a `Probe` is a load point and a `Launch` a launch of the plan; both are journalled like any other.
-`Outcome.path` says what was tried in which order and why each was dropped.
+`begin` and `answer` are facts, whoever decided on them: a run is resumed by telling them again from its journal, also
+with more launches, more time or more cards than it had. What was begun and not answered is in `running`.
 
 The rooms
 ---------
 `protocol.py` values; `sequential.py` the test that ends a probe; `knee.py` the largest number of users that a server
-holds; `belief.py` what is believed of arms that were not launched; `search.py` the race.
+holds; `belief.py` what is believed of every arm; `search.py` the race.
 """

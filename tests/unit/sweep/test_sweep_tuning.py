@@ -17,7 +17,7 @@ from qwenbench.sweep import tuning
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.tuning import Quest, counts_of, default_space
 from qwenbench.tune import protocol
-from qwenbench.tune.search import search
+from qwenbench.tune.search import Search
 
 LIMITS = parse_point_limits("ttft_p99=1000ms,tpot_p50=25ms")
 
@@ -61,9 +61,9 @@ def test_the_default_space_holds_a_size_that_the_users_fill(users: int) -> None:
 ARMS = [protocol.Arm("a", (0.0,), 100.0), protocol.Arm("b", (1.0,), 90.0)]
 
 
-def steps(log: Path) -> tuning._Steps:
-    goal, rules = protocol.Goal(4, {"ttft_p99": 0.99}), protocol.Rules(launches=3)
-    return tuning._Steps(search(ARMS, goal, rules), log)
+def steps(log: Path, launches: int = 3) -> tuning._Steps:
+    goal, rules = protocol.Goal(4, {"ttft_p99": 0.99}), protocol.Rules(launches=launches)
+    return tuning._Steps(Search(ARMS, goal, rules), log)
 
 
 def answered(step: protocol.Step) -> protocol.Answer:
@@ -72,25 +72,34 @@ def answered(step: protocol.Step) -> protocol.Answer:
     return protocol.Probed({"ttft_p99": (400, 400)}, 100.0 if step.config_id == "a" else 80.0, 5.0)
 
 
-def test_the_answers_on_disk_bring_the_search_to_where_it_was(tmp_path: Path) -> None:
+def make(search: tuning._Steps, answers: int) -> None:
+    """So many answers, or until the search is over."""
+    while answers and (launch := search.next(0)) is not None:
+        while answers and launch.key in search.search.running:
+            search.answer(launch.key, answered(search.search.running[launch.key]))
+            answers -= 1
+
+
+def test_the_log_brings_the_search_to_where_it_was(tmp_path: Path) -> None:
     log = tmp_path / "search.jsonl"
     first = steps(log)
-    for _ in range(4):
-        assert first.step is not None
-        first.answer(answered(first.step))
+    make(first, 5)  # a whole launch of three, and two of the next
     again = steps(log)
-    assert (again.step, again.launch) == (first.step, first.launch)
-    while again.step is not None:
-        again.answer(answered(again.step))
-    assert again.outcome is not None and again.outcome.config_id == "a"
-    assert steps(log).outcome == again.outcome
+    assert again.search.running == first.search.running and len(again.search.running) == 1
+    make(again, 99)
+    outcome = again.search.outcome()
+    assert (outcome.config_id, len(outcome.path)) == ("a", 3) and not again.search.running
+    ended = steps(log)
+    make(ended, 99)
+    assert ended.search.outcome() == outcome
+    more = steps(log, launches=4)
+    make(more, 99)
+    assert more.search.outcome().path[:3] == outcome.path and len(more.search.outcome().path) == 4
 
 
 def test_the_answers_of_another_search_are_refused(tmp_path: Path) -> None:
     log = tmp_path / "search.jsonl"
-    first = steps(log)
-    assert first.step is not None
-    first.answer(answered(first.step))
+    make(steps(log), 2)
     log.write_text(log.read_text().replace('"a"', '"c"'))
     with pytest.raises(UsageError, match="another search"):
         steps(log)
