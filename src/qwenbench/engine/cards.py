@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from qwenbench.engine.config import AssignedCard, ServerConfig
+from qwenbench.engine.config import AssignedCard, ServerConfig, option_of
 from qwenbench.errors import UsageError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -44,8 +44,8 @@ def cards_needed(config: ServerConfig) -> int:
         size = config.int_flag(flag) or 1
         words = iter(config.extra_args)
         for word in words:
-            name, equals, value = word.partition("=")
-            if name in (f"--{flag}", *short):
+            _, equals, value = word.partition("=")
+            if option_of(word) in (f"--{flag}", *short):
                 text = value if equals else next(words, "")
                 size = int(text) if text.isdigit() else size
         needed *= max(1, size)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qwenbench.engine import failures, readiness
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import ServerConfig, option_of
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.leftovers import Leftover
@@ -267,7 +267,7 @@ def check_speed(config: ServerConfig, environ: Mapping[str, str] = os.environ) -
     for name, (value, cost) in _SLOW_VARIABLES.items():
         if (config.env.get(name) or environ.get(name)) == value:
             found.append(f"{name}={value}: {cost}")
-    words = {*(f"--{flag}" for flag in config.flags), *(word.partition("=")[0] for word in config.extra_args)}
+    words = {*(f"--{flag}" for flag in config.flags), *map(option_of, config.extra_args)}
     found += [f"{flag}: {cost}" for flag, cost in _SLOW_FLAGS.items() if flag in words]
     if not found:
         return Check("speed", "ok", "nothing that is known to cost speed is set")

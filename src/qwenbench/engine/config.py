@@ -9,6 +9,11 @@ FlagValue = str | None
 """None: a flag without a value (`--enable-auto-tool-choice`)."""
 
 
+def option_of(word: str) -> str:
+    """`--max-num-seqs` of `--max_num_seqs=64`: vLLM takes underscores for dashes."""
+    return word.partition("=")[0].replace("_", "-")
+
+
 @dataclass(frozen=True, slots=True)
 class DockerOptions:
     """What a `docker run` line needs beyond vLLM's own flags."""
@@ -72,7 +77,7 @@ class ServerConfig:
 
     def has_flag(self, name: str) -> bool:
         """Whether a flag is set, with or without a value, here or among the extra arguments."""
-        return name in self.flags or any(word.partition("=")[0] == f"--{name}" for word in self.extra_args)
+        return name in self.flags or f"--{name}" in map(option_of, self.extra_args)
 
     @property
     def capture(self) -> int | None:

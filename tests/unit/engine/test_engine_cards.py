@@ -38,6 +38,7 @@ TWO = ServerConfig(flags={"tensor-parallel-size": "2"})
         ({"data-parallel-size": "3"}, ("--data-parallel-size=2",), 2),
         ({}, ("-tp", "2", "-dp", "2"), 4),
         ({}, ("--tensor-parallel-size", "4"), 4),
+        ({}, ("--tensor_parallel_size=2", "--pipeline_parallel_size", "2"), 4),
     ],
 )
 def test_cards_needed(flags: dict[str, str], extra: tuple[str, ...], needed: int) -> None:
