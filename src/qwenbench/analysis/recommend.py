@@ -174,6 +174,7 @@ def recommend(run: Run, question: Question) -> Answer:
             *doubts,
             *_notes(winner, question, len(judged), spread if once else None),
             *reach_notes(run.points, winner.config_id, winner.users),
+            *((str(interval),) if (interval := run.meta.get("simulated_interval")) else ()),
             *(str(found) for found in cold if found.config_id == winner.config_id),
         ),
         headroom=_headroom(winner),

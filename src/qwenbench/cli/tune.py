@@ -133,6 +133,7 @@ def _show(options: SweepOptions, quest: Quest, resumed: Path | None) -> int:
     from qwenbench.cli.live_view import PlainLines
     from qwenbench.cli.sweep_run import plan_and_site
     from qwenbench.runfolder.names import RunPaths
+    from qwenbench.simulator.uncertainty import uncertainty_of
     from qwenbench.sweep.tuning import Tuning, arms_of
 
     plan, site = plan_and_site(options, resumed)
@@ -143,6 +144,8 @@ def _show(options: SweepOptions, quest: Quest, resumed: Path | None) -> int:
     for arm in arms:
         predicted = "nothing predicted" if arm.prior is None else f"{arm.prior:,.0f} {unit} predicted"
         print(f"  {arm.config_id}: {f'not launched: {arm.refused}' if arm.refused else predicted}")
+    if site.hardware.card is not None:
+        print(uncertainty_of(site.hardware.card.name, model=plan.configurations[0].server.model).text())
     return 0
 
 
