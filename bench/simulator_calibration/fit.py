@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from qwenbench.simulator.recorded import Load, compare, distance, judged
+from qwenbench.simulator.recorded import Load, compare, distance, judged, strangeness
 from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel
 
 Path = tuple[str | int, ...]
@@ -25,6 +25,7 @@ _H100 = {
     "prefill_first_ms": 6.3,
     "prefill_token_ms": 0.038,
     "prefill_row_ms": 0.04,
+    "prefill_context_ms": 2.0e-7,
     "context_token_ms": 1.45e-5,
     "filter_first_ms": 2.65,
     "filter_row_ms": 0.019,
@@ -69,9 +70,11 @@ trace-steps.csv (0.26), steps that use the whole token budget (0.20.2). Contexts
 took 13 ms on an H200; extrapolated beyond. Hosts all begin at the same middle values."""
 
 _HOST_FIELDS = (
-    *("launch_ms", "piecewise_ms", "mixed_ms", "row_ms", "frontend_ms", "frontend_stream_ms", "graph_ms", "eager_ms"),
+    *("launch_ms", "piecewise_ms", "mixed_ms", "row_ms", "frontend_ms", "frontend_stream_ms", "eager_ms"),
     *("serial_ms", "serial_row_ms"),
 )
+EVERYTHING = "*"
+"""In a host's path: all of its times together."""
 _GPU_FIELDS = (
     *("prefill_row_ms", "filter_first_ms", "filter_row_ms", "penalty_row_ms", "draft_first_ms", "draft_row_ms"),
 )
@@ -108,18 +111,19 @@ def fit(
     """The calibration that fits the loads. `hosts_only`: cards and versions keep their numbers."""
     used = [load for load in loads if judged(load) is not None]
     calibration = copy.deepcopy(dict(begin)) if begin is not None else start(loads)
+    centre = copy.deepcopy(calibration["hosts"])
     distances = {id(load): distance(compare(load, model_for(calibration, load))) for load in used}
     for factor in steps:
         for path in _paths(used, hosts_only=hosts_only):
             touched = [load for load in used if _bears_on(path, load)]
-            _improve(calibration, path, touched, distances, factor)
+            _improve(calibration, path, touched, distances, factor, centre)
     return calibration
 
 
 def _paths(loads: Sequence[Load], *, hosts_only: bool) -> list[Path]:
     paths: list[Path] = []
     for machine in sorted({load.server.machine for load in loads}):
-        paths += [("hosts", machine, "times", field) for field in _HOST_FIELDS]
+        paths += [("hosts", machine, "times", field) for field in (EVERYTHING, *_HOST_FIELDS)]
     if hosts_only:
         return paths
     for card in sorted({load.server.card for load in loads}):
@@ -138,7 +142,14 @@ def _bears_on(path: Path, load: Load) -> bool:
     if path[0] == "hosts":
         if server.machine != path[1]:
             return False
-        return not settings.async_scheduling if str(path[3]).startswith("serial") else True
+        if str(path[3]).startswith("serial"):
+            return not settings.async_scheduling
+        if path[3] == "eager_ms":
+            most = min(load.concurrency, server.max_num_seqs) * (1 + settings.drafted)
+            return most > settings.captured_piecewise
+        if path[3] == "piecewise_ms":
+            return min(request.planned.prompt_tokens for request in load.requests) <= settings.captured_piecewise
+        return True
     if server.card != path[1]:
         return False
     field = str(path[2])
@@ -151,26 +162,45 @@ def _bears_on(path: Path, load: Load) -> bool:
 
 
 def _improve(
-    calibration: dict[str, Any], path: Path, loads: Sequence[Load], distances: dict[int, float], factor: float
+    calibration: dict[str, Any],
+    path: Path,
+    loads: Sequence[Load],
+    distances: dict[int, float],
+    factor: float,
+    centre: Mapping[str, Any],
 ) -> None:
-    """Changes one number by the factor, either way, as often as that helps (at most three times)."""
-    holder: Any = calibration
-    for name in path[:-1]:
-        holder = holder[name]
-    last = path[-1]
+    """Changes one number by the factor, either way, as often as that helps (at most three times).
+
+    A host pays for leaving `centre`, where the fit began (`strangeness`).
+    """
+    machine = str(path[1]) if path[0] == "hosts" else None
+
+    def total() -> float:
+        off = sum(distances[id(load)] for load in loads)
+        return off + (strangeness(calibration["hosts"][machine]["times"], centre[machine]["times"]) if machine else 0.0)
+
     for change in (factor, 1 / factor):
         improved = False
         for _ in range(3):
-            before, total = holder[last], sum(distances[id(load)] for load in loads)
-            holder[last] = before * change
-            now = {id(load): distance(compare(load, model_for(calibration, load))) for load in loads}
-            if sum(now.values()) >= total - 1e-9:
-                holder[last] = before
+            least, before = total(), dict(distances)
+            _change(calibration, path, change)
+            distances.update({id(load): distance(compare(load, model_for(calibration, load))) for load in loads})
+            if total() >= least - 1e-9:
+                _change(calibration, path, 1 / change)
+                distances.update(before)
                 break
-            distances.update(now)
             improved = True
         if improved:
             return
+
+
+def _change(calibration: dict[str, Any], path: Path, factor: float) -> None:
+    holder: Any = calibration
+    for name in path[:-1]:
+        holder = holder[name]
+    names = [name for name in holder if str(name).endswith("_ms")] if path[-1] == EVERYTHING else [path[-1]]
+    for name in names:
+        holder[name] *= factor
 
 
 def rounded(values: Any) -> Any:

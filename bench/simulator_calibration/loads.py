@@ -19,7 +19,8 @@ def read_folder(folder: Path) -> list[Load]:
         return _read_recorder(folder)
     if (folder / "run.json").exists():
         return read_run_folder(folder)
-    return [load for inner in sorted(folder.iterdir()) if inner.is_dir() for load in read_folder(inner)]
+    lanes = [load for facts in sorted(folder.glob("*.json")) for load in _read_lane(facts)]
+    return lanes + [load for inner in sorted(folder.iterdir()) if inner.is_dir() for load in read_folder(inner)]
 
 
 def _read_recorder(folder: Path) -> list[Load]:
@@ -33,9 +34,34 @@ def _read_recorder(folder: Path) -> list[Load]:
     return loads
 
 
+def _read_lane(path: Path) -> list[Load]:
+    """Loads of a server whose recorder wrote NAME.json with a row [streams, requests, words, words, ...] per load.
+
+    The records stand beside it as NAME.NN.cSTREAMS.LEAST-MOST.PROFILE.json. [] for any other file and another model.
+    """
+    run = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(run, dict) or "argv" not in run or "--limit-mm-per-prompt.video" not in run["argv"]:
+        return []
+    card = re.search(r"[AHB]\d00", run["card"])
+    server = _server(
+        path.parent, run | {"name": path.stem, "machine": path.parent.parent.name, "card": card and card[0]}
+    )
+    loads = []
+    for number, (streams, _, least, most, output, profile, *_) in enumerate(
+        row for row in run["loads"] if isinstance(row, list)
+    ):
+        name = f"{path.stem}.{number:02d}.c{streams}.{least}-{most}.{profile}.json"
+        loads.append(
+            _recorded_load(path.parent, server, {
+                "file": name, "streams": streams, "profile": profile, "output_tokens": output})
+        )  # fmt: skip
+    return loads
+
+
 def _recorded_load(folder: Path, server: ServerFacts, load: dict[str, Any]) -> Load:
     if "file" in load:
-        rows = json.loads(gzip.decompress((folder / load["file"]).read_bytes()))
+        raw = (folder / load["file"]).read_bytes()
+        rows = json.loads(gzip.decompress(raw) if load["file"].endswith(".gz") else raw)
         filtered, penalised = sampling(load["profile"])
         requests = [
             Replayed(
@@ -45,8 +71,8 @@ def _recorded_load(folder: Path, server: ServerFacts, load: dict[str, Any]) -> L
             )
             for row in sorted(rows, key=lambda row: row["start"])
         ]
-        least, _, most = load["prompt_tokens"]
-        label = f"c={load['streams']} {least}-{most}+{load['output_tokens']} {load['profile']}"
+        lengths = [request.planned.prompt_tokens for request in requests]
+        label = f"c={load['streams']} {min(lengths)}-{max(lengths)}+{load['output_tokens']} {load['profile']}"
         return Load(server, label, load["streams"], requests)
     concurrency, prompt, output = load["c"], load["prompt_tokens"], load["n_out"]
     path = folder / f"{server.name}.c{concurrency}.requests.json"
@@ -70,20 +96,22 @@ def _server(folder: Path, run: dict[str, Any]) -> ServerFacts:
     version = re.search(r"version (\d+\.\d+\.\d+)", log)
     if blocks is None or version is None:
         raise SystemExit(f"{folder}/{name}: no num_gpu_blocks or no version, so its KV cache is not known")
-    environment = run.get("env") or {}
-    card = re.match(r"[a-z]+\d+", folder.name)
+    # recorders of the older folders switched it off wherever they do not say
+    sampler = (run.get("env") or {}).get("VLLM_USE_FLASHINFER_SAMPLER", None if "machine" in run else "0")
+    card = re.match(r"(?i)[a-z]+\d+", run.get("card") or folder.name)
     # servers that ran side by side shared one machine, those alone another
-    machine = f"{folder.name}-{name.split('-')[0]}" if name.startswith(("pair-", "alone-")) else folder.name
+    beside = f"-{name.split('-')[0]}" if name.startswith(("pair-", "alone-")) else ""
+    machine = run.get("machine") or f"{folder.name}{beside}"
     flags = _flags(args)
     return ServerFacts(
         name,
         machine,
-        find_card(card[0] if card else "h200").name,
+        find_card(card[0].lower() if card else "h200").name,
         version[1],
         int(flags["max-num-seqs"]),
         int(flags["max-num-batched-tokens"]),
         int(blocks[1]),
-        settings_of(flags, flashinfer=flashinfer_of(log, environment.get("VLLM_USE_FLASHINFER_SAMPLER", "0"))),
+        settings_of(flags, flashinfer=flashinfer_of(log, sampler)),
     )
 
 

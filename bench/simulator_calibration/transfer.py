@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from qwenbench.capacity.cards import find_card
+from qwenbench.simulator.hosts import TYPICAL, mean_host
 from qwenbench.simulator.recorded import LIMITS, Comparison, Load, compare, judged
 from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel, scaled
 
@@ -22,13 +23,20 @@ HELD = (0.5, 99.5)
 def with_typical_host(calibration: dict[str, Any]) -> dict[str, Any]:
     """The same with the geometric mean of its hosts as one more, `typical`."""
     result = copy.deepcopy(calibration)
-    hosts = {name: host for name, host in result["hosts"].items() if name != "typical"}
-    result["hosts"] = {**hosts, "typical": {"times": _mean([host["times"] for host in hosts.values()])}}
+    result["hosts"].pop(TYPICAL, None)
+    times = asdict(mean_host(hosts_of(result)))
+    del times["name"]
+    result["hosts"][TYPICAL] = {"times": times}
     return result
 
 
-def _mean(hosts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {field: math.exp(sum(math.log(max(host[field], 1e-9)) for host in hosts) / len(hosts)) for field in hosts[0]}
+def hosts_of(calibration: Mapping[str, Any], but: str = "") -> list[HostTimes]:
+    """The machines of a calibration, one left out."""
+    return [
+        HostTimes.from_json({"name": name, **host["times"]})
+        for name, host in calibration["hosts"].items()
+        if name not in (but, TYPICAL)
+    ]
 
 
 def elsewhere(calibration: Mapping[str, Any], loads: Sequence[Load]) -> dict[str, list[Comparison]]:
@@ -38,10 +46,7 @@ def elsewhere(calibration: Mapping[str, Any], loads: Sequence[Load]) -> dict[str
         if judged(load) is None:
             continue
         server = load.server
-        others = [
-            host["times"] for name, host in calibration["hosts"].items() if name not in (server.machine, "typical")
-        ]
-        host = HostTimes.from_json({"name": "typical", **_mean(others)})
+        host = mean_host(hosts_of(calibration, but=server.machine))
         release = ".".join(server.version.split(".")[:2])
         versions = calibration["versions"].get(release, {})
         own = GpuTimes.from_json({**calibration["cards"][server.card], **versions})

@@ -352,10 +352,12 @@ def test_the_slow_sampler_is_told_at_its_first_use_and_a_drafter_counts(
 ) -> None:
     monkeypatch.setenv("VLLM_USE_FLASHINFER_SAMPLER", "0")
     flags = ("--speculative-config", '{"method":"mtp","num_speculative_tokens":3}', "--sim-acceptance", "0.7")
-    simulator = start(*QUICK, *flags, "--sim-spread").ready()
+    simulator = start(*QUICK, *flags, "--sim-spread", "--sim-jit-stall", "5").ready()
     assert "FlashInfer top-p/top-k sampling disabled" in simulator.log and "_topk_topp_kernel" not in simulator.log
     body = chat_body("Tell me.", 60, stream=True, top_p=0.9, chat_template_kwargs={"enable_thinking": False})
+    began = time.monotonic()
     chunks = events(simulator.call("POST", "/v1/chat/completions", body)[1])[1:-1]
+    assert time.monotonic() - began > 5 * 0.1, "the compilation holds the first request up"
     assert len(chunks) < 50  # several tokens came in one chunk
     simulator.wait_for_line("JIT compilation during inference: _topk_topp_kernel")
     text = simulator.call("GET", "/metrics")[1]

@@ -24,6 +24,8 @@ SIMULATED stand-in for `vllm serve`. MODEL: ig1/Qwen3.5-9B-NVFP4, or a folder wi
   --sim-vllm-version V     whose start-up lines are printed: 0.20.2 or 0.26.0 (0.26.0); step times follow
   --sim-acceptance X       chance that a drafter's token is accepted, given those before it (0)
   --sim-spread             the host's speed differs between launches (--sim-seed) as it was seen to
+  --sim-host-pace X        the machine takes X times as long, as beside other servers (1)
+  --sim-jit-stall S        the first request waits S seconds for a Triton compilation, which the log tells (0)
   --sim-time-scale X       every simulated duration times X (1)
   --sim-fail KIND          oom-at-start, kv-too-small, hang-at-start, exit-silently, crash-first-request,
                            die-under-load

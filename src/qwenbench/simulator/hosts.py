@@ -26,7 +26,7 @@ def measured_hosts() -> dict[str, HostTimes]:
 
 def typical_host() -> HostTimes:
     """The geometric mean of the machines that were measured."""
-    return _mean(TYPICAL, list(measured_hosts().values()))
+    return mean_host(list(measured_hosts().values()))
 
 
 def host_range() -> tuple[HostTimes, HostTimes]:
@@ -123,10 +123,8 @@ def _nearest(
     return best
 
 
-def _mean(name: str, hosts: Sequence[HostTimes]) -> HostTimes:
-    values: dict[str, object] = {"name": name}
-    for field in fields(HostTimes):
-        if field.name != "name":
-            logs = [math.log(max(getattr(host, field.name), 1e-9)) for host in hosts]
-            values[field.name] = math.exp(sum(logs) / len(logs))
-    return HostTimes(**values)  # type: ignore[arg-type]  # one number per field
+def mean_host(hosts: Sequence[HostTimes]) -> HostTimes:
+    """The geometric mean of machines, as `typical`."""
+    names = [field.name for field in fields(HostTimes) if field.name != "name"]
+    means = {name: math.prod(max(getattr(host, name), 1e-9) for host in hosts) ** (1 / len(hosts)) for name in names}
+    return HostTimes(TYPICAL, **means)

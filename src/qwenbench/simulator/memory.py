@@ -7,7 +7,6 @@ layout comes from the model's shape (capacity/).
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,15 +171,3 @@ def _drafter(options: ServeOptions) -> Drafter | None:
         return None
     method = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}
     return parse_drafter(method)
-
-
-def interpolate(table: list[list[float]], at: float) -> float:
-    """Straight lines between the rows [x, y] of a table; its ends are held."""
-    xs = [row[0] for row in table]
-    index = bisect_left(xs, at)
-    if index == 0:
-        return table[0][1]
-    if index == len(table):
-        return table[-1][1]
-    (x0, y0), (x1, y1) = table[index - 1], table[index]
-    return y0 + (y1 - y0) * (at - x0) / (x1 - x0)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from qwenbench.capacity.cards import Card
-from qwenbench.simulator.memory import MemoryPlan, interpolate
+from qwenbench.simulator.memory import MemoryPlan
 from qwenbench.simulator.scheduler import Step
 
 POWER_LIMIT_W = {
@@ -79,14 +81,14 @@ class VramGauge:
         self._share = 1.0 + DRAFTED_SHARE * drafted
         self._ready = plan.ready_mib
         self._limit = card.vram_mib
-        self._overshoot = overshoot
+        self._running, self._over = np.array(overshoot).T
         self._largest = 0
         self.used_mib = plan.ready_mib
 
     def saw(self, running: int) -> None:
         if running > self._largest:
             self._largest = running
-            over = interpolate(self._overshoot, running) * self._share
+            over = float(np.interp(running, self._running, self._over)) * self._share
             self.used_mib = min(self._ready + over, self._limit)
 
 

@@ -81,6 +81,10 @@ class ServeOptions(BaseModel):
     """Every simulated duration is multiplied by this (tests: 0.1 makes a server ten times as fast)."""
     acceptance: float = Field(0.0, ge=0, le=1)
     """Chance that a drafted token is accepted, given that those before it were."""
+    host_pace: float = Field(1.0, gt=0)
+    """The machine takes so many times as long as usual, as beside another server."""
+    jit_stall_s: float = Field(0.0, ge=0)
+    """For so long the first request waits for what Triton compiles only then."""
     spread: bool = False
     """Plays how points and launches of one configuration differ."""
 
@@ -177,6 +181,8 @@ _TYPES: Mapping[str, Any] = {
     "sim-time-scale": float,
     "sim-startup-s": float,
     "sim-acceptance": float,
+    "sim-host-pace": float,
+    "sim-jit-stall": float,
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "uvicorn-log-level": ("critical", "debug", "error", "info", "trace", "warning"),
@@ -184,7 +190,8 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "sim-startup": ("fast", "real"),
     "sim-vllm-version": VLLM_VERSIONS,
 }
-_SIM_VALUES = ("card", "host", "seed", "startup", "startup-s", "fail", "vllm-version", "time-scale", "acceptance")
+_SIM_VALUES = ("card", "host", "seed", "startup", "startup-s", "fail", "vllm-version", "time-scale", "acceptance",
+               "host-pace", "jit-stall")  # fmt: skip
 _SIM_SWITCHES = ("warm", "spread")
 
 
@@ -253,7 +260,7 @@ def _values(
         if name in given and name not in ("seed", "model"):
             values[name] = given.pop(name)
     for name in [name for name in given if name.startswith("sim_")]:
-        field = {"sim_host": "machine"}.get(name, name.removeprefix("sim_"))
+        field = {"sim_host": "machine", "sim_jit_stall": "jit_stall_s"}.get(name, name.removeprefix("sim_"))
         values[field] = given.pop(name)
     own_seed = given.pop("seed", None)
     if own_seed is not None:

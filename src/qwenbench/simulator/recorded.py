@@ -9,12 +9,12 @@ from the first completion on, on both sides); if it lies later, or there is only
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import math
-import re
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from qwenbench.capacity.cards import find_card
+from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.simulator.blocks import BLOCK_TOKENS, STATE_BLOCKS, BlockPool
 from qwenbench.simulator.replay import STALL_FACTOR, Planned, Replayed, closed_loop
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
@@ -146,13 +147,26 @@ def simulate(load: Load, model: StepModel, seed: int = 0) -> tuple[list[Replayed
 def compare(load: Load, model: StepModel) -> Comparison:
     """Both figures of one load that is `judged`."""
     simulated, preemptions = simulate(load, model)
-    after = bool(judged(load))
+    after, recorded = _recorded_side(load)
     return Comparison(
         load,
-        figures(load.requests, load.concurrency, after_first_wave=after),
+        recorded,
         figures(simulated, load.concurrency, after_first_wave=after),
         preemptions,
     )
+
+
+_SIDES: dict[int, tuple[Load, bool, Figures]] = {}
+"""A fit compares a load hundreds of times: its recorded side by identity, kept with the load."""
+
+
+def _recorded_side(load: Load) -> tuple[bool, Figures]:
+    known = _SIDES.get(id(load))
+    if known is None or known[0] is not load:
+        after = bool(judged(load))
+        known = (load, after, figures(load.requests, load.concurrency, after_first_wave=after))
+        _SIDES[id(load)] = known
+    return known[1], known[2]
 
 
 def distance(comparison: Comparison) -> float:
@@ -165,6 +179,29 @@ def distance(comparison: Comparison) -> float:
             off = abs(math.log1p(residual)) / limit
             total += off * off if off < 1 else 2 * off - 1
     return total if comparison.load.concurrency > 1 else total / 3
+
+
+MACHINE_DIFFERS = 0.5
+LAUNCHES_DIFFER = 0.15
+OTHERS_DIFFER = 0.4
+"""By so much (of the logarithm) a machine is taken to differ from the usual one as a whole, and beside that its
+launches kernel by kernel and in pieces, and its other numbers. On the measured machines the launches lie within 12 %
+of their mean, the rest within some 50 %, while two launches of a server on one machine differ by 18 %."""
+
+
+def strangeness(host: Mapping[str, float], usual: Mapping[str, float]) -> float:
+    """What a fit pays for a machine's numbers that are not the usual ones, on the scale of `distance`.
+
+    The loads of one launch share that launch's pace, so without this a fit takes a slow launch for a slow kind of
+    step. A machine that is slower in everything pays little.
+    """
+    off = {name: math.log(host[name] / value) for name, value in usual.items() if name.endswith("_ms")}
+    together = sum(off.values()) / len(off)
+    total = (together / MACHINE_DIFFERS) ** 2
+    for name, value in off.items():
+        differs = LAUNCHES_DIFFER if name in ("launch_ms", "piecewise_ms") else OTHERS_DIFFER
+        total += ((value - together) / differs) ** 2
+    return total
 
 
 def one_off_stalls(requests: list[Replayed]) -> list[tuple[float, float]]:
@@ -188,7 +225,8 @@ def read_run_folder(run: Path) -> list[Load]:
         return []
     with points.open(encoding="utf-8", newline="") as lines:
         rows = [row for row in csv.DictReader(lines) if row["kv_cache_blocks"]]
-    servers = {row["config_id"]: _server_of(run, facts, row) for row in rows}
+    found = {row["config_id"]: _server_of(run, facts, row) for row in rows}
+    servers = {name: server for name, server in found.items() if server is not None}
     profiles = {row.get("profile") or "" for row in rows}
     loads = []
     for path in sorted((run / "requests").glob("*.parquet")):
@@ -200,37 +238,41 @@ def read_run_folder(run: Path) -> list[Load]:
     return loads
 
 
-def _server_of(run: Path, facts: dict[str, Any], row: dict[str, str]) -> ServerFacts:
-    log, drafted = _log_of(run, row["config_id"])
+def _server_of(run: Path, facts: dict[str, Any], row: dict[str, str]) -> ServerFacts | None:
+    """None for a server over several cards, which is not simulated."""
+    text = _log_of(run, row["config_id"])
+    log = parse_startup_log(text)
+    asked = log.requested
+    if int(asked.get("tensor_parallel_size") or 1) > 1:
+        return None
     hardware = facts.get("hardware") or {}
     names = [gpu["name"] for gpu in hardware.get("gpus") or []]
-    version = re.search(r"version (\d+\.\d+\.\d+)", log)
-    seqs = int(row["max_num_seqs"] or 64)
+    seqs = int(asked.get("max_num_seqs") or row["max_num_seqs"] or 64)
+    batched = asked.get("max_num_batched_tokens") or row.get("vary_max_num_batched_tokens")
     flags = {
-        "max-cudagraph-capture-size": row["capture"] or "64",
+        "max-cudagraph-capture-size": str(asked.get("max_cudagraph_capture_size") or row["capture"] or 64),
         "max-num-seqs": str(seqs),
-        **({"no-async-scheduling": ""} if "Asynchronous scheduling is disabled" in log else {}),
+        **({"no-async-scheduling": ""} if "Asynchronous scheduling is disabled" in text else {}),
     }
+    drafter = asked.get("speculative_config") or {}
     return ServerFacts(
         f"{run.name}/{row['config_id']}",
         run.parent.name if run.parent.name.startswith(("h100", "h200")) else run.name,
         find_card(names[0]).name if names else str(hardware.get("card") or "h200"),
-        (facts.get("versions") or {}).get("vllm") or (version[1] if version else "0.20.2"),
+        (facts.get("versions") or {}).get("vllm") or log.vllm_version or "0.20.2",
         seqs,
-        int(row.get("vary_max_num_batched_tokens") or 2048),
+        int(batched or 2048),
         int(float(row["kv_cache_blocks"])),
-        settings_of(flags, flashinfer=flashinfer_of(log, "0"), drafted=drafted),
+        settings_of(flags, flashinfer=flashinfer_of(text), drafted=int(drafter.get("num_speculative_tokens") or 0)),
     )
 
 
-def _log_of(run: Path, config: str) -> tuple[str, int]:
-    """A server's log (its own, or one that was kept beside a bench run) and its drafted tokens."""
+def _log_of(run: Path, config: str) -> str:
+    """A server's log: its own, or one that was kept beside a bench run; empty where there is none."""
     own = run / "servers" / config / "server.log"
-    beside = run.parent / f"{run.name.removesuffix('-bench')}.log"
-    path = own if own.exists() else beside
-    log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    drafted = re.search(r"num_spec_tokens=(\d+)", log)
-    return log, int(drafted[1]) if drafted else 0
+    beside = sorted(run.parent.glob(f"{glob.escape(run.name.removesuffix('-bench'))}*.log"))
+    path = own if own.exists() else next(iter(beside), None)
+    return path.read_text(encoding="utf-8", errors="replace") if path is not None else ""
 
 
 _COLUMNS = [
@@ -280,12 +322,13 @@ def sampling(profile: str) -> tuple[bool, bool]:
     return True, bool(fields.get("presence_penalty") or fields.get("repetition_penalty", 1.0) != 1.0)
 
 
-def flashinfer_of(log: str, setting: str | None) -> bool:
+def flashinfer_of(log: str, setting: str | None = None) -> bool:
+    """Whether FlashInfer's sampler ran: by the log, else by VLLM_USE_FLASHINFER_SAMPLER (None: unset, its default)."""
     if "Using FlashInfer for top-p" in log:
         return True
     if "FlashInfer top-p/top-k sampling disabled" in log:
         return False
-    return setting is None
+    return setting != "0"
 
 
 def settings_of(flags: dict[str, str], *, flashinfer: bool, drafted: int = 0) -> StepSettings:

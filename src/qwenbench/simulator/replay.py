@@ -187,7 +187,9 @@ def scheduler_of(options: ServeOptions, plan: MemoryPlan, model: StepModel, *, s
         caching=options.enable_prefix_caching,
     )
     chosen = options.seed if seed is None else seed
-    return Scheduler(limits, pool, model, chosen)
+    scheduler = Scheduler(limits, pool, model, chosen)
+    scheduler.host_pace = options.host_pace
+    return scheduler
 
 
 def launch_pace(model: StepModel, seed: int) -> float:
@@ -234,7 +236,7 @@ def simulate_point(
     model = step_model(card, options.machine, shape, options.vllm_version).stretched(options.time_scale)
     scheduler = scheduler_of(options, plan, model, seed=seed)
     if options.spread:
-        scheduler.host_pace = launch_pace(model, 1000 * seed + launch) * point_pace(model, 1000 * seed + launch, point)
+        scheduler.host_pace *= launch_pace(model, 1000 * seed + launch) * point_pace(model, 1000 * seed + launch, point)
     gauge = VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens)
     peaks = [0, 0, 0.0]
 

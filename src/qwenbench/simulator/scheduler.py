@@ -116,6 +116,8 @@ class Scheduler:
         self.prefix_hits = 0
         self.host_pace = 1.0
         """The host's time is multiplied by this (how launches and points of one configuration differ)."""
+        self.stall_s = 0.0
+        """The next step's launch takes so much longer, once (a compilation at first use)."""
         self._random = random.Random(seed)
 
     def add(self, request: SimRequest) -> None:
@@ -144,6 +146,7 @@ class Scheduler:
         if not work:
             return None
         prefill = decodes = prompts = context = filtered = penalised = 0
+        attended = 0.0
         for part in work:
             request = part.request
             context += request.computed
@@ -152,13 +155,15 @@ class Scheduler:
             else:
                 prefill += part.tokens
                 prompts += 1
+                attended += part.tokens * (request.computed - part.tokens / 2)
             if part.samples:
                 filtered += request.filtered
                 penalised += request.penalised
-        shape = StepShape(decodes, prefill, context, prompts, filtered, penalised)
+        shape = StepShape(decodes, prefill, context, prompts, filtered, penalised, attended)
         host_ms, device_ms = self.model.step_ms(shape, self.limits.settings)
         serial_ms = self.model.serial_ms(shape)
-        host_s = host_ms * self.host_pace * self._vary(self.model.host.jitter) / 1000.0
+        host_s = host_ms * self.host_pace * self._vary(self.model.host.jitter) / 1000.0 + self.stall_s
+        self.stall_s = 0.0
         device_s = device_ms * self._vary(self.model.gpu.jitter) / 1000.0
         whole = not prefill and decodes * (1 + self.limits.settings.drafted) <= self.limits.settings.captured_full
         return Step(work, prefill, decodes, host_s, serial_ms * self.host_pace / 1000.0, device_s, whole)

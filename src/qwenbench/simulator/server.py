@@ -52,8 +52,8 @@ class App:
         self.plan = plan
         self.card = card
         self._lines = lines
-        self._sampled = False
-        """Whether a request with sampling fields has come: Triton compiles the slow sampler's kernel at the first."""
+        self._compiled_late = False
+        """Whether Triton has compiled what the start left out (`_compile_late`)."""
         self.served = ServedModel(
             options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
         )
@@ -159,9 +159,7 @@ class App:
             self._give_up()
             raise ApiError(500, failures.DEATH_MESSAGE, "InternalServerError")
         asked = parse_generation(body, self.served, chat=chat)
-        if asked.filtered and not self._sampled:
-            self._sampled = True
-            self._lines.say("first_sampling")
+        self._compile_late(asked.filtered)
         request = self._live_request(asked, received)
         kind = StreamAnswer if asked.stream else WholeAnswer
         answer = kind(asked, request, connection, self.engine, cached_details=self.options.enable_prompt_tokens_details)
@@ -188,6 +186,16 @@ class App:
             filtered=asked.filtered,
             penalised=asked.penalised,
         )
+
+    def _compile_late(self, filtered: bool) -> None:
+        """What Triton compiles while a request waits, once: the slow sampler's kernel at the first with sampling
+        fields; with FlashInfer's sampler only where --sim-jit-stall asks for it, at the first request of all."""
+        options, slow = self.options, not self.options.flashinfer_sampler
+        if self._compiled_late or not (filtered if slow else options.jit_stall_s):
+            return
+        self._compiled_late = True
+        self._lines.say("late_compilation", kernel="_topk_topp_kernel" if slow else "_compute_slot_mapping_kernel")
+        self.engine.scheduler.stall_s = options.jit_stall_s * options.time_scale
 
     def _give_up(self) -> None:
         asyncio.get_running_loop().call_later(EXIT_AFTER_DEATH_S, self.finished.set)
@@ -289,7 +297,7 @@ def _bind(options: ServeOptions) -> socket.socket:
 async def _spread(engine: Engine, launch: int) -> None:
     """--sim-spread: this launch has a speed of its own, and the host drifts around it."""
     model = engine.scheduler.model
-    usual, point = launch_pace(model, launch), 0
+    usual, point = engine.scheduler.host_pace * launch_pace(model, launch), 0
     while True:
         engine.scheduler.host_pace = usual * point_pace(model, launch, point)
         point += 1

@@ -59,6 +59,8 @@ class GpuTimes(_Timings):
     """A step with prefill: first + tokens x this."""
     prefill_row_ms: float
     """Each decoding row that rides along in a step with prefill."""
+    prefill_context_ms: float
+    """A prompt token's attention, for each token before it."""
     context_token_ms: float
     """Reading one token's keys and values."""
     filter_first_ms: float
@@ -104,9 +106,9 @@ class HostTimes(_Timings):
     launch_ms: float
     """A step with prefill launched kernel by kernel (940 to 1,000 of them)."""
     eager_ms: float
-    """A decode step launched kernel by kernel, beyond the graphs."""
+    """A decode step launched kernel by kernel, beyond the graphs, however many rows it has."""
     row_ms: float
-    """Each row of a step that is not one graph."""
+    """Each row of a step with prefill, or of one in graphs piece by piece."""
     mixed_ms: float
     """What a step with prefill costs more where sequences decode beside it: both kinds' attention is launched."""
     serial_ms: float
@@ -142,6 +144,8 @@ class StepShape:
     filtered: int = 0
     """Rows whose tokens are drawn with top-k, top-p or min-p."""
     penalised: int = 0
+    attended: float = 0.0
+    """Pairs of a prompt token and a token before it that attention looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +176,17 @@ class StepModel:
         device = gpu.context_token_ms * shape.context_tokens + self._sampling(shape, settings)
         if shape.prefill_tokens:
             device += gpu.prefill_first_ms + gpu.prefill_token_ms * shape.prefill_tokens + gpu.prefill_row_ms * rows
+            device += gpu.prefill_context_ms * shape.attended
             graphs = shape.prefill_tokens + rows <= settings.captured_piecewise
         else:
             device += gpu.decode(rows)
             graphs = rows <= settings.captured_piecewise
         if not shape.prefill_tokens and rows <= settings.captured_full:
             launching = host.graph_ms
+        elif not shape.prefill_tokens and not graphs:
+            launching = host.eager_ms
         else:
-            kind = host.launch_ms if shape.prefill_tokens else host.eager_ms
-            launching = (host.piecewise_ms if graphs else kind) + host.row_ms * rows
+            launching = (host.piecewise_ms if graphs else host.launch_ms) + host.row_ms * rows
             launching += host.mixed_ms if shape.prefill_tokens and rows else 0.0
         if settings.drafted:
             sequences = shape.decodes + shape.prompts
@@ -260,6 +266,7 @@ def scaled(times: GpuTimes, known: Card, card: Card, size: float = 1.0) -> GpuTi
         prefill_first_ms=times.prefill_first_ms * memory * size,
         prefill_token_ms=times.prefill_token_ms * compute * size,
         prefill_row_ms=times.prefill_row_ms * memory * size,
+        prefill_context_ms=times.prefill_context_ms * compute,
         context_token_ms=times.context_token_ms * memory,
         filter_first_ms=times.filter_first_ms * memory,
         filter_row_ms=times.filter_row_ms * memory,
@@ -271,16 +278,8 @@ def scaled(times: GpuTimes, known: Card, card: Card, size: float = 1.0) -> GpuTi
     )
 
 
-def host_times(name: str | None = None) -> HostTimes:
-    """A machine by its name in the calibration, or a file that `qwenbench simulate --measure-host` wrote.
-
-    None: the middle one of those measured. Raises UsageError.
-    """
+def step_model(card: Card, host: str | None = None, shape: ModelShape = SEED_SHAPE, version: str = "") -> StepModel:
+    """The model of a card in a machine (`hosts.find_host`). Raises UsageError for a machine that is not known."""
     from qwenbench.simulator.hosts import find_host
 
-    return find_host(name)
-
-
-def step_model(card: Card, host: str | None = None, shape: ModelShape = SEED_SHAPE, version: str = "") -> StepModel:
-    """The model of a card in a machine."""
-    return StepModel(gpu_times(card, shape, version), host_times(host))
+    return StepModel(gpu_times(card, shape, version), find_host(host))

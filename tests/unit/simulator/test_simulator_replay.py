@@ -38,6 +38,7 @@ def test_equal_questions_get_equal_answers_and_every_figure_is_there() -> None:
         ({"max-cudagraph-capture-size": 16}, {}),
         ({}, {"VLLM_USE_FLASHINFER_SAMPLER": "0"}),
         ({"max-num-seqs": 16}, {}),
+        ({"sim-host-pace": 1.3}, {}),
         ({"spec-method": "mtp", "spec-tokens": 3}, {}),
     ],
 )
