@@ -88,7 +88,10 @@ def _cases() -> list[object]:
 
 
 @pytest.mark.parametrize(("pattern", "damage"), _cases())
-def test_a_damaged_file_costs_only_what_stood_in_it(whole_run: Path, tmp_path: Path, pattern: str, damage: str) -> None:
+def test_a_damaged_file_costs_only_what_stood_in_it(
+    whole_run: Path, tmp_path: Path, pattern: str, damage: str, record_property: Callable[[str, object], None]
+) -> None:
+    record_property("fault", ("Damage", [pattern, damage]))
     for name, command in COMMANDS.items():
         run = tmp_path / name / "r"
         shutil.copytree(whole_run, run)

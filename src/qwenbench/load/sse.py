@@ -25,6 +25,8 @@ from qwenbench.server_words import error_message, is_error
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
+MAX_LINES = 2_000_000
+"""A body of more lines is `malformed`: 150,000 tokens take a third of it, and tens of millions would take minutes."""
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
@@ -91,6 +93,8 @@ def decode_stream(body: Body) -> StreamFacts:
         _read_plain_json(body.data, facts)
         return facts
     try:
+        if body.data.count(b"\n") + body.data.count(b"\r") > MAX_LINES:
+            raise _Broken(f"the stream has more than {MAX_LINES:,} lines")
         if b"\r" in body.data:
             for lines, end in _any_events(body.data, start, body.complete):
                 _read_lines(facts, lines, end)

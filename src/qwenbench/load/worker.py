@@ -1,6 +1,6 @@
 """A client process: `python -m qwenbench.load.worker`, spoken to over stdin and stdout (load/messages.py).
 
-It ends when stdin does, so it cannot outlive the process that started it.
+It ends when stdin does, and by the kernel's hand where it is busy then: it cannot outlive who started it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import importlib.util
 import io
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -218,6 +219,7 @@ async def _serve(out_fd: int) -> None:
 
 _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}
 _SLICE_NS = 100_000
+_PR_SET_PDEATHSIG = 1
 
 
 class _SchedAttr(ctypes.Structure):
@@ -250,6 +252,12 @@ def ask_for_short_slices() -> bool:
     return bool(libc.syscall(number, 0, ctypes.byref(wish), 0) == 0)
 
 
+def _end_with_parent() -> None:
+    """Have the kernel kill this process when its parent is gone, whatever it is doing then."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _allow_many_sockets() -> None:
     """Raise the soft limit of open files (often 1,024) to the hard one: every stream is a socket."""
     with contextlib.suppress(ImportError, OSError, ValueError):
@@ -261,6 +269,7 @@ def _allow_many_sockets() -> None:
 
 def main() -> None:
     """Serve the parent until its end of stdin."""
+    _end_with_parent()
     _allow_many_sockets()
     ask_for_short_slices()
     out_fd = os.dup(1)

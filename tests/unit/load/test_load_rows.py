@@ -225,6 +225,11 @@ def test_a_line_of_ten_megabytes_is_malformed() -> None:
     assert error_of(events([(1, huge), (2, DONE)])) == ("malformed", "an event is longer than 4194304 bytes")
 
 
+@pytest.mark.parametrize("lines", [b"\n" * 2_000_001, b"\r" * 2_000_001])
+def test_tens_of_millions_of_blank_lines_are_not_read_one_by_one(lines: bytes) -> None:
+    assert error_of(events([(1, lines), (2, DONE)])) == ("malformed", "the stream has more than 2,000,000 lines")
+
+
 def test_rows_fit_the_schema() -> None:
     rows = [
         decoded(events([(1, delta(content="a")), (4, delta(content="b")), (4, usage()), (4, DONE)])).row,
