@@ -38,7 +38,7 @@ def command(
     """
     from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
     from qwenbench.engine.attached import AttachedLauncher, is_local, processes_behind
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.hardware import find_attached_hardware
     from qwenbench.sweep.options import checked_options

@@ -25,7 +25,7 @@ def command(
     """
     from qwenbench.analysis.run import load_run
     from qwenbench.runfolder.files import write_bytes
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.merging import merge
 
     if len(runs) < 2:

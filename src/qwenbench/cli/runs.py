@@ -40,7 +40,7 @@ UNDECIDED = 3
 
 def chosen_run(given: str | None, command: str) -> Path:
     """The run's folder; says on stderr which one is taken where none was given. Raises UsageError without one."""
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
 
     folder = find_run(given)
     if given is None:
@@ -168,7 +168,7 @@ def compare(
     from qwenbench.analysis.compare import compare as comparison_of
     from qwenbench.analysis.compare import parse_gate
     from qwenbench.analysis.run import load_run
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
 
     if len(runs) < 2:
         raise UsageError("give two runs or more: the first is what the others are held against.")

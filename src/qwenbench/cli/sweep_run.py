@@ -38,7 +38,7 @@ def run_one(
     fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool
 ) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.options import checked_options
 

@@ -96,7 +96,7 @@ def command(
     """
     from qwenbench.cli.sweep_run import new_folder
     from qwenbench.runfolder.files import read_json
-    from qwenbench.runfolder.lookup import find_run
+    from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import stored_options
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.tuning import Quest, default_space

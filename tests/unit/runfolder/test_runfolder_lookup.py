@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qwenbench.errors import UsageError
-from qwenbench.runfolder.lookup import find_run
+from qwenbench.runfolder.names import find_run
 
 
 def made(folder: Path, at_s: int) -> Path:
