@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -19,5 +18,7 @@ class RunError(Exception):
 
 def near_miss(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for a message about an unknown word; empty where nothing known is like it."""
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""

@@ -23,12 +23,27 @@ def _event(value: dict[str, Any]) -> bytes:
     return chunk(b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n")
 
 
+def _error(message: str) -> bytes:
+    error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
+    return json.dumps({"error": error}).encode()
+
+
 class _Answer:
     """What streamed and whole answers share: the words, where thinking ends, and the usage."""
 
-    def __init__(self, asked: GenerationRequest, request: LiveRequest, *, cached_details: bool) -> None:
+    def __init__(
+        self,
+        asked: GenerationRequest,
+        request: LiveRequest,
+        connection: HttpConnection,
+        engine: Engine,
+        *,
+        cached_details: bool,
+    ) -> None:
         self.asked = asked
         self.request = request
+        self._connection = connection
+        self._engine = engine
         self.created = int(time.time())
         self._cached_details = cached_details
         self._words: Iterator[str] = text.words(asked.text_seed, asked.vocabulary)
@@ -61,14 +76,14 @@ class _Answer:
     def usage(self, output: int) -> dict[str, Any]:
         """The usage object after so many output tokens."""
         prompt = self.request.prompt_tokens
-        usage: dict[str, Any] = {
-            "prompt_tokens": prompt,
-            "total_tokens": prompt + output,
-            "completion_tokens": output,
-        }
+        usage: dict[str, Any] = {"prompt_tokens": prompt, "total_tokens": prompt + output, "completion_tokens": output}
         if self._cached_details:
             usage["prompt_tokens_details"] = {"cached_tokens": self.request.cached_tokens}
         return usage
+
+    def client_left(self) -> None:
+        """Nobody reads any more: the engine drops the request, as vLLM does."""
+        self._engine.abort(self.request)
 
     def pause(self) -> None:
         """A slow reader: vLLM's server lets the engine go on and keeps the answer, too."""
@@ -89,18 +104,8 @@ def _end_of_thinking(asked: GenerationRequest) -> int:
 class StreamAnswer(_Answer):
     """Sends each token as its own chunk."""
 
-    def __init__(
-        self,
-        asked: GenerationRequest,
-        request: LiveRequest,
-        connection: HttpConnection,
-        engine: Engine,
-        *,
-        cached_details: bool,
-    ) -> None:
-        super().__init__(asked, request, cached_details=cached_details)
-        self._connection = connection
-        self._engine = engine
+    def __init__(self, asked: GenerationRequest, request: LiveRequest, *rest: Any, **options: Any) -> None:
+        super().__init__(asked, request, *rest, **options)
         self._plain = not (asked.continuous_usage or asked.return_token_ids)
         kind = "chat.completion.chunk" if asked.chat else "text_completion"
         self._head: dict[str, Any] = {
@@ -153,23 +158,14 @@ class StreamAnswer(_Answer):
 
     def failed(self, message: str) -> None:
         """The engine died: an error event in a stream that has, or now gets, status 200."""
-        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
         head = b"" if self.request.generated else self._connection.head(200, _STREAM_LINES)
-        event = chunk(b"data: " + json.dumps({"error": error}).encode() + b"\n\n")
+        event = chunk(b"data: " + _error(message) + b"\n\n")
         self._connection.write(head + event + _DONE + LAST_CHUNK)
         self._connection.finish()
 
-    def client_left(self) -> None:
-        """Nobody reads any more: the engine drops the request, as vLLM does."""
-        self._engine.abort(self.request)
-
     def _role_chunk(self) -> dict[str, Any]:
-        choice = {
-            "index": 0,
-            "delta": {"role": "assistant", "content": ""},
-            "logprobs": None,
-            "finish_reason": None,
-        }
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         chunk = {**self._head, "choices": [choice], "prompt_token_ids": None}
         if self.asked.continuous_usage:
             chunk["usage"] = self.usage(0)
@@ -203,18 +199,8 @@ class StreamAnswer(_Answer):
 class WholeAnswer(_Answer):
     """Answers once, when the last token is due."""
 
-    def __init__(
-        self,
-        asked: GenerationRequest,
-        request: LiveRequest,
-        connection: HttpConnection,
-        engine: Engine,
-        *,
-        cached_details: bool,
-    ) -> None:
-        super().__init__(asked, request, cached_details=cached_details)
-        self._connection = connection
-        self._engine = engine
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
         self._thought: list[str] = []
         self._said: list[str] = []
 
@@ -231,12 +217,7 @@ class WholeAnswer(_Answer):
 
     def failed(self, message: str) -> None:
         """The engine died."""
-        error = {"message": message, "type": "InternalServerError", "param": None, "code": 500}
-        self._connection.respond(500, json.dumps({"error": error}).encode())
-
-    def client_left(self) -> None:
-        """Nobody waits any more."""
-        self._engine.abort(self.request)
+        self._connection.respond(500, _error(message))
 
     def _body(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
         choice |= {"logprobs": None, "finish_reason": self.asked.finish_reason, "stop_reason": None}
