@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import zlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,10 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, MIB, check_input, open_unpacked
+from qwenbench.input_files import GIB, check_input
+from qwenbench.workload.importing.dataset_files import rows_of_file
 
 Shape = Literal["poisson", "gamma", "constant"]
 
@@ -122,7 +120,8 @@ _MOONCAKE = _Form("Mooncake's form, times in milliseconds", "input_length", "out
 _AZURE = _Form("Azure's form, times as dates", "contexttokens", "generatedtokens", None)
 _BURSTGPT = _Form("BurstGPT's form, times in seconds", "request tokens", "response tokens", "s")
 _LARGEST = 8 * GIB
-_LONGEST_ROW = 16 * MIB
+_A_DATE_IN_MS = 1e11
+"""As seconds the year 5138, as milliseconds 1973."""
 _MESSAGE_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
 
 
@@ -134,7 +133,7 @@ def load_trace(
 
 
 def read_trace(path: Path, unit: Unit | None = None, speed: float = 1.0, until_s: float | None = None) -> Trace:
-    """Read a trace: JSON Lines or CSV (both also .gz), in any of the forms of docs/workload.md.
+    """Read a trace: JSON Lines or CSV (both also .gz), a JSON array or Parquet, in any form of docs/workload.md.
 
     `unit` is that of its timestamps; without it the form must be one that is known for sure. `speed` 2 replays it twice
     as fast; rows later than `until_s` (s, after that) are not read. Times count from the first row's. Raises UsageError
@@ -142,10 +141,10 @@ def read_trace(path: Path, unit: Unit | None = None, speed: float = 1.0, until_s
     """
     check_input(path, "--trace", _LARGEST)
     try:
-        rows = _csv_rows(path) if path.name.removesuffix(".gz").endswith(".csv") else _jsonl_rows(path)
-        return _read(path, rows, unit, speed, until_s)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"--trace {path}: cannot be read: {error}.") from error
+        return _read(path, _rows(path), unit, speed, until_s)
+    except UsageError as problem:
+        told = str(problem)
+        raise UsageError(told if told.startswith("--trace") else f"--trace {told}") from None
 
 
 def sessions_of(rows: Sequence[TraceRow]) -> list[tuple[TraceRow, ...]]:
@@ -166,10 +165,11 @@ def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: 
     left_out = 0
     roots: dict[str, str] = {}
     for number, row in rows:
-        where = f"--trace {path}, line {number}"
+        where = f"{path}, row {number}"
         form = form or _form_of(row, unit, path)
         divisor = {"s": 1.0, "ms": 1000.0}[unit or form.unit or "s"]
-        time_s = _time(row, form, divisor, unit, where)
+        later = before if kept and (row.get("delay") is not None or row.get("think_s") is not None) else None
+        time_s = _time(row, divisor, unit or form.unit, later, where)
         if not kept and not left_out:
             first = before = time_s
         if time_s < before:
@@ -237,8 +237,8 @@ _ROWS_LOOKED_AT = 200
 
 
 def _times(path: Path) -> list[float]:
-    rows = _csv_rows(path) if path.name.removesuffix(".gz").endswith(".csv") else _jsonl_rows(path)
-    return [row.get("timestamp", 0) for _, row in islice(rows, _ROWS_LOOKED_AT)]
+    times = (row.get("timestamp") for _, row in islice(_rows(path), _ROWS_LOOKED_AT))
+    return [time for time in times if time is not None]
 
 
 def _whole_times(path: Path) -> bool:
@@ -253,18 +253,26 @@ def _both_readings(path: Path) -> tuple[float, float]:
     return span, span / 1000
 
 
-def _time(row: Mapping[str, Any], form: _Form, divisor: float, unit: Unit | None, where: str) -> float:
+def _time(row: Mapping[str, Any], divisor: float, unit: Unit | None, later: float | None, where: str) -> float:
+    """When a row is due, s; `later` when it has no time but a pause after its session's last answer."""
     value = row.get("timestamp")
-    if isinstance(value, str) and (form is _AZURE or not _is_number(value)):
+    if value is None and later is not None:
+        return later
+    if isinstance(value, datetime) or (isinstance(value, str) and not _is_number(value)):
         try:
-            moment = datetime.fromisoformat(value.strip())
+            moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.strip())
         except ValueError:
-            moment = None
-        if moment is not None:
-            return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    name = "milliseconds" if (unit or form.unit) == "ms" else "seconds"
+            raise UsageError(
+                f"{where}: timestamp {str(value)[:40]!r} is no date like 2023-11-16 18:15:46.68."
+            ) from None
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    name = "milliseconds" if unit == "ms" else "seconds"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UsageError(f"{where}: timestamp must be a number of {name}.")
+        columns = "" if "timestamp" in row else f" (it has {', '.join(row)[:120] or 'no columns'})"
+        raise UsageError(f"{where}: timestamp must be a number of {name}{columns}.")
+    if unit != "ms" and value >= _A_DATE_IN_MS:
+        said = "say so with --trace-unit ms" if value < 1000 * _A_DATE_IN_MS else "convert it to milliseconds"
+        raise UsageError(f"{where}: timestamp {value:.0f} is no date in seconds but in a smaller unit: {said}.")
     return value / divisor
 
 
@@ -272,7 +280,7 @@ def _tokens(row: Mapping[str, Any], name: str, form: _Form, where: str) -> int |
     value = row.get(name)
     if value is None:
         return None
-    whole = isinstance(value, int) and not isinstance(value, bool)
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1
     if not whole or (value < 1 and not form.published):
         raise UsageError(f"{where}: {name} must be a whole number from 1.")
     return max(int(value), 0)
@@ -306,46 +314,22 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, An
     return tuple(messages), {name: holder[name] for name in _MESSAGE_FIELDS if holder.get(name) is not None}
 
 
-def _jsonl_rows(path: Path) -> Numbered:
-    with open_unpacked(path) as file:
-        number = 0
-        while line := file.readline(_LONGEST_ROW + 1):
-            number += 1
-            where = f"--trace {path}, line {number}"
-            if len(line) > _LONGEST_ROW:
-                raise UsageError(f"{where}: longer than {_LONGEST_ROW // MIB} MiB.")
-            if not line.strip():
-                continue
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError as error:
-                if number == 1 and b"," in line and b"{" not in line:
-                    raise UsageError(f"{where}: this reads like CSV: name the file .csv.") from None
-                raise UsageError(f"{where}: no valid JSON: {error}.") from error
-            if not isinstance(row, dict):
-                raise UsageError(f"{where}: each line must be one JSON object.")
-            yield number, row
+def _rows(path: Path) -> Numbered:
+    """Rows with their numbers; names in lower case, and numbers of a CSV file as such."""
+    text = path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
+    for row in rows_of_file(path):
+        values = {name.lower(): value for name, value in row.values.items() if isinstance(name, str)}
+        yield row.number, {name: _cell(value) for name, value in values.items()} if text else values
 
 
-def _csv_rows(path: Path) -> Numbered:
-    """Rows of a CSV file with a heading; names in lower case, numbers as such."""
-    with open_unpacked(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
-        reader = csv.reader(file)
-        heading = [name.strip().lower() for name in next(reader, [])]
-        if "timestamp" not in heading:
-            raise UsageError(f"--trace {path}: its first line must name the columns, one of them timestamp.")
-        for cells in reader:
-            if cells:
-                yield reader.line_num, {name: _cell(cell) for name, cell in zip(heading, cells, strict=False)}
-
-
-def _cell(text: str) -> Any:
-    if not text.strip():
-        return None
-    if not _is_number(text):
-        return text
-    number = float(text)
-    return int(number) if number.is_integer() and "." not in text and "e" not in text.lower() else number
+def _cell(text: str | None) -> Any:
+    """What a cell says; a decimal comma is one where semicolons part the columns."""
+    plain = (text or "").strip()
+    try:
+        number = float(plain.replace(",", "."))
+    except ValueError:
+        return plain or None
+    return int(number) if re.fullmatch(r"-?\d+", plain) else number
 
 
 def _is_number(text: str) -> bool:

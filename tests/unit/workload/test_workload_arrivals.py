@@ -79,14 +79,14 @@ def test_a_trace_counts_from_its_first_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("nope", "line 3: no valid JSON"),
-        ("[1]", "line 3: each line must be one JSON object"),
-        ("{}", "line 3: timestamp must be a number"),
-        ('{"timestamp": "1"}', "line 3: timestamp must be a number"),
-        ('{"timestamp": true}', "line 3: timestamp must be a number"),
-        ('{"timestamp": 0.5}', "line 3: timestamp 0.5 lies before the one above it, 1"),
-        ('{"timestamp": 2, "input_tokens": 0}', "line 3: input_tokens must be a whole number"),
-        ('{"timestamp": 2, "output_tokens": 1.5}', "line 3: output_tokens must be a whole number"),
+        ("nope", "row 3: no valid JSON"),
+        ("[1]", "row 3: a JSON object with named columns was expected"),
+        ("{}", "row 3: timestamp must be a number"),
+        ('{"timestamp": "1"}', "row 3: timestamp must be a number"),
+        ('{"timestamp": true}', "row 3: timestamp must be a number"),
+        ('{"timestamp": 0.5}', "row 3: timestamp 0.5 lies before the one above it, 1"),
+        ('{"timestamp": 2, "input_tokens": 0}', "row 3: input_tokens must be a whole number"),
+        ('{"timestamp": 2, "output_tokens": 1.5}', "row 3: output_tokens must be a whole number"),
     ],
 )
 def test_a_broken_row_is_told_with_its_line(tmp_path: Path, row: str, told: str) -> None:

@@ -73,7 +73,8 @@ def test_import_reads_every_format_from_every_kind_of_file(tmp_path: Path, form:
     prompts = _prompts(_written(tmp_path / f"rows.{ending}", ROWS[form]))
     assert len(prompts) == len(ROWS[form])
     assert prompts[0].tags == (form,)
-    assert prompts[0].licence == FORMATS[form].licence
+    told_by_more = len(FORMATS[form].columns) > 1
+    assert prompts[0].licence == (FORMATS[form].licence if told_by_more else None)
     assert prompts[0].source == f"rows.{ending} row 1"
 
 
@@ -377,3 +378,31 @@ def test_hub_ids_are_told_from_paths(tmp_path: Path) -> None:
     assert not hub.is_hub_id("data/rows.jsonl")
     assert not hub.is_hub_id(str(tmp_path))
     assert not hub.is_hub_id("rows.jsonl")
+
+
+def test_import_csv_as_people_have_it(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text('\ufeffprompt;output_tokens\n"two\nlines; here";12\nplain;\n', encoding="utf-8")
+    assert [(one.turns[0].user, one.output_tokens) for one in _prompts(path)] == [
+        ("two\nlines; here", 12),
+        ("plain", None),
+    ]
+    talks = tmp_path / "talks.csv"
+    cell = '"[{""role"": ""user"", ""content"": ""hey""}, {""role"": ""assistant"", ""content"": ""yo""}]"'
+    talks.write_text(f"id,conversation\n1,{cell}\n")
+    assert _prompts(talks)[0].turns == (PromptTurn(user="hey", assistant="yo"),)
+
+
+@pytest.mark.parametrize(
+    ("row", "turn"),
+    [
+        (
+            {"instruction": "Sum up", "context": "A long text", "response": "short"},
+            PromptTurn(user="Sum up\n\nA long text", assistant="short"),
+        ),
+        ({"custom_id": "1", "body": {"prompt": ["hello there"]}}, PromptTurn(user="hello there")),
+        ({"custom_id": "1", "body": {"input": [{"role": "user", "content": "hey"}]}}, PromptTurn(user="hey")),
+    ],
+)
+def test_import_rows_of_the_same_kind(tmp_path: Path, row: dict[str, Any], turn: PromptTurn) -> None:
+    assert _prompts(_written(tmp_path / "rows.jsonl", [row]))[0].turns == (turn,)

@@ -187,5 +187,62 @@ def test_messages_with_tool_calls_are_sent_as_they_are(tmp_path: Path, wrapped: 
 
 
 def test_messages_that_are_none_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="line 1: messages must be a list of objects"):
+    with pytest.raises(UsageError, match="row 1: messages must be a list of objects"):
         load_trace(jsonl(tmp_path, {"timestamp": 0, "messages": "hello"}))
+
+
+AZURE = (
+    "TIMESTAMP{0}ContextTokens{0}GeneratedTokens\r\n"
+    "2023-11-16 18:15:46.5{0}374{0}44\r\n"
+    "2023-11-16 18:15:48{0}396{0}109\r\n"
+)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_csv_as_spreadsheets_write_it(tmp_path: Path, mark: str, delimiter: str) -> None:
+    path = tmp_path / "azure.csv"
+    path.write_bytes((mark + AZURE.format(delimiter)).encode())
+    assert load_trace(path) == [TraceRow(0.0, 374, 44), TraceRow(1.5, 396, 109)]
+
+
+def test_decimal_commas_and_line_breaks_in_cells(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text('timestamp;input_tokens;note\n0,5;8.0;"two\nlines; here"\n2;9;\n;;\n')
+    assert load_trace(path) == [TraceRow(0.0, 8), TraceRow(1.5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("t.json", '[{"Timestamp": 5, "Request tokens": 47, "Response tokens": 18},'
+         '{"Timestamp": 7, "Request tokens": 5}]'),
+        ("t.jsonl", '{"timestamp": "2024-05-10T00:00:05Z", "input_tokens": 47, "output_tokens": 18}\n'
+         '{"timestamp": "2024-05-10T00:00:07Z", "input_tokens": 5}\n'),
+    ],
+)  # fmt: skip
+def test_other_files_and_other_cases_of_names(tmp_path: Path, name: str, text: str) -> None:
+    path = tmp_path / name
+    path.write_text(text)
+    assert load_trace(path) == [TraceRow(0.0, 47, 18), TraceRow(2.0, 5)]
+
+
+@pytest.mark.parametrize(
+    ("time", "told"),
+    [
+        (1700000000123, "no date in seconds but in a smaller unit: say so with --trace-unit ms"),
+        (1700000000123456, "convert it to milliseconds"),
+        ("11/16/2023 18:15", "is no date like 2023-11-16"),
+        (None, r"must be a number of seconds \(it has input_tokens\)"),
+    ],
+)
+def test_a_time_that_is_none_is_refused(tmp_path: Path, time: object, told: str) -> None:
+    row = {"timestamp": time, "input_tokens": 5} if time else {"input_tokens": 5}
+    with pytest.raises(UsageError, match=told):
+        load_trace(jsonl(tmp_path, row))
+
+
+def test_a_later_turn_with_a_pause_needs_no_time(tmp_path: Path) -> None:
+    first = {"session_id": "a", "timestamp": 500, "input_length": 5, "output_length": 4, "hash_ids": [1]}
+    rows = load_trace(jsonl(tmp_path, first, {**first, "timestamp": None, "delay": 300}))
+    assert [(row.start_s, row.think_s) for row in rows] == [(0, None), (0, 0.3)]

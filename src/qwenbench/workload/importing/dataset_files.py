@@ -1,5 +1,5 @@
 """Dataset files (by their id fetched through huggingface_hub, an optional extra, into its own cache) and their rows,
-one after another: JSON Lines, JSON arrays and Parquet, alone or in a directory.
+one after another: JSON Lines, JSON arrays, CSV and Parquet, alone or in a directory.
 
 Memory stays small whatever the file's size: no file is read whole, and a row above MAX_ROW_BYTES is refused.
 """
@@ -7,7 +7,9 @@ Memory stays small whatever the file's size: no file is read whole, and a row ab
 from __future__ import annotations
 
 import codecs
+import csv
 import importlib.util
+import io
 import json
 import re
 import zlib
@@ -24,7 +26,7 @@ from qwenbench.input_files import GIB, check_input, open_unpacked
 MAX_ROW_BYTES = 16 * 1024 * 1024
 """A row above this is no prompt: 16 MiB are about four million tokens."""
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".tsv", ".parquet")
 """Endings of the files that can be read."""
 
 _CHUNK = 1 << 20
@@ -74,15 +76,42 @@ def read_rows(source: Path, skip: Skip = _raise) -> Iterator[DatasetRow]:
     """
     for path in dataset_files(source):
         check_input(path, "data set", 1024 * GIB)  # read row by row: any size will do, a pipe or a device will not
+        yield from rows_of_file(path, skip)
+
+
+def rows_of_file(path: Path, skip: Skip = _raise) -> Iterator[DatasetRow]:
+    """Every row of one file, which is read as JSON Lines unless its name says otherwise; see `read_rows`."""
+    name = path.name.removesuffix(".gz")
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet_rows(path)
+        elif name.endswith((".csv", ".tsv")):
+            yield from _csv_rows(path)
+        elif path.name.endswith(".json"):
+            yield from _json_rows(path, skip)
+        else:
+            yield from _jsonl_rows(path, skip)
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise UsageError(f"{path}: cannot be read: {error}.") from error
+
+
+def _csv_rows(path: Path) -> Iterator[DatasetRow]:
+    """Rows of a file with a heading, its cells as text (None: empty); commas, semicolons, tabs or bars between them."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    number = 1
+    with open_unpacked(path) as raw, io.TextIOWrapper(raw, "utf-8-sig", newline="") as file:
         try:
-            if path.name.endswith(".parquet"):
-                yield from _parquet_rows(path)
-            elif path.name.endswith(".json"):
-                yield from _json_rows(path, skip)
-            else:
-                yield from _jsonl_rows(path, skip)
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"{path}: cannot be read: {error}.") from error
+            heading = file.readline(MAX_ROW_BYTES)
+            delimiter = max(",;\t|", key=heading.count)
+            names = [name.strip() for name in next(csv.reader([heading], delimiter=delimiter), [])]
+            if any(re.fullmatch(r"[-\d.,:]*", name) for name in names):
+                raise UsageError(f"{path}: its first line must name the columns.")
+            for cells in csv.reader(file, delimiter=delimiter):
+                number += 1
+                if any(cell.strip() for cell in cells):
+                    yield DatasetRow(path, number, dict(zip(names, (cell or None for cell in cells), strict=False)))
+        except UnicodeDecodeError as error:
+            raise _wrong_encoding(path, number + 1, error) from error
 
 
 def _object(value: Any, path: Path, number: int, skip: Skip) -> DatasetRow | None:
@@ -130,6 +159,8 @@ def _bad_line(line: bytes, path: Path, number: int, error: orjson.JSONDecodeErro
         line.decode("utf-8")
     except UnicodeDecodeError as encoding:
         return _wrong_encoding(path, number, encoding)
+    if number == 1 and b"{" not in line and any(sign in line for sign in (b",", b";", b"\t")):
+        return UsageError(f"{path}, row 1: this reads like CSV: name the file .csv.")
     return UsageError(f"{path}, row {number}: no valid JSON: {error}.")
 
 

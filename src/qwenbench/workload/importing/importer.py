@@ -188,7 +188,10 @@ def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Ta
             continue
         file = "" if row.file.name == source.label else row.file.name
         where = " ".join(part for part in (source.label, file, f"row {row.number}") if part)
-        prompt = _prompt(content, form, f"{form.name}-{tally.read:06d}", where, source.licence or form.licence)
+        # a file with a column named `messages` alone may be anybody's: it has no dataset's licence
+        known = source.form is not None or len(form.columns) > 1
+        licence = source.licence or (form.licence if known else None)
+        prompt = _prompt(content, form, f"{form.name}-{tally.read:06d}", where, licence)
         if counter.within(prompt, max_tokens):
             yield prompt
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from qwenbench.errors import UsageError
@@ -62,9 +64,11 @@ def _gsm8k(row: DatasetRow) -> Content | None:
 
 
 def _code_alpaca(row: DatasetRow) -> Content | None:
-    given = _text(row, "input", optional=True)
+    # Dolly names the same columns otherwise
+    given = _text(row, "context" if "context" in row.values else "input", optional=True)
     user = _text(row, "instruction")
-    return _single(f"{user}\n\n{given}" if user and given else user, _text(row, "output", optional=True))
+    answer = _text(row, "response" if "response" in row.values else "output", optional=True)
+    return _single(f"{user}\n\n{given}" if user and given else user, answer)
 
 
 def _aya(row: DatasetRow) -> Content | None:
@@ -86,6 +90,8 @@ def _plain(row: DatasetRow) -> Content | None:
 
 def _vllm_custom(row: DatasetRow) -> Content | None:
     tokens = row.values.get("output_tokens")
+    if isinstance(tokens, str) and tokens.strip().isdecimal():
+        tokens = int(tokens)  # a cell of a CSV file
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or not 0 < tokens < 1_000_000):
         raise UsageError(f"{row.where}: column 'output_tokens' is no number of tokens.")
     return _single(_text(row, "prompt"), output_tokens=tokens)
@@ -95,9 +101,12 @@ def _openai_batch(row: DatasetRow) -> Content | None:
     body = row.values.get("body")
     if not isinstance(body, Mapping):
         raise UsageError(f"{row.where}: column 'body' is no object.")
-    if "messages" in body:
-        return _talk(row, body.get("messages"), "messages")
+    for column in ("messages", "input"):
+        if isinstance(body.get(column), list):
+            return _talk(row, body[column], column)
     prompt = body.get("prompt", body.get("input"))
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
     if not isinstance(prompt, str):
         raise UsageError(f"{row.where}: the body has neither messages nor a prompt.")
     return _single(prompt.strip())
@@ -119,6 +128,9 @@ def _conversation(row: DatasetRow) -> Content | None:
 
 def _talk(row: DatasetRow, messages: object, column: str) -> Content | None:
     """A conversation as turns of a user and an assistant; raises UsageError for what cannot be replayed as one."""
+    if isinstance(messages, str) and messages.lstrip().startswith("["):  # a cell of a CSV file
+        with suppress(orjson.JSONDecodeError):
+            messages = orjson.loads(messages)
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
         raise UsageError(f"{row.where}: column {column!r} is no list.")
     system: str | None = None
