@@ -21,14 +21,13 @@ def assert_measured(done: Bench) -> dict[str, str]:
     assert (point["requests_ok"], point["requests_failed"]) == ("6", "0"), done.out
     for name in ("ttft_ms_mean", "e2e_ms_mean", "requests_per_s"):
         assert float(point[name]) > 0, name
-    assert point["disagreements"] == ""
     return point
 
 
 @pytest.mark.parametrize("profile", ["none", "instruct-general"])
 def test_llama_cpp(llama: RealServer, bench: Callable[..., Bench], profile: str) -> None:
     point = assert_measured(bench(llama, *LOAD, "--profile", profile))
-    assert point["simulated"] == "False"
+    assert (point["simulated"], point["disagreements"]) == ("False", "")
     assert point["length_controlled"] == "True"
     assert float(point["tpot_ms_mean"]) > 0
 
@@ -72,4 +71,6 @@ def test_litellm_before_llama_cpp(llama: RealServer, bench: Callable[..., Bench]
 
 
 def test_transformers_serve(transformers: RealServer, bench: Callable[..., Bench]) -> None:
-    assert_measured(bench(transformers, *LOAD))
+    """It writes out text that it held back after the last token, so there may be a chunk more than tokens."""
+    told = assert_measured(bench(transformers, *LOAD))["disagreements"]
+    assert not told or "carried text" in told

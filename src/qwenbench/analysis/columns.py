@@ -118,6 +118,7 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("valid", "", "False: not to be used for decisions.", kind=BOOLEAN),
     Column("invalid_reason", "", "Why not.", kind=TEXT),
     Column("error_top", "", "The commonest reasons of failed requests with their counts, in the server's words.", kind=TEXT),
+    Column("tokens_from", "", "Who counted output tokens: usage, or tokenize where the server sends no usage and its /tokenize counts the text of the answers; empty: unknown.", kind=TEXT),
     Column("disagreements", "", "Which two of text, chunks, usage and times cannot be true together, with counts: such requests' tokens are unknown.", kind=TEXT),
     Column("in_flight_mean", "streams", "Sessions under way, on average over the window (think time counts): what the load really was."),
     Column("window_note", "", "What keeps the window from being what the load's name says.", kind=TEXT),

@@ -23,6 +23,7 @@ from qwenbench.analysis.request_arrays import (
     gaps_of,
     latency_columns,
     met_limits,
+    tokens_from,
 )
 from qwenbench.analysis.server_samples import clock_columns
 from qwenbench.analysis.window import CLOSED, IN_FLIGHT_SHARE, Window, mean_in_flight, window_of
@@ -117,6 +118,7 @@ def summarise_point(
     row |= _identity(context)
     row |= {"requests_ok": int(arrays.ok.sum()), "requests_failed": int((~arrays.ok).sum())}
     row |= {"error_top": failure_reasons(requests), "disagreements": disagreements(requests)}
+    row["tokens_from"] = tokens_from(requests)
     if window is not None and arrays.ok.any():
         started = window.holds_start(arrays.begin_ns) & arrays.ok
         row |= {"window": window.kind, "duration_s": window.duration_s}

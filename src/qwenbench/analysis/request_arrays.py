@@ -252,6 +252,13 @@ def failure_reasons(requests: pa.Table) -> str | None:
     return _counted(reasons)
 
 
+def tokens_from(requests: pa.Table) -> str | None:
+    """Who counted the output tokens: usage, tokenize or both; None when nobody did (or the records are older)."""
+    if "tokens_from" not in requests.column_names:
+        return None
+    return "+".join(sorted(requests["tokens_from"].drop_null().unique().to_pylist())) or None
+
+
 def disagreements(requests: pa.Table) -> str | None:
     """The commonest contradictions within successful requests, as `usage and chunks x 4: ...`; None without any."""
     if "disagreement" not in requests.column_names:

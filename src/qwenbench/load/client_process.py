@@ -38,6 +38,7 @@ class Prepare:
     cpu: int | None
     save_text: bool
     judge_text: bool
+    tokenize_as: str | None
     sent_log: str
     """Path of the file to log sent requests in."""
 

@@ -48,6 +48,7 @@ REQUEST_SCHEMA = pa.schema(
         ("input_tokens", pa.int32()),  # usage.prompt_tokens
         ("cached_tokens", pa.int32()),  # usage.prompt_tokens_details.cached_tokens
         ("output_tokens", pa.int32()),  # usage.completion_tokens
+        ("tokens_from", pa.string()),  # who counted them: usage, or the server's tokenize; null: unknown
         ("reasoning_tokens", pa.int32()),  # usage...reasoning_tokens, where the server tells
         ("reasoning_chars", pa.int32()),
         ("answer_chars", pa.int32()),
@@ -139,6 +140,7 @@ def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ())
     row["finish_reason"] = facts.finish_reason
     _fill_usage(row, facts.usage)
     row["disagreement"] = _settle(row, facts)
+    row["tokens_from"] = None if row["output_tokens"] is None else "usage"
     return Digest(row, "".join(facts.answer), "".join(facts.reasoning))
 
 

@@ -167,6 +167,7 @@ class LoadClient:
             cpu,
             spec.save_text,
             spec.judge_text,
+            spec.tokenize_as,
             str(log),
         )
 

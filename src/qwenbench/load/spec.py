@@ -89,6 +89,9 @@ class LoadSpec:
     save_text: bool = False
     judge_text: bool = False
     """Run the broken-output checks on each answer when its stream has ended."""
+    tokenize_as: str | None = None
+    """Model for which the server's /tokenize counts answers that came without usage, once the load has ended; None:
+    their tokens stay unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,14 @@ class Worker:
         ended_ns = now_ns()
         if task.judge_text:
             self._judge(point)
+        if task.tokenize_as is not None:
+            from qwenbench.load.text_tokens import count_unknown  # only where it was asked for
+
+            ticking = asyncio.ensure_future(self._tick(point))  # a sign of life: a silent process is given up
+            try:
+                await count_unknown(point.digests, task.target, task.tokenize_as)
+            finally:
+                ticking.cancel()
         texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
@@ -184,7 +192,7 @@ def _rules(task: Prepare) -> PointRules:
     values = list(task.target.headers.values())
     # of "Bearer abc" the second word alone is secret too
     secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
-    keep = task.save_text or task.judge_text
+    keep = task.save_text or task.judge_text or task.tokenize_as is not None
     return PointRules(task.open_loop, task.timeout_s, task.duration_s, task.enough, task.tell_times, keep, secrets)
 
 

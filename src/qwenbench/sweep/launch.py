@@ -23,6 +23,7 @@ from qwenbench.engine.server import Server
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import Target
+from qwenbench.load.text_tokens import text_tokens
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape
 from qwenbench.observe.nvml import VramPhases, wait_drained
@@ -311,19 +312,23 @@ class LaunchRun:
         for line in (found.note(), found.failed and f"a request for one token failed: {found.failed}"):
             if line:
                 sweep.note(f"{self._configuration.config_id}: {line}")
+        limit_s = min(QUESTION_S, options.timeout_s)
+        counts = None
         if found.sends_usage is False:
-            sweep.note(f"{self._configuration.config_id}: the server sends no usage: its tokens stay unknown")
+            counts = await text_tokens(sweep.http, server.base_url, sweep.headers, model, "Say hello.", limit_s)
+            told = "its tokens stay unknown" if counts is None else "its /tokenize counts the answers' text instead"
+            sweep.note(f"{self._configuration.config_id}: the server sends no usage: {told}")
         traits = replace(
             traits,
             salt_mode="prefix" if "cache_salt" in found.refused else "cache_salt",
             left_out=frozenset(found.refused),
             length_field=found.length_field,
+            tokenize_as=None if counts is None else model,
         )
         stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
         prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
         if not stretches or not prompts:
             return traits
-        limit_s = min(QUESTION_S, options.timeout_s)
         ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
         return replace(traits, chars_per_token=ratio)
 

@@ -15,6 +15,7 @@ from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.engine.readiness import model_names
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
+from qwenbench.load.text_tokens import text_tokens
 from qwenbench.server_words import visible
 from qwenbench.workload.prompts import Prompt
 from qwenbench.workload.scenario import CHARS_PER_TOKEN
@@ -30,6 +31,8 @@ _ROUNDS = 16
 """A strict server may name its refusals one by one."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")
+_COUNTED = re.compile(rb'"(?:completion_tokens|output_tokens|predicted_n)": ?"?[1-9]')
+"""A usage, or what stands for one, that counted something."""
 _NEEDED = frozenset({"model", "messages", "prompt", "stream", "max_tokens", "max_completion_tokens"})
 _OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "stream_options"}
 
@@ -290,7 +293,7 @@ class _FieldProbing:
         return FieldProbe(tuple(self._refused), self._words, self._length_field, failed=why)
 
     def _found(self, reply: Reply) -> FieldProbe:
-        usage = b'"completion_tokens"' in reply.body or b'"output_tokens"' in reply.body
+        usage = _COUNTED.search(reply.body) is not None
         return FieldProbe(tuple(self._refused), self._words, self._length_field, usage)
 
     async def _send(self, body: Mapping[str, Any]) -> Reply:
@@ -363,14 +366,8 @@ async def chars_per_token(
     """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4."""
     characters = tokens = 0
     for prompt in prompts[:: max(1, len(prompts) // sample)] if prompts else ():
-        body = {"model": model, "prompt": prompt.turns[0].user, "add_special_tokens": False}
-        try:
-            reply = await ask(session, f"{base_url}/tokenize", headers=headers, body=body, timeout_s=timeout_s)
-        except NoReplyError:
-            return CHARS_PER_TOKEN
-        document = reply.json() if reply.status == 200 else None
-        count = document.get("count") if isinstance(document, dict) else None
-        if not isinstance(count, int) or isinstance(count, bool) or not 0 < count < 10**9:
+        count = await text_tokens(session, base_url, headers, model, prompt.turns[0].user, timeout_s)
+        if count is None:
             return CHARS_PER_TOKEN
         tokens += count
         characters += len(prompt.turns[0].user)

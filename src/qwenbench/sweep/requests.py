@@ -58,6 +58,8 @@ class ServerTraits:
     left_out: frozenset[str] = frozenset()
     """Fields of a request that it refuses."""
     length_field: str = "max_tokens"
+    tokenize_as: str | None = None
+    """Model for which its /tokenize counts answers, where it sends no usage."""
 
 
 def load_shape_name(options: SweepOptions) -> str:
@@ -157,6 +159,7 @@ def measured_load(
         cpus=options.client_cpus,
         save_text=options.save_text,
         judge_text=traits.judge_text and not options.ignore_eos,
+        tokenize_as=traits.tokenize_as,
     )
 
 
