@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ from qwenbench.analysis.changes import (
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.limits import metric_key
+from qwenbench.analysis.machines import Place, places_of
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import spread_of
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
@@ -117,6 +118,8 @@ class Comparison:
     tables: tuple[RepeatTable, ...] = ()
     """Each run's own figures, for drawing."""
     notes: tuple[str, ...] = field(default=())
+    places: tuple[tuple[str, Place], ...] = ()
+    """(run, a machine that it was measured on)."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -129,6 +132,7 @@ class Comparison:
             "rows": [row.to_json() for row in self.rows],
             "capacities": [{n: getattr(c, n) for n in c.__slots__} for c in self.capacities],
             "unmatched": list(self.unmatched),
+            "machines": [{"run": run, **asdict(place)} for run, place in self.places],
             "correction": {"method": self.correction, "false_discovery_rate": FALSE_DISCOVERIES},
             "gate": self.gate
             and {
@@ -171,6 +175,7 @@ def compare(runs: Sequence[Run], rules: Sequence[GateRule] = (), *, force: bool 
         gate=judge_gate(rules, rows) if rules else None,
         tables=(base, *(pair.theirs for pair in pairs)),
         notes=tuple(_notes(rows, pairs)),
+        places=tuple((run.run_id, place) for run in runs for place in places_of(run)),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenbench.runfolder.damage import object_or_none
@@ -18,6 +19,8 @@ from qwenbench.runfolder.names import AT, RunPaths, launch_folders
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from qwenbench.analysis.run import Run
 
 _TRADE_MARKS = re.compile(r"\((?:R|TM|C)\)|\bCPU\b|\bProcessor\b|@.*|\b\d+-Core\b|\bwith .* Graphics\b", re.I)
 UNKNOWN = "unknown machine"
@@ -49,8 +52,9 @@ def cards_words(names: Iterable[str]) -> str:
     return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counted.items())
 
 
-def told_apart(points: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
-    """The points with each configuration named CONFIG@MACHINE where the run holds several machines; else as they are.
+def told_apart(points: pd.DataFrame, meta: Mapping[str, Any], always: bool = False) -> pd.DataFrame:
+    """The points with each configuration named CONFIG@MACHINE where the run holds several machines, or `always`; else
+    as they are.
 
     Points of before the column was kept are of the machine that run.json describes.
     """
@@ -58,7 +62,7 @@ def told_apart(points: pd.DataFrame, meta: Mapping[str, Any]) -> pd.DataFrame:
     launcher = str(options.get("launcher")) if isinstance(options, Mapping) else ""
     described = machine_of(hardware, launcher) if isinstance(hardware, Mapping) else None
     machines = points["machine"].where(points["machine"].notna(), described)
-    if machines.nunique(dropna=False) < 2:
+    if machines.nunique(dropna=False) < 2 and not always:
         return points
     words = machines.where(machines.notna(), UNKNOWN).astype(str)
     return points.assign(machine=machines, config_id=points["config_id"].astype(str) + AT + words)
@@ -83,5 +87,49 @@ def by_machine(
                 value = object_or_none(folder / file, "it is missing for this machine")
                 if value is not None:
                     found.setdefault(name, value)
+        if sum(other.partition(AT)[0] == config for other in apart) == 1 and config in kept:
+            found.setdefault(name, kept[config])  # of before launch.json named its machine
     spread = {name.partition(AT)[0] for name in apart}
     return found | {config: value for config, value in kept.items() if config not in spread}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One machine of a run."""
+
+    machine: str | None
+    nodes: tuple[str, ...]
+    launches: int
+    """Launches that finished a point there."""
+    drivers: tuple[str, ...]
+    vllm: tuple[str, ...]
+
+
+def places_of(run: Run) -> tuple[Place, ...]:
+    """The machines that a run's points were measured on, in their order."""
+    seen: dict[str | None, dict[tuple[str, int], str | None]] = {}
+    for point in run.measured:
+        launches = seen.setdefault(point.text("machine"), {})
+        launches[point.cell.config_id, point.cell.launch] = point.text("node")
+    told = {
+        (launch.get("config_id"), launch.get("launch")): launch.get("versions") or {}
+        for launch in run.meta.get("launches") or ()
+        if isinstance(launch, Mapping)
+    }
+    found = []
+    for machine, launches in seen.items():
+        versions = [told.get(launch, {}) for launch in launches]
+        found.append(
+            Place(
+                machine,
+                _distinct(launches.values()),
+                len(launches),
+                _distinct(each.get("driver") for each in versions),
+                _distinct(each.get("vllm") for each in versions),
+            )
+        )
+    return tuple(found)
+
+
+def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(value) for value in values if value is not None))

@@ -145,15 +145,25 @@ class Run:
         return table_or_none(RunPaths(self.path).nvml_samples(config_id, cell_id), "its point has no VRAM course")
 
 
-def load_run(path: Path) -> Run:
-    """Reads a run's folder.
+def load_runs(paths: Sequence[Path]) -> list[Run]:
+    """Reads runs that are to be held against each other: where one holds several machines, all are told apart by them,
+    so that like stands against like."""
+    runs = [load_run(path) for path in paths]
+    several = [any(AT in str(name) for name in run.points["config_id"].unique()) for run in runs]
+    if not any(several):
+        return runs
+    return [run if apart else load_run(run.path, apart=True) for run, apart in zip(runs, several, strict=True)]
+
+
+def load_run(path: Path, apart: bool = False) -> Run:
+    """Reads a run's folder; `apart`: its configurations are named with their machine, if it is one only.
 
     A damaged file is named on the log and costs only what stood in it; rows that points.csv lacks are taken from the
     journal. Raises UsageError when the folder is no run, or when run.json or every record of a point cannot be read.
     """
     paths = RunPaths(path)
     meta = read_run_json(paths.run_json)
-    points = told_apart(_points(paths), meta)
+    points = told_apart(_points(paths), meta, apart)
     names = list(dict.fromkeys(points["config_id"].astype(str)))
 
     def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "report": "(Re)build the HTML report of a run.",
     "recommend": "Which line to deploy for so many users and these limits.",
     "compare": "Two runs side by side; --gate for CI.",
+    "releases": "The same campaign per vLLM version: which one changed what; --gate for CI.",
     "merge": "Runs of one plan, measured on several hosts, as one run.",
     "export": "A run's points, ledgers, figures or a Markdown summary as files.",
     "card": "One picture of a run to post, and results.json of the same.",
@@ -38,7 +39,7 @@ COMMANDS: dict[str, str] = {
 }
 """Command -> the line that --help shows for it. Its module is qwenbench.cli.NAME, with a function `command`."""
 _SHARED = {
-    **dict.fromkeys(("report", "recommend", "compare", "export", "card"), "runs"),
+    **dict.fromkeys(("report", "recommend", "compare", "merge", "export", "card"), "runs"),
     **dict.fromkeys(("simulate", "proxy", "doctor"), "servers"),
 }
 """Commands that share a module: it has a function of the command's name."""

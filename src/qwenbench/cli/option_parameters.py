@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -16,12 +16,13 @@ from qwenbench.sweep.options import Flag, SweepOptions, flags_of, option_name
 Command = Callable[..., int]
 
 
-def takes_options(command: str) -> Callable[[Command], Command]:
-    """Makes a function `f(given, **own)` a typer command that has the options of `command` and its own parameters.
+def takes_options(command: str, without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Makes a function `f(given, **own)` a typer command that has the options of `command`, but those of the fields
+    `without`, and its own parameters.
 
     `given` holds the fields of SweepOptions that were set on the command line, as values. Reading raises UsageError.
     """
-    flags = flags_of(command)
+    flags = {name: flag for name, flag in flags_of(command).items() if name not in without}
 
     def decorate(function: Command) -> Command:
         signature = inspect.signature(function, eval_str=True)

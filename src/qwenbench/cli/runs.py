@@ -1,7 +1,8 @@
-"""Commands over runs that are there (`report`, `recommend`, `compare`, `export`, `card`), and how a run is named."""
+"""Commands over runs that are there (report, recommend, compare, merge, export, card), and how a run is named."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -56,7 +57,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _writing(target: object, hint: str = "") -> Iterator[None]:
+def writing(target: object, hint: str = "") -> Iterator[None]:
     """What the system refuses to write is told in one line."""
     try:
         yield
@@ -82,7 +83,7 @@ def report(
     loaded = load_run(folder)
     target = out or RunPaths(folder).report
     page = build_report(loaded, question_of(loaded, users, slo)).encode()
-    with _writing(target, " Give another file with --out."):
+    with writing(target, " Give another file with --out."):
         write_bytes(target, page)
     if json:
         print_json({"path": str(target), "bytes": len(page), "simulated": loaded.simulated})
@@ -167,7 +168,7 @@ def compare(
     """Compare runs: first what differs in the conditions, then each metric's change with a verdict."""
     from qwenbench.analysis.compare import compare as comparison_of
     from qwenbench.analysis.compare import parse_gate
-    from qwenbench.analysis.run import load_run
+    from qwenbench.analysis.run import load_runs
     from qwenbench.runfolder.names import find_run
 
     if len(runs) < 2:
@@ -175,12 +176,12 @@ def compare(
     if as_json and markdown:
         raise UsageError("--json and --markdown: give one of them.")
     rules = parse_gate(gate) if gate is not None else ()
-    comparison = comparison_of([load_run(find_run(run)) for run in runs], rules, force=force)
+    comparison = comparison_of(load_runs([find_run(run) for run in runs]), rules, force=force)
     if html is not None:
         from qwenbench.report.page import build_comparison_page
         from qwenbench.runfolder.files import write_bytes
 
-        with _writing(f"--html {html}"):
+        with writing(f"--html {html}"):
             write_bytes(html, build_comparison_page(comparison).encode())
     if as_json:
         print_json(comparison.to_json())
@@ -206,6 +207,40 @@ def compare(
         )
         return UNDECIDED
     return 0
+
+
+def merge(
+    runs: Annotated[list[str], typer.Argument(help="Runs of one plan, by folder or name.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="The joined run's folder, which is made", metavar="RUN", show_default=False)
+    ],
+    no_report: NoReportOption = False,
+) -> None:
+    """Join runs that were measured apart under one plan into one run; they stay as they are.
+
+    Refused for runs that are not of one plan, that have measured the same cell twice, or on unlike cards.
+    """
+    from qwenbench.analysis.run import load_run
+    from qwenbench.report.page import build_report
+    from qwenbench.runfolder.files import write_bytes
+    from qwenbench.runfolder.names import find_run
+    from qwenbench.sweep.merging import merge as joined
+
+    if len(runs) < 2:
+        raise UsageError("give two runs or more.")
+    merged = joined([find_run(run) for run in runs], out)
+    for note in merged.notes:
+        print(note)
+    print(f"{merged.cells} cells of {len(runs)} runs")
+    if merged.missing:
+        again = "bench --url URL" if merged.attached else "sweep"
+        line = f"qwenbench {again} --resume {shlex.quote(str(out))}"
+        print(f"{merged.missing} cells of the joined plan are missing. To measure them: {line}")
+    if not no_report and merged.cells:
+        with writing(out / "report.html"):
+            write_bytes(out / "report.html", build_report(load_run(out)).encode())
+        print(f"report: {out / 'report.html'}")
+    print(f"run:    {out}")
 
 
 def export(
@@ -260,7 +295,7 @@ def card(
     svg = card_svg(facts)
     results = orjson.dumps(results_json(facts), option=orjson.OPT_INDENT_2) + b"\n"
     target = out or folder
-    with _writing(f"--out {target}"):
+    with writing(f"--out {target}"):
         for name, data in (("results.json", results), ("card.svg", svg.encode()), ("card.png", to_png(svg, 1.0))):
             write_bytes(target / name, data)
             if not json:

@@ -10,6 +10,7 @@ from typing import Any
 from qwenbench.analysis.changes import MetricChange
 from qwenbench.analysis.columns import METRICS, label
 from qwenbench.analysis.compare import VERDICTS, Comparison
+from qwenbench.analysis.machines import Place
 from qwenbench.report.document import (
     SIMULATED,
     Block,
@@ -30,7 +31,7 @@ FIRST_ROWS = 36
 MOST_ROWS = 1000
 """More are not put on a page: nobody reads them, and it would be slow."""
 _MOST_LINES = 8
-_MAIN = ("output_tokens_per_s", "ttft_p50", "tpot_p50")
+MAIN = ("output_tokens_per_s", "ttft_p50", "tpot_p50")
 _STATED = ("worse", "better")
 _WORDS = {
     "output_tokens_per_s": ("faster", "slower"),
@@ -51,8 +52,8 @@ def verdict(comparison: Comparison) -> str:
         if judged:
             return f"No difference shown: {judged:,} changes were tested and none stands out of the noise."
         return _undecided(comparison)
-    parts = [part for key in _MAIN for part in _stated(key, stated)]
-    others = [row for row in stated if row.key not in _MAIN]
+    parts = [part for key in MAIN for part in _stated(key, stated)]
+    others = [row for row in stated if row.key not in MAIN]
     if not parts:
         counts = Counter(row.verdict for row in others)
         parts = [" and ".join(f"{counts[word]} figures {word}" for word in _STATED[::-1] if counts[word])]
@@ -127,6 +128,12 @@ def comparison_head(comparison: Comparison) -> Iterator[Block]:
 
 def _findings(comparison: Comparison) -> Iterator[Block]:
     yield Paragraph(Span(verdict(comparison)), "answer")
+    yield from conditions(comparison)
+
+
+def conditions(comparison: Comparison) -> Iterator[Block]:
+    """The gate, what differs in the conditions, and what the configurations hold."""
+    yield from places_table(comparison.places)
     for reason in comparison.forced:
         yield Paragraph(("FORCED: ", reason), "warning")
     yield from _gate(comparison)
@@ -157,6 +164,31 @@ def _findings(comparison: Comparison) -> Iterator[Block]:
         )
 
 
+def places_table(places: Sequence[tuple[str, Place]]) -> Iterator[Block]:
+    """Runs and their machines side by side; nothing where all is of one host."""
+    hosts = {(place.machine, place.nodes) for _, place in places}
+    if len(hosts) < 2 and not any(len(place.nodes) > 1 for _, place in places):
+        return
+    several = len({run for run, _ in places}) > 1
+    rows = [
+        Row(
+            (
+                *_run(run, several),
+                place.machine,
+                *map(_listed, (place.nodes, place.drivers, place.vllm)),
+                place.launches,
+            )
+        )
+        for run, place in places
+    ]
+    head = (*_run("Run", several), "Machine", "Hosts", "Driver", "vLLM", "Launches")
+    yield Table(head, rows, caption="Measured on", numbers_from=len(head) - 1)
+
+
+def _listed(words: Sequence[str]) -> str | None:
+    return ", ".join(words) or None
+
+
 def incidental(condition: str) -> bool:
     """Whether a condition differs between machines and days without a say in the figures."""
     return bool(_INCIDENTAL.search(condition))
@@ -185,7 +217,7 @@ def chosen_rows(comparison: Comparison) -> list[MetricChange]:
     """Rows with a verdict, the largest change first; where all are only indicative, those of the main metrics."""
     stated = [row for row in comparison.rows if row.verdict in _STATED]
     if not stated and not any(row.verdict == "no difference shown" for row in comparison.rows):
-        stated = [row for row in comparison.rows if row.key in _MAIN]
+        stated = [row for row in comparison.rows if row.key in MAIN]
     return sorted(stated, key=_importance)
 
 

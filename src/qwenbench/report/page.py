@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib import resources
@@ -17,6 +17,7 @@ from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.columns import METRICS, POINT_COLUMNS, Column
 from qwenbench.analysis.compare import Comparison
 from qwenbench.analysis.recommend import Answer
+from qwenbench.analysis.releases import Releases
 from qwenbench.analysis.run import Run
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
@@ -26,6 +27,7 @@ from qwenbench.report.document import Block, Paragraph, counted, titled
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
 from qwenbench.report.page_data import PageData, Subject, page_data, subject_of
 from qwenbench.report.points import quick_to_filter, short_estimate
+from qwenbench.report.releases import releases_head, releases_rows
 from qwenbench.report.svg import css_variables
 from qwenbench.report.time_use import endurance, prompt_price, time_use
 from qwenbench.report.tradeoff import tradeoff_of
@@ -78,17 +80,30 @@ def _tradeoff(data: PageData, answer: Answer | str, subject: Subject) -> Iterato
         yield picture(found)
 
 
+def build_releases_page(releases: Releases) -> str:
+    """A campaign over engine versions as a page of its own. Raises ValueError where nothing could be compared."""
+    if releases.comparison is None:
+        raise ValueError("fewer than two releases could be measured")
+    names = " → ".join(release.name for release in releases.compared)
+    return _comparison_page(releases.comparison, names, releases_head(releases), releases_rows(releases))
+
+
 def build_comparison_page(comparison: Comparison) -> str:
     """A comparison as a page of its own: the verdict, the curves of all runs, and the changes."""
+    title = " against ".join(comparison.runs)
+    return _comparison_page(comparison, title, comparison_head(comparison), comparison_page(comparison))
+
+
+def _comparison_page(comparison: Comparison, title: str, head: Iterable[Block], rows: Iterable[Block]) -> str:
     write = HtmlWriter().write
     return self_contained(
         "comparison.html",
         ("format.js", "style.js", "theme.js", "comparison.js"),
         {
-            "title": text(f"{'SIMULATED · ' if comparison.simulated else ''}{' against '.join(comparison.runs)}"),
-            "heading": text(" against ".join(comparison.runs)),
-            "head": write(comparison_head(comparison)),
-            "rows": write(comparison_page(comparison)),
+            "title": text(f"{'SIMULATED · ' if comparison.simulated else ''}{title}"),
+            "heading": text(title),
+            "head": write(head),
+            "rows": write(rows),
             "data": embedded(_curves(comparison)),
         },
     )

@@ -7,8 +7,10 @@ from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.columns import POINT_COLUMNS, label
+from qwenbench.analysis.machines import places_of
 from qwenbench.analysis.price import profile_costs
 from qwenbench.analysis.run import Run, records
+from qwenbench.report.comparison import places_table
 from qwenbench.report.document import (
     Block,
     Code,
@@ -279,6 +281,7 @@ def _step(key: str, change: Change | None) -> Inline:
 
 def conditions(run: Run) -> Iterator[Block]:
     """run.json as it stands, one line per value: versions, hardware, seed, order, hashes, command line."""
+    yield from places_table([(run.run_id, place) for place in places_of(run)])
     groups: dict[str, list[Row]] = {}
     for name, value in _flat(run.meta):
         group, _, rest = name.partition(".")

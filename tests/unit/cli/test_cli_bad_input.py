@@ -230,6 +230,24 @@ def test_a_model_that_the_server_does_not_serve(refused: Callable[..., str], ser
     assert "served-model" in line
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (("releases",), "--images v0.30.0,v0.31.0: two or more"),
+        (("releases", "--images", "v0.30.0"), "two or more"),
+        (("releases", "--launcher", "process"), "--vllm-command once per version"),
+        (("releases", "--launcher", "process", "--images", "a,b"), "takes its versions from --vllm-command"),
+        (("releases", "--images", "a,b", "--gate", "ttft_p99:10%"), "--gate"),
+        (("releases", "--launcher", "sim", "--images", "0.26.0,v0.26.0", "--requests", "none"), "--requests"),
+        (("releases", "--images", "a,b", "--run-id", "a b"), "--run-id"),
+        (("merge", "run", "--out", "joined"), "give two runs or more"),
+        (("merge", "run", "run", "--out", "joined"), "no run there"),
+    ],
+)
+def test_releases_and_merge(refused: Callable[..., str], line: tuple[str, ...], told: str) -> None:
+    assert told in refused(*line)
+
+
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://", ""])
 def test_an_address_that_is_none(refused: Callable[..., str], url: str) -> None:
     assert "--url" in refused("bench", "--url", url)

@@ -1,0 +1,200 @@
+"""A campaign over engine versions: where figures first changed, then each figure over versions with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from qwenbench.analysis.columns import in_words, label
+from qwenbench.analysis.releases import CHANGED, FigureOver, Releases
+from qwenbench.report.comparison import MAIN, MOST_ROWS, comparison_notes, conditions
+from qwenbench.report.document import (
+    SIMULATED,
+    Block,
+    Bullets,
+    Fold,
+    Heading,
+    Inline,
+    Paragraph,
+    Picture,
+    Row,
+    Span,
+    Table,
+    number,
+    titled,
+)
+from qwenbench.report.svg import SERIES, Drawing, on_page, shortened
+from qwenbench.runfolder.cells import load_label
+
+MOST_FIGURES = 12
+"""Curves of a drawing; of more load points the first are drawn."""
+
+
+def verdict(releases: Releases) -> str:
+    """What the releases show, in one sentence."""
+    names = [release.name for release in releases.compared]
+    if len(names) < 2:
+        return "Nothing to compare: fewer than two releases could be measured."
+    first = releases.first_changed
+    if first is None and not releases.judged:
+        return "Undecided: a release has a single repeat, so no change can be told from noise (--repeats 3)."
+    if first is None:
+        return f"No change shown from {names[0]} to {names[-1]}: {len(releases.figures):,} figures were followed."
+    at = [figure for figure in releases.changed if releases.compared[figure.first or 0] is first]
+    told = sorted(at, key=lambda figure: figure.change.key not in MAIN)
+    words = "; ".join(dict.fromkeys(map(_change_words, told[:3])))
+    more = f"; and {len(told) - 3} more figures" if len(told) > 3 else ""
+    later = len(releases.changed) - len(at)
+    rest = f" Another {later} changed later." if later else ""
+    return f"First change at {first.name} (against {names[0]}): {words}{more}.{rest}"
+
+
+def _change_words(figure: FigureOver) -> str:
+    change = figure.change
+    where = f"{change.config}, {change.scenario}, {load_label(change.concurrency, change.rate)}"
+    return f"{in_words(change.key)} {change.verdict} by {abs(change.change or 0.0):.1%} ({where})"
+
+
+def releases_blocks(releases: Releases, everything: bool = False) -> Iterator[Block]:
+    """The whole answer for a terminal and for Markdown."""
+    yield from releases_head(releases)
+    yield from releases_rows(releases, everything)
+
+
+def releases_head(releases: Releases) -> Iterator[Block]:
+    """The answer, the releases themselves, the curves of the main metrics, and what else differs."""
+    if any(release.run.simulated for release in releases.all):
+        yield Paragraph(SIMULATED, "warning")
+    yield Paragraph(Span(verdict(releases)), "answer")
+    failures = [
+        f"{name}: {config or 'the campaign'} failed ({why.get('class')}): {why.get('evidence')}"
+        for name, found in releases.failed.items()
+        for config, why in found.items()
+    ]
+    for release in releases.all:
+        reasons = dict.fromkeys(str(point.values["invalid_reason"]) for point in release.run.measured)
+        if not release.usable and not release.run.failures:
+            failures.append(f"{release.name}: no valid point ({'; '.join(reasons) or 'nothing was measured'})")
+    if failures:
+        yield Bullets(failures)
+    held = [
+        f"{releases.named(change.run)}: {config} holds {change.after:,.0f} KV blocks, before {change.before:,.0f}"
+        for config, change in releases.held.items()
+    ]
+    if held:
+        yield Bullets(held)
+    yield _releases_table(releases)
+    for key in MAIN:
+        if any(figure.change.key == key for figure in releases.figures):
+            alt = f"{titled(key)} over releases"
+            yield Picture(_drawn(releases, key, 1084.0).svg(), alt, _drawn(releases, key, 358.0).svg())
+    if releases.comparison is not None:
+        yield from conditions(releases.comparison)
+
+
+def _releases_table(releases: Releases) -> Table:
+    rows = []
+    for release in releases.all:
+        points = release.run.measured
+        machines = dict.fromkeys(str(point.values["machine"]) for point in points if point.values["machine"])
+        valid = sum(point.valid for point in points)
+        rows.append(Row((release.name, release.vllm, ", ".join(machines) or None, valid, str(release.run.path))))
+    return Table(("Release", "vLLM", "Machine", "Valid points", "Run"), rows, numbers_from=3, numbers_to=4)
+
+
+def releases_rows(releases: Releases, everything: bool = True) -> Iterator[Block]:
+    """Each figure over releases: what changed, then the main metrics, then (of everything) the rest."""
+    changed = releases.changed
+    main = [figure for figure in releases.figures if figure.first is None and figure.change.key in MAIN]
+    if changed:
+        yield Heading("What changed", 3)
+        yield _table(releases, changed[:MOST_ROWS])
+    if main:
+        yield Heading("Main figures without a change" if changed else "Main figures", 3)
+        yield _table(releases, main)
+    others = [figure for figure in releases.figures if figure.first is None and figure.change.key not in MAIN]
+    if others and everything:
+        yield Fold("The other figures", (_table(releases, others[:MOST_ROWS]),), count=len(others))
+    if releases.comparison is not None:
+        yield from comparison_notes(releases.comparison)
+
+
+def _table(releases: Releases, figures: Sequence[FigureOver]) -> Table:
+    names = [release.name for release in releases.compared]
+    several = len({figure.change.profile for figure in releases.figures}) > 1
+    head = ("Configuration", "Scenario", "Load", "Metric", *names, "First changed", "By", "95 % interval")
+    return Table(head, [_row(names, figure, several) for figure in figures], numbers_from=4, numbers_to=4 + len(names))
+
+
+def _row(names: Sequence[str], figure: FigureOver, several: bool) -> Row:
+    change = figure.change
+    scenario = f"{change.scenario} ({change.profile})" if several else change.scenario
+    where = (change.config, scenario, load_label(change.concurrency, change.rate))
+    values = [
+        _value(change.key, estimate.value, estimate.low, estimate.high, verdict)
+        for estimate, verdict in zip(figure.values, figure.verdicts, strict=True)
+    ]
+    first: Inline = None
+    if figure.first is not None:
+        first = Span(f"{names[figure.first]} ({change.verdict})", "bad" if change.verdict == "worse" else "strong")
+    by = None if change.change is None else f"{change.change:+.1%}"
+    interval = (
+        f"{change.low:+.1%} to {change.high:+.1%}" if change.low is not None and change.high is not None else None
+    )
+    return Row((*where, label(change.key), *values, first or "-", by, interval))
+
+
+def _value(key: str, value: float | None, low: float | None, high: float | None, verdict: str) -> Inline:
+    shown = number(key, value, low, high)
+    words = f"{shown} ({shown.interval})" if shown.interval else str(shown)
+    return Span(words, "bad" if verdict == "worse" else "strong") if verdict in CHANGED else words
+
+
+def _drawn(releases: Releases, key: str, width: float) -> Drawing:
+    """The metric over releases: a curve per load point with its intervals."""
+    figures = [figure for figure in releases.figures if figure.change.key == key][:MOST_FIGURES]
+    drawing = Drawing(width, on_page())
+    names = [release.name for release in releases.compared]
+    bounds = [
+        end
+        for figure in figures
+        for estimate in figure.values
+        for end in (estimate.value, estimate.low, estimate.high)
+        if end is not None
+    ]
+    top = max(bounds, default=0.0) * 1.05 or 1.0
+    left, right, upper, height = 64.0, width - 24.0, 34.0, 200.0
+    step = (right - left) / len(names)
+
+    def x(place: int, series: int) -> float:
+        return left + step * (place + 0.5) + (series - (len(figures) - 1) / 2) * min(8.0, step / (len(figures) + 1))
+
+    def y(value: float) -> float:
+        return upper + height * (1 - max(0.0, min(value, top)) / top)
+
+    drawing.text(0, 16, titled(key), bold=True)
+    if any(release.run.simulated for release in releases.compared):
+        drawing.simulated(width, 14)
+    for part in range(5):
+        value = top * part / 4
+        drawing.line(left, y(value), right, y(value), colour="grid")
+        drawing.text(left - 6, y(value) + 4, f"{value:,.4g}", colour="soft", size=12, anchor="end")
+    for place, name in enumerate(names):
+        centre = left + step * (place + 0.5)
+        drawing.text(centre, upper + height + 20, shortened(name, step, 12), colour="soft", size=12, anchor="middle")
+    legend = upper + height + 42
+    for series, figure in enumerate(figures):
+        colour = f"s{series % SERIES}"
+        known = [(place, e) for place, e in enumerate(figure.values) if e.value is not None]
+        drawing.path([(x(place, series), y(e.value or 0.0)) for place, e in known], colour=colour)
+        for place, estimate in known:
+            if estimate.low is not None and estimate.high is not None:
+                at = x(place, series)
+                drawing.line(at, y(estimate.low), at, y(estimate.high), colour=colour)
+            drawing.circle(x(place, series), y(estimate.value or 0.0), 3.5, colour=colour)
+        change = figure.change
+        words = f"{change.config}, {change.scenario}, {load_label(change.concurrency, change.rate)}"
+        drawing.rect(left, legend - 9, 10, 10, colour=colour)
+        drawing.text(left + 16, legend, shortened(words, right - left - 16, 12), colour="soft", size=12)
+        legend += 17
+    drawing.height = legend
+    return drawing
