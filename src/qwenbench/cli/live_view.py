@@ -38,8 +38,10 @@ def terminal_progress(console: Console, clock: Clock = time.monotonic) -> Iterat
 class PlainLines:
     """One line per event, for logs and pipes."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, prefix: str = "") -> None:
+        """`prefix` begins each line, where several sweeps share a console."""
         self._console = console
+        self._prefix = prefix
         self._schedule: Schedule | None = None
         self._phases: dict[str, str] = {}
 
@@ -81,7 +83,7 @@ class PlainLines:
 
     def _say(self, text: str) -> None:
         # lines stay whole whatever the width: they are grepped
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(self._prefix + text), soft_wrap=True)
 
 
 @dataclass(slots=True)

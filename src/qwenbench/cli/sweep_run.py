@@ -15,6 +15,7 @@ from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.analysis.run import Run
+    from qwenbench.cli.cluster_run import ClusterChoice
     from qwenbench.sweep.options import SweepOptions
     from qwenbench.sweep.plan import Plan
     from qwenbench.sweep.record import Site
@@ -35,9 +36,17 @@ def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_one(
-    fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool
-) -> int:
+    fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool,
+    cluster: ClusterChoice | None = None,
+) -> int:  # fmt: skip
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
+    if cluster is not None:
+        from qwenbench.cli.cluster_run import run_on_cluster
+
+        return run_on_cluster(
+            fields, cluster, out=out, run_id=run_id, resume=resume, dry_run=dry_run, build_report=build_report
+        )
+    from qwenbench.runfolder.damage import read_run_json
     from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.options import checked_options
@@ -45,6 +54,8 @@ def run_one(
     folder = None
     if resume is not None:
         folder = find_run(resume, "--resume", Path(out))
+        if read_run_json(folder / "run.json").get("cluster"):
+            raise UsageError(f"--resume {resume}: it was measured on a cluster. Go on with --cluster ADDRESS.")
         fields = extended_fields(folder, fields)
     options = checked_options(fields)
     if options.launcher == "url":
@@ -60,23 +71,17 @@ def run_one(
 
 def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Site]:
     """What will be done, and where; `folder` is that of a run that goes on. Raises UsageError; starts nothing."""
-    from qwenbench.engine.launchers import make_launcher
     from qwenbench.sweep.extension import known_configurations
-    from qwenbench.sweep.hardware import find_hardware
     from qwenbench.sweep.plan import make_plan
-    from qwenbench.sweep.record import Site
+    from qwenbench.sweep.record import find_site
 
-    plan = make_plan(options, known_configurations(folder) if folder else {})
-    hardware = find_hardware(options)
-    card = hardware.card.name if hardware.card and options.launcher == "sim" else None
-    assert options.launcher != "url", "bench attaches to its server"
-    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
-    return plan, Site(launcher, hardware)
+    return make_plan(options, known_configurations(folder) if folder else {}), find_site(options)
 
 
 def run_campaign(
-    campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool
-) -> int:
+    campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool,
+    cluster: ClusterChoice | None = None,
+) -> int:  # fmt: skip
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
     from qwenbench.sweep.extension import find_campaign, load_campaign
     from qwenbench.sweep.options import checked_options
@@ -92,8 +97,9 @@ def run_campaign(
         folder = Path(out) / f"{base}-{name}"
         resume = str(folder) if (folder / "run.json").exists() and not dry_run else None
         ended = run_one(
-            sweep, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report
-        )
+            sweep, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report,
+            cluster=cluster,
+        )  # fmt: skip
         statuses.append(ended)
         if ended == INTERRUPTED:
             return INTERRUPTED
@@ -137,10 +143,11 @@ def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_rep
             return await Sweep(plan, RunPaths(folder), site, progress).run(["qwenbench", *sys.argv[1:]])
 
     outcome = run_asyncio(work())
-    return _closing(outcome, folder, resumed_by, build_report)
+    return closing(outcome, folder, resumed_by, build_report)
 
 
-def _closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report: bool) -> int:
+def closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report: bool) -> int:
+    """Table, failures, answer and report of a run that has ended; returns its exit status."""
     from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import answered, closing_answer, question_of
     from qwenbench.report.summary import final_tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +72,11 @@ class Failure:
             "exit_code": self.exit_code,
             "phase": self.phase,
         }
+
+
+def failure_of(told: Mapping[str, Any]) -> Failure:
+    """The failure that `Failure.to_json` told."""
+    return Failure(told["class"], told["evidence"], told["advice"], told["exit_code"], told["phase"])
 
 
 class LaunchError(Exception):

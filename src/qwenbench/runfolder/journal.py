@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ class Entry:
     point: Mapping[str, Any]
     """Its row of points.csv (unknown values None)."""
     finished_ns: int
+
+    def line(self) -> bytes:
+        """The entry as a line of the journal, without its end."""
+        return orjson.dumps(asdict(self), option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 class Journal:
@@ -56,24 +60,14 @@ class Journal:
 
     def append(self, entry: Entry) -> None:
         """Adds a cell, durably. Call it after the cell's own files are on disk."""
-        line = orjson.dumps(
-            {
-                "cell": entry.cell,
-                "config": entry.config,
-                "launch": entry.launch,
-                "point": dict(entry.point),
-                "finished_ns": entry.finished_ns,
-            },
-            option=orjson.OPT_SERIALIZE_NUMPY,
-        )
-        append_line(self._path, line)
+        append_line(self._path, entry.line())
 
 
 def _entries(lines: Iterable[bytes], unusable: Callable[[int, Exception], None]) -> list[Entry]:
     found: dict[str, Entry] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            entry = _entry(line)
+            entry = parse_entry(line)
         except (orjson.JSONDecodeError, TypeError) as error:
             unusable(number, error)
             continue
@@ -82,7 +76,7 @@ def _entries(lines: Iterable[bytes], unusable: Callable[[int, Exception], None])
     return list(found.values())
 
 
-def _entry(line: bytes) -> Entry:
+def parse_entry(line: bytes) -> Entry:
     """Raises TypeError or JSONDecodeError for what is no entry."""
     entry = Entry(**orjson.loads(line))
     if not isinstance(entry.point, Mapping) or not isinstance(entry.cell, str):

@@ -39,6 +39,7 @@ def new_run_id(now: datetime) -> str:
 AT = "@"
 """Parts a configuration's name from the machine that its points were measured on, where a run holds several; no name
 on disk holds it."""
+TEXTS = ".texts.json"
 
 
 class RunPaths:
@@ -58,6 +59,15 @@ class RunPaths:
     def cell_requests(self, cell_id: str) -> Path:
         """One row per request of this cell."""
         return self.requests / f"{cell_id}.parquet"
+
+    def cell_texts(self, cell_id: str) -> Path:
+        """Answers by request id (--save-text), for the owner's eyes only."""
+        return self.requests / f"{cell_id}{TEXTS}"
+
+    def cell_files(self, config_id: str, cell_id: str) -> tuple[Path, ...]:
+        """All files of a cell; its answers are there with --save-text only."""
+        samples = (self.metrics_samples(config_id, cell_id), self.nvml_samples(config_id, cell_id))
+        return self.cell_requests(cell_id), *samples, self.cell_texts(cell_id)
 
     def server(self, config_id: str, launch: int = 1) -> Path:
         """The folder of one launch of a configuration; relaunches lie below the first one's."""

@@ -36,6 +36,12 @@ class Timings:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - began
 
+    def add(self, phases: Mapping[str, float]) -> None:
+        """Adds what another process counted (its `to_json`)."""
+        for name, seconds in phases.items():
+            if name not in ("wall", "overhead"):
+                self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+
     def to_json(self) -> dict[str, float]:
         """Seconds by phase, with `wall` and `overhead` = wall minus all phases (side by side runs: not below 0)."""
         wall = time.monotonic() - self._began

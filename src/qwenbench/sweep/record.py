@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from qwenbench.analysis.bounds import settle_load
 from qwenbench.analysis.run import point_frame, points_csv
+from qwenbench.engine.launchers import make_launcher
 from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
@@ -24,10 +24,10 @@ from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import object_or_none, read_run_json
 from qwenbench.runfolder.files import copy_file, write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
-from qwenbench.runfolder.names import RunPaths, launch_folders
+from qwenbench.runfolder.names import TEXTS, RunPaths, launch_folders
 from qwenbench.simulator.uncertainty import uncertainty_of
 from qwenbench.sweep.extension import changed_parts
-from qwenbench.sweep.hardware import Hardware, versions_here
+from qwenbench.sweep.hardware import Hardware, find_hardware, versions_here
 from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
@@ -59,7 +59,7 @@ class Recorder:
         write_table(self._paths.nvml_samples(cell.config_id, cell.cell_id), result.samples.nvml)
         if result.texts:
             texts = {request: mask.known(text) for request, text in result.texts.items()}
-            write_bytes(self._paths.requests / f"{cell.cell_id}.texts.json", orjson.dumps(texts), mode=0o600)
+            write_bytes(self._paths.cell_texts(cell.cell_id), orjson.dumps(texts), mode=0o600)
         entry = Entry(cell.cell_id, cell.config_id, cell.launch, masked(result.point, mask), time.time_ns())
         self._journal.append(entry)
         self._entries[cell.cell_id] = entry
@@ -75,13 +75,25 @@ class Recorder:
         cell = Cell.of_row(point)
         if self.is_done(cell):
             return
-        theirs = _files(shard, found.config, found.cell)
-        for source, target in zip(theirs, _files(self._paths, config_id, cell.cell_id), strict=True):
+        theirs = shard.cell_files(found.config, found.cell)
+        for source, target in zip(theirs, self._paths.cell_files(config_id, cell.cell_id), strict=True):
             if source.is_file():  # folders are shipped without their records too
                 copy_file(source, target)
         entry = replace(found, cell=cell.cell_id, config=config_id, point=point)
         self._journal.append(entry)
         self._entries[entry.cell] = entry
+
+    def take(self, entry: Entry, files: Mapping[str, bytes]) -> None:
+        """Makes a cell finished that a node measured; `files` (path below the run -> contents) are on disk first."""
+        for name, data in files.items():
+            write_bytes(self._paths.root / name, data, mode=0o600 if name.endswith(TEXTS) else 0o666)
+        self._journal.append(entry)
+        self._entries[entry.cell] = entry
+        self.write_points()
+
+    def entries_of(self, config_id: str, launch: int) -> list[Entry]:
+        """The finished cells of one launch."""
+        return [one for one in self._entries.values() if (one.config, one.launch) == (config_id, launch)]
 
     def write_points(self) -> None:
         """Derives points.csv from the journal."""
@@ -94,12 +106,6 @@ class Recorder:
         if self._entries:
             summary = summary_rows(point_frame(self.points), requests_under(self._paths.root))
             write_bytes(self._paths.summary, summary.to_csv(index=False).encode())
-
-
-def _files(paths: RunPaths, config_id: str, cell_id: str) -> tuple[Path, ...]:
-    texts = paths.requests / f"{cell_id}.texts.json"
-    samples = (paths.metrics_samples(config_id, cell_id), paths.nvml_samples(config_id, cell_id))
-    return paths.cell_requests(cell_id), *samples, texts
 
 
 def _without_secrets(requests: pa.Table, mask: Masker) -> pa.Table:
@@ -128,6 +134,15 @@ class Site:
     def simulated(self) -> bool:
         """Whether every figure of the run is the simulator's."""
         return self.launcher.simulated
+
+
+def find_site(options: SweepOptions) -> Site:
+    """This machine, for servers that are started here. Raises UsageError, as `find_hardware` and `make_launcher` do."""
+    assert options.launcher != "url", "bench attaches to its server"
+    hardware = find_hardware(options)
+    card = hardware.card.name if hardware.card and options.launcher == "sim" else None
+    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, card=card, caches=options.caches)
+    return Site(launcher, hardware)
 
 
 def _interval(plan: Plan, site: Site) -> str | None:

@@ -8,7 +8,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ class Sweep:
         with (
             card_locks(cards_of(slots, hardware)),
             RunLock(self.paths.lock, takeover=self.plan.options.force),
-            self._stopping_signals(),
+            self._signals(),
         ):
             meta = self._meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
             self.run_id = str(meta["run_id"])
@@ -174,10 +174,7 @@ class Sweep:
         self.progress.plan(self.schedule)
         failures = await self._run_all(slots, launches)
         done = sum(self.recorder.is_done(cell) for cell in cells)
-        self.recorder.write_points()
-        self.recorder.write_summary()
-        self._tell_cut_answers()
-        self._finish(meta)
+        self._close(meta)
         return SweepOutcome(
             cells=len(cells),
             cells_done=done,
@@ -186,6 +183,13 @@ class Sweep:
             cells_without_answer=sum(not point["requests_ok"] for point in self.recorder.points),
             cells_invalid=sum(not point["valid"] for point in self.recorder.points),
         )
+
+    def _close(self, meta: dict[str, Any]) -> None:
+        """What is derived from all points together, and the end of run.json."""
+        self.recorder.write_points()
+        self.recorder.write_summary()
+        self._tell_cut_answers()
+        self._finish(meta)
 
     def _learn_from_earlier_starts(self) -> None:
         """A resumed run has seen servers start: what the plan refused by their logs is refused again."""
@@ -279,23 +283,9 @@ class Sweep:
         while port_in_use(server.host, server.port) and time.monotonic() < deadline:  # noqa: ASYNC110  # no event tells it
             await asyncio.sleep(0.05)
 
-    @contextmanager
-    def _stopping_signals(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the sweep in good order; a second one ends it at once."""
-        loop = asyncio.get_running_loop()
-
-        def ask() -> None:
-            if self.stop.is_set():
-                os._exit(130)  # the servers' supervisors see that we are gone and end them
-            self.stop.set()
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, ask)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+    def _signals(self) -> AbstractContextManager[None]:
+        """Who listens to signals while it runs."""
+        return stopping_signals(self.stop)
 
     def _explained(self, error: Exception) -> Exception:
         """What ended the sweep, as the user is told it: a full disk is no traceback."""
@@ -321,6 +311,25 @@ class Sweep:
             if version:
                 return str(version)
         return None
+
+
+@contextmanager
+def stopping_signals(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `stop`, which ends a sweep in good order; a second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        if stop.is_set():
+            os._exit(130)  # the servers' supervisors see that we are gone and end them
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, ask)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
 
 
 def resolve_headers(options: SweepOptions) -> dict[str, str]:

@@ -124,10 +124,7 @@ class Tuning(Sweep):
         await self._side_by_side(slots, work)
         self.outcome = None if self.stop.is_set() else search.outcome()
         meta["search"] = self._search_record(arms)
-        self.recorder.write_points()
-        self.recorder.write_summary()
-        self._tell_cut_answers()
-        self._finish(meta)
+        self._close(meta)
         done = len(self.recorder.points)
         unanswered = sum(not point["requests_ok"] for point in self.recorder.points)
         # what failed is what the search is for: it is no failure of the run

@@ -1,0 +1,180 @@
+"""`sweep --cluster`: the same plan on each kind of card of a Ray cluster, a run a kind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qwenbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from qwenbench.cluster.ray_fleet import RayFleet
+    from qwenbench.sweep.options import SweepOptions
+    from qwenbench.sweep.plan import Plan
+    from qwenbench.sweep.progress import Progress
+    from qwenbench.sweep.record import Site
+    from qwenbench.sweep.sweep import SweepOutcome
+
+
+@dataclass(frozen=True)
+class ClusterChoice:
+    """What the command line says of the cluster."""
+
+    address: str
+    kinds: tuple[str | None, ...] = (None,)
+    """--on; None: whatever card the nodes have, if they are all alike."""
+
+    @property
+    def words(self) -> str:
+        """The options again, for the line that goes on with a run."""
+        return f" --cluster {shlex.quote(self.address)}"
+
+
+def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
+    """The options as a value; None without --cluster. Raises UsageError."""
+    if cluster is None:
+        if on is not None:
+            raise UsageError("--on names cards of a cluster: give --cluster as well.")
+        return None
+    kinds = tuple(word.strip() for word in on.split(",") if word.strip()) if on is not None else (None,)
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise UsageError(f"--on {on}: give each kind of card once, e.g. --on rtx-5090,rtx-4090.")
+    return ClusterChoice(cluster, kinds)
+
+
+@dataclass(frozen=True)
+class _KindRun:
+    """The plan on one kind of card."""
+
+    kind: str | None
+    plan: Plan
+    fleet: RayFleet
+    about: Mapping[str, Any]
+    site: Site
+    folder: Path
+
+
+def run_on_cluster(
+    fields: dict[str, Any], choice: ClusterChoice, *, out: str, run_id: str | None, resume: str | None, dry_run: bool,
+    build_report: bool,
+) -> int:  # fmt: skip
+    """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
+    from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, closing, note, run_asyncio, show_plan
+    from qwenbench.cluster.ray_fleet import connect
+    from qwenbench.runfolder.names import find_run
+    from qwenbench.runfolder.names import check_name, new_run_id
+
+    folder = None if resume is None else find_run(resume, "--resume", Path(out))
+    if folder is not None and len(choice.kinds) > 1:
+        raise UsageError("--resume with several kinds in --on: give the same --run-id again instead.")
+    if fields.get("devices"):
+        raise UsageError("--devices with --cluster: Ray chooses the cards. Leave --devices out.")
+    base = check_name(run_id, "--run-id") if run_id is not None else new_run_id(datetime.now())
+    ray = connect(choice.address)
+
+    async def prepare() -> list[_KindRun]:
+        return [await _kind_run(ray, kind, fields, _folder(choice, kind, base, out, folder)) for kind in choice.kinds]
+
+    runs = run_asyncio(prepare())
+    if dry_run:
+        for run in runs:
+            show_plan(run.plan, run.site)
+        return 0
+    outcomes = run_asyncio(_run_all(runs))
+    statuses = []
+    for run, outcome in zip(runs, outcomes, strict=True):
+        if len(runs) > 1:
+            note(f"== {run.kind}")
+        statuses.append(closing(outcome, run.folder, f"sweep{choice.words}", build_report))
+    if INTERRUPTED in statuses:
+        return INTERRUPTED
+    return statuses[0] if len(set(statuses)) == 1 else FAILED
+
+
+def _folder(choice: ClusterChoice, kind: str | None, base: str, out: str, resumed: Path | None) -> Path:
+    """The run's folder: with several kinds one each, which goes on when it is there."""
+    from qwenbench.cli.sweep_run import new_folder
+    from qwenbench.runfolder.names import slug
+
+    if resumed is not None:
+        return resumed
+    if kind is None or len(choice.kinds) == 1:
+        return new_folder(out, base)
+    folder = Path(out) / slug(f"{base}-{kind}")
+    return folder if (folder / "run.json").exists() else new_folder(out, folder.name)
+
+
+async def _kind_run(ray: ModuleType, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
+    from qwenbench.capacity.cards import find_card
+    from qwenbench.cluster.checks import check_nodes
+    from qwenbench.cluster.ray_fleet import RayFleet, needs_of
+    from qwenbench.engine.cards import cards_needed
+    from qwenbench.runfolder.damage import read_run_json
+    from qwenbench.sweep.extension import extended_fields, known_configurations
+    from qwenbench.sweep.options import checked_options
+    from qwenbench.sweep.plan import make_plan
+    from qwenbench.sweep.record import find_site
+
+    known: dict[str, str] = {}
+    if (folder / "run.json").exists():
+        fields = extended_fields(folder, fields)
+        known = known_configurations(folder)
+        kind = kind or (read_run_json(folder / "run.json").get("cluster") or {}).get("on")
+    if kind is not None and fields.get("launcher") == "sim" and "card" not in fields:
+        with contextlib.suppress(UsageError):  # a name of the user's own: the simulator's usual card
+            fields = {**fields, "card": find_card(kind).name}
+    options = checked_options(fields)
+    if options.launcher == "url":
+        raise UsageError("--cluster: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
+    plan = make_plan(options, known)
+    servers = [configuration.server for configuration in plan.configurations]
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    fleet = RayFleet(ray, needs_of(kind, max(map(cards_needed, servers)), options.launcher == "sim", alive))
+    hardware = await check_nodes(ray, fleet.nodes(), options, servers, kind)
+    site = find_site(options) if options.launcher == "sim" else _site_of_nodes(options)
+    return _KindRun(kind, plan, fleet, {"on": kind, "hardware": hardware}, site, folder)
+
+
+def _site_of_nodes(options: SweepOptions) -> Site:
+    """The cards are the nodes'; this machine starts no server."""
+    from qwenbench.capacity.cards import find_card
+    from qwenbench.engine.launchers import make_launcher
+    from qwenbench.sweep.hardware import Hardware
+    from qwenbench.sweep.record import Site
+
+    assert options.launcher != "url"
+    launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, caches=options.caches)
+    card = find_card(options.card) if options.card else None
+    return Site(launcher, Hardware((), None, "", card, None, "linux"))
+
+
+async def _run_all(runs: list[_KindRun]) -> list[SweepOutcome]:
+    """All kinds at once: their cards are not the same."""
+    from rich.console import Console
+
+    from qwenbench.cli.live_view import PlainLines, terminal_progress
+    from qwenbench.cluster.driver import ClusterSweep
+    from qwenbench.runfolder.names import RunPaths
+    from qwenbench.sweep.sweep import stopping_signals
+
+    console, stop = Console(stderr=True), asyncio.Event()
+    command_line = ["qwenbench", *sys.argv[1:]]
+
+    async def work(run: _KindRun, progress: Progress) -> SweepOutcome:
+        sweep = ClusterSweep(run.plan, RunPaths(run.folder), run.site, progress, run.fleet, run.about, stop)
+        return await sweep.run(command_line)
+
+    with stopping_signals(stop):
+        if len(runs) == 1:
+            with terminal_progress(console) as progress:
+                return [await work(runs[0], progress)]
+        return await asyncio.gather(*(work(run, PlainLines(console, f"{run.kind}: ")) for run in runs))

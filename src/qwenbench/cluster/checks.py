@@ -1,0 +1,144 @@
+"""Each node is looked at before anything is started: what would fail there is said here, in one line."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from qwenbench.capacity.cards import find_card
+from qwenbench.cluster.fleet import card_name
+from qwenbench.cluster.node import plain_environment
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.docker.command import image_digest
+from qwenbench.errors import UsageError
+from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.record import find_site
+from qwenbench.sweep.sweep import resolve_headers
+
+LOOK_S = 120.0
+"""Longest wait for a node that is looked at: its worker has to start and to import."""
+
+
+def _version_function() -> Callable[[], str | None]:
+    """A function that Ray takes along by its code (it is no module's): the node may have another qwenbench, or none.
+
+    It tells the version with a hash of the code: two checkouts of one version are two programs.
+    """
+
+    def version() -> str | None:
+        from hashlib import sha256
+        from pathlib import Path
+
+        try:
+            import qwenbench
+        except ImportError:
+            return None
+        code = sha256()
+        for path in sorted(Path(qwenbench.__file__).parent.rglob("*.py")):
+            code.update(path.read_bytes())
+        return f"{qwenbench.__version__} ({code.hexdigest()[:8]})"
+
+    return version
+
+
+def look(options: SweepOptions, servers: Sequence[ServerConfig]) -> dict[str, Any]:
+    """On a node: its hardware as run.json tells it, and its first `problem`, or None."""
+    plain_environment()
+    try:
+        return asyncio.run(_look(options, servers))
+    except UsageError as error:
+        return {"problem": str(error)}
+
+
+async def _look(options: SweepOptions, servers: Sequence[ServerConfig]) -> dict[str, Any]:
+    resolve_headers(options)
+    site = find_site(options)
+    await site.launcher.check(replace(servers[0], port=0))  # a launch looks for a port of its own
+    for server in servers:
+        if options.launcher == "docker" and await image_digest(server.docker.image) is None:
+            raise UsageError(f"the image {server.docker.image} is missing: docker pull it there.")
+        if options.launcher == "process" and _is_folder(server.model) and not Path(server.model).expanduser().exists():
+            raise UsageError(f"--model {server.model}: no such folder there. Put the model at this path on every node.")
+    return {"problem": None, "hardware": site.hardware.to_json()}
+
+
+def _is_folder(model: str) -> bool:
+    return model.startswith(("/", "./", "../", "~"))
+
+
+async def check_nodes(
+    ray: ModuleType, nodes: Sequence[Mapping[str, Any]], options: SweepOptions, servers: Sequence[ServerConfig],
+    kind: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Looks at all nodes at once; the hardware of the first, which stands for the kind.
+
+    Raises UsageError for the first node on which a launch could not go well, and for nodes of unlike cards.
+    """
+    version_here = _version_function()
+    versions, own = await _on_each(ray, nodes, version_here), version_here()
+    for node, version in zip(nodes, versions, strict=True):
+        if version != own:
+            there = f"has qwenbench {version}" if version else "has no qwenbench that Ray's Python can import"
+            raise UsageError(
+                f"--cluster: node {_name(node)} {there}, this is {own}. Install the same one on every node."
+            )
+    found = await _on_each(ray, nodes, look, options, servers)
+    for node, one in zip(nodes, found, strict=True):
+        if one["problem"] is not None:
+            raise UsageError(f"--cluster: node {_name(node)}: {one['problem']}")
+    cards = [card_name(one["hardware"]) for one in found]
+    for node, one, card in zip(nodes, found, cards, strict=True):
+        _refuse_other_card(kind, _name(node), one["hardware"])
+        if card != cards[0]:
+            kinds = ", ".join(f"{name} ({count} nodes)" for name, count in Counter(cards).items())
+            raise UsageError(
+                f"--cluster: the nodes have unlike cards: {kinds}. Give each kind a resource of its own (ray start "
+                "--resources '{\"KIND\": N}') and name them with --on: each becomes a run of its own."
+            )
+    hardware: dict[str, Any] = found[0]["hardware"]
+    return hardware
+
+
+def _refuse_other_card(kind: str | None, node: str, hardware: Mapping[str, Any]) -> None:
+    """Raises UsageError where --on names a known card, and the node's real one is known to be another."""
+    if kind is None or not hardware["gpus"]:
+        return
+    try:
+        asked, real = find_card(kind), find_card(hardware["gpus"][0]["name"])
+    except UsageError:
+        return  # names of a user's own
+    if asked != real:
+        raise UsageError(f"--on {kind}: node {node} offers it, but its card is a {hardware['gpus'][0]['name']}.")
+
+
+async def _on_each(
+    ray: ModuleType, nodes: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any
+) -> list[Any]:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    remote = ray.remote(function)
+    asked = [
+        remote.options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(*arguments)
+        for node in nodes
+    ]
+    answers = []
+    for node, answer in zip(nodes, asked, strict=True):
+        try:
+            answers.append(await asyncio.wait_for(answer, LOOK_S))
+        except TimeoutError:
+            raise UsageError(f"--cluster: node {_name(node)} has not answered for {LOOK_S:.0f} s.") from None
+        except ray.exceptions.RayError as error:
+            words = " ".join(str(error).split())
+            raise UsageError(f"--cluster: node {_name(node)} cannot be used: {words[-300:]}") from None
+    return answers
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

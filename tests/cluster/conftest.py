@@ -1,0 +1,84 @@
+"""A real Ray cluster on this machine: a head and three nodes whose cards are simulated, a custom resource each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from sweep_runs import STAMP
+
+KINDS = ("rtx-5090", "rtx-5090", "rtx-4090")
+
+
+class RayCluster:
+    """Started once; a test that kills a node puts another one in its place."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.stamp = os.environ[STAMP] = os.urandom(8).hex()  # every process of the nodes inherits it
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self._nodes: list[tuple[str, Any]] = [(kind, self._add(kind)) for kind in KINDS]
+        del os.environ[STAMP]
+        self.address = str(self._cluster.address)
+
+    def _add(self, kind: str) -> Any:
+        return self._cluster.add_node(num_cpus=2, resources={kind: 1})
+
+    def replace_killed(self) -> None:
+        """A new node for each whose raylet is gone."""
+        os.environ[STAMP] = self.stamp
+        for place, (kind, node) in enumerate(self._nodes):
+            if node.all_processes["raylet"][0].process.poll() is not None:
+                self._cluster.remove_node(node, allow_graceful=False)
+                self._nodes[place] = (kind, self._add(kind))
+        del os.environ[STAMP]
+
+    def shutdown(self) -> None:
+        self._cluster.shutdown()
+
+    def ours(self, module: str = "qwenbench.") -> list[psutil.Process]:
+        """Processes that launches have started on the nodes, Ray's own left out."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                line = process.cmdline()
+                if any(word.startswith(module) for word in line) and process.environ().get(STAMP) == self.stamp:
+                    found.append(process)
+        return found
+
+    def shards(self) -> list[psutil.Process]:
+        """The shard processes, each the child of a supervisor of a Ray worker of a raylet."""
+        return [
+            one for one in self.ours("qwenbench.cluster.shard") if "qwenbench.engine.supervisor" not in one.cmdline()
+        ]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[RayCluster]:
+    cluster = RayCluster()
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(ray_cluster: RayCluster) -> Iterator[RayCluster]:
+    """The cluster, whole; at the end of a test nothing of a launch may run on it."""
+    ray_cluster.replace_killed()
+    yield ray_cluster
+    deadline = time.monotonic() + 20
+    while ray_cluster.ours() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    left = ray_cluster.ours()
+    told = [" ".join(one.cmdline())[:150] for one in left]
+    for process in left:
+        process.send_signal(signal.SIGKILL)
+    assert not told
