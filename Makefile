@@ -15,7 +15,7 @@ PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm test-servers test-recipe bench bench-client lock clean
+.PHONY: help demo test lint typecheck unit coverage install dev test-wheel test-faults test-docker test-browser test-vllm test-servers test-recipe test-cluster bench bench-client lock clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
@@ -58,6 +58,9 @@ test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under
 
 test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1 GB)
 	tests/servers/run.sh
+
+test-cluster: dev ## sweeps over a real Ray cluster of simulated cards on this machine (installs Ray under ~/.cache/qwenbench, 900 MB)
+	tests/cluster/run.sh $(PYTEST_ARGS)
 
 test-recipe: dev ## the NVFP4 recipe on a tiny hybrid (installs llm-compressor under ~/.cache/qwenbench, 1.5 GB)
 	tests/recipe/run.sh

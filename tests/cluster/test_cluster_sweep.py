@@ -18,10 +18,10 @@ from conftest import RayCluster
 
 SWEEP = (
     "sweep", "--launcher", "sim", "--scenario", "math", "--requests", "4", "--capture", "16,32", "--order", "listed",
-    "--concurrency", "4,1", "--output-tokens", "40", "--vllm-arg=--sim-time-scale=0.5", "--no-report",
+    "--concurrency", "4,1", "--output-tokens", "80", "--vllm-arg=--sim-time-scale=0.5", "--no-report",
     "--port", "23000",
 )  # fmt: skip
-"""Two launches with two load points each; the second one of each takes a second, time enough to interfere."""
+"""Two launches with two load points each; the second one of each takes two seconds, time enough to interfere."""
 
 
 def command(*words: str) -> list[str]:
@@ -99,7 +99,7 @@ def test_what_is_killed_in_mid_cell_costs_that_cell(
         for kills in (1, 2):
             after(kills, folder, process)
             wait_until(cluster.shards, "no launch is placed", 60)
-            shard = cluster.shards()[0]
+            shard = max(cluster.shards(), key=psutil.Process.create_time)
             worker = parent(parent(shard))
             victim = {"shard": shard, "worker": worker, "raylet": parent(worker)}[what]
             victim.kill()

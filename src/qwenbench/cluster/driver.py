@@ -109,6 +109,8 @@ class RemoteLaunch:
         self._folder = sweep.paths.server(launch.configuration.config_id, launch.number)
         self._finished = 0
         """Cells that this launch has handed over."""
+        self._lost = 0
+        """How often it was lost."""
         self._node = ""
 
     async def run(self) -> Outcome:
