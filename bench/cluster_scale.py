@@ -137,7 +137,7 @@ class SimulatedLaunch:
         if not self._cells or self._stopped:
             self._keep()
             self._fleet.longest_s = max(self._fleet.longest_s, asyncio.get_running_loop().time() - self._began)
-            result = {"failure": None, "interrupted": self._stopped, "timings": {}, "cut_answers": {}}
+            result: dict[str, Any] = {"failure": None, "interrupted": self._stopped, "timings": {}, "cut_answers": {}}
             return News(None, {}, (), result)
         cell = self._cells.pop(0)
         await self._work(POINT_S)
