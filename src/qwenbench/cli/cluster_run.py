@@ -70,8 +70,7 @@ def run_on_cluster(
     """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
     from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, closing, note, run_asyncio, show_plan
     from qwenbench.cluster.ray_fleet import connect
-    from qwenbench.runfolder.names import find_run
-    from qwenbench.runfolder.names import check_name, new_run_id
+    from qwenbench.runfolder.names import check_name, find_run, new_run_id
 
     folder = None if resume is None else find_run(resume, "--resume", Path(out))
     if folder is not None and len(choice.kinds) > 1:
