@@ -93,6 +93,11 @@ class Candidate:
         return tuple(state for state in self.limits if state.misses or state.verdict == "broken")
 
     @property
+    def worst(self) -> LimitState:
+        """The limit that it misses by most; only where it misses one."""
+        return max(self.misses, key=lambda state: state.limit.excess(state.value or 0.0))
+
+    @property
     def distance(self) -> float:
         """How far the worst missed limit is, as a share; infinite when it is out for another reason."""
         beyond = [state.limit.excess(state.value) for state in self.misses if state.value is not None]

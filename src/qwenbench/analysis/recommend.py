@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -137,17 +137,25 @@ def recommend(run: Run, question: Question) -> Answer:
     spread = spread_of(run)
     cold = start_differences(run)
     curves = curves_of(without_cold_capacities(points, cold), workloads, spread)
-    judged = [
-        judge(run, name, question, [curves.get((name, workload), Curve(workload, ())) for workload in workloads])
-        for name in names
-    ]
+
+    def judged_for(question: Question) -> list[Candidate]:
+        of = {name: [curves.get((name, workload), Curve(workload, ())) for workload in workloads] for name in names}
+        return [judge(run, name, question, of[name]) for name in names]
+
+    judged = judged_for(question)
     standing = sorted((c for c in judged if c.standing < Standing.OUT), key=lambda c: _order(c, question))
     reasons = {c.config_id: c.reason for c in judged if c.standing > Standing.OPEN}
     near = min(
         (c for c in judged if c.misses and c.objective.value is not None), key=lambda c: c.distance, default=None
     )
-    nearest = f"{near.config_id}: {near.reason}" if near else None
+    nearest = f"{near.config_id}: {near.worst}" if near else None
     if not standing:
+        fewer = [c for c in judged_for(replace(question, users=None)) if c.standing <= Standing.OPEN]
+        if nearest and fewer and question.users is not None:
+            holds = min(fewer, key=lambda c: _order(c, question))
+            nearest += (
+                f". At {holds.users} users {holds.config_id} is within every limit: ask with --users {holds.users}"
+            )
         return Answer(question, None, question.users, {}, None, False, (), None, reasons, nearest, run.simulated)
     winner = _safest(standing)
     rivals = [c for c in standing if c is not winner]
