@@ -99,12 +99,22 @@ def test_on_two_cards_launches_run_side_by_side(tmp_path: Path) -> None:
     assert ["answer" in line for line in begun[:2]] == [False, False], "the second begins before the first is ready"
 
 
+def test_the_most_requests_a_second_are_sought_with_an_open_loop(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    goal = ("--objective", "rate", "--slo", "ttft_p50=200ms", "--max-launches", "1", "--capture", "2,4")
+    ended = qwenbench(*options(folder, *goal))
+    assert ended.status in (0, 1), ended.err
+    asked = [one["step"]["load"] / 100 for one in answers(folder) if one["step"]["kind"] == "Probe"]
+    assert {line["point"]["rate"] for line in journal(folder)} == set(asked) and len(set(asked)) > 1
+    assert "requests/s" in ended.out and "What the search launched" in (folder / "report.html").read_text()
+
+
 def test_what_cannot_be_sought_is_refused_in_one_line(tmp_path: Path) -> None:
     for words, told in [
         ((), "give --users"),
         (("--users", "4", "--objective", "users", "--slo", "ttft_p99=1s"), "leave --users out"),
         (("--objective", "users"), "needs --slo"),
-        (("--objective", "speed", "--users", "4"), "choose tokens, users"),
+        (("--objective", "speed", "--users", "4"), "choose tokens, users, rate"),
         (("--users", "4", "--slo", "itl_p99=50ms"), "a search judges the share of requests"),
         (("--users", "4", "--slo", "output_tokens_per_s=50"), "a search judges the share of requests"),
         (("--users", "4", "--max-time", "soon"), "--max-time 'soon'"),

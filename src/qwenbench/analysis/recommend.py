@@ -186,10 +186,14 @@ def recommend(run: Run, question: Question) -> Answer:
             *(str(found) for found in cold if found.config_id == winner.config_id),
         ),
         headroom=_headroom(winner),
-        lines=deploy_lines(
-            run.launches.get(winner.config_id, {}), vllm_version=_version(run, winner.config_id), port=_port(run)
-        ),
+        lines=lines_of(run, winner.config_id),
     )
+
+
+def lines_of(run: Run, config_id: str) -> DeployLines:
+    """How to deploy a configuration of the run, with the version that was measured and the deployment's own port."""
+    launch = run.launches.get(config_id, {})
+    return deploy_lines(launch, vllm_version=_version(run, config_id), port=_port(run))
 
 
 def _version(run: Run, config_id: str) -> str | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qwenbench.sweep.tuning import Quest, Tuning
 
 SEARCH = "What is sought"
-_OBJECTIVES = ("tokens", "users")
+_OBJECTIVES = ("tokens", "users", "rate")
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -43,9 +43,10 @@ def command(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="tokens: most tokens/s at --users; users: most users within the limits (default: tokens)",
+            help="tokens: most tokens/s at --users; users, rate: most users, or requests a second (open loop), "
+            "within the limits (default: tokens)",
             rich_help_panel=SEARCH,
-            metavar="tokens|users",
+            metavar="tokens|users|rate",
             show_default=False,
         ),
     ] = None,
@@ -119,7 +120,8 @@ def command(
     else:
         quest = _quest(users, slo, objective, max_launches, max_time)
         fields = {"scenario": ("conversation",), **default_space(checked_options(given), quest.users), **given}
-        fields |= {"concurrency": (quest.users or 32,), "slo": {one.latency: one.bound for one in quest.limits}}
+        load: dict[str, Any] = {"rate": (1.0,)} if quest.open_loop else {"concurrency": (quest.users or 32,)}
+        fields |= {**load, "slo": {one.latency: one.bound for one in quest.limits}}
     options = checked_options(fields)
     if dry_run:
         return _show(options, quest, folder)
@@ -139,10 +141,14 @@ def _show(options: SweepOptions, quest: Quest, resumed: Path | None) -> int:
     plan, site = plan_and_site(options, resumed)
     tuning = Tuning(plan, RunPaths(resumed or Path("results")), site, PlainLines(Console(stderr=True)), quest)
     arms = sorted(arms_of(tuning), key=lambda arm: -(arm.prior or 0.0))
-    unit = "tokens/s" if quest.users else "users"
+    unit = "tokens/s" if quest.users else "requests/s" if quest.open_loop else "users"
     print(f"{len(arms)} configurations, at most {quest.rules.launches} launches (predictions are SIMULATED)")
     for arm in arms:
-        predicted = "nothing predicted" if arm.prior is None else f"{arm.prior:,.0f} {unit} predicted"
+        predicted = (
+            "nothing predicted"
+            if arm.prior is None
+            else f"{arm.prior:,.{1 if quest.open_loop else 0}f} {unit} predicted"
+        )
         print(f"  {arm.config_id}: {f'not launched: {arm.refused}' if arm.refused else predicted}")
     if site.hardware.card is not None:
         print(uncertainty_of(site.hardware.card.name, model=plan.configurations[0].server.model).text())
@@ -172,10 +178,12 @@ def _run(options: SweepOptions, quest: Quest, resumed: Path | None, folder: Path
 def _closing(tuning: Tuning, status: int, folder: Path, build_report: bool) -> int:
     """Path, conclusion, answer and report; returns the exit status."""
     from qwenbench.analysis.candidates import Question
+    from qwenbench.analysis.recommend import lines_of
     from qwenbench.analysis.run import load_run
     from qwenbench.cli.sweep_run import note
     from qwenbench.report.answer import answered, closing_answer
     from qwenbench.report.course import search_path
+    from qwenbench.report.document import Code
     from qwenbench.report.text_writers import print_document
 
     run = load_run(folder)
@@ -186,8 +194,11 @@ def _closing(tuning: Tuning, status: int, folder: Path, build_report: bool) -> i
             f"interrupted after {len(run.points)} points. To go on: qwenbench tune --resume {shlex.quote(str(folder))}"
         )
         return status
-    if found.config_id is not None:
-        quest = tuning.quest
+    quest = tuning.quest
+    if found.config_id is not None and quest.open_loop:
+        if line := lines_of(run, found.config_id).bash:
+            print_document([Code(line, "sh", "bash")])
+    elif not quest.open_loop and (quest.users or found.value):
         users = quest.users or round(found.value or 1)
         answer = answered(run, Question(users=users, limits=quest.limits))
         if not isinstance(answer, str):
@@ -212,16 +223,16 @@ def _quest(
     if objective is not None and objective not in _OBJECTIVES:
         raise UsageError(f"--objective {objective!r}: choose {', '.join(_OBJECTIVES)}.")
     limits = parse_point_limits(slo) if slo is not None else ()
-    if objective == "users":
+    if objective in ("users", "rate"):
         if users is not None:
-            raise UsageError("--objective users seeks the users: leave --users out.")
+            raise UsageError(f"--objective {objective} seeks the load: leave --users out.")
         if not limits:
-            raise UsageError("--objective users needs --slo: without a limit a server holds any number of users.")
+            raise UsageError(f"--objective {objective} needs --slo: without a limit a server holds any load.")
     elif users is None:
         raise UsageError("give --users N, or --objective users with --slo. E.g. --users 32 --slo ttft_p99=1000ms.")
     seconds = float("inf") if max_time is None else _seconds(max_time)
     rules = Rules(launches=max_launches or Rules().launches, seconds=seconds)
-    return Quest(users, limits, rules)
+    return Quest(users, limits, rules, objective == "rate")
 
 
 def _seconds(text: str) -> float:

@@ -139,6 +139,8 @@ class PointRunner:
     def wind_down(self) -> None:
         """Send nothing new; what is in flight is finished."""
         self._winding_down = True
+        self._calls.clear()
+        self._arrivals_left = False
         for stream in self._streams:
             if stream.session is not None and not stream.busy:  # thinks, or pauses after a failure
                 stream.session, stream.over = None, True
@@ -366,7 +368,8 @@ class PointRunner:
             self._ttft_count += 1
         if self._rules.enough is not None and not self._enough and not failed:
             self._count_towards(self._rules.enough, one.row["e2e_ms"], exchange.ended_ns)
-        if self._rules.tell_times:
+        # what all streams begin at one time is no part of the steady load that is judged
+        if self._rules.tell_times and (self._rules.open_loop or sending.ready_ns > self._start_ns):
             self._news.append(_times(one))
         kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)

@@ -233,14 +233,15 @@ def search_path(run: Run) -> Iterator[Block]:
         return
     found = search["outcome"]
     yield Paragraph(tuple(_conclusion(search, found)), "answer")
-    objective = "tokens/s" if search.get("users") else "users held"
+    open_loop = bool(search.get("open_loop"))
+    objective = "tokens/s" if search.get("users") else "requests/s held" if open_loop else "users held"
     rows = [
         Row(
             (
                 str(number),
                 Config(tried["config_id"]),
                 tried["why"],
-                Number(tried["value"], digits=0),
+                Number(tried["value"], digits=2 if open_loop else 0),
                 _VERDICTS.get(tried["verdict"], tried["verdict"]) if search.get("limits") else None,
                 tried["dropped"] or "stays in",
             ),
@@ -265,7 +266,8 @@ def _conclusion(search: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator
         return
     users = search.get("users")
     value = found.get("value")
-    holds = f"{value:,.0f} tokens/s at {users} users" if users else f"holds {value:,.0f} users"
+    load = f"holds {value:,.2f} requests/s" if search.get("open_loop") else f"holds {value:,.0f} users"
+    holds = f"{value:,.0f} tokens/s at {users} users" if users else load
     within = found.get("within")
     yield Span((found["config_id"],))
     tried = {one["config_id"] for one in found["path"] if one["value"] is not None}

@@ -114,7 +114,9 @@ def sentence(uses: Sequence[Use], chosen: str | None) -> str:
 
 def _rows(run: Run) -> Iterator[Row]:
     points = valid_rows(run.points)
-    points = points.assign(_workload=workload_names(points), _level=points["concurrency"].fillna(points["rate"]))
+    points = points.assign(
+        _workload=workload_names(points), _level=points["concurrency"].astype("Float64").fillna(points["rate"])
+    )
     for (config, workload, level), rows in points.groupby(["config_id", "_workload", "_level"], sort=False):
         cells = [_cell(rows, column) for column in _COLUMNS]
         if any(cell.value is not None for cell in cells[1:]):

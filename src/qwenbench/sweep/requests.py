@@ -39,7 +39,7 @@ CEILING = 4
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """When a closed-loop point ends that is to decide a question."""
+    """When a point ends that is to decide a question."""
 
     most: int
     """Requests, whatever they decide."""
@@ -145,7 +145,9 @@ def measured_load(
         shape = ClosedLoop(point.concurrency)
     else:
         trace = sessions_of(plan.trace)
-        starts = [rows[0].start_s for rows in trace] if trace else _starts(plan, point, seed)
+        starts = (
+            [rows[0].start_s for rows in trace] if trace else _starts(plan, point, seed, until.most if until else None)
+        )
         sessions = PlannedSessions(scenario, loaded.prompts, common, seed, len(starts), starts=starts, trace=trace)
         shape = OpenLoop(rate=point.rate, ramp_s=options.ramp_s)
     return LoadSpec(
@@ -173,7 +175,7 @@ def most_requests(duration_s: float, streams: int) -> int:
     return math.ceil(max(4 * busy, min(20 * busy, 100_000)))
 
 
-def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
+def _starts(plan: Plan, point: LoadPoint, seed: int, most: int | None = None) -> list[float]:
     options = plan.options
     rate = point.rate or 1.0
     shape: Shape = "poisson"
@@ -183,12 +185,12 @@ def _starts(plan: Plan, point: LoadPoint, seed: int) -> list[float]:
     elif options.burstiness is not None:
         shape, burstiness = "gamma", float(options.burstiness)
     random = np.random.default_rng([seed, 1])
-    if options.duration_s is not None:
+    if options.duration_s is not None and most is None:
         times = arrivals_within(rate, options.duration_s, shape, random, burstiness, options.ramp_s)
     else:
         # how many streams a rate keeps busy is unknown beforehand, so Nx counts from ten seconds' worth of arrivals
         scenario = plan.scenarios[point.scenario].file.scenario
-        count = scenario.request_count(max(1, math.ceil(rate * 10)))
+        count = most or scenario.request_count(max(1, math.ceil(rate * 10)))
         times = arrival_times(rate, count, shape, random, burstiness, options.ramp_s)
     return [float(time) for time in times]
 

@@ -10,7 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,11 @@ from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep, SweepOutcome
 from qwenbench.tune import protocol
+from qwenbench.tune.saturation import grows
 from qwenbench.tune.search import Search
 
 SEARCH_LOG = "search.jsonl"
+MOST_RATE_UNITS = round(200 / protocol.RATE_UNIT)
 MOST_TRIES = 2
 """Of one probe, when the client was lost under it."""
 LATENCIES = RequestTimes._fields
@@ -52,23 +54,28 @@ class Quest:
     """What is sought, and how much may be spent."""
 
     users: int | None
-    """None: as many as can be held."""
+    """None: as much as can be held."""
     limits: tuple[Limit, ...]
     rules: protocol.Rules
+    open_loop: bool = False
+    """Without users: requests a second are sought, not users."""
 
     @property
     def goal(self) -> protocol.Goal:
-        return protocol.Goal(self.users, {limit.key: _share(limit) for limit in self.limits})
+        goal = protocol.Goal(self.users, {limit.key: _share(limit) for limit in self.limits})
+        return replace(goal, unit=protocol.RATE_UNIT, most=MOST_RATE_UNITS) if self.open_loop else goal
 
     def to_json(self) -> dict[str, Any]:
         seconds = None if self.rules.seconds == math.inf else self.rules.seconds
         limits = {limit.key: limit.bound for limit in self.limits}
-        return {"users": self.users, "limits": limits, "launches": self.rules.launches, "seconds": seconds}
+        spent = {"launches": self.rules.launches, "seconds": seconds}
+        return {"users": self.users, "open_loop": self.open_loop, "limits": limits, **spent}
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Quest:
         rules = protocol.Rules(launches=kept["launches"], seconds=kept["seconds"] or math.inf)
-        return cls(kept["users"], tuple(Limit(key, bound) for key, bound in kept["limits"].items()), rules)
+        limits = tuple(Limit(key, bound) for key, bound in kept["limits"].items())
+        return cls(kept["users"], limits, rules, kept["open_loop"])
 
 
 def _share(limit: Limit) -> float:
@@ -158,6 +165,7 @@ class Tuning(Sweep):
         """run.json's `search`: what was sought, the path, and the conclusion (null while it is not over)."""
         return {
             "users": self.quest.users,
+            "open_loop": self.quest.open_loop,
             "limits": [str(limit) for limit in self.quest.limits],
             "rules": asdict(self.quest.rules),
             "space": len(arms),
@@ -250,10 +258,10 @@ class _Probes:
             return None
         self._tried.append(probe)
         plan = self._tuning.plan
+        rate = probe.load * self._tuning.quest.goal.unit if self._tuning.quest.open_loop else None
+        users = probe.load if rate is None else None
         self._waiting = [
-            Cell(
-                probe.config_id, probe.number, LoadPoint(point.scenario, point.profile, probe.users, None, probe.repeat)
-            )
+            Cell(probe.config_id, probe.number, LoadPoint(point.scenario, point.profile, users, rate, probe.repeat))
             for point in plan.points
         ]
         self._tuning.schedule.add(self._waiting)
@@ -266,13 +274,14 @@ class _Probes:
         probe = self._probe
         if probe is None or not probe.limits:
             return None
-        limits = self._tuning.quest.limits
+        limits, open_loop = self._tuning.quest.limits, self._tuning.quest.open_loop
 
         def decided(finished: Sequence[RequestTimes]) -> bool:
             table = np.array(finished, dtype=np.float64).reshape(len(finished), len(LATENCIES))
-            return probe.enough(counts_of(limits, dict(zip(LATENCIES, table.T, strict=True))))
+            columns = dict(zip(LATENCIES, table.T, strict=True))
+            return probe.enough(counts_of(limits, columns)) or (open_loop and grows(columns["ttft"]))
 
-        return Until(probe.most, decided)
+        return Until(probe.most + (cell.point.concurrency or 0), decided)
 
     def done(self, cell: Cell, result: CellResult) -> None:
         """Tells the search once all scenarios of the probe are measured; an invalid point is measured once again."""
@@ -286,19 +295,24 @@ class _Probes:
             return
         limits = self._tuning.quest.limits
         counts: dict[str, tuple[int, int]] = {}
-        values, failed = [], 0
+        values, failed, saturated = [], 0, False
         for one in self._results:
             arrays = RequestArrays.of(one.requests)
-            latencies = {name: np.where(arrays.ok, values, np.nan) for name, values in arrays.latencies_ms().items()}
+            # the first request of every stream waits for all the others: no part of the steady load that is judged
+            steady = np.argsort(arrays.begin_ns, kind="stable")[int(one.point["concurrency"] or 0) :]
+            latencies = {
+                name: np.where(arrays.ok, values, np.nan)[steady] for name, values in arrays.latencies_ms().items()
+            }
             for name, (within, trials) in counts_of(limits, latencies).items():
                 known = counts.get(name, (0, 0))
                 counts[name] = (known[0] + within, known[1] + trials)
             failed += int((~arrays.ok).sum())
+            saturated |= self._tuning.quest.open_loop and grows(latencies["ttft"])
             values.append(one.point["output_tokens_per_s"] if one.point["valid"] else None)
         known_values = [value for value in values if value is not None]
         value = float(np.mean(known_values)) if len(known_values) == len(values) else None
         seconds = time.monotonic() - self._began
-        self._steps.answer(self._asked.key, protocol.Probed(counts, value, seconds, failed))
+        self._steps.answer(self._asked.key, protocol.Probed(counts, value, seconds, failed, saturated))
 
 
 def arms_of(tuning: Tuning) -> list[protocol.Arm]:
@@ -362,6 +376,8 @@ def predicted(tuning: Tuning, server: ServerConfig) -> float | None:
         point = simulate_point({**flags, "model": server.model}, load)
     except (CannotStart, UsageError, ValueError, KeyError):
         return None
+    if tuning.quest.open_loop:
+        return point.output_tokens_per_s / middle
     return point.output_tokens_per_s if tuning.quest.users else float(max(1, point.running_peak))
 
 

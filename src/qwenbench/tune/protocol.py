@@ -26,15 +26,21 @@ class Arm:
     """Why it is not to be launched at all (the memory model's words)."""
 
 
+RATE_UNIT = 0.01
+"""Requests a second in which an open loop is counted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What is sought: most tokens/s at `users`, or without `users` the most users that are held within the limits."""
+    """What is sought: most tokens/s at `users`; without `users` the largest load that is held within the limits."""
 
     users: int | None
     limits: Mapping[str, float] = field(default_factory=dict)
     """Limit -> share of requests that must be within it (0.99 of a p99)."""
-    most_users: int = 1024
-    """A knee is not sought beyond."""
+    unit: float = 1.0
+    """The load is counted in these: one user, or RATE_UNIT requests a second."""
+    most: int = 1024
+    """A knee is not sought beyond so many units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +82,8 @@ class Launch:
     number: int
     """Its how-many-eth launch this is, from 1."""
     why: Why = "predicted best"
-    users: int = 1
-    """Load of its first probe."""
+    load: int = 1
+    """Of its first probe, in the goal's units."""
     card: int = 0
     """Where it runs: the number of the place for servers."""
 
@@ -93,7 +99,8 @@ class Probe:
 
     config_id: str
     number: int
-    users: int
+    load: int
+    """In the goal's units."""
     repeat: int
     seed: int
     limits: Mapping[str, float]
@@ -169,7 +176,7 @@ class Tried:
     number: int
     why: Why
     value: float | None
-    """What it measured: tokens/s at the users asked for, or users held; None: it failed."""
+    """What it measured: tokens/s at the users asked for, or the load held; None: it failed."""
     verdict: Verdict | Literal["failed"]
     """How all limits together stand after it."""
     dropped: str | None

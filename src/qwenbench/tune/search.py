@@ -34,6 +34,8 @@ Probes = Generator[Probe, Answer, float | None]
 SURE = 1.645
 """Standard deviations of a one-sided 95 % bound."""
 NOTHING = "nothing could be measured of it"
+FIRST_LOAD = 8
+"""Of a knee's search where nothing is predicted, in units."""
 UNMEASURED = 3
 """Launches in a row of which nothing could be measured, after which more would not help."""
 
@@ -137,9 +139,12 @@ class Search:
         if chosen is None:
             return None
         index, why = chosen
-        users = self._goal.users or round(self._records[b].values[-1] if (b := self._best()) is not None else 0)
-        users = users or round(self._arms[index].prior or 8)
-        return Launch(self._arms[index].config_id, self._records[index].launches + 1, why, max(1, users), card)
+        load = self._goal.users
+        if load is None:
+            best = self._best()
+            known = self._arms[index].prior if best is None else self._records[best].values[-1]
+            load = max(1, round(known / self._goal.unit)) if known else FIRST_LOAD
+        return Launch(self._arms[index].config_id, self._records[index].launches + 1, why, load, card)
 
     def _choose(self) -> tuple[int, Why] | None:
         """The arm whose launch is expected to improve the answer most; the answer itself is launched again in the end.
@@ -191,7 +196,7 @@ class Search:
     def _at_users(self, index: int, launch: Launch) -> Probes:
         found = []
         for repeat in range(1, self._rules.probes + 1):
-            probed = yield from self._probe(launch, launch.users, repeat)
+            probed = yield from self._probe(launch, launch.load, repeat)
             self._count(index, probed.counts)
             if probed.value:
                 found.append(probed.value)
@@ -200,26 +205,26 @@ class Search:
         return float(np.mean(found)) if found else None
 
     def _knee(self, index: int, launch: Launch) -> Probes:
-        """The users that it holds; the counts kept are those at that load."""
+        """The load that it holds; the counts kept are those at that load."""
         repeats: dict[int, int] = {}
 
-        def holds(users: int) -> Generator[Probe, Answer, bool]:
-            repeats[users] = repeats.get(users, 0) + 1
-            probed = yield from self._probe(launch, users, repeats[users])
+        def holds(load: int) -> Generator[Probe, Answer, bool]:
+            repeats[load] = repeats.get(load, 0) + 1
+            probed = yield from self._probe(launch, load, repeats[load])
             state = joint(self._goal.limits, probed.counts)
             held = state != "broken" and not probed.saturated and _met(self._goal.limits, probed.counts)
             if held:
                 self._records[index].counts = dict(probed.counts)
             return held
 
-        held, _ = yield from knee(launch.users, self._goal.most_users, holds)
-        return float(held) if held else None
+        held, _ = yield from knee(launch.load, self._goal.most, holds)
+        return held * self._goal.unit if held else None
 
-    def _probe(self, launch: Launch, users: int, repeat: int) -> Generator[Probe, Answer, Probed]:
-        rules = self._rules
-        seed = int(np.random.default_rng([self._seed, users, repeat]).integers(2**31))
-        least, most = max(rules.least_requests, 3 * users), max(rules.most_requests, 6 * users)
-        answer = yield Probe(launch.config_id, launch.number, users, repeat, seed, self._goal.limits, least, most)
+    def _probe(self, launch: Launch, load: int, repeat: int) -> Generator[Probe, Answer, Probed]:
+        rules, streams = self._rules, round(load * self._goal.unit)
+        seed = int(np.random.default_rng([self._seed, load, repeat]).integers(2**31))
+        least, most = max(rules.least_requests, 3 * streams), max(rules.most_requests, 6 * streams)
+        answer = yield Probe(launch.config_id, launch.number, load, repeat, seed, self._goal.limits, least, most)
         assert isinstance(answer, Probed)  # `answer` ends a launch that died
         return answer
 

@@ -55,7 +55,7 @@ class Bench:
         self.steps: list[Step] = []
         self.fails: Mapping[str, str] = {}
         self.dies: Mapping[str, str] = {}
-        self.share: Callable[[str, int], float] = lambda config, users: 1.0
+        self.share: Callable[[str, int], float] = lambda config, load: 1.0
         self._launch = 1.0
 
     def answer(self, step: Step) -> Answer:
@@ -69,7 +69,7 @@ class Bench:
         capture, seqs = (int(part[3:]) for part in step.config_id.split("-"))
         within = sent = 0
         while not step.enough(dict.fromkeys(step.limits, (within, sent))):
-            within += bool(self._random.random() < self.share(step.config_id, step.users))
+            within += bool(self._random.random() < self.share(step.config_id, step.load))
             sent += 1
         value = tokens(capture, seqs) * self._launch * math.exp(self._random.normal(0, self._noise / 2))
         return Probed(dict.fromkeys(step.limits, (within, sent)), value, sent / 10)
@@ -127,7 +127,7 @@ def test_failed_launches_and_dead_engines_are_data() -> None:
 
 def test_what_breaks_a_limit_is_never_the_answer_and_costs_few_requests() -> None:
     bench = Bench()
-    bench.share = lambda config, users: 0.9 if "seq64" in config or "seq32" in config else 1.0
+    bench.share = lambda config, load: 0.9 if "seq64" in config or "seq32" in config else 1.0
     outcome = bench.run(space())
     assert outcome.config_id is not None and outcome.config_id.endswith("seq16")
     assert all(reason == "its limits are broken" for reason in outcome.dropped.values())
@@ -168,8 +168,8 @@ def test_it_ends_when_nothing_can_be_measured() -> None:
 def test_all_configurations_answer_the_same_requests() -> None:
     bench = Bench(noise=0.02)
     bench.run(space())
-    seeds = {(step.users, step.repeat): step.seed for step in bench.steps if isinstance(step, Probe)}
-    assert all(step.seed == seeds[step.users, step.repeat] for step in bench.steps if isinstance(step, Probe))
+    seeds = {(step.load, step.repeat): step.seed for step in bench.steps if isinstance(step, Probe)}
+    assert all(step.seed == seeds[step.load, step.repeat] for step in bench.steps if isinstance(step, Probe))
     assert len(set(seeds.values())) == len(seeds)
 
 
@@ -230,12 +230,12 @@ def test_more_launches_may_be_given_to_a_search_that_has_ended() -> None:
 def test_the_most_users_within_the_limits() -> None:
     bench = Bench()
     # each configuration holds as many users as it has places
-    bench.share = lambda config, users: 1.0 if users <= int(config.split("seq")[1]) else 0.5
+    bench.share = lambda config, load: 1.0 if load <= int(config.split("seq")[1]) else 0.5
     outcome = bench.run(space(lambda capture, seqs: float(seqs)), Goal(None, {"ttft_p99": 0.99}))
     assert outcome.config_id is not None and outcome.config_id.endswith("seq64")
     assert outcome.value == pytest.approx(64, rel=0.1)
-    users = [step.users for step in bench.steps if isinstance(step, Probe)]
-    assert len(users) < 40
+    loads = [step.load for step in bench.steps if isinstance(step, Probe)]
+    assert len(loads) < 40
 
 
 def test_time_ends_it_too() -> None:
