@@ -21,10 +21,12 @@ from qwenbench.report.answer import question_of
 from qwenbench.report.export import tradeoff_image
 from qwenbench.report.summary import example_tables
 from qwenbench.report.text_writers import to_markdown
+from qwenbench.simulator.uncertainty import uncertainty_of
 
 ROOT = Path(__file__).resolve().parents[1]
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "images" / "trade-off.png"
 _ANSWER = re.compile(r"<!-- answer: (qwenbench recommend [^\n]*?) -->\n```\n.*?```\n", re.S)
+_SIMULATED = re.compile(r"<!-- simulated: (\S+) -->\n[^\n]*\n")
 _TABLES = re.compile(r"<!-- tables: (\S+) -->\n.*?(?=\n<!-- end of tables -->)", re.S)
 
 
@@ -49,7 +51,10 @@ def filled(text: str) -> str:
     def tables(match: re.Match[str]) -> str:
         return f"<!-- tables: {match[1]} -->\n{to_markdown(example_tables(load_run(ROOT / 'results' / match[1])))}"
 
-    return _TABLES.sub(tables, _ANSWER.sub(answer, text))
+    def simulated(match: re.Match[str]) -> str:
+        return f"<!-- simulated: {match[1]} -->\n  {uncertainty_of(match[1]).text()}\n"
+
+    return _SIMULATED.sub(simulated, _TABLES.sub(tables, _ANSWER.sub(answer, text)))
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def _server(folder: Path, run: dict[str, Any]) -> ServerFacts:
         int(flags["max-num-seqs"]),
         int(flags["max-num-batched-tokens"]),
         int(blocks[1]),
-        settings_of(flags, flashinfer=flashinfer_of(log, sampler)),
+        settings_of(flags, flashinfer=flashinfer_of(log, version[1], sampler)),
     )
 
 

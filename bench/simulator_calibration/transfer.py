@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from qwenbench.capacity.cards import find_card
 from qwenbench.simulator.hosts import TYPICAL, mean_host
 from qwenbench.simulator.recorded import LIMITS, Comparison, Load, compare, judged
@@ -16,8 +14,6 @@ from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel, scaled
 
 OTHER_HOST = "the typical host of the other machines"
 OTHER_CARD = "the other card's kernels, scaled, in the typical host of the other machines"
-HELD = (0.5, 99.5)
-"""Percentiles of what was seen that an interval holds."""
 
 
 def with_typical_host(calibration: dict[str, Any]) -> dict[str, Any]:
@@ -88,5 +84,4 @@ def _nested(result: Mapping[str, Mapping[str, list[float]]]) -> dict[str, Any]:
 
 def _factors(comparisons: Sequence[Comparison], figure: str) -> list[float]:
     values = [1 / (1 + residual) for item in comparisons if (residual := item.residual(figure)) is not None]
-    low, high = np.percentile(values, HELD)
-    return [round(min(float(low), 1.0), 3), round(max(float(high), 1.0), 3)]
+    return [round(min(*values, 1.0), 3), round(max(*values, 1.0), 3)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
-from qwenbench.simulator.recorded import Load, compare, distance, judged, read_run_folder
+from qwenbench.simulator.recorded import Load, compare, distance, judged, read_run_folder, strangeness
 from qwenbench.simulator.steptime import HostTimes, StepModel, calibration, gpu_times
 
 TYPICAL = "typical"
@@ -107,8 +107,11 @@ def _nearest(
 ) -> HostTimes:
     """The host after steps by `factor`, up or down, for as long as the loads come nearer."""
 
+    usual = asdict(typical_host())
+
     def off(candidate: HostTimes) -> float:
-        return sum(distance(compare(load, _model(load, candidate))) for load in loads)
+        apart = sum(distance(compare(load, _model(load, candidate))) for load in loads)
+        return apart + strangeness(asdict(candidate), usual)
 
     best, least = host, off(host)
     for change in (factor, 1 / factor):

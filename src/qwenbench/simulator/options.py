@@ -63,7 +63,7 @@ class ServeOptions(BaseModel):
     count_graphs: bool = True
     """Whether the estimate of the CUDA graphs is taken from the KV cache (0.20's default)."""
     flashinfer_sampler: bool = True
-    """VLLM_USE_FLASHINFER_SAMPLER, vLLM's default; without it top-k and top-p cost a sort of every row."""
+    """VLLM_USE_FLASHINFER_SAMPLER; without it top-k and top-p cost a sort of every row."""
     api_keys: tuple[str, ...] = Field((), repr=False)
     ignored: Mapping[str, str | None] = Field(default_factory=dict)
     """Flags of vLLM that change nothing here."""
@@ -135,6 +135,11 @@ def parse(argv: Sequence[str], environ: Mapping[str, str] | None = None) -> Serv
         place = ".".join(str(part) for part in found["loc"])
         message = found["msg"].removeprefix("Value error, ")
         raise UsageError(f"vllm serve: error: {place + ': ' if place else ''}{message}") from None
+
+
+def flashinfer_by_default(version: str) -> bool:
+    """Whether VLLM_USE_FLASHINFER_SAMPLER is on where it is unset: in 0.26.0, not yet in 0.20.2 (vllm/envs.py)."""
+    return not version.startswith("0.20.")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -271,7 +276,8 @@ def _values(
     quiet = given.pop("disable_uvicorn_access_log", False)
     values["access_log"] = not quiet and given.pop("uvicorn_log_level", "info") in ("debug", "info", "trace")
     values["count_graphs"] = environ.get("VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS", "1") not in FALSE_WORDS
-    values["flashinfer_sampler"] = environ.get("VLLM_USE_FLASHINFER_SAMPLER", "1") not in FALSE_WORDS
+    usual = "1" if flashinfer_by_default(values.get("vllm_version", VLLM_VERSIONS[0])) else "0"
+    values["flashinfer_sampler"] = environ.get("VLLM_USE_FLASHINFER_SAMPLER", usual) not in FALSE_WORDS
     config = given.pop("speculative_config", None) or {}
     if not isinstance(config, dict):
         raise UsageError("vllm serve: error: argument --speculative-config: Input should be a valid dictionary")

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from qwenbench.capacity.cards import find_card
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.simulator.blocks import BLOCK_TOKENS, STATE_BLOCKS, BlockPool
+from qwenbench.simulator.options import flashinfer_by_default
 from qwenbench.simulator.replay import STALL_FACTOR, Planned, Replayed, closed_loop
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
 from qwenbench.simulator.steptime import StepModel, StepSettings
@@ -255,15 +256,18 @@ def _server_of(run: Path, facts: dict[str, Any], row: dict[str, str]) -> ServerF
         **({"no-async-scheduling": ""} if "Asynchronous scheduling is disabled" in text else {}),
     }
     drafter = asked.get("speculative_config") or {}
+    version = (facts.get("versions") or {}).get("vllm") or log.vllm_version or "0.20.2"
     return ServerFacts(
         f"{run.name}/{row['config_id']}",
         run.parent.name if run.parent.name.startswith(("h100", "h200")) else run.name,
         find_card(names[0]).name if names else str(hardware.get("card") or "h200"),
-        (facts.get("versions") or {}).get("vllm") or log.vllm_version or "0.20.2",
+        version,
         seqs,
         int(batched or 2048),
         int(float(row["kv_cache_blocks"])),
-        settings_of(flags, flashinfer=flashinfer_of(text), drafted=int(drafter.get("num_speculative_tokens") or 0)),
+        settings_of(
+            flags, flashinfer=flashinfer_of(text, version), drafted=int(drafter.get("num_speculative_tokens") or 0)
+        ),
     )
 
 
@@ -322,13 +326,13 @@ def sampling(profile: str) -> tuple[bool, bool]:
     return True, bool(fields.get("presence_penalty") or fields.get("repetition_penalty", 1.0) != 1.0)
 
 
-def flashinfer_of(log: str, setting: str | None = None) -> bool:
-    """Whether FlashInfer's sampler ran: by the log, else by VLLM_USE_FLASHINFER_SAMPLER (None: unset, its default)."""
+def flashinfer_of(log: str, version: str, setting: str | None = None) -> bool:
+    """Whether FlashInfer's sampler ran: by the log, else by VLLM_USE_FLASHINFER_SAMPLER (None: unset)."""
     if "Using FlashInfer for top-p" in log:
         return True
     if "FlashInfer top-p/top-k sampling disabled" in log:
         return False
-    return setting != "0"
+    return flashinfer_by_default(version) if setting is None else setting != "0"
 
 
 def settings_of(flags: dict[str, str], *, flashinfer: bool, drafted: int = 0) -> StepSettings:

@@ -17,7 +17,16 @@ import pytest
 from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
 from qwenbench.simulator.hosts import measure_host, typical_host
-from qwenbench.simulator.recorded import Load, ServerFacts, compare, figures, judged, read_run_folder, simulate
+from qwenbench.simulator.recorded import (
+    Load,
+    ServerFacts,
+    compare,
+    figures,
+    judged,
+    read_run_folder,
+    simulate,
+    strangeness,
+)
 from qwenbench.simulator.replay import Planned, Replayed
 from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape
 
@@ -71,6 +80,13 @@ def test_fit_finds_a_slower_host_again() -> None:
         expected, got = (max(model_for(times, load).step_ms(shape, load.server.settings)) for times in (truth, found))
         assert got == pytest.approx(expected, rel=0.12)
     assert all(not compare(load, model_for(found, load)).beyond for load in loads)
+
+
+def test_a_slower_machine_is_less_odd_than_one_slow_kind_of_step() -> None:
+    usual = dict(TRUTH["hosts"]["here"]["times"])
+    slower = {name: 1.4 * value for name, value in usual.items()}
+    assert strangeness(usual, usual) == 0
+    assert strangeness(slower, usual) < 1 < strangeness(usual | {"launch_ms": 1.4 * usual["launch_ms"]}, usual)
 
 
 def test_a_load_compared_with_its_own_model_is_not_off() -> None:
@@ -164,6 +180,13 @@ def test_run_folder_is_read_and_a_simulated_one_is_not(tmp_path: Path) -> None:
         pytest.approx([0.15, 0.155, 0.16, 0.165]),
     ]
     assert load.streams is not None and load.streams[0][1].think_s == pytest.approx(0.02)
+    log = tmp_path / "servers" / "cap64-seq64" / "server.log"
+    log.parent.mkdir(parents=True)
+    args = "(APIServer pid=1) INFO 11-27 00:00:01 [utils.py:1] non-default args: {'max_num_batched_tokens': 8192"
+    log.write_text(f"{args}}}\n")
+    assert read_run_folder(tmp_path)[0].server.max_num_batched_tokens == 8192
+    log.write_text(f"{args}, 'tensor_parallel_size': 2}}\n")
+    assert read_run_folder(tmp_path) == [], "a server over two cards is not simulated"
     (tmp_path / "run.json").write_text(json.dumps({"simulated": True}))
     assert read_run_folder(tmp_path) == []
 

@@ -103,6 +103,9 @@ def test_a_drafter_is_understood_however_it_is_given(line: str) -> None:
 def test_what_the_environment_and_its_flags_say_about_speed() -> None:
     assert parse(["M"]).flashinfer_sampler and parse(["M"]).async_scheduling
     assert not parse(["M"], {"VLLM_USE_FLASHINFER_SAMPLER": "0"}).flashinfer_sampler
+    old = ["M", "--sim-vllm-version", "0.20.2"]
+    assert not parse(old).flashinfer_sampler, "0.20.2 leaves it off unless asked"
+    assert parse(old, {"VLLM_USE_FLASHINFER_SAMPLER": "1"}).flashinfer_sampler
     assert not parse(["M", "--no-async-scheduling"]).async_scheduling
 
 

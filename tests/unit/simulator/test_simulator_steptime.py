@@ -46,6 +46,13 @@ def test_prefill_on_the_gpu_as_the_trace_shows_it(tokens: int, gpu_ms: float) ->
     assert H100.step_ms(StepShape(prefill_tokens=tokens, prompts=1), SLOW_SAMPLER)[1] == pytest.approx(gpu_ms, rel=0.05)
 
 
+@pytest.mark.parametrize(("prompt", "step_ms"), [(8_188, 342.0), (32_687, 352.0)])
+def test_recorded_steps_of_8192_tokens_of_long_prompts(prompt: int, step_ms: float) -> None:
+    attended = 8_192 * prompt / 2
+    times = H100.step_ms(StepShape(prefill_tokens=8_192, prompts=2, attended=attended), SLOW_SAMPLER)
+    assert max(times) == pytest.approx(step_ms, rel=0.06)
+
+
 @given(st.integers(1, 600), st.integers(0, 512))
 def test_a_larger_batch_is_never_faster_within_one_mode(batch: Any, captured: Any) -> None:
     if (batch <= captured) == (batch + 1 <= captured):
