@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SERVER_IMAGE, docker, import_image
+from conftest import ENTRYPOINT, SERVER_IMAGE, docker, import_image
 
 pytestmark = pytest.mark.timeout(300)
 ENGINE = Path(__file__).with_name("engine.sh")
@@ -128,3 +128,23 @@ def test_no_engine_is_one_line(tmp_path: Path, port: int, monkeypatch: pytest.Mo
     assert done.stderr.count("\n") == 1
     assert "Docker" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_releases_are_images_that_take_turns(tmp_path: Path, port: int, folders: Path) -> None:
+    """Two tags of one image: a campaign each, no change, and what does not exist is told beside them."""
+    for tag in ("v0.20.2", "v0.20.2-again"):
+        import_image(folders / "server", f"vllm/vllm-openai:{tag}", [*ENTRYPOINT, "--sim-vllm-version", "0.20.2"])
+    line = sweep_line(tmp_path, port, "--capture", "16", "--repeats", "2")
+    line[line.index("sweep")] = "releases"
+    images = "v0.20.2,vllm/vllm-openai:v0.20.2-again,qwenbench.invalid/none:1"
+    done = subprocess.run(
+        [*line, "--images", images, "--json"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 1, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found["first_changed"] is None
+    assert [(one["name"], one["vllm_version"]) for one in found["releases"] if one["usable"]] == [
+        ("v0.20.2", "0.20.2"), ("v0.20.2-again", "0.20.2"),
+    ]  # fmt: skip
+    assert list(found["failed"]) == ["1"]
+    assert docker("ps", "--all", "--quiet") == ""

@@ -56,6 +56,18 @@ def bench(url: str, out: Path, *arguments: str) -> Ended:
     return qwenbench("bench", "--url", url, "--out", str(out), *load, "--api-key-env", "SIM_KEY", *arguments)
 
 
+def test_a_served_name_is_asked_for_and_the_model_keeps_its_own(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIM_KEY", KEY)
+    names = ("--model", "some/folder-of-weights", "--served-model-name", "mine")
+    assert bench(url, tmp_path, "--run-id", "named", *names).completed
+    server = record(tmp_path / "named" / "servers" / "server" / "launch.json")["server"]
+    assert (server["model"], server["served_model_name"]) == ("some/folder-of-weights", "mine")
+    refused = bench(url, tmp_path, "--run-id", "other", "--served-model-name", "another")
+    assert refused.status == 2 and "does not serve 'another' but mine" in refused.err
+
+
 def test_bench_marks_the_simulator_and_resumes(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIM_KEY", KEY)
     ended = bench(f"{url}/v1", tmp_path, "--run-id", "b", "--canary")

@@ -200,3 +200,13 @@ def repeats_to_part(one: Estimate, other: Estimate, once: bool = False) -> int |
         if critical(repeats - 1) * spread / math.sqrt(repeats) < difference:
             return repeats
     return None
+
+
+def repeats_within(estimate: Estimate, share: float) -> int | None:
+    """Repeats, or launches, from which the 95 % interval would be this share of the value to either side, if the spread
+    stays as it is; None when MOST_REPEATS are not enough or the spread is not known."""
+    if estimate.se is None or not estimate.value:
+        return None
+    spread = estimate.se * math.sqrt(estimate.n)
+    wide_enough = share * abs(estimate.value)
+    return next((n for n in range(2, MOST_REPEATS + 1) if critical(n - 1) * spread / math.sqrt(n) <= wide_enough), None)

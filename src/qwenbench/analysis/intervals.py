@@ -88,6 +88,8 @@ class Estimate:
     se: float | None = None
     freedom: float | None = None
     """Degrees of freedom of the standard error where they are not those of n repeats."""
+    floor: float = -math.inf
+    """Nothing below it is possible: 0 for rates and times."""
 
     @property
     def degrees(self) -> float:
@@ -100,7 +102,7 @@ class Estimate:
     @property
     def low(self) -> float | None:
         """Lower end of the 95 % interval; None with one repeat, which is only indicative."""
-        return None if self.half_width is None or self.value is None else self.value - self.half_width
+        return None if self.half_width is None or self.value is None else max(self.floor, self.value - self.half_width)
 
     @property
     def high(self) -> float | None:
@@ -147,10 +149,11 @@ def combined(parts: Sequence[tuple[float, Estimate]]) -> Estimate:
     if any(value is None for value in values):
         return Estimate(0, None)
     value = math.fsum(weight * estimate.value for weight, estimate in parts if estimate.value is not None)
+    floor = math.fsum(weight * e.floor if weight > 0 else -math.inf for weight, e in parts)
     errors = [weight * estimate.se for weight, estimate in parts if estimate.se is not None]
     if len(errors) < len(parts):
-        return Estimate(count, value)
-    return Estimate(count, value, math.hypot(*errors), min(estimate.degrees for _, estimate in parts))
+        return Estimate(count, value, floor=floor)
+    return Estimate(count, value, math.hypot(*errors), min(estimate.degrees for _, estimate in parts), floor)
 
 
 def mean_variance(values: Floats) -> float:

@@ -11,7 +11,7 @@ import pandas as pd
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
 from qwenbench.analysis.capture_reach import reach_notes
 from qwenbench.analysis.columns import METRICS, in_words
-from qwenbench.analysis.deciding import MissingPoints, deciding_command, doubts_of, points_that_decide
+from qwenbench.analysis.deciding import MissingPoints, deciding_command, doubts_of, points_that_decide, repeats_within
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.levels import Curve, curves_of, workloads_of
 from qwenbench.analysis.limits import LimitState, show
@@ -23,6 +23,9 @@ from qwenbench.errors import UsageError
 
 EQUAL = 0.01
 """Objectives that differ by less than this share are equal: then the safer configuration wins."""
+NARROW = 0.2
+"""Half of an interval as a share of its figure, from which it says something."""
+_MAIN = ("output_tokens_per_s", "ttft_p50", "tpot_p50")
 _SHOWN_FACTS = ("kv_cache_gib", "kv_cache_tokens", "requests_that_fit", "vram_peak_mib", "startup_s")
 
 
@@ -308,6 +311,7 @@ def _risks(candidate: Candidate) -> list[str]:
 def _notes(winner: Candidate, question: Question, configurations: int, spread: Spread | None) -> Iterator[str]:
     if spread is not None:
         yield f"launched once: the intervals hold {spread.source}"
+    yield from _too_wide(winner)
     if configurations == 1:
         yield "this run has one configuration: there was nothing to choose from"
     between = {
@@ -321,6 +325,20 @@ def _notes(winner: Candidate, question: Question, configurations: int, spread: S
         yield "no --users: each configuration at the measured concurrency at which it does best"
     if len(winner.readings) > 1:
         yield "expected figures are means over the scenarios by weight; limits hold in each scenario"
+
+
+def _too_wide(winner: Candidate) -> Iterator[str]:
+    """Which of the main figures' intervals reach 0, and how many launches would do better."""
+    wide = [key for key in _MAIN if (found := winner.expected.get(key)) and found.value and found.low == 0.0]
+    if not wide:
+        return
+    needed = [repeats_within(winner.expected[key], NARROW) for key in wide]
+    count = (
+        "no number of launches would help soon" if None in needed else f"about {max(n or 0 for n in needed)} launches"
+    )
+    how = count if None in needed else f"{count} (--relaunch-repeats) would bring them within {NARROW:.0%}"
+    measured = min(winner.expected[key].n for key in wide)
+    yield f"{measured} measurements say little: the intervals of {', '.join(map(in_words, wide))} reach 0; {how}"
 
 
 def _headroom(winner: Candidate) -> dict[str, float]:

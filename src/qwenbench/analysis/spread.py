@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ class Spread:
         if total == 0:
             return estimate
         degrees = total**2 / (between**2 / self.degrees + within**2 / freedom)
-        return Estimate(estimate.n, estimate.value, math.sqrt(total), math.floor(degrees * 10) / 10)
+        return replace(estimate, se=math.sqrt(total), freedom=math.floor(degrees * 10) / 10)
 
 
 RECORDED = Spread(

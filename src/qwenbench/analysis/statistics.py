@@ -64,7 +64,7 @@ class RepeatTable:
     def estimates(self, index: int) -> dict[str, Estimate]:
         """Metric -> estimate of one load point."""
         columns = zip(KEYS, self.n[index].tolist(), self.value[index].tolist(), self.se[index].tolist(), strict=True)
-        return {key: Estimate(n, v if n else None, se if n > 1 else None) for key, n, v, se in columns}
+        return {key: Estimate(n, v if n else None, se if n > 1 else None, floor=0.0) for key, n, v, se in columns}
 
 
 def requests_under(folder: Path) -> RequestsOf:

@@ -78,6 +78,7 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
     from qwenbench.sweep.sweep import resolve_headers
 
     base = url.rstrip("/").removesuffix("/v1")
+    named = options.served_model_name or model
     headers = resolve_headers(options)
     starting = "startup_timeout_s" in options.model_fields_set
     async with aiohttp.ClientSession() as session:
@@ -85,16 +86,17 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
             session,
             base,
             headers,
-            model=model,
+            model=named,
             endpoint=options.endpoint,
             limit_s=options.startup_timeout_s if starting else _WAIT_S,
             starting=starting,
             tell=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        chosen = model or (found.models[0] if found.models else None)
+        chosen = named or (found.models[0] if found.models else None)
         root, length = await model_facts(session, base, headers, chosen)
     if chosen is None:
         raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
     if found.models:
         check_served(chosen, found.models, base)
-    return ServerConfig(model=root or chosen, served_model_name=chosen, max_model_len=length), found.version
+    weights = model if options.served_model_name is not None else None  # --model is then the model, not its name here
+    return ServerConfig(model=weights or root or chosen, served_model_name=chosen, max_model_len=length), found.version

@@ -66,8 +66,8 @@ class LaunchCourse:
 def course_of(run: Run) -> tuple[LaunchCourse, ...]:
     """The launches that finished a point, in their order; empty without a journal.
 
-    No file holds when a launch began: it is taken from the end of the one before, or from its own first point where
-    the two ran side by side.
+    A launch begins when its launch.json says; where that is not known, or is of a later start under the same number
+    (--resume), at the end of the one before, or at its own first point where the two ran side by side.
     """
     entries = Journal(RunPaths(run.path).journal).readable_entries()
     groups: dict[tuple[str, int], list[Entry]] = {}
@@ -81,10 +81,12 @@ def course_of(run: Run) -> tuple[LaunchCourse, ...]:
         cells = tuple(_loaded(entry, origin) for entry in own)
         startup = number_or_none(own[0].point.get("startup_s"))
         first = min(cell.start_s for cell in cells) - (startup or 0.0)
-        before = [each.end_s for each in found if each.end_s <= first]
-        found.append(
-            LaunchCourse(config, launch, max([0.0, *before]) if before or not found else first, startup, cells)
-        )
+        told = run.launch_records.get((config, launch), {}).get("started_ns")
+        begun = told / 1e9 - origin if isinstance(told, int) else None
+        if begun is None or begun > min(cell.start_s for cell in cells):
+            before = [each.end_s for each in found if each.end_s <= first]
+            begun = max([0.0, *before]) if before or not found else first
+        found.append(LaunchCourse(config, launch, max(0.0, begun), startup, cells))
     return tuple(found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +167,7 @@ def _summarised(row: Row) -> dict[str, Estimate]:
 def _over_repeats(rows: list[Row]) -> dict[str, Estimate]:
     found = {}
     for key, column in METRICS.items():
-        mean = interval_of_means(_numbers(rows, column.name))
+        mean = replace(interval_of_means(_numbers(rows, column.name)), floor=0.0)
         if mean.value is not None:
             found[key] = short_estimate(mean.value, mean.low, mean.high)
     return found

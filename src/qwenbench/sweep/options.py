@@ -139,7 +139,7 @@ class SweepOptions(BaseModel):
         ),
     ] = None
     model: Annotated[str | None, _server("Model to serve")] = None
-    served_model_name: Annotated[str | None, _server("Name under which it is served")] = None
+    served_model_name: Annotated[str | None, Flag("Name under which it is served, and asked for", SERVERS)] = None
     image: Annotated[str | None, _server("docker: image and tag")] = None
     cache_dir: Annotated[str | None, _server("docker: host folder for /root/.cache")] = None
     port: Annotated[int | None, _server("Loopback port", default="8000")] = Field(default=None, ge=1, le=65535)

@@ -11,7 +11,7 @@ from analysis_runs import launch_of, plant, repeats, row
 
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.deciding import repeats_to_part
-from qwenbench.analysis.intervals import Estimate, interval_of_means
+from qwenbench.analysis.intervals import Estimate, combined, interval_of_means
 from qwenbench.analysis.limits import parse_point_limits, parse_weights
 from qwenbench.analysis.recommend import Answer, recommend
 from qwenbench.analysis.run import Run
@@ -309,6 +309,11 @@ def test_docker_lines_deploy_what_was_requested_not_a_stand_ins_budget() -> None
         assert "--gpus 'all'" in line or "--gpus all" in line
         assert "--enforce-eager" in line
     # a server that was already there: nobody knows how it was started
+    for extra in (["--sim-fail", "oom", "--enforce-eager"], ["--sim-time-scale=0.2", "--enforce-eager"]):
+        lines = deploy_lines(launch | {"server": server | {"extra_args": extra}})
+        assert "sim" not in f"{lines.bash}{lines.compose}" and "--enforce-eager" in str(lines.bash), (
+            "no vLLM takes them"
+        )
     assert deploy_lines(launch_of("cap64") | {"launcher": "url"}) == DeployLines()
 
 
@@ -377,3 +382,18 @@ def test_equal_or_unknown_spread_when_counting_repeats() -> None:
     assert repeats_to_part(same, same) is None
     assert repeats_to_part(Estimate(1, 5.0), Estimate(1, 6.0)) == 3
     assert repeats_to_part(Estimate(3, 100.0, 50.0), Estimate(3, 100.1, 50.0)) is None
+
+
+def test_an_interval_ends_where_nothing_is_possible_and_says_what_would_narrow_it(tmp_path: Path) -> None:
+    """Two launches that lie far apart: Student's t of one degree of freedom reaches far below 0."""
+    rates = [240.0, 200.0]
+    run = plant(tmp_path, [row("cap16", 8, launch=n + 1, repeat=1, output_tokens_per_s=rate, ttft_ms_p50=100.0 + n)
+                           for n, rate in enumerate(rates)])  # fmt: skip
+    answer = recommend(run, Question())
+    found = answer.expected["output_tokens_per_s"]
+    assert found.low == 0.0 and found.high is not None and found.high > 400
+    (told,) = [note for note in answer.notes if "reach 0" in note]
+    # sd 28.3, a fifth of 220 is 44: t(n - 1) x 28.3 / sqrt(n) is 45.0 with 4 launches (t 3.18), 35.1 with 5 (t 2.78)
+    assert "2 measurements" in told and "output tokens/s reach 0" in told and "about 5 launches" in told
+    assert combined([(1.0, found), (-1.0, found)]).low is not None, "a difference may lie below 0"
+    assert (combined([(1.0, found), (-1.0, found)]).low or 0.0) < 0

@@ -13,6 +13,7 @@ from qwenbench.report.document import Picture, Table
 from qwenbench.report.html_writer import HtmlWriter
 from qwenbench.report.page import build_report
 from qwenbench.report.page_data import page_data
+from qwenbench.runfolder.files import read_json, write_json
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
 
@@ -40,6 +41,17 @@ def test_a_launch_begins_where_the_one_before_ended(planted: Planted) -> None:
     assert (first.begun_s, first.startup_s, first.end_s) == pytest.approx((0, 40, 75), abs=1e-3)
     assert [(cell.start_s, cell.end_s) for cell in first.cells] == [pytest.approx((50, 60)), pytest.approx((65, 75))]
     assert second.begun_s == pytest.approx(75, abs=1e-3)
+
+
+def test_a_launch_begins_when_its_record_says_unless_it_was_made_again(planted: Planted) -> None:
+    run = planted(meta={"started": "2023-11-14T22:13:20+00:00"})
+    for config, began in (("cap16-seq16", 8.0), ("cap32-seq32", 500.0)):
+        file = RunPaths(run.path).server(config) / "launch.json"
+        write_json(file, {**read_json(file), "started_ns": int((BEGUN + began) * 1e9)})
+    run = journalled(run, ("cap16-seq16", 1, 50, 60, 40), ("cap32-seq32", 1, 120, 130, 42))
+    first, second = course_of(run)
+    assert first.begun_s == pytest.approx(8, abs=1e-3)
+    assert second.begun_s == pytest.approx(60, abs=1e-3), "its point is older than the launch that the record is of"
 
 
 def test_launches_side_by_side_are_placed_by_their_own_points(planted: Planted) -> None:

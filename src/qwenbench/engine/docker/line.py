@@ -302,7 +302,7 @@ def deploy_lines(launch: Mapping[str, Any], vllm_version: str | None = None, por
         if docker.gpus and docker.gpus.strip('"').startswith("device="):
             docker = replace(docker, gpus="all")  # a card of the machine that measured; only Docker's user chose one
         config = replace(config, docker=docker)
-    config = _with_real_weights(config)
+    config = _without_simulation(_with_real_weights(config))
     return DeployLines(docker_bash(config), docker_powershell(config), compose(config))
 
 
@@ -315,6 +315,19 @@ def _with_real_weights(config: ServerConfig) -> ServerConfig:
             kept.pop()
         elif word not in ("--load-format=dummy", "--load_format=dummy"):
             kept.append(word)
+    return replace(config, flags=flags, extra_args=tuple(kept))
+
+
+def _without_simulation(config: ServerConfig) -> ServerConfig:
+    """Without the simulator's own flags, which no vLLM takes."""
+    kept: list[str] = []
+    own = False
+    for word in config.extra_args:
+        own = word.startswith(("--sim-", "--sim_")) or (own and not word.startswith("-"))
+        if not own:
+            kept.append(word)
+        own = own and "=" not in word
+    flags = {name: value for name, value in config.flags.items() if not name.startswith("sim-")}
     return replace(config, flags=flags, extra_args=tuple(kept))
 
 
