@@ -92,7 +92,7 @@ def _read(file: Path) -> Iterator[Answer]:
 
 
 def ends_in_one_piece(text: str) -> bool:
-    """Whether the text ends in one piece, said three times or more over 60 characters or more, numbers aside.
+    """Whether the text ends in one piece, said three times or more, numbers aside.
 
     Another way to tell a loop than `judge` has: exact, so that what it confirms needs no reading.
     """
@@ -101,7 +101,7 @@ def ends_in_one_piece(text: str) -> bool:
         run = 0
         while run < len(plain) - period and plain[-1 - run] == plain[-1 - run - period]:
             run += 1
-        if run + period >= max(60, 3 * period):
+        if run + period >= max(24, 3 * period):
             return True
     return False
 

@@ -27,7 +27,7 @@ def _swept(vllm: Vllm, folder: Path, scale: float) -> str | None:
     ended = sweep(
         vllm, folder, str(model), "--served-model-name", "text", "--vllm-arg=--load-format=auto",
         "--vllm-arg=--kv-cache-memory-bytes=256M", "--capture", "8", "--scenario", "conversation", "--natural-stop",
-        "--profile", "instruct-general", "--output-tokens", "48", "--concurrency", "8", "--requests", "16",
+        "--profile", "instruct-general", "--output-tokens", "48", "--concurrency", "8", "--requests", "12",
         "--vllm-arg=--kv-cache-dtype=fp8_e4m3", "--no-report", run_id=f"run-{scale}",
     )  # fmt: skip
     points = ended.run.points

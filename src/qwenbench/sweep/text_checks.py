@@ -139,11 +139,14 @@ async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
     except RunError as error:
         sweep.note(f"{config_id}: {error}")
         return None
-    first = sweep.first_canary = sweep.first_canary or result
-    record = asdict(result) | {"agreement_with_first": agreement(first, result)}
+    first = sweep.first_canary
+    sweep.first_canary = first or result
+    record = asdict(result) | {"agreement_with_first": None if first is None else agreement(first, result)}
     write_json(sweep.paths.server(config_id) / "canary.json", record)
-    sweep.note(
-        f"{config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%}), "
-        f"{agreement(first, result):.0%} as the first configuration"
-    )
+    told = f"{config_id}: canary {result.accuracy:.0%} right ({result.low:.0%} to {result.high:.0%})"
+    if result.unanswered:
+        told += f", {result.unanswered} of {len(result.correct)} not answered"
+    if first is not None:
+        told += f", {agreement(first, result):.0%} as the first configuration"
+    sweep.note(told)
     return result
