@@ -1,6 +1,7 @@
-"""Many streams, with server and client on cores of their own: python bench/client/scale.py, then report.py.
+"""Many streams, with server and client on cores of their own: python bench/client/scale.py (3 minutes).
 
 Needs an otherwise idle machine with two cores or more. The truth server has one half of them, the client the other.
+Prints the table of docs/client-accuracy.md and rewrites that page.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accuracy_page
 import numpy as np
 from clients import PROMPT
-from trials import HERE, Shape, TruthServer
+from trials import Shape, TruthServer
 
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadResult, LoadSpec, Target
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
-RESULTS = HERE / "results-scale.jsonl"
+RESULTS = accuracy_page.SCALE
 LOADS = ((200, Shape(tokens=100)), (1000, Shape(200, 50, 40)), (4000, Shape(1000, 500, 12)))
 ROUNDS = 2
 """Requests per stream."""
@@ -99,6 +101,9 @@ def main() -> None:
             print(json.dumps(record), flush=True)
             records.append(record)
     options.out.write_text("".join(json.dumps(one) + "\n" for one in records))
+    print("\n".join(accuracy_page.scale_section(options.out)))
+    if options.out == RESULTS:
+        accuracy_page.write()
 
 
 if __name__ == "__main__":

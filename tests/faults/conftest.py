@@ -22,6 +22,10 @@ ABOUT = {
         "`--resume`. No process may be left, no finished point may be done again, all four points must be there, "
         "and nothing in /dev/shm or `.tmp`."
     ),
+    "Callbacks": (
+        "A callback of the client process is made to throw, at its first or second call, under answers that are good, "
+        "broken off, refused, not closed, and that never come. The point must end with its result or a message."
+    ),
     "Damage": (
         "One file of a finished run is damaged; then report, recommend, compare, export, card, ledger and "
         "`sweep --resume` are run on it. Each must end with a sentence or do its work, never with a traceback."
@@ -30,6 +34,7 @@ ABOUT = {
 COLUMNS = {
     "Servers": ("what it does", "how it ends", "exit", "seconds", "peak MB"),
     "Kills": ("what is hit, by which signal, when", "points kept of 4"),
+    "Callbacks": ("callback", "throws at call"),
     "Damage": ("file", "damages"),
 }
 _gathered: list[tuple[str, list[str]]] = []
@@ -60,7 +65,7 @@ def _document(failed: int) -> Iterator[str]:
     for kind, about in ABOUT.items():
         rows = _rows(kind)
         yield f"## {kind}: {len(rows)}\n\n{about}\n"
-        yield from _table(COLUMNS[kind], _by_file(rows) if kind == "Damage" else rows)
+        yield from _table(COLUMNS[kind], _joined(rows) if kind in ("Damage", "Callbacks") else rows)
         yield ""
 
 
@@ -68,9 +73,11 @@ def _rows(kind: str) -> list[list[str]]:
     return sorted(row for of, row in _gathered if of == kind)
 
 
-def _by_file(rows: list[list[str]]) -> list[list[str]]:
-    files = dict.fromkeys(file for file, _ in rows)
-    return [[file, ", ".join(damage for of, damage in rows if of == file)] for file in files]
+def _joined(rows: list[list[str]]) -> list[list[str]]:
+    """One row for all that have the same first cell."""
+    return [
+        [first, ", ".join(last for of, last in rows if of == first)] for first in dict.fromkeys(row[0] for row in rows)
+    ]
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:

@@ -160,9 +160,9 @@ class Worker:
             return health.stop(stamp_source)
         finally:
             ticking.cancel()
-            health_calls.close()
             if not listening.cancel() and listening.result() is None:
                 self._inbox.put_nowait(None)
+            health_calls.close()
 
     def _judge(self, point: PointRunner) -> None:
         """Fill `broken` by the workload's checks, once all streams have ended."""
