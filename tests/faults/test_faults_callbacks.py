@@ -79,7 +79,7 @@ async def test_whatever_throws_the_point_ends_within_the_limits(
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(said, "rb"))
     limits: dict[str, Any] = {"timeout_s": 0.5, "duration_s": None, "enough": None, "cpu": None}
-    keep: dict[str, Any] = {"tell_times": False, "save_text": False, "judge_text": False}
+    keep: dict[str, Any] = {"tell_times": False, "save_text": False, "judge_text": False, "tokenize_as": None}
     async with faulty_server(of_every_kind) as server, asyncio.timeout(20):
         target = Target(f"http://127.0.0.1:{server.port}")
         inbox.put_nowait(Prepare(target, share, False, 2, sent_log=str(tmp_path / "log"), **limits, **keep))

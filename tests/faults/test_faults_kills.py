@@ -42,10 +42,10 @@ def kills() -> list[object]:
     return [pytest.param(*case, id=f"{case[0]} {case[1].name} at {case[2]:.2f} s") for case in cases]
 
 
-def find(part: str, process: subprocess.Popen[str]) -> list[int]:
-    """The processes of this part that run now."""
+def find(part: str, process: subprocess.Popen[str], folder: Path) -> list[int]:
+    """The processes of this part that run now; the sweep itself once it has a run (before, it has nothing to lose)."""
     if part == "sweep":
-        return [process.pid]
+        return [process.pid] if (folder / "run.json").exists() and process.poll() is None else []
     found = []
     for pid in relatives(process):
         with contextlib.suppress(OSError):
@@ -66,9 +66,9 @@ def test_a_part_is_killed_and_the_run_goes_on(
     folder, port = tmp_path / "r", free_port()
     target = ("--port", str(port), "--out", str(tmp_path), "--run-id", "r")
     with started("sweep", *PLAN, *QUICK, *target) as process:
-        wait_until(lambda: find(part, process) or process.poll() is not None, f"no {part} was started", LIMIT_S)
+        wait_until(lambda: find(part, process, folder) or process.poll() is not None, f"no {part} was started", LIMIT_S)
         time.sleep(moment_s)  # the seeded moment: any other event would be a chosen one
-        hit = find(part, process)
+        hit = find(part, process, folder)
         for pid in hit:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
