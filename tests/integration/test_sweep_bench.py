@@ -97,6 +97,18 @@ def test_bench_marks_the_simulator_and_resumes(url: str, tmp_path: Path, monkeyp
     assert port_in_use("127.0.0.1", int(url.rpartition(":")[2]))
 
 
+def test_answers_without_usage_are_counted_by_tokenize(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIM_KEY", KEY)
+    ended = bench(url, tmp_path, "--run-id", "b", "--extra-body", '{"stream_options": null}')
+    assert ended.completed, ended.err
+    assert "sends no usage: its /tokenize counts the answers' text instead" in ended.out + ended.err
+    for row in points(tmp_path / "b"):
+        assert (row["tokens_from"], row["length_controlled"], row["disagreements"]) == ("tokenize", "True", "")
+        assert float(row["output_tokens_per_s"]) == pytest.approx(8 * float(row["requests_per_s"]), rel=0.01)
+
+
 def test_bench_without_the_key(url: str, tmp_path: Path) -> None:
     ended = qwenbench("bench", "--url", url, "--out", str(tmp_path / "out"))
     assert ended.status == 2
