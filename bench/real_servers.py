@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 240.0
+START_S = 500.0
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "qwenbench"
 SERVERS = Path(os.environ.get("QWENBENCH_SERVERS_HOME", _CACHE / "test-servers"))
 VLLM = Path(os.environ.get("QWENBENCH_VLLM_HOME", _CACHE / "vllm-cpu"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # make test-servers: servers that are not vLLM, real ones included, installed outside the repository where they are missing.
 # QWENBENCH_SERVERS_HOME says where (default ~/.cache/qwenbench/test-servers): 1 GB.
-# transformers serve is tried where `make test-vllm` has installed them.
+# transformers serve is tried where `make test-vllm` has installed it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/qwenbench
