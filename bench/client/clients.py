@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pickle
 import resource
 import shutil
 import subprocess
@@ -63,6 +64,18 @@ def qwenbench(port: int, shape: Shape, concurrency: int, requests: int) -> Seen:
         cpu_s=health.cpu_us_per_token * tokens / 1e6 if health.cpu_us_per_token else None,
         more={"merged_share": merged / max(1, merged + len(gaps)), "stamps": health.stamp_source},
     )
+
+
+def qwenbench_before(port: int, shape: Shape, concurrency: int, requests: int) -> Seen:
+    """The same of another checkout, QWENBENCH_BEFORE, by this environment's Python and packages."""
+    call = f"clients.qwenbench({port}, trials.{shape!r}, {concurrency}, {requests})"
+    code = f"import pickle, sys, clients, trials; sys.stdout.buffer.write(pickle.dumps({call}))"
+    paths = [str(Path(os.environ["QWENBENCH_BEFORE"]).resolve() / "src"), str(HERE)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, env=env, timeout=300, check=True)
+    seen = pickle.loads(done.stdout)
+    assert isinstance(seen, Seen)
+    return seen
 
 
 def vllm_rs(port: int, shape: Shape, concurrency: int, requests: int, *, warm: bool = False) -> Seen:
@@ -172,6 +185,7 @@ def guidellm(port: int, shape: Shape, concurrency: int, requests: int) -> Seen:
 
 CLIENTS: dict[str, Run] = {
     "qwenbench": qwenbench,
+    "qwenbench before": qwenbench_before,
     "vllm-rs": vllm_rs,
     "vllm-rs warm": vllm_rs_warm,
     "vLLM Python": vllm_python,

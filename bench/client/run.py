@@ -15,8 +15,9 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
-from clients import CLIENTS, HEAVY, prepare, versions
+from clients import CACHE, CLIENTS, HEAVY, prepare, versions
 from trials import HERE, Shape, TruthServer, trial_record
 
 RESULTS = HERE / "results.jsonl"
@@ -32,7 +33,9 @@ class Block:
     repeats: int
 
 
-LIGHT = tuple(name for name in CLIENTS if name not in HEAVY)
+LIGHT = tuple(name for name in CLIENTS if name not in (*HEAVY, "qwenbench before"))
+BEFORE = Block(("qwenbench", "qwenbench before"), Shape(), (50, 200, 400), 5)
+"""Two checkouts, `--before`."""
 BLOCKS = {
     "main": Block(LIGHT, Shape(), (1, 50, 200, 400), 5),
     "thousand": Block(LIGHT, Shape(), (1000,), 2),
@@ -97,12 +100,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="instead of each block's own number")
     parser.add_argument("--port", type=int, default=21900)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--before", help="compare with another checkout's client instead (its folder), in 4 minutes")
     parser.add_argument("--cpus", help="run clients and server on these cores only, e.g. 0,1")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the truth server is ended too
     if options.cpus:
         os.sched_setaffinity(0, {int(cpu) for cpu in options.cpus.split(",")})
     blocks = {name: BLOCKS[name] for name in options.blocks.split(",")}
+    if options.before is not None:
+        os.environ["QWENBENCH_BEFORE"] = options.before
+        blocks, options.out = {"before": BEFORE}, CACHE / "before.jsonl"
     prepare(sorted({client for block in blocks.values() for client in block.clients}))
     options.out.unlink(missing_ok=True)
     about = {
@@ -117,6 +124,21 @@ def main() -> None:
     options.out.write_text(json.dumps(about) + "\n")
     for name, block in blocks.items():
         run_block(name, block, options.port, options.repeats, options.out)
+    if options.before is not None:
+        print(side_by_side(options.out))
+
+
+def side_by_side(results: Path) -> str:
+    """Medians over the repeats of each client and number of streams, as a table."""
+    records = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    names = ("ttft_error_mean", "ttft_error_p99", "itl_p99", "itl_std", "tokens_share", "cpu_us_per_token", "failed")
+    lines = [f"| streams | client | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
+    for streams, client in sorted({(record["concurrency"], record["client"]) for record in records}):
+        own = [one for one in records if (one["concurrency"], one["client"]) == (streams, client)]
+        values = [[one[name] for one in own if one.get(name) is not None] for name in names]
+        cells = [f"{median(found):.3f}" if found else "" for found in values]
+        lines.append(f"| {streams} | {client} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def words_of(body: bytes, longest: int) -> str:
 
 
 def _first_text(holder: Mapping[str, Any]) -> str:
+    holder = {name.lower(): value for name, value in holder.items()}  # AWS writes Message
     for key in ("message", "detail", "msg", "error", "error_description", "error_msg", "status_msg", "reason", "title"):
         value = holder.get(key)
         if isinstance(value, str) and value:
