@@ -422,8 +422,8 @@ def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[
             thought |= reasoning
             answered |= not reasoning
     if not (thought or answered):
-        for key in _FURTHER_KEYS:
-            for text, reasoning in _texts(delta.get(key), key != "audio"):
+        for key in filter(delta.__contains__, _FURTHER_KEYS):
+            for text, reasoning in _texts(delta[key], key != "audio"):
                 _add_text(facts, text, reasoning=reasoning)
                 thought |= reasoning
                 answered |= not reasoning
