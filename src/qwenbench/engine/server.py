@@ -51,9 +51,9 @@ class Server(ABC):
         except readiness.DiedError:
             raise LaunchError(await self.failure("start")) from None
         except readiness.NotReadyError as error:
-            raise LaunchError(self._not_ready(timeout_s, str(error))) from None
+            raise LaunchError(failures.never_healthy(timeout_s, str(error), tail(self.log_path))) from None
         if self._model is not None and models and self._model not in models:
-            raise LaunchError(self._wrong_model(models))
+            raise LaunchError(failures.wrong_model(self._model, models))
         seconds = time.monotonic() - self._began
         await self._look_when_ready()
         return seconds
@@ -82,12 +82,6 @@ class Server(ABC):
 
     async def _look_when_ready(self) -> None:  # noqa: B027 - most kinds have nothing to do here
         """What a kind does as soon as the server answers. Raises LaunchError."""
-
-    def _not_ready(self, timeout_s: float, seen: str) -> Failure:
-        return failures.never_healthy(timeout_s, seen, tail(self.log_path))
-
-    def _wrong_model(self, served: Sequence[str]) -> Failure:
-        return failures.wrong_model(self._model or "", served)
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from qwenbench.report.document import (
     number,
     term,
 )
-from qwenbench.report.page_data import Change, ConfigView, PageData, PriceView
+from qwenbench.report.page_data import Change, ConfigView, PageData
 from qwenbench.report.points import PointView, is_true, known
 from qwenbench.runfolder.cells import load_label
 
@@ -263,12 +263,8 @@ def prices(data: PageData) -> Iterator[Block]:
         yield Paragraph("One capture size only: there is no step to price.", "quiet")
         return
     shown = [key for key in _COSTS if any(key in price.costs for price in data.prices)]
-    rows = [_price(price, shown) for price in data.prices]
+    rows = [Row((price.label, *(_step(key, price.costs.get(key)) for key in shown))) for price in data.prices]
     yield Table(("Step", *map(term, shown)), rows, caption="Change from one capture size to the next")
-
-
-def _price(price: PriceView, keys: list[str]) -> Row:
-    return Row((price.label, *(_step(key, price.costs.get(key)) for key in keys)))
 
 
 def _step(key: str, change: Change | None) -> Inline:
