@@ -57,12 +57,17 @@ def captures_reached(points: pd.DataFrame) -> tuple[Reached, ...]:
         return ()
     rows = valid_rows(points).dropna(subset=list(_NEEDED))
     same = ["gpu_memory_utilization", "max_num_seqs", *(str(n) for n in rows if str(n).startswith(VARIED))]
+    if rows.empty:
+        return ()
+    loads = ["scenario", "profile", "concurrency", *same]
+    rows = rows.assign(_prompts=rows["input_tokens_per_s"] / rows["requests_per_s"])
+    rows["_prompts"] = rows.groupby(loads, dropna=False, sort=False)["_prompts"].transform("mean")
+    rows["_fits"] = rows["capture"] >= rows["_prompts"]
+    both = rows.groupby(loads, dropna=False, sort=False)["_fits"].transform("nunique") == 2
     found = []
-    for load, own in rows.groupby(["scenario", "profile", "concurrency", *same], dropna=False, sort=False):
-        prompts = _prompt_tokens(own)
-        above, below = own[own["capture"] >= prompts], own[own["capture"] < prompts]
-        if above.empty or below.empty or prompts > GAIN_UP_TO_TOKENS:
-            continue
+    for load, own in rows[both & (rows["_prompts"] <= GAIN_UP_TO_TOKENS)].groupby(loads, dropna=False, sort=False):
+        prompts = float(own["_prompts"].iloc[0])
+        above, below = own[own["_fits"]], own[~own["_fits"]]
         pair = (above[above["capture"] == above["capture"].min()], below[below["capture"] == below["capture"].max()])
         ttft, rate, kv = (
             tuple(float(side[name].mean()) for side in pair)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.columns import METRICS, VARIED
@@ -200,10 +201,14 @@ def _by_load(rows: pd.DataFrame, names: tuple[str, ...]) -> dict[tuple[Any, ...]
     """The rows of each load, in the order of points.csv; a column that is missing or empty is None in the key."""
     if rows.empty:
         return {}
-    loads = {}
-    for _, own in rows.groupby(list(names), dropna=False, sort=False):
-        loads[tuple(records(own.iloc[:1], names)[0].values())] = own
-    return loads
+    groups = rows.groupby(list(names), dropna=False, sort=False)
+    return {tuple(map(_plain, key)): own for key, own in groups}
+
+
+def _plain(value: Any) -> Any:
+    if pd.isna(value):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 BASE = "none"
