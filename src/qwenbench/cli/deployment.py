@@ -37,7 +37,7 @@ def list_deployments(
     files = [load_deployment(name) for name in deployment_names()]
     if as_json:
         rows = [{"name": f.name, "platform": f.platform, "description": f.description} for f in files]
-        print_json({"deployments": rows})
+        print_json({"deployments": rows}, one_line=True)
         return
     width = max(len(file.name) for file in files)
     for file in files:
@@ -70,7 +70,7 @@ def show(
             "docker_powershell": docker_powershell(config),
             "compose": compose(config),
         }
-        print_json(answer)
+        print_json(answer, one_line=True)
         return
     chosen = shell or (Shell.powershell if deployment.platform == "wsl" else Shell.bash)
     write = {Shell.bash: docker_bash, Shell.powershell: docker_powershell, Shell.compose: compose}[chosen]

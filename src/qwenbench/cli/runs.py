@@ -49,11 +49,11 @@ def chosen_run(given: str | None, command: str) -> Path:
     return folder
 
 
-def print_json(value: Mapping[str, Any]) -> None:
+def print_json(value: Mapping[str, Any], *, one_line: bool = False) -> None:
     """The one object that `--json` prints."""
     import orjson
 
-    print(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode())
+    print(orjson.dumps(value, option=None if one_line else orjson.OPT_INDENT_2).decode())
 
 
 @contextmanager
@@ -86,7 +86,7 @@ def report(
     with writing(target, " Give another file with --out."):
         write_bytes(target, page)
     if json:
-        print_json({"path": str(target), "bytes": len(page), "simulated": loaded.simulated})
+        print_json({"path": str(target), "bytes": len(page), "simulated": loaded.simulated}, one_line=True)
     else:
         print(target)
 
@@ -264,7 +264,7 @@ def export(
     if missing is not None:
         print(f"qwenbench export: {missing}", file=sys.stderr)
     if json:
-        print_json({"files": [str(file) for file in files]})
+        print_json({"files": [str(file) for file in files]}, one_line=True)
         return
     for file in files:
         print(file)
