@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from qwenbench.analysis.columns import in_words, label
@@ -161,7 +162,7 @@ def _drawn(releases: Releases, key: str, width: float) -> Drawing:
         for end in (estimate.value, estimate.low, estimate.high)
         if end is not None
     ]
-    top = max(bounds, default=0.0) * 1.05 or 1.0
+    top = _round_top(max(bounds, default=0.0))
     left, right, upper, height = 64.0, width - 24.0, 34.0, 200.0
     step = (right - left) / len(names)
 
@@ -198,3 +199,11 @@ def _drawn(releases: Releases, key: str, width: float) -> Drawing:
         legend += 17
     drawing.height = legend
     return drawing
+
+
+def _round_top(most: float) -> float:
+    """The end of an axis from 0 with four round steps that holds `most`."""
+    if most <= 0:
+        return 1.0
+    tens = 10.0 ** math.floor(math.log10(most / 4))
+    return 4 * tens * next(step for step in (1, 2, 2.5, 5, 10) if 4 * tens * step >= most)
