@@ -8,11 +8,11 @@ python=${PYTHON:-python3}
 ray=2.60.0
 lock=$(dirname "${BASH_SOURCE[0]}")/../../requirements-dev.lock
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
-made=$folder/.made-$ray-$(sha256sum "$lock" | cut -c1-16)
+made=$folder/.made-client-$ray-$(sha256sum "$lock" | cut -c1-16)
 [ -e "$made" ] && exit
 echo "test-cluster: making an environment with Ray $ray in $folder ..."
 rm -rf "$folder"
 "$python" -m venv "$folder"
 "$folder/bin/python" -m pip -qq install --no-cache-dir --require-hashes -r "$lock"
-"$folder/bin/python" -m pip -qq install --no-cache-dir "ray==$ray"
+"$folder/bin/python" -m pip -qq install --no-cache-dir "ray[client]==$ray"
 touch "$made"

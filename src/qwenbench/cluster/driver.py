@@ -123,10 +123,9 @@ class RemoteLaunch:
             except LostError as lost:
                 losses = 1 if self._finished > finished else losses + 1
                 finished = self._finished
-                self._sweep.note(
-                    f"launch {self._launch.number} was lost on {self._node or 'its node'}: {lost}; it is placed again",
-                    config_id,
-                )
+                self._lost += 1
+                told = f"{config_id}: launch {self._launch.number} was lost on {self._node or 'its node'}"
+                self._sweep.note(f"{told} ({self._lost}): {lost}; placed again")
                 if losses >= MOST_LOSSES:
                     failure = Failure("node_lost", f"lost {losses} times in a row: {lost}", _ADVICE, phase="load")
                     return self._failed(failure)
