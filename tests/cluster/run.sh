@@ -7,4 +7,4 @@ home=${QWENBENCH_CLUSTER_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/qwenbench/test-cl
 tests/cluster/setup.sh "$home"
 # nodes and driver take qwenbench from the checkout; Ray's workers must find it too
 export PYTHONPATH=$PWD/src PATH=$home/bin:$PATH
-exec "$home/bin/python" -m pytest tests/cluster --timeout 240 "$@"
+exec "$home/bin/python" -m pytest tests/cluster --timeout 400 "$@"

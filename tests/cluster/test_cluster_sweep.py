@@ -96,7 +96,7 @@ def test_two_kinds_of_card_are_two_runs_with_the_single_hosts_points(
         assert (folder / "servers" / "cap16-seq16" / "server.log").read_text()
 
 
-@pytest.mark.parametrize("what", ["shard", "worker", "raylet"])
+@pytest.mark.parametrize("what", ["shard", "worker"])
 def test_what_is_killed_in_mid_cell_costs_that_cell(
     cluster: RayCluster, single_host: Path, tmp_path: Path, what: str
 ) -> None:
@@ -108,16 +108,28 @@ def test_what_is_killed_in_mid_cell_costs_that_cell(
             wait_until(partial(newer_shard, cluster, last), "no launch was placed again", 60)
             shard = max(cluster.shards(), key=psutil.Process.create_time)
             last = shard.create_time()
-            worker = parent(parent(shard))
-            victim = {"shard": shard, "worker": worker, "raylet": parent(worker)}[what]
-            victim.kill()
-            if what == "raylet":
-                cluster.replace_killed()
+            (shard if what == "shard" else parent(parent(shard))).kill()
         _, err = process.communicate(timeout=120)
     assert completed(process.returncode, err), err
     assert err.count("placed again") == 2
     assert "Traceback" not in err
     same_points(folder, single_host)
+
+
+def test_a_killed_raylet_costs_the_cells_in_flight(cluster: RayCluster, single_host: Path, tmp_path: Path) -> None:
+    """Its workers notice after some seconds, so the points are long; two nodes are lost, one after the other."""
+    folder = tmp_path / "r"
+    with driver(cluster, *SWEEP, "--output-tokens", "1600", *into(folder)) as process:
+        for cells in (1, 3):
+            after(cells, folder, process)
+            wait_until(cluster.shards, "no launch is placed", 60)
+            parent(parent(parent(cluster.shards()[0]))).kill()
+            cluster.replace_killed()
+        _, err = process.communicate(timeout=240)
+    assert completed(process.returncode, err), err
+    assert "placed again" in err
+    assert "Traceback" not in err
+    assert sorted(line["cell"] for line in journal(folder)) == sorted(line["cell"] for line in journal(single_host))
 
 
 def test_a_killed_driver_leaves_nothing_and_goes_on(cluster: RayCluster, single_host: Path, tmp_path: Path) -> None:
