@@ -140,10 +140,16 @@ def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
 
 
 def _sampler(startup: StartupLog) -> SpeedSetting | None:
-    if startup.sampler is None or startup.sampler == "flashinfer":
+    sampler = startup.sampler
+    opted_out = sampler is None and startup.ready and (startup.vllm_version or "").startswith("0.20.")
+    if opted_out:  # vllm/v1/sample/ops/topk_topp_sampler.py of 0.20.2: asked for or silent
+        sampler = "off: vLLM 0.20 leaves it off unless it is asked for"
+    if sampler is None or sampler == "flashinfer":
         return None
-    state, _, why = startup.sampler.partition(": ")
+    state, _, why = sampler.partition(": ")
     advice = "unset VLLM_USE_FLASHINFER_SAMPLER" if state == "off" else "let FlashInfer's sampler work"
+    if opted_out:
+        advice = "set VLLM_USE_FLASHINFER_SAMPLER=1, and look at the answers once"
     if "12.9" in why or "CUDA" in why:
         advice = "use an image with CUDA 12.9 or later: on an RTX 50 card FlashInfer compiles with no older toolkit"
     return SpeedSetting(

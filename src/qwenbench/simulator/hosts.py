@@ -29,12 +29,6 @@ def typical_host() -> HostTimes:
     return mean_host(list(measured_hosts().values()))
 
 
-def host_range() -> tuple[HostTimes, HostTimes]:
-    """(fastest, slowest) of the machines that were measured, by the time that a kernel-by-kernel step takes them."""
-    hosts = sorted(measured_hosts().values(), key=lambda host: host.launch_ms)
-    return hosts[0], hosts[-1]
-
-
 def find_host(name: str | None) -> HostTimes:
     """A machine by name, `typical` (None), or a file of `qwenbench simulate --measure-host`. Raises UsageError."""
     hosts = measured_hosts()

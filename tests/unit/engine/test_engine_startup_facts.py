@@ -265,6 +265,18 @@ def test_settings_that_cost_speed_are_named_with_their_cost() -> None:
     assert "_topk_topp_kernel" in found[4].state
 
 
+@pytest.mark.parametrize(("version", "told"), [("0.20.2", ["sampler"]), ("0.26.0", [])])
+def test_vllm_020_leaves_flashinfers_sampler_off_without_a_word(version: str, told: list[str]) -> None:
+    log = parse_startup_log(
+        f"(EngineCore pid=1) INFO 01-01 00:00:00 [core.py:1] Initializing a V1 LLM engine (v{version}) with config: "
+        "model='m', device_config=cuda, enable_prefix_caching=True\n"
+        "(APIServer pid=1) INFO:     Application startup complete.\n"
+    )
+    found = speed_settings(log)
+    assert [setting.name for setting in found] == told
+    assert all("VLLM_USE_FLASHINFER_SAMPLER=1" in setting.advice for setting in found)
+
+
 def test_a_server_with_all_defaults_has_none() -> None:
     log = parse_startup_log(
         "INFO 01-01 00:00:00 [vllm.py:1109] Asynchronous scheduling is enabled.\n"
