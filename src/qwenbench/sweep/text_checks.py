@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from qwenbench.sweep.load_point import ReadyServer
     from qwenbench.sweep.sweep import Sweep
 
-_DUMMY = re.compile(r"--load[-_]format[= ]dummy\b")
+_LOAD_FORMAT = re.compile(r"--load[-_]format[= ](\S+)")
 _IF_RANDOM = (
     ". If the weights are random, so is this, and the times count all the same: --no-natural-stop-check leaves the "
     "check out (and --server-log FILE lets bench see --load-format dummy by itself)"
@@ -45,11 +45,12 @@ class TextChecks:
 
 
 def dummy_weights(startup: StartupLog, pids: Iterable[int]) -> bool:
-    """Whether the server's log, or the command line of one of its processes on this host, says that the weights are
-    random: then the text means nothing and is not judged."""
-    if str(startup.requested.get("load_format", "")).lower() == "dummy":
-        return True
-    return any(_DUMMY.search(command_line(pid)) for pid in pids)
+    """Whether the server's log says that the weights are random, or without one the command line of one of its
+    processes on this host: then the text means nothing and is not judged."""
+    if startup.requested:
+        return str(startup.requested.get("load_format", "")).lower() == "dummy"
+    # where the option is given twice, the last one counts
+    return any(_LOAD_FORMAT.findall(command_line(pid))[-1:] == ["dummy"] for pid in pids)
 
 
 async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> TextChecks:

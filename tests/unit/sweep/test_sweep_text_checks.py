@@ -79,9 +79,20 @@ def test_dummy_weights_are_seen_on_the_command_line_of_a_server_without_a_log(wo
     try:
         assert dummy_weights(StartupLog(), [server.pid])
         assert not dummy_weights(StartupLog(), [])
+        # its own log outranks how it was started
+        assert not dummy_weights(StartupLog(requested={"model": "m"}), [server.pid])
     finally:
         server.communicate(b"\n")
     assert not dummy_weights(StartupLog(), [server.pid])
+
+
+def test_of_a_load_format_that_is_given_twice_the_last_one_counts() -> None:
+    words = ("--load-format", "dummy", "--load-format=auto")
+    server = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
+    try:
+        assert not dummy_weights(StartupLog(), [server.pid])
+    finally:
+        server.communicate(b"\n")
 
 
 def test_answers_of_dummy_weights_are_not_judged_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
