@@ -10,6 +10,9 @@ from typing import Any
 
 from sweep_runs import free_port, journal, qwenbench, record, relatives, started, wait_until
 
+from qwenbench.analysis.run import load_run
+from qwenbench.report.answer import question_of
+
 SPACE = ("--launcher", "sim", "--scenario", "math", "--output-tokens", "4-8", "--vllm-arg=--sim-time-scale=0.1")
 
 
@@ -45,6 +48,8 @@ def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> N
               if one["step"]["kind"] == "Probe"}  # fmt: skip
     assert {(line["config"], line["launch"], line["point"]["repeat"]) for line in journal(folder)} == probes
     assert "What the search launched" in (folder / "report.html").read_text()
+    asked = question_of(load_run(folder))
+    assert (asked.users, [str(limit) for limit in asked.limits]) == (4, ["ttft_p50 <= 60,000 ms"])
 
 
 def test_a_configuration_that_does_not_start_is_data(tmp_path: Path) -> None:

@@ -16,6 +16,6 @@ def vllm() -> Iterator[Vllm]:
     if not home:
         pytest.fail("QWENBENCH_VLLM_HOME is not set: use `make test-vllm`, which installs vLLM first.")
     real = Vllm(Path(home))
-    assert real.processes() == [], "a server of an earlier run is still there"
+    others = set(real.processes())  # somebody else's, on a shared machine
     yield real
-    assert real.processes() == [], "a sweep left a server behind"
+    assert set(real.processes()) <= others, "a sweep left a server behind"

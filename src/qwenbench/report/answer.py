@@ -51,14 +51,16 @@ _SHELL_LABELS = {"bash": "bash", "powershell": "PowerShell", "compose": "compose
 
 
 def question_of(run: Run, users: int | None = None, slo: str | None = None) -> Question:
-    """What a page answers: the given users and limits, else the limits that the sweep was run with.
+    """What a page answers: the given users and limits, else what a search sought, or the limits of the sweep.
 
     Raises UsageError for a limit that is none.
     """
     if slo is not None:
         return Question(users=users, limits=parse_point_limits(slo))
-    options = run.meta.get("options")
+    options, sought = run.meta.get("options"), run.meta.get("tune")
     limits = options.get("slo") if isinstance(options, Mapping) else None
+    if isinstance(sought, Mapping):
+        users, limits = users or sought.get("users"), sought.get("limits")
     if not isinstance(limits, Mapping) or not limits:
         return Question(users=users)
     return Question(users=users, limits=parse_point_limits(",".join(f"{name}={limits[name]}" for name in limits)))

@@ -295,7 +295,7 @@ class _Probes:
             return
         limits = self._tuning.quest.limits
         counts: dict[str, tuple[int, int]] = {}
-        values, failed, saturated = [], 0, False
+        values, saturated = [], False
         for one in self._results:
             arrays = RequestArrays.of(one.requests)
             # the first request of every stream waits for all the others: no part of the steady load that is judged
@@ -306,13 +306,12 @@ class _Probes:
             for name, (within, trials) in counts_of(limits, latencies).items():
                 known = counts.get(name, (0, 0))
                 counts[name] = (known[0] + within, known[1] + trials)
-            failed += int((~arrays.ok).sum())
             saturated |= self._tuning.quest.open_loop and grows(latencies["ttft"])
             values.append(one.point["output_tokens_per_s"] if one.point["valid"] else None)
         known_values = [value for value in values if value is not None]
         value = float(np.mean(known_values)) if len(known_values) == len(values) else None
         seconds = time.monotonic() - self._began
-        self._steps.answer(self._asked.key, protocol.Probed(counts, value, seconds, failed, saturated))
+        self._steps.answer(self._asked.key, protocol.Probed(counts, value, seconds, saturated))
 
 
 def arms_of(tuning: Tuning) -> list[protocol.Arm]:

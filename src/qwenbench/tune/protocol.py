@@ -151,8 +151,6 @@ class Probed:
     value: float | None
     """Output tokens/s over the point's window; None: not known."""
     seconds: float
-    failed: int = 0
-    """Requests that failed: they are within no limit."""
     saturated: bool = False
     """Open loop: the queue grew all the time."""
 
