@@ -95,12 +95,12 @@ def command(
         note(f"interrupted. To go on: the same line with --run-id {shlex.quote(base)}")
         return INTERRUPTED
     found = _read(runs, rules, refused)
-    if not any(release.usable for release in found.all):
-        note("no version could be measured")
-        return 2
     _print(found, as_json=as_json, markdown=markdown, everything=everything)
     if not no_report and found.comparison is not None:
         _write_page(found, Path(out) / f"{base}-releases.html")
+    if not found.compared:
+        note("no version could be measured")
+        return 2
     status = FAILED if found.failed or any(statuses.values()) else 0
     return max(status, _gate_status(found)) if gate is not None and status == 0 else status
 
