@@ -82,10 +82,7 @@ def test_a_part_is_killed_and_the_run_goes_on(
     if not hit:
         assert len(done) == len(POINTS), "the part was gone before its moment, with the sweep still going"
 
-    began = folder / "run.json"
-    ended = (
-        qwenbench("sweep", "--resume", str(folder)) if began.exists() else qwenbench("sweep", *PLAN, *QUICK, *target)
-    )
+    ended = qwenbench("sweep", "--resume", str(folder))
     assert ended.completed, ended.err
     assert journal(folder)[: len(done)] == done, "a finished point was done again"
     rows = points(folder)
