@@ -258,7 +258,7 @@ class _Probes:
             return None
         self._tried.append(probe)
         plan = self._tuning.plan
-        rate = probe.load * self._tuning.quest.goal.unit if self._tuning.quest.open_loop else None
+        rate = round(probe.load * self._tuning.quest.goal.unit, 6) if self._tuning.quest.open_loop else None
         users = probe.load if rate is None else None
         self._waiting = [
             Cell(probe.config_id, probe.number, LoadPoint(point.scenario, point.profile, users, rate, probe.repeat))

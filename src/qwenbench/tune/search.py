@@ -65,6 +65,11 @@ class _Running:
     probes: Probes
 
 
+def _unmeasured(tried: Tried) -> bool:
+    """Its server ran, and no point of it was valid."""
+    return tried.value is None and tried.dropped in (None, NOTHING)
+
+
 class Search:
     """The search as its state; see the package's docstring for the protocol."""
 
@@ -125,7 +130,7 @@ class Search:
             record.dropped, record.fate = died, "failed"
         elif verdict == "broken":
             record.dropped, record.fate = "its limits are broken", "broken"
-        elif value is None and record.dropped is None:
+        elif value is None and not record.values and record.dropped is None:
             record.dropped, record.fate = NOTHING, "failed"
         self._path.append(
             Tried(launch.config_id, launch.number, launch.why, value, verdict, record.dropped, launch.card)
@@ -158,7 +163,7 @@ class Search:
         if left <= 0:
             self._ended = "no launches are left"
             return None
-        if len(self._path) >= UNMEASURED and all(tried.dropped == NOTHING for tried in self._path[-UNMEASURED:]):
+        if len(self._path) >= UNMEASURED and all(map(_unmeasured, self._path[-UNMEASURED:])):
             self._ended = f"nothing could be measured in {UNMEASURED} launches in a row: it is the client, or the load"
             return None
         belief, worth = self._belief(pending=True), self._chance_ok()

@@ -165,6 +165,18 @@ def test_it_ends_when_nothing_can_be_measured() -> None:
     assert (outcome.config_id, len(outcome.path)) == (None, 3) and "nothing could be measured" in outcome.ended
 
 
+def test_a_later_launch_without_a_valid_point_does_not_drop_what_was_measured() -> None:
+    class Busy(Bench):
+        def answer(self, step: Step) -> Answer:
+            found = super().answer(step)
+            again = step.number > 1 and isinstance(found, Probed)
+            return Probed({}, None, 1.0) if again else found
+
+    outcome = Busy().run(space(), rules=Rules(launches=4))
+    assert outcome.config_id is not None and outcome.dropped == {}
+    assert any(tried.value is None for tried in outcome.path), "one of them was launched again"
+
+
 def test_all_configurations_answer_the_same_requests() -> None:
     bench = Bench(noise=0.02)
     bench.run(space())
