@@ -43,6 +43,11 @@ def test_a_hostile_server_costs_a_sentence(
         monkeypatch.setenv(variable, value)
     url = f"http://127.0.0.1:{server.port}/{name}"
     command = [sys.executable, "-m", "qwenbench", "bench", "--url", url, *OPTIONS, *mode.options]
+    if mode.ends == "malformed" and not mode.name.startswith("endless"):
+        command += [
+            "--timeout",
+            "10",
+        ]  # what is wrong is seen at once: no busy machine shall reach the time limit first
     command += ["--out", str(tmp_path), "--run-id", "r"]
     runner = [sys.executable, str(HERE / "measured_command.py"), str(LIMIT_S), str(tmp_path / "cost.json")]
     ended = subprocess.run([*runner, *command], capture_output=True, text=True, check=True)
@@ -53,7 +58,10 @@ def test_a_hostile_server_costs_a_sentence(
 
     assert cost["status"] is not None, f"not over after {LIMIT_S} s: {said[-2000:]}"
     assert "Traceback" not in said, said[-4000:]
-    assert how_it_ended(mode, tmp_path / "r", cost["status"], said) == mode.ends, said[-2000:]
+    found = how_it_ended(mode, tmp_path / "r", cost["status"], said)
+    # a flood ends at its own limit or, on a busy machine, at the time's: both are limits that held
+    flood = mode.name.startswith("endless") and mode.ends == "malformed"
+    assert found == mode.ends or (flood and set(found.split(", ")) <= {"malformed", "timeout"}), said[-2000:]
     assert cost["peak_mib"] < MOST_MIB
     assert server.elsewhere == []
     assert all(line.isprintable() for line in said.splitlines()), "steers the terminal"

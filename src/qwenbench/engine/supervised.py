@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,19 +58,24 @@ class SupervisedProcess:
             options += ["--owner-start", str(start)]
         for name in {*secret_names, *remembered_variables()}:
             options += ["--secret", name]
-        supervisor = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-P",  # not from the folder that we happen to be in
-            "-m",
-            "qwenbench.engine.supervisor",
-            *options,
-            "--",
-            *argv,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, **env},
-            start_new_session=True,
-        )
+        ending = (signal.SIGTERM, signal.SIGINT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # inherited: they wait for the supervisor's own handlers
+        try:
+            supervisor = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # not from the folder that we happen to be in
+                "-m",
+                "qwenbench.engine.supervisor",
+                *options,
+                "--",
+                *argv,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env={**os.environ, **env},
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
         process = cls(supervisor)
         process.pid = await process._first
         return process

@@ -56,6 +56,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stop(_OWNER_GONE_GRACE_S))
+        # blocked by whoever started this process, so that a signal during the imports waits for these handlers
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         if not self._start(libc):
             return 127
         self._selector.register(wake_in, selectors.EVENT_READ, "wake")
