@@ -28,7 +28,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 MAX_LINES = 2_000_000
 """A body of more lines is `malformed`: 150,000 tokens take a third of it, and tens of millions would take minutes."""
 
-_LINE_END = re.compile(rb"\r\n|\n|\r")
+_EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
 _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")
@@ -93,13 +93,9 @@ def decode_stream(body: Body) -> StreamFacts:
         _read_plain_json(body.data, facts)
         return facts
     try:
-        if body.data.count(b"\n") + body.data.count(b"\r") > MAX_LINES:
+        if len(body.data) > MAX_LINES < body.data.count(b"\n") + body.data.count(b"\r"):
             raise _Broken(f"the stream has more than {MAX_LINES:,} lines")
-        if b"\r" in body.data:
-            for lines, end in _any_events(body.data, start, body.complete):
-                _read_lines(facts, lines, end)
-        else:
-            _read_fast(facts, body.data, start, body.complete)
+        _read_events(facts, body.data, start, body.complete)
         if not facts.token_ends and body.data.strip() and not _FIELD.search(body.data):
             raise _Broken("the body is neither a stream of events nor valid JSON")
     except _Broken as problem:
@@ -130,30 +126,40 @@ def token_times(body: Body, facts: StreamFacts, stamps: npt.NDArray[np.int64]) -
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """The bytes of an event before and after its only text, which is that of `key`."""
+    """The bytes of an event before and after its only text, which is that of `key`: quotes and the event's end too."""
 
     prefix: bytes
-    suffix: bytes
+    rest: bytes
     key: str
 
 
-def _read_fast(facts: StreamFacts, data: bytes, at: int, complete: bool) -> None:
-    """Read events whose lines end in LF, from `at` on."""
+def _read_events(facts: StreamFacts, data: bytes, at: int, complete: bool) -> None:
+    """Read the events from `at` on, whatever their line ends."""
     shape: _Shape | None = None
+    only_lf = b"\r" not in data
     while not facts.done and facts.error is None:
         if shape is not None:
             at = _take_run(facts, data, at, shape)
-        end = data.find(b"\n\n", at)
-        if end < 0:
-            if len(data) - at > MAX_EVENT_BYTES:
-                raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-            if complete:
-                _read_block(facts, data[at:], len(data))
+        if only_lf:
+            stop = data.find(b"\n\n", at)
+            end = stop + 2
+        else:
+            match = _EVENT_END.search(data, at)
+            stop, end = match.span() if match is not None else (-1, -1)
+        if stop < 0:
+            stop = end = len(data)
+        if stop - at > MAX_EVENT_BYTES:
+            raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+        if at == len(data) or (stop == end and not complete):
             return
-        key = _read_block(facts, data[at:end], end + 2)
+        lines = data[at:stop].splitlines()
+        if len(lines) == 1 and lines[0].startswith(b"data: "):
+            key = _read_event(facts, lines[0][6:], end)
+        else:
+            key = _read_lines(facts, lines, end)
         if key is not None:
             shape = _shape(data[at:end], key) or shape
-        at = end + 2
+        at = end
 
 
 def _take_run(facts: StreamFacts, data: bytes, at: int, shape: _Shape) -> int:
@@ -161,23 +167,22 @@ def _take_run(facts: StreamFacts, data: bytes, at: int, shape: _Shape) -> int:
 
     It stops at whatever does not fit exactly, which is then read (or refused) as JSON.
     """
-    prefix, suffix = shape.prefix, shape.suffix
-    before, after = len(prefix), len(suffix)
+    prefix, rest = shape.prefix, shape.rest
+    before, after = len(prefix), len(rest)
     texts = facts.reasoning if shape.key in _REASONING_KEYS else facts.answer
     ends = facts.token_ends
     already = len(ends)
-    find, fits_before, fits_behind = data.find, data.startswith, data.endswith
+    find, fits = data.find, data.startswith
     add_text, add_end = texts.append, ends.append
-    while fits_before(prefix, at):
+    while fits(prefix, at):
         start = at + before
-        end = find(b"\n\n", start)
-        if end < 0 or not fits_behind(suffix, start, end):
+        end = find(b'"', start)
+        text = _plain(data[start:end])
+        if text is None or "\\" in text or not text.isprintable():
+            end, text = _unescape(data, start)
+        if text is None or not fits(rest, end):
             break
-        raw = data[start : end - after]
-        text = _unescape(raw) if b"\\" in raw or b'"' in raw else _plain(raw)
-        if text is None:
-            break
-        at = end + 2
+        at = end + after
         if text:
             add_text(text)
             add_end(at)
@@ -196,12 +201,14 @@ def _plain(raw: bytes) -> str | None:
         return None
 
 
-def _unescape(raw: bytes) -> str | None:
-    """The text of the inside of a JSON string; None where that is not all there is (further fields, bad escapes)."""
+def _unescape(data: bytes, start: int) -> tuple[int, str | None]:
+    """The end of the JSON string whose inside begins at `start`, and its text; None where it is no valid one."""
+    match = _STRING_REST.match(data, start)
+    assert match is not None
     try:
-        return str(orjson.loads(b'"' + raw + b'"'))
+        return match.end(), str(orjson.loads(data[start - 1 : match.end() + 1]))
     except orjson.JSONDecodeError:
-        return None
+        return match.end(), None
 
 
 def _shape(event: bytes, key: str) -> _Shape | None:
@@ -215,19 +222,8 @@ def _shape(event: bytes, key: str) -> _Shape | None:
     return None
 
 
-def _read_block(facts: StreamFacts, block: bytes, end: int) -> str | None:
-    """Read one event of lines that end in LF; returns the key of its text when that is all it carries."""
-    if len(block) > MAX_EVENT_BYTES:
-        raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-    if block.startswith(b"data: ") and b"\n" not in block:
-        return _read_event(facts, block[6:], end)
-    return _read_lines(facts, block.split(b"\n"), end)
-
-
 def _read_lines(facts: StreamFacts, lines: list[bytes], end: int) -> str | None:
-    """Read one event of lines; see `_read_block` for what is returned."""
-    if facts.done or facts.error is not None:
-        return None
+    """Read one event of lines; returns the key of its text when that is all it carries."""
     parts = []
     kind = b""
     for line in lines:
@@ -272,30 +268,8 @@ def _words(data: bytes) -> str:
     return error_message(document) if isinstance(document, dict) else data.decode("utf-8", "replace")
 
 
-def _any_events(data: bytes, at: int, complete: bool) -> Iterator[tuple[list[bytes], int]]:
-    """Events with CR, LF or CRLF line ends from `at` on, as (lines, offset after the event)."""
-    lines: list[bytes] = []
-    for match in _LINE_END.finditer(data, at):
-        line = data[at : match.start()]
-        at = match.end()
-        if len(line) > MAX_EVENT_BYTES:
-            raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        if line:
-            lines.append(line)
-            continue
-        yield lines, at
-        lines = []
-    rest = data[at:]
-    if complete and (rest or lines):
-        yield [*lines, rest] if rest else lines, len(data)
-    elif len(rest) > MAX_EVENT_BYTES:
-        raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-
-
 def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
-    """Take in one event's data; see `_read_block` for what is returned."""
-    if facts.done or facts.error is not None:
-        return None
+    """Take in one event's data; see `_read_lines` for what is returned."""
     if data == b"[DONE]":
         facts.done = True
         return None

@@ -171,6 +171,7 @@ def test_error_event_after_200_is_no_success() -> None:
         ([(1, b'data: {"x": "\xff\xfe"}\n\n')], "malformed"),
         ([(1, delta(content="a")), (2, delta(content="b").replace(b'"b"', b'"\xff"'))], "malformed"),
         ([(1, delta(content="a")), (2, delta(content="b").replace(b'"b"', b'"\\q"'))], "malformed"),
+        ([(1, delta(content="a")), (2, delta(content="b").replace(b'"b"', b'"b\nc"'))], "malformed"),
         ([(1, b"data: [1]\n\n")], "empty"),
         ([(1, b"data: {}\n\n")], "empty"),
         ([(1, b'data: {"choices": {}}\n\n')], "malformed"),
