@@ -62,7 +62,7 @@ def main() -> None:
         exchange, stamps = streams[number % len(streams)]
         number += 1
         body = cut_body(exchange)
-        facts = decode_stream(body)
+        facts = decode_stream(body.data)
         times = token_times(body, facts, stamps)
         assert facts.error is None
         assert times is not None

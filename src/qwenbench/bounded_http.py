@@ -7,6 +7,7 @@ that never ends, floods or points elsewhere costs a sentence and neither memory 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,16 @@ class NoReplyError(Exception):
     def __init__(self, kind: NoReplyKind, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+_API_PATH = re.compile(r"(?<![:/])/+(?:v1|(?:chat/+)?completions|models)/*$")
+
+
+def server_base(url: str) -> str:
+    """A server's address without what its API's paths begin with, which people copy along: `http://host/v1/`."""
+    while _API_PATH.search(url):
+        url = _API_PATH.sub("", url)
+    return url.rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.bounded_http import NoReplyError, ask, ask_lines
+from qwenbench.bounded_http import NoReplyError, ask, ask_lines, server_base
 from qwenbench.server_words import error_message, visible
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -59,6 +59,14 @@ async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 
 async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.read()  # until the other side gives up
+
+
+@pytest.mark.parametrize("base", ["http://h:8000", "https://models", "http://v1", "http://h/serve/x"])
+@pytest.mark.parametrize(
+    "rest", ["", "/", "/v1", "/v1/", "//v1//", "/v1/v1", "/v1/chat/completions", "/v1/completions/", "/v1/models"]
+)
+def test_an_address_is_taken_however_much_of_the_api_it_holds(base: str, rest: str) -> None:
+    assert server_base(base + rest) == base
 
 
 async def test_an_answer_and_its_json() -> None:

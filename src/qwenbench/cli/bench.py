@@ -72,12 +72,13 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
     """
     import aiohttp
 
+    from qwenbench.bounded_http import server_base
     from qwenbench.engine.config import ServerConfig
     from qwenbench.errors import UsageError
     from qwenbench.sweep.probing import check_served, model_facts, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 
-    base = url.rstrip("/").removesuffix("/v1")
+    base = server_base(url)
     named = options.served_model_name or model
     headers = resolve_headers(options)
     starting = "startup_timeout_s" in options.model_fields_set

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from qwenbench.bounded_http import server_base
 from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
@@ -174,7 +175,9 @@ class AttachedLauncher:
             raise UsageError(f"--url {url!r}: give the server's address, e.g. http://127.0.0.1:8000")
         if parts.username or parts.password:
             raise UsageError("--url: leave the user name and password out and use --api-key-env or --header-env.")
-        self.url = url.rstrip("/").removesuffix("/v1")
+        if parts.query or parts.fragment:
+            raise UsageError("--url: leave out what follows the path (? or #); a header is given with --header-env.")
+        self.url = server_base(url)
         self.simulated = False
         self.pids: tuple[int, ...] = ()
         """The server's processes on this host, where they were found."""

@@ -117,7 +117,7 @@ def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ())
     body = cut_body(exchange)
     facts = StreamFacts()
     if exchange.status == 200:
-        facts = decode_stream(body)
+        facts = decode_stream(body.data, body.complete)
     stamps = np.frombuffer(exchange.stamps, np.int64) if len(exchange.stamps) else np.zeros(0, np.int64)
     times = token_times(body, facts, stamps)
     error, detail = _outcome(exchange, body, facts)
@@ -141,7 +141,17 @@ def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ())
     _fill_usage(row, facts.usage)
     row["disagreement"] = _settle(row, facts)
     row["tokens_from"] = None if row["output_tokens"] is None else "usage"
-    return Digest(row, "".join(facts.answer), "".join(facts.reasoning))
+    return Digest(row, _joined(facts.answer), _joined(facts.reasoning))
+
+
+def _joined(texts: list[str]) -> str:
+    """One text of its pieces; surrogates that came in two pieces are one character, a lone one is U+FFFD."""
+    text = "".join(texts)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def lost_row(sending: Sending, sent_ns: int, detail: str) -> RequestRow:
@@ -256,6 +266,8 @@ def _outcome(exchange: RawExchange, body: Body, facts: StreamFacts) -> tuple[str
         return "reset", "the answer ended before HTTP's own end of it"
     if not facts.token_ends:
         return "empty", _empty_detail(facts)
+    if not (facts.done or facts.finish_reason or facts.counted_up):
+        return "reset", "the stream ended in mid-answer: no [DONE], no finish_reason and no usage came"
     return None, None
 
 

@@ -11,6 +11,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import pyarrow as pa
 
+from qwenbench.bounded_http import server_base
 from qwenbench.errors import UsageError
 from qwenbench.workload.sessions import SessionPlan
 
@@ -187,7 +188,7 @@ def address_of(target: Target) -> Address:
     if target.endpoint not in ENDPOINT_PATHS:
         known = " or ".join(ENDPOINT_PATHS)
         raise UsageError(f"endpoint {target.endpoint!r} is not known; use {known}")
-    prefix = parts.path.rstrip("/").removesuffix("/v1")
+    prefix = server_base(parts.path)
     if port is None:
         port = 443 if parts.scheme == "https" else 80
     proxied = _has_proxy(parts.scheme, parts.hostname)

@@ -11,6 +11,7 @@ JSON is parsed a few times per stream and not once per token.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -37,8 +38,10 @@ _PART_KEYS = ("text", *_REASONING_KEYS, "content", "summary", "parts", "value", 
 _FURTHER_KEYS = ("reasoning_details", "thinking_blocks", "audio")
 """Of a delta, looked at when it has no other text: some servers send the same text under two names."""
 _ERROR_WORDS = re.compile(rb"\b(?:error|exception|failed)\b", re.IGNORECASE)
-_FAILED_REASONS = ("error", "abort")
-"""Values of finish_reason with which an answer has failed."""
+_FAILED_REASONS = frozenset(
+    "error abort aborted cancelled canceled failed timeout network_error insufficient_system_resource".split()
+)
+"""Values of finish_reason with which an answer has failed (SGLang, TensorRT-LLM, Zhipu, DeepSeek)."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_REMARK = 400
 """Bytes of event data that is no JSON and still may be a keep-alive rather than a broken chunk."""
@@ -66,6 +69,8 @@ class StreamFacts:
     finish_reason: str | None = None
     done: bool = False
     """[DONE] was seen."""
+    counted_up: bool = False
+    """A usage beside no choice was seen, as it comes after the last chunk."""
     error: str | None = None
     detail: str | None = None
 
@@ -85,18 +90,18 @@ class _Broken(Exception):
     """An event that cannot be read; the message has no content of the stream in it."""
 
 
-def decode_stream(body: Body) -> StreamFacts:
+def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
     """Read every event of a response body. Problems are told in `error` and `detail`, nothing is raised."""
     facts = StreamFacts()
-    start = len(_BYTE_ORDER_MARK) if body.data.startswith(_BYTE_ORDER_MARK) else 0
-    if body.data[start : start + 256].lstrip()[:1] in (b"{", b"["):
-        _read_plain_json(body.data, facts)
+    start = len(_BYTE_ORDER_MARK) if data.startswith(_BYTE_ORDER_MARK) else 0
+    if data[start : start + 256].lstrip()[:1] in (b"{", b"["):
+        _read_plain_json(data, facts)
         return facts
     try:
-        if len(body.data) > MAX_LINES < body.data.count(b"\n") + body.data.count(b"\r"):
+        if len(data) > MAX_LINES < data.count(b"\n") + data.count(b"\r"):
             raise _Broken(f"the stream has more than {MAX_LINES:,} lines")
-        _read_events(facts, body.data, start, body.complete)
-        if not facts.token_ends and body.data.strip() and not _FIELD.search(body.data):
+        _read_events(facts, data, start, complete)
+        if not facts.token_ends and data.strip() and not _FIELD.search(data):
             raise _Broken("the body is neither a stream of events nor valid JSON")
     except _Broken as problem:
         facts.error, facts.detail = "malformed", str(problem)
@@ -274,8 +279,8 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
         facts.done = True
         return None
     try:
-        event = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        event = _parsed(data)
+    except ValueError:
         _read_remark(facts, data)
         return None
     if isinstance(event, list) and event:
@@ -289,6 +294,7 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
     usage = _usage_of(event, choices)
     if usage is not None:
         _take_usage(facts, usage)
+        facts.counted_up |= not choices
     if choices is None:
         if usage is None:
             facts.passed_over += 1  # `{"type": "ping"}`, metadata of a gateway
@@ -310,6 +316,20 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
         facts.mark_end = end
     plain = len(choices) == 1 and usage is None and key is not None
     return key if plain and not choices[0].get("finish_reason") else None
+
+
+def _parsed(data: bytes) -> Any:
+    """The JSON of an event. Raises ValueError.
+
+    orjson is strict: Python's servers write NaN, JavaScript's gateways cut a character into its two surrogates.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            return json.loads(data.decode())
+        except RecursionError as problem:
+            raise ValueError("nested too deeply") from problem
 
 
 def _read_remark(facts: StreamFacts, data: bytes) -> None:

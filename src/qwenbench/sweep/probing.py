@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 
@@ -15,6 +15,7 @@ from qwenbench.bounded_http import NoReplyError, Reply, ask
 from qwenbench.engine.readiness import model_names
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
+from qwenbench.load.sse import StreamFacts, decode_stream
 from qwenbench.load.text_tokens import text_tokens
 from qwenbench.server_words import visible
 from qwenbench.workload.prompts import Prompt
@@ -25,14 +26,14 @@ QUESTION_S = 15.0
 _LOOK_S = 5.0
 _PAUSE_S = 0.25
 _TELL_AFTER_S = 1.0
-_END_MARK = b"data: [DONE]"
+_END_MARK = b"[DONE]"
 _PROBE_BYTES = 1024 * 1024
 _ROUNDS = 16
 """A strict server may name its refusals one by one."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")
-_COUNTED = re.compile(rb'"(?:completion_tokens|output_tokens|predicted_n)": ?"?[1-9]')
-"""A usage, or what stands for one, that counted something."""
+_FIELD_STATUS = (400, 422, 500, 501)
+"""HTTP statuses with which servers refuse a field."""
 _NEEDED = frozenset({"model", "messages", "prompt", "stream", "max_tokens", "max_completion_tokens"})
 _OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "stream_options"}
 
@@ -67,8 +68,12 @@ async def wait_for_server(
         left = deadline - time.monotonic()
         look = _Look(session, base_url, headers, max(0.5, min(_LOOK_S, left)))
         models = await look.models()
-        if models is not None or await look.health() or (model and await look.request(model, endpoint)):
+        # /health is often open where the rest is not
+        present = models is not None or (look.denied is None and await look.health())
+        if present or (model and await look.request(model, endpoint)):
             return Presence(models or (), await server_version(session, base_url, headers))
+        if look.denied is not None:
+            raise UsageError(f"--url {base_url}: {look.denied}.")
         seen = "; ".join(look.seen)
         if look.refused and not starting:
             raise UsageError(
@@ -93,6 +98,8 @@ class _Look:
         self.seen: list[str] = []
         self.refused = False
         """Nobody listens there."""
+        self.denied: str | None = None
+        """What it says of the key, where that is not enough."""
         self._session = session
         self._url = base_url
         self._headers = headers
@@ -132,7 +139,7 @@ class _Look:
             return None
         if reply.status in (401, 403):
             given = "does not accept the key it was given" if self._headers else "wants a key: --api-key-env NAME"
-            raise UsageError(f"--url {self._url}: {given} (HTTP {reply.status} for {path}: {reply.words()}).")
+            self.denied = f"{given} (HTTP {reply.status} for {path}: {reply.words()})"
         if reply.status != 200:
             self.seen.append(f"{path}: HTTP {reply.status}: {reply.words(120)}")
         return reply
@@ -246,6 +253,13 @@ async def probe_fields(
     return found
 
 
+class _Refusal(NamedTuple):
+    reply: Reply
+    words: str
+    of_fields: bool
+    """Whether a field may be the reason."""
+
+
 class _FieldProbing:
     def __init__(
         self,
@@ -260,44 +274,44 @@ class _FieldProbing:
         self._headers = headers
         self._body = body
         self._timeout_s = timeout_s
-        self._refused: list[str] = []
         self._words = ""
-        self._length_field = "max_tokens" if "max_tokens" in body else "max_completion_tokens"
+        self._accepted: StreamFacts | None = None
 
     async def run(self) -> FieldProbe:
+        """Leave out what a refusal names until one is accepted, then put back what may have been named by chance."""
+        whole = dict(self._body)
+        doubtful: list[str] = []
         for _ in range(_ROUNDS):
-            reply = await self._send(self._body)
-            if reply.status == 200:
-                return self._found(reply)
-            self._words = self._words or f"HTTP {reply.status}: {reply.words()}"
-            if reply.status not in (400, 422, 500, 501):
+            refusal = await self._refusal(self._body)
+            if refusal is None:
                 break
-            if not self._leave_out(self._named(reply)):
-                return await self._one_by_one()
-        return self._failed(self._words)
+            self._words = self._words or refusal.words
+            names, sure = self._named(refusal.reply) if refusal.of_fields else ([], False)
+            if not names:
+                return FieldProbe(failed=refusal.words)
+            doubtful += [] if sure else names
+            self._body = {name: value for name, value in self._body.items() if name not in names}
+            if "max_tokens" in names:
+                self._body["max_completion_tokens"] = whole["max_tokens"]
+        for name in doubtful:
+            fuller = {**self._body, name: whole[name]}
+            if name == "max_tokens":
+                del fuller["max_completion_tokens"]
+            if await self._refusal(fuller) is None:
+                self._body = fuller
+        return self._found(whole)
 
-    async def _one_by_one(self) -> FieldProbe:
-        """No refusal names a field: try each alone beside what every request needs."""
-        plain = {name: value for name, value in self._body.items() if name in _NEEDED}
-        reply = await self._send(plain)
-        if reply.status != 200:
-            return self._failed(f"HTTP {reply.status}: {reply.words()}")
-        for name in [name for name in self._body if name not in _NEEDED]:
-            one = await self._send({**plain, name: self._body[name]})
-            if one.status != 200:
-                self._leave_out([name])
-        reply = await self._send(self._body)
-        return self._found(reply) if reply.status == 200 else self._failed(f"HTTP {reply.status}: {reply.words()}")
+    def _found(self, whole: Mapping[str, Any]) -> FieldProbe:
+        facts = self._accepted
+        if facts is None:
+            return FieldProbe(failed=self._words)
+        refused = tuple(name for name in whole if name not in self._body and name not in _NEEDED)
+        limit = "max_completion_tokens" if "max_completion_tokens" in self._body else "max_tokens"
+        return FieldProbe(refused, self._words, limit, facts.most_tokens > 0, facts.detail)
 
-    def _failed(self, why: str) -> FieldProbe:
-        return FieldProbe(tuple(self._refused), self._words, self._length_field, failed=why)
-
-    def _found(self, reply: Reply) -> FieldProbe:
-        usage = _COUNTED.search(reply.body) is not None
-        return FieldProbe(tuple(self._refused), self._words, self._length_field, usage)
-
-    async def _send(self, body: Mapping[str, Any]) -> Reply:
-        return await ask(
+    async def _refusal(self, body: Mapping[str, Any]) -> _Refusal | None:
+        """What the server says against a body; None when it accepts it."""
+        reply = await ask(
             self._session,
             self._url,
             headers=self._headers,
@@ -306,33 +320,31 @@ class _FieldProbing:
             max_bytes=_PROBE_BYTES,
             until=_END_MARK,
         )
+        if reply.status != 200:
+            return _Refusal(reply, f"HTTP {reply.status}: {reply.words()}", reply.status in _FIELD_STATUS)
+        facts = decode_stream(reply.body)
+        if facts.error == "stream_error":
+            return _Refusal(reply, visible(facts.detail or ""), True)
+        self._accepted = facts
+        return None
 
-    def _leave_out(self, names: Sequence[str]) -> bool:
-        for name in names:
-            if name == "max_tokens":
-                self._length_field = "max_completion_tokens"
-                self._body[self._length_field] = self._body.pop(name)
-            else:
-                self._body.pop(name, None)
-                self._refused.append(name)
-        return bool(names)
+    def _named(self, reply: Reply) -> tuple[list[str], bool]:
+        """The fields of the body that a refusal names, or all that are not needed; and whether it is sure of them.
 
-    def _named(self, reply: Reply) -> list[str]:
-        """The fields of the body that a refusal names: where it says which (`param`, `loc`), else anywhere."""
+        It is where it says so (`param`, `loc`), or names one. A list may be of what it does know, or an echo.
+        """
         document = reply.json()
-        places = list(_places(document)) if isinstance(document, dict) else []
+        places = " ".join(_places(document)) if isinstance(document, dict) else ""
         text = reply.body[:65536].decode("utf-8", "replace")
-        candidates = [name for name in self._body if name not in _NEEDED]
-        if "max_tokens" in self._body and "max_completion_tokens" in text:
-            candidates.append("max_tokens")
-        for said in (" ".join(places), text):
+        for said in (places, text):
             words = set(re.findall(r"\w+", said))
             words |= {_OTHER_NAMES[word] for word in words if word in _OTHER_NAMES}
-            found = [name for name in candidates if name in words]
-            # an answer that echoes the whole request names everything, and so nothing
-            if found and (len(found) < len(candidates) or len(candidates) == 1):
-                return found
-        return []
+            found = [name for name in self._body if name in words and name not in _NEEDED]
+            if "max_tokens" in words & self._body.keys() and "max_completion_tokens" in text:
+                found.append("max_tokens")
+            if found:
+                return found, said is places or len(found) == 1
+        return [name for name in self._body if name not in _NEEDED], False
 
 
 def _places(value: Any) -> list[str]:

@@ -113,6 +113,7 @@ def test_an_end_mark_with_blanks_is_one() -> None:
         (b'data: {"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}\n\n', "insufficient"),
         (b'data: {"status":"error","message":"boom"}\n\n', "boom"),
         (delta("error"), "finish_reason 'error'"),
+        (delta("insufficient_system_resource"), "insufficient_system_resource"),
     ],
 )
 def test_errors_in_a_stream_keep_the_servers_words(event: bytes, words: str) -> None:
@@ -201,6 +202,27 @@ def test_a_usage_of_zeros_is_contradicted_by_the_chunks() -> None:
     row = row_of((5, A), (8, B), (9, usage(0)), (9, DONE))
     assert (row["error"], row["output_tokens"], row["ttft_ms"], row["e2e_ms"]) == (None, None, 5, 8)
     assert row["disagreement"] == "usage and chunks: usage says 0 tokens, but 2 chunks carried text"
+
+
+def test_what_python_and_javascript_write_as_json_is_read() -> None:
+    nan = A.replace(b'"logprobs":null', b'"logprobs":NaN')
+    halves = [B.replace(b'"b"', half) for half in (b'"\\ud83d"', b'"\\ude00"')]
+    one = decoded(events([(5, nan), (6, halves[0]), (8, halves[1]), (9, usage(3)), (9, DONE)]))
+    assert plain(one.row) == (None, 5, 8, 3, 3)
+    assert one.answer == "a\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("last", [b": bye\n\n", b"Traceback (most recent call last):\n", delta(content="c")])
+def test_a_stream_that_stops_without_a_word_is_no_answer(last: bytes) -> None:
+    """As a proxy ends it, cleanly, whose server died."""
+    row = row_of((5, A), (8, B), (9, last))
+    assert (row["error"], row["ttft_ms"]) == ("reset", 5)
+    assert "no [DONE], no finish_reason and no usage" in row["error_detail"]
+
+
+@pytest.mark.parametrize("last", [DONE, delta("stop"), usage(2)])
+def test_each_of_the_ends_is_enough(last: bytes) -> None:
+    assert row_of((5, A), (8, B), (9, last))["error"] is None
 
 
 def test_zeros_after_a_usage_that_counted_are_no_news() -> None:

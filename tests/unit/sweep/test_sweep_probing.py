@@ -93,6 +93,14 @@ async def test_a_key_goes_with_every_question() -> None:
         await found(key="wrong", **paths)
 
 
+async def test_a_list_of_models_that_is_not_given_out_is_no_refusal_of_the_load() -> None:
+    closed, models = always(403, {"error": "not yours to list"}), MODELS
+    assert (await found(model="m", models=closed, health=always(), chat=always())).models == ()
+    with pytest.raises(UsageError, match="wants a key"):  # an open /health says nothing of the rest
+        await found(model="m", models=closed, health=always(), chat=closed)
+    assert (await found(models=models, chat=closed)).models == ("m",)
+
+
 async def test_a_redirect_is_refused_at_once_and_names_its_target() -> None:
     with pytest.raises(UsageError, match=r"redirect .* to http://127.0.0.2:9/x, which is not followed"):
         await found(limit_s=600, models=always(307, Location="http://127.0.0.2:9/x"))
@@ -162,6 +170,11 @@ UNKNOWN = {"top_k", "min_p", "chat_template_kwargs", "ignore_eos", "min_tokens",
         lambda bad, body: {"error": f"create() got an unexpected keyword argument '{bad[0]}'"},
         lambda bad, body: {"error": "something is wrong with your request", "body": body},
         lambda bad, body: {"error": "no"},
+        # Rust's servers (TGI, Dynamo, mistral.rs) list what they do know
+        lambda bad, body: (
+            f"Failed to deserialize the JSON body: unknown field `{bad[0]}`, expected one of `messages`, `model`, "
+            "`max_tokens`, `max_completion_tokens`, `temperature`, `top_p`, `seed`, `stream`"
+        ),
     ],
 )
 @pytest.mark.parametrize("status", [400, 422, 500])
@@ -185,6 +198,49 @@ async def test_a_server_that_wants_another_name_for_the_limit() -> None:
     probe = await probed(refusing({"max_tokens"}, lambda bad, body: {"error": {"message": words}}))
     assert (probe.length_field, probe.refused) == ("max_completion_tokens", ())
     assert "max_tokens (sent as max_completion_tokens)" in (probe.note() or "")
+
+
+@pytest.mark.parametrize("words", ["`temperature` and `top_k` cannot both be specified", "bad request"])
+async def test_of_two_fields_that_go_alone_one_is_kept(words: str) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if {"temperature", "top_k"} <= set(await request.json()):
+            return web.json_response({"error": {"message": words}}, status=400)
+        return web.Response(body=GOOD + END)
+
+    assert (await probed(answer)).refused == ("top_k",)
+
+
+async def test_a_refusal_in_a_stream_that_began_well_is_one() -> None:
+    def words(bad: list[str], _: dict[str, Any]) -> dict[str, Any]:
+        return {"error": {"message": f"litellm.UnsupportedParamsError: {bad[0]}"}}
+
+    async def answer(request: web.Request) -> web.Response:
+        refusal = await refusing({"top_k", "min_p"}, words)(request)
+        if refusal.status == 200:
+            return refusal
+        return web.Response(body=b"data: " + refusal.body + b"\n\n")
+
+    probe = await probed(answer)
+    assert set(probe.refused) == {"top_k", "min_p"}
+    assert "UnsupportedParamsError: min_p" in (probe.note() or "")
+
+
+async def test_a_server_that_stumbles_once_loses_no_field() -> None:
+    stumbled = []
+
+    async def answer(_: web.Request) -> web.Response:
+        if not stumbled:
+            stumbled.append(True)
+            return web.Response(status=500, text="Internal Server Error")
+        return web.Response(body=GOOD + END)
+
+    probe = await probed(answer)
+    assert (probe.refused, probe.note(), probe.failed) == ((), None, None)
+
+
+async def test_a_server_that_does_not_stream_is_told() -> None:
+    probe = await probed(always(document={"choices": [{"message": {"content": "a"}}], "usage": {}}))
+    assert "one JSON document instead of a stream" in (probe.failed or "")
 
 
 async def test_a_field_of_the_users_own_is_not_dropped_in_silence() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from qwenbench.bounded_http import server_base
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.files import replacing
 from qwenbench.workload.importing.dataset_files import read_rows
@@ -99,7 +100,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def from_server(base_url: str, model: str | None, headers: dict[str, str] | None = None) -> TokenCounter:
     """Counts with a server's /tokenize, asked once at once. Raises UsageError when it does not answer."""
-    base = base_url.rstrip("/").removesuffix("/v1")
+    base = server_base(base_url)
     if not base.startswith(("http://", "https://")):
         raise UsageError(f"--url {base_url}: must begin with http:// or https://.")
 
