@@ -211,14 +211,11 @@ async def test_of_two_fields_that_go_alone_one_is_kept(words: str) -> None:
 
 
 async def test_a_refusal_in_a_stream_that_began_well_is_one() -> None:
-    def words(bad: list[str], _: dict[str, Any]) -> dict[str, Any]:
-        return {"error": {"message": f"litellm.UnsupportedParamsError: {bad[0]}"}}
-
     async def answer(request: web.Request) -> web.Response:
-        refusal = await refusing({"top_k", "min_p"}, words)(request)
-        if refusal.status == 200:
-            return refusal
-        return web.Response(body=b"data: " + refusal.body + b"\n\n")
+        bad = sorted(set(await request.json()) & {"top_k", "min_p"})
+        if bad:
+            return web.Response(text=f'data: {{"error":{{"message":"UnsupportedParamsError: {bad[0]}"}}}}\n\n')
+        return web.Response(body=GOOD + END)
 
     probe = await probed(answer)
     assert set(probe.refused) == {"top_k", "min_p"}
@@ -226,7 +223,7 @@ async def test_a_refusal_in_a_stream_that_began_well_is_one() -> None:
 
 
 async def test_a_server_that_stumbles_once_loses_no_field() -> None:
-    stumbled = []
+    stumbled: list[bool] = []
 
     async def answer(_: web.Request) -> web.Response:
         if not stumbled:
