@@ -153,8 +153,8 @@ class _Log:
         told = any(_is_cause(text) for _, text in self.final)
         for found in (self.final,) if told else (self.final, self.evident):
             case = (
-                _first(rules.RULES, found) or self._out_of_memory(found) or _first(rules.CONSEQUENCES, found)
-                or _first(rules.DOCKER_RULES, found)
+                _first("causes", found) or self._out_of_memory(found) or _first("consequences", found)
+                or _first("docker", found)
             )  # fmt: skip
             if case is not None:
                 return case
@@ -166,9 +166,9 @@ class _Log:
             return None
         text = found[at][1]
         kind = self._memory_kind([line for _, line in found[at:]])
-        advice = rules.OOM_ADVICE[kind]
+        advice = rules.advice_on(kind)
         if "CUDA driver error" in text or "AcceleratorError" in text or any("WSL" in line.text for line in self.lines):
-            advice += rules.OOM_WSL
+            advice += " " + rules.advice_on("oom_wsl")
         if others := rules.OTHERS_MEMORY.search(text):
             advice += f" Another process on the card holds {others['size']}."
         return kind, text.strip(), advice
@@ -262,8 +262,8 @@ def _is_cause(text: str) -> bool:
     return _EXCEPTION.match(text.strip()) is not None and rules.SECONDHAND.search(text) is None
 
 
-def _first(table: Sequence[rules.Rule], found: Sequence[tuple[int, str]]) -> tuple[str, str, str] | None:
-    for rule in table:
+def _first(table: rules.Table, found: Sequence[tuple[int, str]]) -> tuple[str, str, str] | None:
+    for rule in rules.rules(table):
         for _, text in found:
             if rule.pattern.search(text):
                 return rule.kind, text.strip(), rule.advice
@@ -271,7 +271,7 @@ def _first(table: Sequence[rules.Rule], found: Sequence[tuple[int, str]]) -> tup
 
 
 def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, str, str]:
-    if any(_DOCKER.match(text) for _, text in log.evident) and (case := _first(rules.DOCKER_RULES, log.evident)):
+    if any(_DOCKER.match(text) for _, text in log.evident) and (case := _first("docker", log.evident)):
         return case
     if case := log.known():
         return case
@@ -287,14 +287,14 @@ def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, s
         return "engine_died", cause, ""
     if log.died is not None:
         if any(_CORE_KILLED.search(line.text) for line in log.lines):
-            return "killed", log.died, rules.KILLED_ADVICE
-        return "engine_died_silently", log.died, rules.SILENT_ADVICE
+            return "killed", log.died, rules.advice_on("killed")
+        return "engine_died_silently", log.died, rules.advice_on("silent")
     if exit_code in _KILLED:
-        return "killed", _with_last_line("killed by signal 9", log), rules.KILLED_ADVICE
+        return "killed", _with_last_line("killed by signal 9", log), rules.advice_on("killed")
     if cause is not None:
         return "unknown", cause, ""
     if exit_code is not None and (name := _signal_name(exit_code)) is not None:
-        return "crashed", _with_last_line(f"ended by {name}", log), rules.SILENT_ADVICE
+        return "crashed", _with_last_line(f"ended by {name}", log), rules.advice_on("silent")
     if log.evident:
         return "unknown", log.last_words(), ""
     code = "unknown" if exit_code is None else exit_code

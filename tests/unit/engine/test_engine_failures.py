@@ -283,7 +283,7 @@ def test_every_rule_has_a_text_or_is_a_variant_of_one() -> None:
         "nccl", "no_gpu", "no_weights", "parallel_size", "thread_limit", "too_many_files", "trust_remote_code",
     }  # fmt: skip
     shown = {kind for kind, _, _ in CASES.values()}
-    table = {rule.kind for rule in (*failure_rules.RULES, *failure_rules.CONSEQUENCES)}
+    table = {rule.kind for rule in (*failure_rules.rules("causes"), *failure_rules.rules("consequences"))}
     assert table - shown == unseen
 
 
