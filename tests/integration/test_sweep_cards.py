@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sweep_runs import QUICK, Ended, free_port, points, qwenbench, record
 
-from qwenbench.observe.nvml import Gpu
+from qwenbench.engine.config import Gpu
 from qwenbench.sweep.card_lock import card_locks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from qwenbench.engine.config import AssignedCard, ServerConfig, option_of
 from qwenbench.errors import UsageError
@@ -18,23 +18,7 @@ _PARALLEL = {
 }
 
 
-class Card(Protocol):
-    """A card as NVML knows it (observe.nvml.Gpu)."""
-
-    @property
-    def index(self) -> int:
-        """NVML's number: cards in the order of their PCI bus ids."""
-
-    @property
-    def uuid(self) -> str:
-        """GPU-xxxxxxxx-..."""
-
-    @property
-    def name(self) -> str:
-        """Product name."""
-
-
-C = TypeVar("C", bound=Card)
+C = TypeVar("C", bound=AssignedCard)
 
 
 def cards_needed(config: ServerConfig) -> int:
@@ -89,7 +73,7 @@ def chosen_cards(visible: Sequence[C], wanted: Sequence[str]) -> list[C]:
     return found
 
 
-def assign_cards(config: ServerConfig, cards: Sequence[Card], *, others: bool = True) -> ServerConfig:
+def assign_cards(config: ServerConfig, cards: Sequence[AssignedCard], *, others: bool = True) -> ServerConfig:
     """The configuration on the first of these cards, as many as it needs.
 
     A container gets them by UUID, unless there are no `others` on the machine and `--gpus all` says the same.

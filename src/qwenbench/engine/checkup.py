@@ -11,10 +11,10 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from qwenbench.engine import failures, readiness
-from qwenbench.engine.config import ServerConfig, option_of
+from qwenbench.engine.config import Gpu, ServerConfig, option_of
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.leftovers import Leftover
@@ -60,22 +60,6 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-class Gpu(Protocol):
-    """A card as NVML knows it (observe.nvml.Gpu)."""
-
-    @property
-    def name(self) -> str:
-        """Product name."""
-
-    @property
-    def total_mib(self) -> float:
-        """Total memory as NVML reports it."""
-
-    @property
-    def driver(self) -> str:
-        """Driver version."""
 
 
 async def check_docker(config: ServerConfig) -> list[Check]:

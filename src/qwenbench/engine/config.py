@@ -29,10 +29,21 @@ class DockerOptions:
 @dataclass(frozen=True, slots=True)
 class AssignedCard:
     index: int
-    """NVML's number, which is CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
+    """NVML's number, in the order of PCI bus ids; CUDA's under CUDA_DEVICE_ORDER=PCI_BUS_ID."""
     uuid: str
-    name: str = ""
+    """GPU-xxxxxxxx-..."""
+    name: str
     """The product's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu(AssignedCard):
+    """A card of this machine, as NVML knows it."""
+
+    total_mib: float
+    """Total memory, as NVML reports it."""
+    driver: str
+    """The driver's version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from qwenbench.engine.config import Gpu
+
 NVML_SCHEMA = pa.schema(
     [
         ("t_ns", pa.int64()),  # CLOCK_REALTIME
@@ -35,15 +37,6 @@ NVML_SCHEMA = pa.schema(
 _MIB = 1024 * 1024
 RATE_HZ = 10.0
 _OTHERS_EVERY = 10  # naming processes costs more than reading counters: once a second is enough
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    index: int
-    uuid: str
-    name: str
-    total_mib: float
-    driver: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from qwenbench.engine.config import Gpu
 from qwenbench.errors import UsageError
-from qwenbench.observe.nvml import Gpu
 
 
 def _lock_file(gpu: Gpu) -> Path:

@@ -13,10 +13,10 @@ from qwenbench import __version__
 from qwenbench.capacity.cards import Card, find_card, utilization_for_card
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.cards import VISIBLE, chosen_cards, visible_cards
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Gpu, ServerConfig
 from qwenbench.errors import UsageError
 from qwenbench.observe.cuda_driver import cuda_totals
-from qwenbench.observe.nvml import Gpu, Nvml, open_nvml
+from qwenbench.observe.nvml import Nvml, open_nvml
 from qwenbench.sweep.options import SweepOptions
 
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qwenbench.engine.cards import assign_cards, cards_named_by_user, cards_needed
-from qwenbench.engine.config import AssignedCard, ServerConfig
+from qwenbench.engine.config import AssignedCard, Gpu, ServerConfig
 from qwenbench.errors import UsageError
-from qwenbench.observe.nvml import Gpu
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.plan import Plan
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from qwenbench.engine.cards import (
@@ -14,18 +12,13 @@ from qwenbench.engine.cards import (
     cuda_environment,
     visible_cards,
 )
-from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.config import AssignedCard, DockerOptions, ServerConfig
 from qwenbench.errors import UsageError
 
-
-@dataclass(frozen=True)
-class Card:
-    index: int
-    uuid: str
-    name: str = "NVIDIA GeForce RTX 5090"
-
-
-CARDS = [Card(0, "GPU-1fb0"), Card(1, "GPU-1fc0"), Card(2, "GPU-2a00"), Card(3, "GPU-3b00")]
+CARDS = [
+    AssignedCard(index, f"GPU-{name}", "NVIDIA GeForce RTX 5090")
+    for index, name in enumerate(("1fb0", "1fc0", "2a00", "3b00"))
+]
 TWO = ServerConfig(flags={"tensor-parallel-size": "2"})
 
 

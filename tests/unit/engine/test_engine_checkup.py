@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qwenbench.cli.main import dispatch
 from qwenbench.engine import checkup
-from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.config import DockerOptions, Gpu, ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.docker.command import Said
 from qwenbench.engine.leftovers import Leftover
-from qwenbench.observe.nvml import Gpu
 
 NAMES = [
     "engine",
@@ -31,13 +30,6 @@ NAMES = [
     "cpu_governor",
     "leftovers",
 ]
-
-
-@dataclass
-class Card:
-    name: str = "NVIDIA GeForce RTX 5090"
-    total_mib: float = 32607.0
-    driver: str = "575.51.03"
 
 
 def engine_says(monkeypatch: pytest.MonkeyPatch, info: Said, image: Said) -> None:
@@ -84,7 +76,7 @@ async def test_an_engine_that_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_the_driver_against_the_image(driver: str, image: str, status: str) -> None:
     config = ServerConfig(docker=DockerOptions(image=image))
-    gpu, found = checkup.check_gpu([Card(driver=driver)], "", config)
+    gpu, found = checkup.check_gpu([Gpu(0, "GPU-a", "NVIDIA GeForce RTX 5090", 32607.0, driver)], "", config)
     assert (gpu.status, found.status) == ("ok", status)
     assert "32,607 MiB" in gpu.detail
 

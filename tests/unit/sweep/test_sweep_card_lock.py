@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from qwenbench.engine.config import Gpu
 from qwenbench.errors import UsageError
-from qwenbench.observe.nvml import Gpu
 from qwenbench.sweep.card_lock import card_locks
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import Gpu, ServerConfig
 from qwenbench.errors import UsageError
-from qwenbench.observe.nvml import Gpu
 from qwenbench.sweep.hardware import Hardware, budget_note, budgeted, find_hardware
 from qwenbench.sweep.options import SweepOptions
 
