@@ -8,7 +8,7 @@ every worker as many blocks as the tightest one holds) and the largest of everyt
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -35,30 +35,6 @@ class WorkerMemory:
     graphs_actual_gib: float | None = None
     kv_cache_gib: float | None = None
     """Negative where weights and activations alone exceed the budget."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartupPhases:
-    """Where a start spent its time, in seconds; None where the log does not tell."""
-
-    setup_s: float | None
-    """First line to the beginning of the load: imports, configuration (whole seconds, the log's clock)."""
-    load_s: float | None
-    compile_s: float | None
-    profile_s: float | None
-    capture_s: float | None
-    total_s: float | None
-    """First line to readiness (whole seconds)."""
-    cache: str | None
-    """`cold` where code was compiled, `warm` where all of it came from the cache."""
-
-    @property
-    def other_s(self) -> float | None:
-        """What the other phases leave of the total: KV cache, graph profiling, warm-ups, the API server."""
-        parts = (self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s)
-        if self.total_s is None or self.setup_s is None:
-            return None
-        return max(0.0, self.total_s - sum(part or 0.0 for part in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +105,9 @@ class StartupLog:
     capture_s: float | None = None
     load_s: float | None = None
     setup_s: float | None = None
+    """First line to the beginning of the load: imports, configuration (whole seconds, the log's clock)."""
     total_s: float | None = None
+    """First line to readiness (whole seconds)."""
     init_s: float | None = None
     compiled_from_cache: bool | None = None
     """True: all compiled code came from the cache. None: nothing was compiled, or the log does not tell."""
@@ -186,11 +164,17 @@ class StartupLog:
         return abs(left) < abs(left - estimate)
 
     @property
-    def phases(self) -> StartupPhases:
-        cache = {True: "warm", False: "cold", None: None}[self.compiled_from_cache]
-        return StartupPhases(
-            self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s, self.total_s, cache
-        )
+    def compile_cache(self) -> str | None:
+        """`cold` where code was compiled, `warm` where all of it came from the cache; None where nothing tells."""
+        return {True: "warm", False: "cold", None: None}[self.compiled_from_cache]
+
+    @property
+    def other_s(self) -> float | None:
+        """What the told phases leave of the total: KV cache, graph profiling, warm-ups, the API server."""
+        if self.total_s is None or self.setup_s is None:
+            return None
+        parts = (self.setup_s, self.load_s, self.compile_s, self.profile_s, self.capture_s)
+        return max(0.0, self.total_s - sum(part or 0.0 for part in parts))
 
 
 class StartupLogReader:
@@ -234,10 +218,10 @@ def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
 class _Start:
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
-        self._workers: dict[Process, dict[str, float]] = {}
-        self._seconds: dict[Process, dict[str, float]] = {}
+        self._workers: defaultdict[Process, dict[str, float]] = defaultdict(dict)
+        self._seconds: defaultdict[Process, dict[str, float]] = defaultdict(dict)
         self._engines: dict[str, Process] = {}
-        self._warnings: list[str] = []
+        self._warnings: dict[str, None] = {}
         self._jit: Counter[str] = Counter()
         self._graph_steps: Counter[tuple[int, str]] = Counter()
         self._clock_s: float | None = None
@@ -249,10 +233,10 @@ class _Start:
         line = plain(line)
         if is_access_log(line):
             return self
-        found = patterns.banner_version(line)
-        if found is not None:
+        version = patterns.banner_version(line)
+        if version is not None:
             start = _Start() if self._seen_figures else self
-            start._values["vllm_version"] = found
+            start._values["vllm_version"] = version
             start._tick(line)
             return start
         self._tick(line)
@@ -270,8 +254,12 @@ class _Start:
 
     def _tick(self, line: str) -> None:
         self._clock_s = clock_s(line, self._clock_s)
+        if "first" not in self._marks_s:
+            self._mark("first")
+
+    def _mark(self, name: str) -> None:
         if self._clock_s is not None:
-            self._marks_s.setdefault("first", self._clock_s)
+            self._marks_s[name] = self._clock_s
 
     def _take_engine(self, line: str, config: dict[str, Any]) -> _Start:
         process = process_of(line)
@@ -283,43 +271,32 @@ class _Start:
             start._values = {name: self._values[name] for name in ("vllm_version", "requested") if name in self._values}
             start._tick(line)
         start._engines[process.name] = process
-        for name, value in config.items():
-            if name == "max_num_batched_tokens":
-                start._values.setdefault(name, value)  # as asked for, where that is known
-            else:
-                start._values[name] = value
+        if "max_num_batched_tokens" in start._values:
+            config.pop("max_num_batched_tokens", None)  # as asked for, where that is known
+        start._values.update(config)
         return start
 
     def _take_worker(self, line: str) -> None:
-        values = patterns.worker_values_of(line)
-        seconds = patterns.worker_seconds_of(line)
-        if not values and not seconds:
-            return
-        process = process_of(line)
-        if values:
-            self._workers.setdefault(process, {}).update(values)
-        spent = self._seconds.setdefault(process, {})
-        for name, (value, own_part) in seconds.items():
-            spent[name] = spent.get(name, 0.0) + value if own_part else max(value, spent.get(name, 0.0))
+        if "GiB" in line and (values := patterns.values_in(patterns.WORKER, line)):
+            self._workers[process_of(line)].update(values)
+        for name, pattern in patterns.WORKER_SECONDS.items():
+            if found := pattern.search(line):
+                spent, value = self._seconds[process_of(line)], patterns.number(found[2])
+                before = spent.get(name, 0.0)
+                spent[name] = before + value if found["verb"] == "took" else max(before, value)
 
     def _take_values(self, line: str) -> None:
-        values = patterns.values_of(line)
+        values = patterns.start_values(line)
         for name in ("kv_cache_blocks", "kv_cache_tokens_logged", "max_concurrency_logged"):
             if name in values and name in self._values:
                 values[name] = min(values[name], self._values[name])  # several engines: the tightest
-        self._values.update(values)
-        for name, value in patterns.first_values_of(line).items():
-            self._values.setdefault(name, value)
+        self._values = {**patterns.first_values(line), **self._values, **values}
         if "kv_cache_tokens_logged" in values:
             self._mark("kv_cache")
         if values.get("ready"):
             self._mark("ready")
-        if patterns.load_began(line) and "load" not in self._marks_s:
+        if "Starting to load model" in line and "load" not in self._marks_s:
             self._mark("load")
-
-    def _mark(self, name: str) -> None:
-        if self._clock_s is not None:
-            self._marks_s[name] = self._clock_s
 
     def _take_text(self, line: str) -> None:
         arguments = patterns.non_default_args(line)
@@ -332,29 +309,24 @@ class _Start:
                 self._values["speculative_method"] = drafter.get("method")
                 self._values["speculative_tokens"] = drafter.get("num_speculative_tokens")
             return
-        self._stopping = self._stopping or patterns.stop_began(line)
-        if patterns.engine_died(line) and (not self._stopping or "exited unexpectedly" in line):
+        unexpected = "exited unexpectedly" in line
+        self._stopping = self._stopping or (patterns.STOP.search(line) is not None and not unexpected)
+        if patterns.DIED.search(line) and (not self._stopping or unexpected):
             self._values["died"] = True
-        cached = patterns.cache_line(line)
-        if cached is not None:
+        if (cached := patterns.compiled_from_cache(line)) is not None:
             self._values["compiled_from_cache"] = cached and self._values.get("compiled_from_cache", True)
-        kernel = jit_kernel_of(line)
-        if kernel is not None:
+        if (kernel := jit_kernel_of(line)) is not None:
             self._jit[kernel] += 1
-        steps = graph_steps_of(line)
-        if steps is not None:
+        if (steps := graph_steps_of(line)) is not None:
             self._graph_steps[steps[0], steps[1]] += steps[2]
-        other = other_setting_of(line)
-        if other is not None:
+        if (other := other_setting_of(line)) is not None:
             self._values.setdefault("other_speed_settings", {}).setdefault(*other)
-        captured = patterns.captured_full_graphs(line)
-        if captured is not None:
+        if captured := patterns.captured_full_graphs(line):
             sizes = sorted(self._values.get("capture_sizes", ()))
-            if 0 < captured <= len(sizes):
+            if captured <= len(sizes):
                 self._values.setdefault("capture_effective_full", sizes[captured - 1])
-        warning = patterns.warning_that_matters(line)
-        if warning is not None and warning not in self._warnings:
-            self._warnings.append(warning)
+        if (warning := patterns.warning_that_matters(line)) is not None:
+            self._warnings[warning] = None
 
     def summary(self) -> StartupLog:
         known = {spec.name for spec in fields(StartupLog)}
@@ -390,26 +362,21 @@ class _Start:
         cap = self._values.get("capture_capped")
         if cap is None:
             return {}
-        sizes = tuple(size for size in self._values.get("capture_sizes", ()) if size <= cap)
         full = self._values.get("capture_effective_full")
         return {
-            "capture_sizes": sizes,
+            "capture_sizes": tuple(size for size in self._values.get("capture_sizes", ()) if size <= cap),
             "capture_effective": cap,
             "capture_effective_full": None if full is None else min(full, cap),
         }
 
     def _times(self) -> dict[str, float]:
-        def between(first: str, last: str) -> float | None:
-            if first not in self._marks_s or last not in self._marks_s:
-                return None
-            return (self._marks_s[last] - self._marks_s[first]) % 86_400
-
-        spans = {
-            "setup_s": between("first", "load"),
-            "total_s": between("first", "ready"),
-            "kv_to_ready_s": between("kv_cache", "ready"),
+        marks = self._marks_s
+        spans = {"setup_s": ("first", "load"), "total_s": ("first", "ready"), "kv_to_ready_s": ("kv_cache", "ready")}
+        return {
+            name: (marks[last] - marks[first]) % 86_400
+            for name, (first, last) in spans.items()
+            if first in marks and last in marks
         }
-        return {name: value for name, value in spans.items() if value is not None}
 
 
 def _label(process: Process) -> str:

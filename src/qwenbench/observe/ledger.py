@@ -80,7 +80,7 @@ class MemoryLedger:
             "setup_s": log.setup_s,
             "load_s": log.load_s,
             "startup_log_s": log.total_s,
-            "compile_cache": log.phases.cache,
+            "compile_cache": log.compile_cache,
             "died": True if log.died else None,
             "graph_steps": self._graph_steps() or None,
         }
@@ -261,8 +261,8 @@ def compare_starts(named: Sequence[tuple[str, MemoryLedger]]) -> list[str]:
     restart, and a comparison of configurations must not mix the two.
     """
     remarks = []
-    cold = [(name, ledger) for name, ledger in named if ledger.startup.phases.cache == "cold"]
-    warm = [(name, ledger) for name, ledger in named if ledger.startup.phases.cache == "warm"]
+    cold = [(name, ledger) for name, ledger in named if ledger.startup.compile_cache == "cold"]
+    warm = [(name, ledger) for name, ledger in named if ledger.startup.compile_cache == "warm"]
     for cold_name, first in cold:
         for warm_name, again in warm:
             one, two = first.startup, again.startup

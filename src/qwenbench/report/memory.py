@@ -47,7 +47,7 @@ def ledgers_document(named: Sequence[tuple[str, MemoryLedger]], remarks: Sequenc
         )  # fmt: skip
         cells: list[Inline] = [name, log.vllm_version, *(Number(value, digits=2) for value in figures)]
         cells += [_count(ledger.kv_cache_blocks), _count(log.kv_cache_tokens_logged), _count(log.capture_effective)]
-        cells += [Number(log.total_s), log.phases.cache]
+        cells += [Number(log.total_s), log.compile_cache]
         rows.append(Row(cells))
     yield Table(head, rows, numbers_from=2, numbers_to=12, group=4)
     for remark in remarks:
@@ -179,19 +179,19 @@ def _prompts_inside(capture: int | None) -> tuple[Inline, Inline]:
 
 
 def _time_rows(ledger: MemoryLedger) -> list[_Fact]:
-    phases, vram = ledger.startup.phases, ledger.vram
-    parts = (phases.setup_s, phases.load_s, phases.compile_s, phases.profile_s, phases.capture_s, phases.other_s)
+    log, vram = ledger.startup, ledger.vram
+    parts = (log.setup_s, log.load_s, log.compile_s, log.profile_s, log.capture_s, log.other_s)
     over = ledger.vram_over_budget_mib
     used = (vram.before_mib, vram.ready_mib, vram.peak_mib, vram.after_mib)
     return [
         (
             "start-up",
-            Number(phases.total_s, "s"),
+            Number(log.total_s, "s"),
             "set-up / load / compile / profile / capture / other: "
             + " / ".join(str(Number(part)) for part in parts)
-            + (f" ({phases.cache})" if phases.cache else ""),
+            + (f" ({log.compile_cache})" if log.compile_cache else ""),
         ),
-        ("init engine", Number(ledger.startup.init_s, "s"), "as printed"),
+        ("init engine", Number(log.init_s, "s"), "as printed"),
         ("VRAM before / ready / peak / after", " / ".join(str(Number(mib, digits=0)) for mib in used), "MiB, NVML"),
         (
             "NVML at ready - the parts",

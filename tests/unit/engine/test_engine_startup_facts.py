@@ -286,16 +286,16 @@ def test_a_server_with_all_defaults_has_none() -> None:
 
 
 def test_phases_of_a_cold_and_a_warm_start() -> None:
-    cold = parse_startup_log(RECORDED).phases
-    assert cold.cache == "cold"
+    cold = parse_startup_log(RECORDED)
+    assert cold.compile_cache == "cold"
     assert (cold.load_s, cold.compile_s, cold.profile_s) == (2.095357, 42.88, 70.05)
     assert cold.setup_s is not None and cold.total_s is not None and cold.other_s is not None
     assert cold.total_s > cold.setup_s + 42.88 + 70.05
     loaded = "INFO [decorators.py:305] Directly load AOT compilation from path /root/.cache/x\n"
-    assert parse_startup_log(loaded).phases.cache == "warm"
+    assert parse_startup_log(loaded).compile_cache == "warm"
     compiled = "INFO [backends.py:391] Compiling a graph for compile range (1, 2048) takes 33.12 s\n"
-    assert parse_startup_log(loaded + compiled).phases.cache == "cold"
-    assert parse_startup_log("INFO nothing\n").phases.cache is None
+    assert parse_startup_log(loaded + compiled).compile_cache == "cold"
+    assert parse_startup_log("INFO nothing\n").compile_cache is None
 
 
 GRAPH_TABLE = """(EngineCore pid=9) INFO 11-26 10:00:10 [loggers.py:1] **CUDAGraph Config Settings:**
