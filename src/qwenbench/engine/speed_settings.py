@@ -6,7 +6,7 @@ vLLM starts all the same with any of these and says so in one line among hundred
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,10 +36,23 @@ _GRAPH_ROW = re.compile(
 )
 """A row of the tables that --cudagraph-metrics logs: tokens, padded, paddings, mode, steps (read in 0.26)."""
 _OTHERS = {
-    "moe-config": re.compile(r"Using default MoE config\. Performance might be sub-optimal"),
-    "all-reduce": re.compile(r"Custom allreduce is disabled because (.+?)(?:\. |$)"),
-    "full-graphs": re.compile(r"CUDAGraphMode\.FULL\w* is not supported .*; setting cudagraph_mode=(\w+)"),
+    "moe-config": (
+        re.compile(r"Using default MoE config\. Performance might be sub-optimal"),
+        "no tuned MoE configuration for this card: vLLM takes its default",
+        "tune one with vLLM's benchmarks/kernels/benchmark_moe.py, or take another MoE backend",
+    ),
+    "all-reduce": (
+        re.compile(r"Custom allreduce is disabled because (.+?)(?:\. |$)"),
+        "custom all-reduce is off: {}",
+        "nothing on consumer cards (no peer-to-peer); --disable-custom-all-reduce only silences it",
+    ),
+    "full-graphs": (
+        re.compile(r"CUDAGraphMode\.FULL\w* is not supported .*; setting cudagraph_mode=(\w+)"),
+        "FULL graphs are not supported here: cudagraph_mode is {}",
+        "another --attention-backend, where the model has one with FULL graphs",
+    ),
 }
+"""Settings with a warning of their own and nothing more: the warning, what it means, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,26 +130,25 @@ def full_graph_share(steps: Iterable[GraphSteps], most_rows: int | None) -> floa
 
 def other_setting_of(line: str) -> tuple[str, str] | None:
     """(name, what it says) of the settings that have a warning of their own and nothing more."""
-    for name, pattern in _OTHERS.items():
+    for name, (pattern, _, _) in _OTHERS.items():
         found = pattern.search(line)
         if found:
-            return name, next((text for text in found.groups() if text), "")
+            return name, found.group(1) if pattern.groups else ""
     return None
 
 
 def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
     """What makes this server slower than it could be, the costliest first; empty where the log shows nothing."""
-    found = (
-        _sampler(startup),
-        _scheduling(startup),
-        _eager(startup),
-        _chunks(startup),
-        _prefix_caching(startup),
-        _jit(startup),
-        _outside_graphs(startup),
-        *(_other(name, what) for name, what in startup.other_speed_settings.items()),
+    sampler = _sampler(startup)
+    told = [(name, state(startup), cost, advice, source) for name, state, cost, advice, source in _SETTINGS]
+    return (
+        *(() if sampler is None else (sampler,)),
+        *(SpeedSetting(name, state, *rest) for name, state, *rest in told if state is not None),
+        *(
+            SpeedSetting(name, _OTHERS[name][1].format(what), None, _OTHERS[name][2], "vLLM's own warning")
+            for name, what in startup.other_speed_settings.items()
+        ),
     )
-    return tuple(setting for setting in found if setting is not None)
 
 
 def _sampler(startup: StartupLog) -> SpeedSetting | None:
@@ -152,110 +164,80 @@ def _sampler(startup: StartupLog) -> SpeedSetting | None:
         advice = "set VLLM_USE_FLASHINFER_SAMPLER=1, and look at the answers once"
     if "12.9" in why or "CUDA" in why:
         advice = "use an image with CUDA 12.9 or later: on an RTX 50 card FlashInfer compiles with no older toolkit"
-    return SpeedSetting(
-        "sampler",
-        f"FlashInfer's sampler is {state} ({why})" if why else f"FlashInfer's sampler is {state}",
-        "with top-k and top-p a token takes 9.0 instead of 6.0 ms at 16 streams, 14.0 instead of 10.0 at 64",
-        advice,
-        MEASURED,
-    )
+    told = f"FlashInfer's sampler is {state}" + (f" ({why})" if why else "")
+    cost = "with top-k and top-p a token takes 9.0 instead of 6.0 ms at 16 streams, 14.0 instead of 10.0 at 64"
+    return SpeedSetting("sampler", told, cost, advice, MEASURED)
 
 
-def _scheduling(startup: StartupLog) -> SpeedSetting | None:
-    if startup.async_scheduling is not False:
-        return None
-    return SpeedSetting(
-        "async-scheduling",
-        "asynchronous scheduling is off",
-        "tokens/s -21 % at one stream and -16 % at 64; a token takes 6.5-7.5 / 8.4 / 14.9 instead of 5.0 / 6.0 / "
-        "10.0 ms at 1 / 16 / 64 streams",
-        "leave out --no-async-scheduling, or the setting that excludes it (the log names it)",
-        MEASURED,
-    )
-
-
-def _eager(startup: StartupLog) -> SpeedSetting | None:
-    if startup.eager is not True or startup.device == "cpu":
-        return None
-    return SpeedSetting(
-        "eager",
-        "eager mode: no CUDA graphs and no compilation",
-        "outside the graphs a token took 24.0 instead of 13 ms at 128 streams",
-        "leave --enforce-eager out",
-        "recorded on vLLM 0.20.2, H200: docs/memory.md",
-    )
-
-
-def _chunks(startup: StartupLog) -> SpeedSetting | None:
+def _small_chunks(startup: StartupLog) -> str | None:
     tokens = startup.max_num_batched_tokens
     if tokens is None or tokens >= USUAL_BATCHED_TOKENS or startup.device == "cpu":
         return None
-    return SpeedSetting(
-        "batched-tokens",
-        f"prompts are computed in chunks of {tokens:,} tokens",
-        "1,024 instead of 2,048: tokens/s -11 % with short prompts, -21 % with long ones, TTFT twice as long",
-        f"--max-num-batched-tokens {USUAL_BATCHED_TOKENS} or more",
-        MEASURED,
-    )
+    return f"prompts are computed in chunks of {tokens:,} tokens"
 
 
-def _prefix_caching(startup: StartupLog) -> SpeedSetting | None:
-    if startup.enable_prefix_caching is not False:
-        return None
-    return SpeedSetting(
-        "prefix-caching",
-        "prefix caching is off: a beginning that requests share is computed for each of them",
-        None,
-        "--enable-prefix-caching, where prompts share a beginning (a hybrid then holds 3 more blocks a request)",
-        "vLLM's documentation, automatic prefix caching",
-    )
-
-
-def _jit(startup: StartupLog) -> SpeedSetting | None:
-    if not startup.jit_kernels:
-        return None
-    return SpeedSetting(
-        "jit",
-        f"compiled while requests were running: {', '.join(startup.jit_kernels)}",
-        "some 7 s of stalls in the first load with sampling fields (_topk_topp_kernel), once a start",
-        "warm up with the requests' own sampling fields",
-        MEASURED,
-    )
-
-
-def _outside_graphs(startup: StartupLog) -> SpeedSetting | None:
+def _outside_graphs(startup: StartupLog) -> str | None:
     """Steps no larger than the sequences allowed that ran without a graph: measured, not inferred."""
     seqs = startup.requested.get("max_num_seqs")
-    if not isinstance(seqs, int) or not startup.graph_steps:
+    if not isinstance(seqs, int):
         return None
     largest = seqs * (1 + (startup.speculative_tokens or 0))
     small = [(mode, steps) for (tokens, mode), steps in startup.graph_steps.items() if tokens <= largest]
     outside, every = sum(steps for mode, steps in small if mode == "NONE"), sum(steps for _, steps in small)
-    if not outside:
-        return None
-    return SpeedSetting(
+    told = f"{outside:,} of {every:,} steps of at most {largest:,} tokens ran outside the graphs (--cudagraph-metrics)"
+    return told if outside else None
+
+
+_OUTSIDE_COST = "outside the graphs a token took 24.0 instead of 13 ms at 128 streams"
+_OUTSIDE_SOURCE = "recorded on vLLM 0.20.2, H200: docs/memory.md"
+
+_SETTINGS: tuple[tuple[str, Callable[[StartupLog], str | None], str | None, str, str], ...] = (
+    (
+        "async-scheduling",
+        lambda log: "asynchronous scheduling is off" if log.async_scheduling is False else None,
+        "tokens/s -21 % at one stream and -16 % at 64; a token takes 6.5-7.5 / 8.4 / 14.9 instead of 5.0 / 6.0 / "
+        "10.0 ms at 1 / 16 / 64 streams",
+        "leave out --no-async-scheduling, or the setting that excludes it (the log names it)",
+        MEASURED,
+    ),
+    (
+        "eager",
+        lambda log: "eager mode: no CUDA graphs and no compilation" if log.eager and log.device != "cpu" else None,
+        _OUTSIDE_COST,
+        "leave --enforce-eager out",
+        _OUTSIDE_SOURCE,
+    ),
+    (
+        "batched-tokens",
+        _small_chunks,
+        "1,024 instead of 2,048: tokens/s -11 % with short prompts, -21 % with long ones, TTFT twice as long",
+        f"--max-num-batched-tokens {USUAL_BATCHED_TOKENS} or more",
+        MEASURED,
+    ),
+    (
+        "prefix-caching",
+        lambda log: (
+            "prefix caching is off: a beginning that requests share is computed for each of them"
+            if log.enable_prefix_caching is False
+            else None
+        ),
+        None,
+        "--enable-prefix-caching, where prompts share a beginning (a hybrid then holds 3 more blocks a request)",
+        "vLLM's documentation, automatic prefix caching",
+    ),
+    (
+        "jit",
+        lambda log: f"compiled while requests were running: {', '.join(log.jit_kernels)}" if log.jit_kernels else None,
+        "some 7 s of stalls in the first load with sampling fields (_topk_topp_kernel), once a start",
+        "warm up with the requests' own sampling fields",
+        MEASURED,
+    ),
+    (
         "graph-miss",
-        f"{outside:,} of {every:,} steps of at most {largest:,} tokens ran outside the graphs (--cudagraph-metrics)",
-        "outside the graphs a token took 24.0 instead of 13 ms at 128 streams",
+        _outside_graphs,
+        _OUTSIDE_COST,
         "a --max-cudagraph-capture-size that covers max-num-seqs, times 1 + drafted tokens",
-        "recorded on vLLM 0.20.2, H200: docs/memory.md",
-    )
-
-
-def _other(name: str, what: str) -> SpeedSetting:
-    texts = {
-        "moe-config": (
-            "no tuned MoE configuration for this card: vLLM takes its default",
-            "tune one with vLLM's benchmarks/kernels/benchmark_moe.py, or take another MoE backend",
-        ),
-        "all-reduce": (
-            f"custom all-reduce is off: {what}",
-            "nothing on consumer cards (no peer-to-peer); --disable-custom-all-reduce only silences it",
-        ),
-        "full-graphs": (
-            f"FULL graphs are not supported here: cudagraph_mode is {what}",
-            "another --attention-backend, where the model has one with FULL graphs",
-        ),
-    }
-    state, advice = texts[name]
-    return SpeedSetting(name, state, None, advice, "vLLM's own warning")
+        _OUTSIDE_SOURCE,
+    ),
+)
+"""Name, what the log says of it (None: it is as it should be), cost, advice, source; the costliest first."""
