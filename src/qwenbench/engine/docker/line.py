@@ -13,13 +13,13 @@ What is run differs from what is shown by this list only, which a test holds:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import yaml
 
-from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.config import DockerOptions, ServerConfig, option_of
 
 CONTAINER_PORT = 8000
 """vLLM's default port; the image's server listens there."""
@@ -33,24 +33,14 @@ PROXY_PORT = 9000
 _WINDOWS_MOUNT = re.compile(r"(?P<drive>[A-Za-z]):(?P<folder>[\\/][^:]*)(?P<rest>:.*)\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
-    """One word of the line; values are quoted when they are shown, flags are not."""
+class Value(str):
+    """A word of the line that is quoted when it is shown, where a flag is not."""
 
-    text: str
-    value: bool = False
+    __slots__ = ()
 
 
-Group = tuple[Word, ...]
+Group = tuple[str, ...]
 """Words that stand on one line of the shown command."""
-
-
-def _flag(text: str) -> Word:
-    return Word(text)
-
-
-def _value(text: str) -> Word:
-    return Word(text, value=True)
 
 
 def container_name(config: ServerConfig) -> str:
@@ -62,43 +52,43 @@ def container_name(config: ServerConfig) -> str:
 def shown_groups(config: ServerConfig) -> list[Group]:
     """The docker line that is shown for a configuration, line by line."""
     docker = config.docker
-    groups: list[Group] = [(*map(_flag, ("docker", "run", "--rm", "--name")), _value(container_name(config)))]
     devices: Group = ()
     if docker.runtime:
-        devices += (_flag(f"--runtime={docker.runtime}"),)
+        devices += (f"--runtime={docker.runtime}",)
     if docker.gpus:
-        devices += (_flag("--gpus"), _value(docker.gpus))
+        devices += ("--gpus", Value(docker.gpus))
     if docker.ipc:
-        devices += (_flag(f"--ipc={docker.ipc}"),)
-    if devices:
-        groups.append(devices)
-    if docker.network:
-        groups.append((_flag("--network"), _value(docker.network)))
-    groups += [(_flag("-e"), _value(name)) for name in config.env_names]
-    groups += [(_flag("-e"), _value(f"{name}={text}")) for name, text in config.env.items()]
-    if docker.cache_mount:
-        groups.append((_flag("-v"), _value(docker.cache_mount)))
-    groups.append((_flag("-p"), _value(f"127.0.0.1:{config.port}:{CONTAINER_PORT}")))
-    groups.append((_value(docker.image),))
-    groups.append((_value(config.model),))
-    return groups + _argument_groups(config.vllm_args())
+        devices += (f"--ipc={docker.ipc}",)
+    options = [
+        *([("--network", docker.network)] if docker.network else []),
+        *(("-e", name) for name in config.env_names),
+        *(("-e", f"{name}={text}") for name, text in config.env.items()),
+        *([("-v", docker.cache_mount)] if docker.cache_mount else []),
+        ("-p", f"127.0.0.1:{config.port}:{CONTAINER_PORT}"),
+    ]
+    return [
+        ("docker", "run", "--rm", "--name", Value(container_name(config))),
+        *([devices] if devices else []),
+        *((flag, Value(text)) for flag, text in options),
+        (Value(docker.image),),
+        (Value(config.model),),
+        *_argument_groups(config.vllm_args()),
+    ]
 
 
 def _argument_groups(arguments: list[str]) -> list[Group]:
     """vLLM's arguments, each flag with its values on one line."""
     groups: list[Group] = []
     for argument in arguments:
-        if argument.startswith("--"):
-            groups.append((_flag(argument) if "=" not in argument else _value(argument),))
-        elif groups:
-            groups[-1] += (_value(argument),)
-        else:
-            groups.append((_value(argument),))
+        if not groups or argument.startswith("--"):
+            groups.append(())
+        plain = argument.startswith("--") and "=" not in argument
+        groups[-1] += (argument if plain else Value(argument),)
     return groups
 
 
 def shown_argv(config: ServerConfig) -> list[str]:
-    return [word.text for group in shown_groups(config) for word in group]
+    return [str(word) for group in shown_groups(config) for word in group]
 
 
 def run_argv(
@@ -109,14 +99,12 @@ def run_argv(
     docker: str = "docker",
 ) -> list[str]:
     """What is run for it: the shown line with the documented differences; `caching` are engine.caches' variables."""
-    first, *rest = shown_groups(config)
-    assert [word.text for word in first[:4]] == ["docker", "run", "--rm", "--name"]
     own = [docker, "run", "--init", "--pull=never", "--name", name]
     for key, text in labels.items():
         own += ["--label", f"{key}={text}"]
     for key, text in (caching or {}).items():
         own += ["-e", f"{key}={text}"]  # before the deployment's own, which count
-    shown = [word.text for group in rest for word in group]
+    shown = shown_argv(config)[len(shown_groups(config)[0]) :]
     mount = config.docker.cache_mount
     if mount is not None and (seen := seen_from_wsl(mount)) != mount:
         shown[shown.index(mount)] = seen
@@ -134,32 +122,20 @@ def seen_from_wsl(mount: str) -> str:
 
 def docker_bash(config: ServerConfig) -> str:
     """The docker line for bash, as the model card writes it."""
-    return _joined(config, " \\\n  ", _bash_word)
+    return _joined(config, " \\\n  ", "'\\''")
 
 
 def docker_powershell(config: ServerConfig) -> str:
     """The docker line for PowerShell: back-ticks at the ends of lines."""
-    return _joined(config, " `\n  ", _powershell_word)
+    return _joined(config, " `\n  ", "''")
 
 
-def _joined(config: ServerConfig, separator: str, quote: Callable[[Word], str]) -> str:
-    return separator.join(" ".join(quote(word) for word in group) for group in shown_groups(config))
+def _joined(config: ServerConfig, separator: str, inner_quote: str) -> str:
+    def shown(word: str) -> str:
+        bare = _PLAIN.match(word) if isinstance(word, Value) else _SAFE_FLAG.match(word)
+        return word if bare else "'" + word.replace("'", inner_quote) + "'"
 
-
-def _bash_word(word: Word) -> str:
-    if _stands_bare(word):
-        return word.text
-    return "'" + word.text.replace("'", "'\\''") + "'"
-
-
-def _powershell_word(word: Word) -> str:
-    if _stands_bare(word):
-        return word.text
-    return "'" + word.text.replace("'", "''") + "'"
-
-
-def _stands_bare(word: Word) -> bool:
-    return bool(_PLAIN.match(word.text)) if word.value else bool(_SAFE_FLAG.match(word.text))
+    return separator.join(" ".join(map(shown, group)) for group in shown_groups(config))
 
 
 def compose(config: ServerConfig) -> str:
@@ -237,16 +213,10 @@ def _volume(mount: str) -> dict[str, Any]:
 
 
 def _devices(gpus: str) -> dict[str, Any]:
-    wanted: dict[str, Any] = {"driver": "nvidia"}
-    ids = gpus.strip('"').removeprefix("device=")
-    if gpus == "all":
-        wanted["count"] = "all"
-    elif gpus.isdigit():
-        wanted["count"] = int(gpus)
-    else:
-        wanted["device_ids"] = ids.split(",")
-    wanted["capabilities"] = ["gpu"]
-    return wanted
+    wanted: dict[str, Any] = {"count": int(gpus) if gpus.isdigit() else gpus}
+    if gpus != "all" and not gpus.isdigit():
+        wanted = {"device_ids": gpus.strip('"').removeprefix("device=").split(",")}
+    return {"driver": "nvidia", **wanted, "capabilities": ["gpu"]}
 
 
 ATTACHED = "url"
@@ -302,32 +272,28 @@ def deploy_lines(launch: Mapping[str, Any], vllm_version: str | None = None, por
         if docker.gpus and docker.gpus.strip('"').startswith("device="):
             docker = replace(docker, gpus="all")  # a card of the machine that measured; only Docker's user chose one
         config = replace(config, docker=docker)
-    config = _without_simulation(_with_real_weights(config))
+    config = _deployable(config)
     return DeployLines(docker_bash(config), docker_powershell(config), compose(config))
 
 
-def _with_real_weights(config: ServerConfig) -> ServerConfig:
-    """Without `--load-format dummy`: a run may measure random weights, nobody serves them."""
-    flags = {name: value for name, value in config.flags.items() if (name, value) != ("load-format", "dummy")}
-    kept: list[str] = []
-    for word in config.extra_args:
-        if word == "dummy" and kept and kept[-1] in ("--load-format", "--load_format"):
-            kept.pop()
-        elif word not in ("--load-format=dummy", "--load_format=dummy"):
-            kept.append(word)
-    return replace(config, flags=flags, extra_args=tuple(kept))
+def _deployable(config: ServerConfig) -> ServerConfig:
+    """Without the simulator's own flags, which no vLLM takes, and without `--load-format dummy`: a run may measure
+    random weights, nobody serves them."""
 
+    def wanted(name: str, value: str | None) -> bool:
+        return not name.startswith("sim-") and (name, value) != ("load-format", "dummy")
 
-def _without_simulation(config: ServerConfig) -> ServerConfig:
-    """Without the simulator's own flags, which no vLLM takes."""
-    kept: list[str] = []
-    own = False
+    options: list[list[str]] = []
     for word in config.extra_args:
-        own = word.startswith(("--sim-", "--sim_")) or (own and not word.startswith("-"))
-        if not own:
-            kept.append(word)
-        own = own and "=" not in word
-    flags = {name: value for name, value in config.flags.items() if not name.startswith("sim-")}
+        if not options or re.match("-{1,2}[A-Za-z]", word):
+            options.append([])
+        options[-1].append(word)
+    kept: list[str] = []
+    for option in options:
+        value = option[0].partition("=")[2] or next(iter(option[1:]), None)
+        if wanted(option_of(option[0]).removeprefix("--"), value):
+            kept += option
+    flags = {name: value for name, value in config.flags.items() if wanted(name, value)}
     return replace(config, flags=flags, extra_args=tuple(kept))
 
 
