@@ -140,10 +140,13 @@ def other_setting_of(line: str) -> tuple[str, str] | None:
 def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
     """What makes this server slower than it could be, the costliest first; empty where the log shows nothing."""
     sampler = _sampler(startup)
-    told = [(name, state(startup), cost, advice, source) for name, state, cost, advice, source in _SETTINGS]
     return (
         *(() if sampler is None else (sampler,)),
-        *(SpeedSetting(name, state, *rest) for name, state, *rest in told if state is not None),
+        *(
+            SpeedSetting(name, state, cost, advice, source)
+            for name, tell, cost, advice, source in _SETTINGS
+            if (state := tell(startup)) is not None
+        ),
         *(
             SpeedSetting(name, _OTHERS[name][1].format(what), None, _OTHERS[name][2], "vLLM's own warning")
             for name, what in startup.other_speed_settings.items()

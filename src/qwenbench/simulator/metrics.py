@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -32,9 +33,11 @@ FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
 class Histogram:
     """Counts with fixed upper bounds; takes many equal values at once, which prometheus_client's own does not."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("bounds", "counts", "name", "text", "total")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self.name = name
+        self.text = text
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
@@ -42,6 +45,13 @@ class Histogram:
     def observe(self, value: float, times: int = 1) -> None:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
+
+    def family(self, labels: Mapping[str, str]) -> Metric:
+        edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
+        buckets = [(edge, float(count)) for edge, count in zip(edges, accumulate(self.counts), strict=True)]
+        family = HistogramMetricFamily(f"vllm:{self.name}", self.text, labels=list(labels))
+        family.add_metric(list(labels.values()), buckets, self.total)
+        return family
 
 
 class EngineMetrics:
@@ -53,166 +63,134 @@ class EngineMetrics:
         self.drafts = 0
         self.accepted_by_position = [0] * drafted_positions
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
-        self.iteration_tokens = Histogram(TOKENS_STEP)
-        self.ttft = Histogram(SECONDS_TTFT)
-        self.itl = Histogram(SECONDS_TOKEN)
-        self.tpot = Histogram(SECONDS_TOKEN)
-        self.e2e = Histogram(SECONDS_LONG)
-        self.queue = Histogram(SECONDS_LONG)
-        self.inference = Histogram(SECONDS_LONG)
-        self.prefill = Histogram(SECONDS_LONG)
-        self.decode = Histogram(SECONDS_LONG)
-        self.request_prompt = Histogram(TOKENS)
-        self.request_generation = Histogram(TOKENS)
-        self.request_max_tokens = Histogram(TOKENS)
-        self.request_computed = Histogram(TOKENS)
+        made = Histogram
+        self.request_prompt = made("request_prompt_tokens", "Number of prefill tokens processed.", TOKENS)
+        self.request_generation = made("request_generation_tokens", "Number of generation tokens.", TOKENS)
+        self.iteration_tokens = made("iteration_tokens_total", "Histogram of tokens per engine_step.", TOKENS_STEP)
+        self.request_max_tokens = made("request_params_max_tokens", "The max_tokens request parameter.", TOKENS)
+        self.request_computed = made("request_prefill_kv_computed_tokens", "New KV tokens computed in prefill.", TOKENS)
+        self.ttft = made("time_to_first_token_seconds", "Time to first token in seconds.", SECONDS_TTFT)
+        self.itl = made("inter_token_latency_seconds", "Inter-token latency in seconds.", SECONDS_TOKEN)
+        self.tpot = made("request_time_per_output_token_seconds", "Time per output token per request.", SECONDS_TOKEN)
+        self.e2e = made("e2e_request_latency_seconds", "End to end request latency in seconds.", SECONDS_LONG)
+        self.queue = made("request_queue_time_seconds", "Time spent in WAITING phase.", SECONDS_LONG)
+        self.inference = made("request_inference_time_seconds", "Time spent in RUNNING phase.", SECONDS_LONG)
+        self.prefill = made("request_prefill_time_seconds", "Time spent in PREFILL phase.", SECONDS_LONG)
+        self.decode = made("request_decode_time_seconds", "Time spent in DECODE phase.", SECONDS_LONG)
+
+    @property
+    def histograms(self) -> list[Histogram]:
+        """In the order of the page."""
+        return [value for value in vars(self).values() if isinstance(value, Histogram)]
 
 
 def metrics_page(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> bytes:
-    """The text of /metrics in Prometheus' format."""
-    return generate_latest(_Page(engine, options, plan, card))
+    """The text of /metrics in Prometheus' format: vLLM's families that a benchmark reads, then the simulator's own."""
+    labels = {"engine": "0", "model_name": options.served_model_names[0]}
+    settings = cache_labels(options, plan)
+    families = [
+        *(_family(GaugeMetricFamily, f"vllm:{name}", text, rows) for name, text, rows in _gauges(engine, labels)),
+        *(
+            _family(CounterMetricFamily, f"vllm:{name}", text, rows, created=engine.metrics.created)
+            for name, text, rows in _counters(engine, labels)
+        ),
+        *(histogram.family(labels) for histogram in engine.metrics.histograms),
+        _family(
+            GaugeMetricFamily,
+            "vllm:cache_config_info",
+            "Information of the LLMEngine CacheConfig",
+            [(settings, 1.0)],
+        ),
+        *(
+            _family(GaugeMetricFamily, f"qwenbench_sim:{name}", f"SIMULATED: {text}", [({"card": card.name}, value)])
+            for name, text, value in _own(engine, card)
+        ),
+    ]
+    return generate_latest(_Page(families))
 
 
 class _Page(Collector):
-    def __init__(self, engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> None:
-        self._engine = engine
-        self._options = options
-        self._plan = plan
-        self._card = card
-        self._labels = {"engine": "0", "model_name": options.served_model_names[0]}
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
 
-    def collect(self) -> Iterator[Metric]:
-        """vLLM's families that a benchmark reads, then the simulator's own (qwenbench_sim:*)."""
-        yield from self._gauges()
-        yield from self._counters()
-        yield from self._histograms()
-        yield _gauge(
-            "vllm:cache_config_info",
-            "Information of the LLMEngine CacheConfig",
-            [(cache_labels(self._options, self._plan), 1.0)],
-        )
-        yield from self._own()
+    def collect(self) -> Sequence[Metric]:
+        return self._families
 
-    def _gauges(self) -> Iterator[Metric]:
-        engine, labels = self._engine, self._labels
-        waiting = float(engine.waiting)
-        running = float(engine.running)
-        yield _gauge("vllm:num_requests_running", "Number of requests in model execution batches.", [(labels, running)])
-        yield _gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", [(labels, waiting)])
-        yield _gauge(
-            "vllm:num_requests_waiting_by_reason",
+
+Rows = Sequence[tuple[Mapping[str, str], float]]
+"""Labels and value of each line of a family."""
+Family = tuple[str, str, Rows]
+"""Name, what it is, its lines."""
+
+
+def _family(
+    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, rows: Rows, **more: Any
+) -> Metric:
+    family = kind(name, text, labels=list(rows[0][0]))
+    for labels, value in rows:
+        family.add_metric(list(labels.values()), float(value), **more)
+    return family
+
+
+def _by(labels: Mapping[str, str], name: str, values: Mapping[str, float]) -> Rows:
+    return [({**labels, name: key}, value) for key, value in values.items()]
+
+
+def _gauges(engine: Engine, labels: Mapping[str, str]) -> list[Family]:
+    reasons = {"capacity": engine.waiting, "deferred": 0.0}
+    states = {"awake": 1.0, "weights_offloaded": 0.0, "discard_all": 0.0}
+    usage = engine.scheduler.pool.usage
+    return [
+        ("num_requests_running", "Number of requests in model execution batches.", [(labels, engine.running)]),
+        ("num_requests_waiting", "Number of requests waiting to be processed.", [(labels, engine.waiting)]),
+        (
+            "num_requests_waiting_by_reason",
             "Number of waiting requests by reason.",
-            [(labels | {"reason": "capacity"}, waiting), (labels | {"reason": "deferred"}, 0.0)],
-        )
-        states = {"awake": 1.0, "weights_offloaded": 0.0, "discard_all": 0.0}
-        yield _gauge(
-            "vllm:engine_sleep_state",
-            "Engine sleep state.",
-            [(labels | {"sleep_state": state}, value) for state, value in states.items()],
-        )
-        usage = engine.scheduler.pool.usage
-        yield _gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [(labels, usage)])
+            _by(labels, "reason", reasons),
+        ),
+        ("engine_sleep_state", "Engine sleep state.", _by(labels, "sleep_state", states)),
+        ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [(labels, usage)]),
+    ]
 
-    def _counters(self) -> Iterator[Metric]:
-        metrics, scheduler, labels = self._engine.metrics, self._engine.scheduler, self._labels
-        cached = metrics.prompt_tokens_cached
-        plain = (
-            ("prefix_cache_queries", "Prefix cache queries, in tokens.", scheduler.prefix_queries),
-            ("prefix_cache_hits", "Prefix cache hits, in tokens.", scheduler.prefix_hits),
-            ("num_preemptions", "Cumulative number of preemption from the engine.", scheduler.preemptions),
-            ("prompt_tokens", "Number of prefill tokens processed.", metrics.prompt_tokens),
-            ("prompt_tokens_cached", "Number of cached prompt tokens.", cached),
-            ("generation_tokens", "Number of generation tokens processed.", metrics.generation_tokens),
-        )
-        for name, text, value in plain:
-            yield self._counter(name, text, [(labels, value)])
-        sources = {
-            "local_compute": metrics.prompt_tokens - cached,
-            "local_cache_hit": cached,
-            "external_kv_transfer": 0,
-        }
-        yield self._counter(
-            "prompt_tokens_by_source",
-            "Number of prompt tokens by source.",
-            [(labels | {"source": source}, value) for source, value in sources.items()],
-        )
-        yield self._counter(
-            "request_success",
-            "Count of successfully processed requests.",
-            [(labels | {"finished_reason": reason}, count) for reason, count in metrics.finished.items()],
-        )
-        drafted = self._options.speculative_tokens
-        if not drafted:
-            return
-        accepted = metrics.accepted_by_position
-        speculation = (
+
+def _counters(engine: Engine, labels: Mapping[str, str]) -> Iterator[Family]:
+    metrics, scheduler = engine.metrics, engine.scheduler
+    cached = metrics.prompt_tokens_cached
+    drafted, accepted = len(metrics.accepted_by_position), metrics.accepted_by_position
+    plain = [
+        ("prefix_cache_queries", "Prefix cache queries, in tokens.", scheduler.prefix_queries),
+        ("prefix_cache_hits", "Prefix cache hits, in tokens.", scheduler.prefix_hits),
+        ("num_preemptions", "Cumulative number of preemption from the engine.", scheduler.preemptions),
+        ("prompt_tokens", "Number of prefill tokens processed.", metrics.prompt_tokens),
+        ("prompt_tokens_cached", "Number of cached prompt tokens.", cached),
+        ("generation_tokens", "Number of generation tokens processed.", metrics.generation_tokens),
+    ]
+    if drafted:
+        plain += [
             ("spec_decode_num_drafts", "Number of spec decoding drafts.", metrics.drafts),
             ("spec_decode_num_draft_tokens", "Number of draft tokens.", metrics.drafts * drafted),
             ("spec_decode_num_accepted_tokens", "Number of accepted tokens.", sum(accepted)),
-        )
-        for name, text, value in speculation:
-            yield self._counter(name, text, [(labels, value)])
-        yield self._counter(
-            "spec_decode_num_accepted_tokens_per_pos",
-            "Accepted tokens per draft position.",
-            [(labels | {"position": str(at)}, count) for at, count in enumerate(accepted)],
-        )
-
-    def _counter(self, name: str, text: str, rows: list[tuple[Mapping[str, str], float]]) -> Metric:
-        created = self._engine.metrics.created
-        family = CounterMetricFamily(f"vllm:{name}", text, labels=list(rows[0][0]))
-        for labels, value in rows:
-            family.add_metric(list(labels.values()), float(value), created=created)
-        return family
-
-    def _histograms(self) -> Iterator[Metric]:
-        metrics = self._engine.metrics
-        families = (
-            ("request_prompt_tokens", "Number of prefill tokens processed.", metrics.request_prompt),
-            ("request_generation_tokens", "Number of generation tokens.", metrics.request_generation),
-            ("iteration_tokens_total", "Histogram of tokens per engine_step.", metrics.iteration_tokens),
-            ("request_params_max_tokens", "The max_tokens request parameter.", metrics.request_max_tokens),
-            ("request_prefill_kv_computed_tokens", "New KV tokens computed in prefill.", metrics.request_computed),
-            ("time_to_first_token_seconds", "Time to first token in seconds.", metrics.ttft),
-            ("inter_token_latency_seconds", "Inter-token latency in seconds.", metrics.itl),
-            ("request_time_per_output_token_seconds", "Time per output token per request.", metrics.tpot),
-            ("e2e_request_latency_seconds", "End to end request latency in seconds.", metrics.e2e),
-            ("request_queue_time_seconds", "Time spent in WAITING phase.", metrics.queue),
-            ("request_inference_time_seconds", "Time spent in RUNNING phase.", metrics.inference),
-            ("request_prefill_time_seconds", "Time spent in PREFILL phase.", metrics.prefill),
-            ("request_decode_time_seconds", "Time spent in DECODE phase.", metrics.decode),
-        )
-        for name, text, histogram in families:
-            count = 0
-            buckets: list[tuple[str, float]] = []
-            bounds = [*(repr(float(bound)) for bound in histogram.bounds), "+Inf"]
-            for bound, number in zip(bounds, histogram.counts, strict=True):
-                count += number
-                buckets.append((bound, float(count)))
-            family = HistogramMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
-            family.add_metric(list(self._labels.values()), buckets, histogram.total)
-            yield family
-
-    def _own(self) -> Iterator[Metric]:
-        engine, labels = self._engine, {"card": self._card.name}
-        values = {
-            "server_late_mean_ms": ("mean time by which tokens left after they were due", engine.lateness.mean_ms),
-            "server_late_p99_ms": ("99th percentile of the same", engine.lateness.p99_ms),
-            "vram_used_mib": ("what NVML would show, by a model", engine.vram.used_mib),
-            "power_w": ("power draw, by a model", engine.energy.power_w),
-            "energy_j": ("energy since the start, by a model", engine.energy.energy_j),
-            "vram_total_mib": ("NVML's total of the card", float(self._card.vram_mib)),
-            "card": ("1, with the card's name", 1.0),
-        }
-        for name, (text, value) in values.items():
-            yield _gauge(f"qwenbench_sim:{name}", f"SIMULATED: {text}", [(labels, value)])
+        ]
+        by_position = {str(at): float(count) for at, count in enumerate(accepted)}
+        text = "Accepted tokens per draft position."
+        yield "spec_decode_num_accepted_tokens_per_pos", text, _by(labels, "position", by_position)
+    yield from ((name, text, [(labels, value)]) for name, text, value in plain)
+    sources = {"local_compute": metrics.prompt_tokens - cached, "local_cache_hit": cached, "external_kv_transfer": 0}
+    yield "prompt_tokens_by_source", "Number of prompt tokens by source.", _by(labels, "source", sources)
+    text = "Count of successfully processed requests."
+    yield "request_success", text, _by(labels, "finished_reason", metrics.finished)
 
 
-def _gauge(name: str, text: str, rows: list[tuple[Mapping[str, str], float]]) -> Metric:
-    family = GaugeMetricFamily(name, text, labels=list(rows[0][0]))
-    for labels, value in rows:
-        family.add_metric(list(labels.values()), value)
-    return family
+def _own(engine: Engine, card: Card) -> list[tuple[str, str, float]]:
+    return [
+        ("server_late_mean_ms", "mean time by which tokens left after they were due", engine.lateness.mean_ms),
+        ("server_late_p99_ms", "99th percentile of the same", engine.lateness.p99_ms),
+        ("vram_used_mib", "what NVML would show, by a model", engine.vram.used_mib),
+        ("power_w", "power draw, by a model", engine.energy.power_w),
+        ("energy_j", "energy since the start, by a model", engine.energy.energy_j),
+        ("vram_total_mib", "NVML's total of the card", card.vram_mib),
+        ("card", "1, with the card's name", 1.0),
+    ]
 
 
 def cache_labels(options: ServeOptions, plan: MemoryPlan) -> dict[str, str]:

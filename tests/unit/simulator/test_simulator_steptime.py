@@ -128,7 +128,7 @@ def test_lateness_percentile_and_mean() -> None:
 
 @given(st.lists(st.floats(0, 5000), max_size=50))
 def test_histogram_counts_everything_once(values: Any) -> None:
-    histogram = Histogram((1.0, 10.0, 100.0))
+    histogram = Histogram("sizes", "of a test", (1.0, 10.0, 100.0))
     for value in values:
         histogram.observe(value)
     assert sum(histogram.counts) == len(values)
