@@ -7,10 +7,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.columns import METRICS, VARIED
@@ -20,47 +20,45 @@ from qwenbench.analysis.run import Run, records, valid_rows
 PRINTED_GIB_ERROR = 0.01
 """Two figures that were printed with two decimals differ by so much less or more than their difference says."""
 
-PER_LAUNCH: dict[str, str] = {
-    "kv_cache_gib": "GiB",
-    "kv_cache_blocks": "blocks",
-    "kv_cache_tokens": "tokens",
-    "vram_ready_mib": "MiB",
-    "startup_s": "s",
-}
-"""Figures of a launch, from points.csv (else from the ledger, where it has them)."""
-FROM_LEDGER: dict[str, str] = {
-    "graphs_estimated_gib": "GiB",
-    "graphs_actual_gib": "GiB",
-    "kv_cache_tokens_logged": "tokens",
-    "capture_s": "s",
-}
-PER_SCENARIO: dict[str, str] = {"requests_that_fit": "requests"}
-PER_LOAD: dict[str, str] = {"output_tokens_per_s": "tok/s", "itl_ms_p50": "ms"}
+PER_LAUNCH = (
+    "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "vram_ready_mib", "startup_s", "graphs_estimated_gib",
+    "graphs_actual_gib", "kv_cache_tokens_logged", "capture_s",
+)  # fmt: skip
+"""Figures of a launch, from points.csv where it has them, else from the ledger."""
+PER_SCENARIO = ("requests_that_fit",)
+PER_LOAD = ("output_tokens_per_s", "itl_ms_p50")
 
-_LOAD = ("scenario", "profile", "load_shape", "concurrency", "rate")
+
+class Config(NamedTuple):
+    """A configuration of a chain of capture sizes."""
+
+    config_id: str
+    capture: int
+    max_num_seqs: int | None
+    """Follows the capture size where the sweep matched the two, as the seed advises."""
+
+
+class Load(NamedTuple):
+    """What a figure depends on; None: not on that."""
+
+    scenario: str | None = None
+    profile: str | None = None
+    load_shape: str | None = None
+    concurrency: float | None = None
+    rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
     """One figure's change from one capture size to the next larger one, all else being equal."""
 
-    config_from: str
-    config_to: str
-    capture_from: int
-    capture_to: int
-    max_num_seqs_from: int | None
-    max_num_seqs_to: int | None
-    """Follows the capture size where the sweep matched the two, as the seed advises."""
-    scenario: str | None
-    profile: str | None
-    load_shape: str | None
-    concurrency: float | None
-    rate: float | None
+    smaller: Config
+    larger: Config
+    load: Load
     metric: str
-    unit: str
-    before: float | None
-    after: float | None
-    change: float | None
+    before: float
+    after: float
+    change: float
     low: float | None
     """Lower end of the change's 95 % interval; None with one repeat (indicative only)."""
     high: float | None
@@ -68,147 +66,75 @@ class Price:
     """`repeats`, `rounding` (of the printed figure) or `indicative`."""
 
 
-COLUMNS = tuple(Price.__dataclass_fields__)
-
-
-def price_of_capture(points: pd.DataFrame, ledgers: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per step of capture size, load and figure, with the columns of `Price`.
+def price_of_capture(points: pd.DataFrame, ledgers: Mapping[str, Mapping[str, Any]]) -> list[Price]:
+    """A price for each step of capture size, load and figure that both sides know.
 
     `points` are rows of points.csv (only valid ones count), `ledgers` config_id -> memory.json. Configurations are
-    compared when everything but capture (and a max-num-seqs that follows it) is the same. A figure that either
-    side lacks has no row. Without two capture sizes the frame is empty.
+    compared when everything but capture (and a max-num-seqs that follows it) is the same. Without two capture sizes
+    there is none.
     """
     rows = valid_rows(points)
-    prices = [price for before, after in _steps(rows) for price in _prices(rows, ledgers, before, after)]
-    return pd.DataFrame([asdict(price) for price in prices], columns=list(COLUMNS))
+    needed = ("config_id", "launch", "repeat", *Load._fields, *PER_LAUNCH, *PER_SCENARIO, *PER_LOAD)
+    own: dict[str, list[Mapping[str, Any]]] = {}
+    for row in records(rows, [name for name in needed if name in rows]):
+        own.setdefault(str(row["config_id"]), []).append(row)
+    figures = {config: _figures(found, ledgers.get(config, {})) for config, found in own.items()}
+    return [price for smaller, larger in _steps(rows) for price in _prices(smaller, larger, figures)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Config:
-    config_id: str
-    capture: int
-    max_num_seqs: int | None
-
-
-def _steps(rows: pd.DataFrame) -> Iterator[tuple[_Config, _Config]]:
+def _steps(rows: pd.DataFrame) -> Iterator[tuple[Config, Config]]:
     """Neighbouring capture sizes within each chain of otherwise equal configurations."""
     others = [str(n) for n in rows.columns if n in ("gpu_memory_utilization", "machine") or str(n).startswith(VARIED)]
-    chains: dict[tuple[Any, ...], list[_Config]] = {}
+    chains: dict[tuple[Any, ...], list[Config]] = {}
     for row in records(rows.drop_duplicates("config_id"), ("config_id", "capture", "max_num_seqs", *others)):
         capture, seqs = row["capture"], row["max_num_seqs"]
-        if not isinstance(capture, int):
-            continue
-        config = _Config(str(row["config_id"]), capture, seqs if isinstance(seqs, int) else None)
-        fixed = "follows" if seqs == config.capture else seqs
-        key = (fixed, *(str(row[name]) for name in others))
-        chains.setdefault(key, []).append(config)
-    for chain in _with_crossed(chains):
-        ordered = sorted(chain, key=lambda config: config.capture)
-        for before, after in itertools.pairwise(ordered):
-            if before.capture < after.capture:
-                yield before, after
+        if isinstance(capture, int):
+            config = Config(str(row["config_id"]), capture, seqs if isinstance(seqs, int) else None)
+            key = ("follows" if seqs == capture else seqs, *(str(row[name]) for name in others))
+            chains.setdefault(key, []).append(config)
+    for (seqs, *rest), chain in chains.items():
+        # a crossed list has its diagonal (capture = max-num-seqs) in the chain of that max-num-seqs too
+        diagonal = chains.get(("follows", *rest), []) if seqs != "follows" else []
+        whole = chain + [config for config in diagonal if config.max_num_seqs == seqs]
+        for smaller, larger in itertools.pairwise(sorted(whole, key=lambda config: config.capture)):
+            if smaller.capture < larger.capture:
+                yield smaller, larger
 
 
-def _with_crossed(chains: Mapping[tuple[Any, ...], list[_Config]]) -> Iterator[list[_Config]]:
-    """A crossed list has its diagonal (capture = max-num-seqs) in the chain of that max-num-seqs too."""
-    for key, chain in chains.items():
-        if key[0] == "follows":
-            yield chain
-            continue
-        diagonal = chains.get(("follows", *key[1:]), [])
-        yield chain + [config for config in diagonal if config.max_num_seqs == key[0]]
+def _figures(rows: list[Mapping[str, Any]], ledger: Mapping[str, Any]) -> dict[tuple[str, Load], list[float]]:
+    """Metric and load -> its values: one a launch (its points repeat its figures), or one a repeat of the load."""
+    found: dict[tuple[str, Load], dict[Any, list[float]]] = {}
+    for row in rows:
+        launch, whole = row["launch"], Load(*(row[name] for name in Load._fields))
+        kinds = (PER_LAUNCH, Load(), launch), (PER_SCENARIO, Load(whole.scenario), launch)
+        for metrics, load, sample in (*kinds, (PER_LOAD, whole, (launch, row["repeat"]))):
+            for metric in metrics:
+                if row.get(metric) is not None:
+                    found.setdefault((metric, load), {}).setdefault(sample, []).append(float(row[metric]))
+    values = {key: [median(own) for own in samples.values()] for key, samples in found.items()}
+    told = {(name, Load()): [float(ledger[name])] for name in PER_LAUNCH if ledger.get(name) is not None}
+    return told | values
 
 
 def _prices(
-    rows: pd.DataFrame, ledgers: Mapping[str, Mapping[str, Any]], before: _Config, after: _Config
+    smaller: Config, larger: Config, figures: Mapping[str, Mapping[tuple[str, Load], list[float]]]
 ) -> Iterator[Price]:
-    mine = {config.config_id: rows[rows["config_id"].astype(str) == config.config_id] for config in (before, after)}
-    old, new = mine[before.config_id], mine[after.config_id]
-    for metric, unit in (PER_LAUNCH | FROM_LEDGER).items():
-        pair = [
-            _launches(own, metric, ledgers.get(config.config_id, {})) for own, config in ((old, before), (new, after))
-        ]
-        yield from _price(before, after, {}, metric, unit, *pair)
-    for names, metrics, values_of in ((("scenario",), PER_SCENARIO, _launches), (_LOAD, PER_LOAD, _values)):
-        olds, news = _by_load(old, names), _by_load(new, names)
-        for load in olds:
-            if load in news:
-                shown = dict(zip(names, load, strict=True))
-                for metric, unit in metrics.items():
-                    pair = [values_of(own[load], metric) for own in (olds, news)]
-                    yield from _price(before, after, shown, metric, unit, *pair)
+    old, new = figures[smaller.config_id], figures[larger.config_id]
+    for (metric, load), values in old.items():
+        first, second = interval_of_means(values), interval_of_means(new.get((metric, load), []))
+        if first.value is None or second.value is None:
+            continue
+        change = combined([(1.0, second), (-1.0, first)])
+        interval = _interval(change, PRINTED_GIB_ERROR if metric.endswith("_gib") else 0.0)
+        yield Price(smaller, larger, load, metric, first.value, second.value, second.value - first.value, *interval)
 
 
-def _price(
-    before: _Config,
-    after: _Config,
-    load: Mapping[str, Any],
-    metric: str,
-    unit: str,
-    old: list[float],
-    new: list[float],
-) -> Iterator[Price]:
-    first, second = interval_of_means(old), interval_of_means(new)
-    if first.value is None or second.value is None:
-        return
-    change = combined([(1.0, second), (-1.0, first)])
-    low, high, basis = _interval(change, unit)
-    yield Price(
-        config_from=before.config_id,
-        config_to=after.config_id,
-        capture_from=before.capture,
-        capture_to=after.capture,
-        max_num_seqs_from=before.max_num_seqs,
-        max_num_seqs_to=after.max_num_seqs,
-        **{name: load.get(name) for name in _LOAD},
-        metric=metric,
-        unit=unit,
-        before=first.value,
-        after=second.value,
-        change=change.value,
-        low=low,
-        high=high,
-        basis=basis,
-    )
-
-
-def _interval(change: Estimate, unit: str) -> tuple[float | None, float | None, str]:
-    if change.value is None:
-        return None, None, "indicative"
-    rounding = PRINTED_GIB_ERROR if unit == "GiB" else 0.0
+def _interval(change: Estimate, rounding: float) -> tuple[float | None, float | None, str]:
     if change.low is not None and change.high is not None:
         return change.low - rounding, change.high + rounding, "repeats"
-    if rounding:
+    if change.value is not None and rounding:
         return change.value - rounding, change.value + rounding, "rounding"
     return None, None, "indicative"
-
-
-def _launches(rows: pd.DataFrame, metric: str, ledger: Mapping[str, Any] | None = None) -> list[float]:
-    """One value per launch: the points of a launch repeat its figures."""
-    if metric in rows:
-        values = [float(value) for value in rows[metric].groupby(rows["launch"]).median().dropna()]
-        if values:
-            return values
-    value = ledger.get(metric) if ledger is not None else None
-    return [float(value)] if value is not None else []
-
-
-def _values(rows: pd.DataFrame, metric: str) -> list[float]:
-    return [float(value) for value in rows[metric].dropna()]
-
-
-def _by_load(rows: pd.DataFrame, names: tuple[str, ...]) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """The rows of each load, in the order of points.csv; a column that is missing or empty is None in the key."""
-    if rows.empty:
-        return {}
-    groups = rows.groupby(list(names), dropna=False, sort=False)
-    return {tuple(map(_plain, key)): own for key, own in groups}
-
-
-def _plain(value: Any) -> Any:
-    if pd.isna(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
 
 
 BASE = "none"

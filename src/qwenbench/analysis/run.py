@@ -31,7 +31,15 @@ from qwenbench.analysis.machines import by_machine, told_apart
 from qwenbench.analysis.window import Window
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.damage import if_readable, object_or_none, read_run_json, table_or_none, tell_damage
+from qwenbench.runfolder.damage import (
+    if_readable,
+    mapping,
+    object_or_none,
+    read_run_json,
+    table_or_none,
+    tell_damage,
+    text_or_none,
+)
 from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import AT, RunPaths, launch_folders
 
@@ -77,8 +85,7 @@ class Point:
 
     def text(self, name: str) -> str | None:
         """A column's value as text; None when it is not known."""
-        value = self.values.get(name)
-        return None if value is None else str(value)
+        return text_or_none(self.values.get(name))
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,10 @@ class Run:
     def run_id(self) -> str:
         """The run's name."""
         return str(self.meta.get("run_id") or self.path.name)
+
+    def part(self, name: str) -> Mapping[str, Any]:
+        """A part of run.json that holds names (`options`, `versions`, ...); empty where it does not."""
+        return mapping(self.meta.get(name))
 
     @cached_property
     def measured(self) -> tuple[Point, ...]:
@@ -167,7 +178,7 @@ def load_run(path: Path, apart: bool = False) -> Run:
     names = list(dict.fromkeys(points["config_id"].astype(str)))
 
     def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:
-        return by_machine(paths, _objects(paths.servers, file, cost), names, file)
+        return by_machine(paths, files_of(paths.servers, file, cost), names, file)
 
     failures = _failures(paths.servers)
     return Run(
@@ -285,13 +296,9 @@ def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def known_numbers(rows: pd.DataFrame, column: str) -> pd.Series[float]:
+def known_numbers(rows: pd.DataFrame, column: str) -> list[float]:
     """The numbers of a column, without what is not known; empty where there is no such column."""
-    import pandas as pd
-
-    if column not in rows:
-        return pd.Series(dtype=float)
-    return pd.to_numeric(rows[column], errors="coerce").dropna().astype(float)
+    return [float(value) for value in rows[column].dropna()] if column in rows else []
 
 
 def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
@@ -299,7 +306,8 @@ def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["valid"].fillna(False).astype(bool)]
 
 
-def _objects(servers: Path, name: str, cost: str) -> dict[str, dict[str, Any]]:
+def files_of(servers: Path, name: str, cost: str) -> dict[str, dict[str, Any]]:
+    """Configuration -> what a file of its folder holds; a damaged one is told with its `cost` and missing."""
     found = {file.parent.name: object_or_none(file, cost) for file in sorted(servers.glob(f"*/{name}"))}
     return {config: value for config, value in found.items() if value is not None}
 
@@ -310,4 +318,4 @@ def _failures(servers: Path) -> dict[str, dict[str, Any]]:
         file.parent.parent.name: object_or_none(file, "why it failed is missing") or {}
         for file in servers.glob("*/relaunch-*/failure.json")
     }
-    return {**relaunches, **_objects(servers, "failure.json", "why it failed is missing")}
+    return {**relaunches, **files_of(servers, "failure.json", "why it failed is missing")}

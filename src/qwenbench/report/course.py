@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from qwenbench.analysis.run import Run
@@ -16,14 +17,13 @@ from qwenbench.report.document import (
     Inline,
     Number,
     Paragraph,
-    Picture,
     Row,
     Span,
     Table,
     counted,
 )
 from qwenbench.report.page_data import PageData, number_or_none
-from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
+from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
 
@@ -118,10 +118,8 @@ def course(run: Run, data: PageData) -> Iterator[Block]:
     """Figure and table for the page; nothing to say of a run without a journal and ledgers."""
     launches = course_of(run)
     if launches:
-        words = f"{counted(len(launches), 'launch')} in {duration(launches[-1].end_s)}"
-        yield Picture(
-            _draw(launches, data, 1084.0).svg(), f"Course of the run: {words}", _draw(launches, data, 358.0).svg()
-        )
+        words = f"Course of the run: {counted(len(launches), 'launch')} in {duration(launches[-1].end_s)}"
+        yield picture(words, partial(_draw, launches, data), simulated=data.simulated)
         if len(launches) > MOST_LAUNCHES:
             yield Paragraph(f"The first {MOST_LAUNCHES} of {len(launches)} launches are drawn.", "quiet")
     rows = [Row(row, config=view.id) for view in data.configs if (row := _phases(view.id, view.ledger, view.startup_s))]
@@ -152,9 +150,8 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _draw(launches: Sequence[LaunchCourse], data: PageData, width: float) -> Drawing:
-    drawing = Drawing(width, on_page())
-    shown = launches[:MOST_LAUNCHES]
+def _draw(launches: Sequence[LaunchCourse], data: PageData, drawing: Drawing) -> None:
+    shown, width = launches[:MOST_LAUNCHES], drawing.width
     place = {view.id: index for index, view in enumerate(data.configs)}
     narrow = width < 500
     names = [_name(launch, launches) for launch in shown]
@@ -165,8 +162,6 @@ def _draw(launches: Sequence[LaunchCourse], data: PageData, width: float) -> Dra
     def x(seconds: float) -> float:
         return left + (right - left) * seconds / end
 
-    if data.simulated:
-        drawing.simulated(width, 14)
     y = 26.0
     for launch, name in zip(shown, names, strict=True):
         series = f"s{place.get(launch.config, 0) % SERIES}"
@@ -187,13 +182,10 @@ def _draw(launches: Sequence[LaunchCourse], data: PageData, width: float) -> Dra
         y += 24
     drawing.line(left, y, right, y, colour="rule")
     y = _axis(drawing, x, end, y, 3 if narrow else 6)
-    drawing.rect(left, y - 10, 16, 11, colour="faint", opacity=0.45)
-    drawing.text(left + 22, y, "start-up", colour="soft", size=12)
+    drawing.entry(left, y, "start-up", colour="faint", opacity=0.45)
     at, y = (left, y + 19) if narrow else (left + 96, y)
-    drawing.rect(at, y - 10, 16, 11, colour="s7")
-    drawing.text(at + 22, y, "a load point (between them: warm-up and stopping)", colour="soft", size=12)
+    drawing.entry(at, y, "a load point (between them: warm-up and stopping)")
     drawing.height = y + 8
-    return drawing
 
 
 def _name(launch: LaunchCourse, launches: Sequence[LaunchCourse]) -> str:

@@ -5,17 +5,19 @@ orjson turns them into JSON as they stand, assets/*.js draws them. Unknown is nu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.capture_reach import Reached, captures_reached
-from qwenbench.analysis.columns import METRICS, Column, label
-from qwenbench.analysis.price import PER_LAUNCH, PER_LOAD, PER_SCENARIO, price_of_capture
-from qwenbench.analysis.run import LOAD_POINT, Run, known_numbers, records
+from qwenbench.analysis.columns import METRICS, VARIED, label
+from qwenbench.analysis.price import Price, price_of_capture
+from qwenbench.analysis.run import Run, known_numbers
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
@@ -23,13 +25,13 @@ from qwenbench.report.document import titled
 from qwenbench.report.points import (
     PointView,
     TimelineView,
-    known,
     level_of,
     point_views,
     read_summary,
     timelines,
     workload_index,
 )
+from qwenbench.runfolder.damage import mapping, text_or_none
 from qwenbench.runfolder.names import RunPaths
 
 
@@ -96,29 +98,29 @@ def _with_article(name: str) -> str:
 
 def subject_of(run: Run) -> Subject:
     """Reads run.json, launches and ledgers; whatever is not there stays None."""
-    hardware, options = _mapping(run.meta.get("hardware")), _mapping(run.meta.get("options"))
-    gpu = _first_gpu(hardware)
-    name = hardware.get("card") or options.get("card") or gpu
+    hardware, versions = run.part("hardware"), run.part("versions")
+    gpus = hardware.get("gpus")
+    gpu = text_or_none(mapping(gpus[0]).get("name")) if isinstance(gpus, list) and gpus else None
+    name = hardware.get("card") or run.part("options").get("card") or gpu
     known = _card(name)
     on_larger = bool(gpu and known is not None and not _same_card(gpu, known.name))
     total = None if on_larger else number_or_none(hardware.get("cuda_total_gib"))  # the real card's, as its driver told
     if total is None and known is not None:
         total = known.known_cuda_gib(str(hardware.get("platform") or "linux"))
-    versions = _mapping(run.meta.get("versions"))
-    started = run.meta.get("started") or run.meta.get("started_at")
+    told = (ledger.get("vllm_version") for ledger in run.ledgers.values())
     return Subject(
-        models=_models(run),
-        card=None if name is None else str(name),
+        models=tuple(dict.fromkeys(filter(None, map(_model_name, run.launches.values())))),
+        card=text_or_none(name),
         gpu=gpu,
         budget_on_larger=on_larger,
-        vllm=_vllm(run, versions),
-        driver=None if versions.get("driver") is None else str(versions["driver"]),
+        vllm=text_or_none(versions.get("vllm") or next(filter(None, told), None)),
+        driver=text_or_none(versions.get("driver")),
         cuda_gib=total,
         nvml_gib=None if known is None else round(known.vram_mib / 1024, 3),
         simulated=run.simulated,
-        interval=None if run.meta.get("simulated_interval") is None else str(run.meta["simulated_interval"]),
+        interval=text_or_none(run.meta.get("simulated_interval")),
         run_id=run.run_id,
-        started=None if started is None else str(started),
+        started=text_or_none(run.meta.get("started") or run.meta.get("started_at")),
     )
 
 
@@ -135,35 +137,12 @@ def _same_card(gpu: str, card: str) -> bool:
     return known.name == card if known is not None else card.replace("-", " ").lower() in gpu.lower()
 
 
-def _vllm(run: Run, versions: Mapping[str, Any]) -> str | None:
-    found = (ledger.get("vllm_version") for ledger in run.ledgers.values())
-    version = versions.get("vllm") or next((each for each in found if each), None)
-    return None if version is None else str(version)
-
-
-def _models(run: Run) -> tuple[str, ...]:
-    servers = (launch.get("server") for launch in run.launches.values())
-    names = (_model_name(server) for server in servers if isinstance(server, Mapping))
-    return tuple(dict.fromkeys(name for name in names if name))
-
-
-def _model_name(server: Mapping[str, Any]) -> str | None:
-    model, served = server.get("model"), server.get("served_model_name")
-    if not model:
-        return None if served is None else str(served)
-    path = str(model)
-    return str(served) if served and path.startswith(("/", ".", "~")) else path.rstrip("/").rpartition("/")[2]
-
-
-def _first_gpu(hardware: Mapping[str, Any]) -> str | None:
-    gpus = hardware.get("gpus")
-    first = gpus[0] if isinstance(gpus, list) and gpus else None
-    name = first.get("name") if isinstance(first, Mapping) else None
-    return None if name is None else str(name)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _model_name(launch: Mapping[str, Any]) -> str | None:
+    server = mapping(launch.get("server"))
+    model, served = text_or_none(server.get("model")), text_or_none(server.get("served_model_name"))
+    if not model or (served and model.startswith(("/", ".", "~"))):
+        return served
+    return model.rstrip("/").rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +251,10 @@ def page_data(run: Run, samples: bool = True) -> PageData:
         level_log=not rates,
         workloads=tuple(dict.fromkeys(point.workload for point in points)),
         configs=config_views(run),
-        metrics=tuple(_metric(key, column) for key, column in METRICS.items()),
+        metrics=tuple(
+            Metric(key, label(key), titled(key), column.unit, column.better, column.definition)
+            for key, column in METRICS.items()
+        ),
         points=points,
         timelines=lines,
         timelines_left_out=left_out,
@@ -296,28 +278,28 @@ def _config(run: Run, name: str, rows: pd.DataFrame) -> ConfigView:
     flags = launch_flags(run.launches.get(name, {}))
     ledger = run.ledgers.get(name, {})
 
-    def setting(column: str, flag: str) -> float | None:
-        values = known_numbers(rows, column)
-        return float(values.iloc[0]) if len(values) else number_or_none(flags.get(flag))
+    def setting(column: str) -> float | None:
+        flag = number_or_none(
+            flags.get("max-cudagraph-capture-size" if column == "capture" else column.replace("_", "-"))
+        )
+        return next(iter(known_numbers(rows, column)), flag)
 
-    def peak(column: str) -> float | None:
-        values = known_numbers(rows, column)
-        largest = float(values.max()) if len(values) else number_or_none(ledger.get(column))
+    def peak_gib(column: str) -> float | None:
+        largest = max(known_numbers(rows, column), default=number_or_none(ledger.get(column)))
         return None if largest is None else round(largest / 1024, 3)
 
     startup = known_numbers(rows, "startup_s")
-    vary = {column: str(rows[column].iloc[0]) for column in rows if str(column).startswith("vary_")}
     return ConfigView(
         id=name,
-        capture=_whole(setting("capture", "max-cudagraph-capture-size")),
-        max_num_seqs=_whole(setting("max_num_seqs", "max-num-seqs")),
-        gpu_memory_utilization=setting("gpu_memory_utilization", "gpu-memory-utilization"),
-        vary={str(column).removeprefix("vary_").replace("_", "-"): value for column, value in vary.items()},
+        capture=_whole(setting("capture")),
+        max_num_seqs=_whole(setting("max_num_seqs")),
+        gpu_memory_utilization=setting("gpu_memory_utilization"),
+        vary={label(str(column)): str(rows[column].iloc[0]) for column in rows if str(column).startswith(VARIED)},
         cards=_cards(flags),
-        startup_s=float(startup.mean()) if len(startup) else None,
-        vram_before_gib=peak("vram_before_mib"),
-        vram_ready_gib=peak("vram_ready_mib"),
-        vram_peak_gib=peak("vram_peak_mib"),
+        startup_s=float(np.mean(startup)) if startup else None,
+        vram_before_gib=peak_gib("vram_before_mib"),
+        vram_ready_gib=peak_gib("vram_ready_mib"),
+        vram_peak_gib=peak_gib("vram_peak_mib"),
         ledger=ledger,
         prediction=run.predictions.get(name, {}),
         failed=name in run.failures,
@@ -335,24 +317,18 @@ def launch_flags(launch: Mapping[str, Any]) -> dict[str, str]:
     return flags
 
 
-def _metric(key: str, column: Column) -> Metric:
-    return Metric(key, label(key), titled(key), column.unit, column.better, column.definition)
-
-
 def _cards(flags: Mapping[str, str]) -> int:
     sizes = (number_or_none(flags.get(f"{kind}-parallel-size")) for kind in ("tensor", "pipeline", "data"))
-    product = 1
-    for size in sizes:
-        product *= int(size) if size is not None and size >= 1 else 1
-    return product
+    return math.prod(max(1, int(size or 1)) for size in sizes)
 
 
 def number_or_none(value: Any) -> float | None:
     """A number, or the text of one; None for anything else."""
     try:
-        return known(float(value)) if value is not None and not isinstance(value, bool) else None
+        number = math.nan if value is None or isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _whole(value: float | None) -> int | None:
@@ -361,29 +337,23 @@ def _whole(value: float | None) -> int | None:
 
 def price_views(run: Run) -> tuple[PriceView, ...]:
     """One view per step of capture size; empty without two sizes."""
-    if run.points.empty:
-        return ()
-    needed = {"valid", "launch", "repeat", "capture", "max_num_seqs", "gpu_memory_utilization", *LOAD_POINT}
-    needed |= {*PER_LAUNCH, *PER_SCENARIO, *PER_LOAD}
-    columns = [name for name in run.points if name in needed or str(name).startswith("vary_")]
-    prices = price_of_capture(run.points[columns].copy(), run.ledgers)
-    steps = prices.groupby(["config_from", "config_to"], sort=False)
-    names = workload_index(run.points)
-    return tuple(_view(str(before), str(after), rows, names) for (before, after), rows in steps)
+    steps: dict[tuple[str, str], list[Price]] = {}
+    for price in price_of_capture(run.points, run.ledgers) if len(run.points) else ():
+        steps.setdefault((price.smaller.config_id, price.larger.config_id), []).append(price)
+    names = workload_index(run.points) if steps else {}
+    return tuple(_view(before, after, prices, names) for (before, after), prices in steps.items())
 
 
-def _view(before: str, after: str, rows: pd.DataFrame, names: dict[tuple[str, str], str]) -> PriceView:
-    costs: dict[str, Change] = {}
-    gains: list[Change] = []
-    for row in records(rows):
-        if known(row["scenario"]) is None:
-            costs[str(row["metric"])] = _change(row, None)
-        elif row["metric"] == "output_tokens_per_s":
-            gains.append(_change(row, names.get((str(row["scenario"]), str(row["profile"])))))
+def _view(before: str, after: str, prices: list[Price], names: Mapping[tuple[str, str], str]) -> PriceView:
+    costs = {price.metric: _change(price, None) for price in prices if price.load.scenario is None}
+    gains = [
+        _change(price, names.get((str(price.load.scenario), str(price.load.profile))))
+        for price in prices
+        if price.metric == "output_tokens_per_s"
+    ]
     return PriceView(before, after, f"{before} → {after}", costs, tuple(gains))
 
 
-def _change(row: dict[str, Any], workload: str | None) -> Change:
-    level = None if workload is None else level_of(row)
-    before, after, change, low, high = (known(row[name]) for name in ("before", "after", "change", "low", "high"))
-    return Change(workload, level, before, after, change, low, high, str(row["basis"]))
+def _change(price: Price, workload: str | None) -> Change:
+    level = None if workload is None else level_of(price.load._asdict())
+    return Change(workload, level, price.before, price.after, price.change, price.low, price.high, price.basis)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import interval_of_means
-from qwenbench.analysis.run import LOAD_POINT, records
+from qwenbench.analysis.request_arrays import Floats
+from qwenbench.analysis.run import LOAD_POINT, Run, records
 from qwenbench.analysis.server_samples import column_values
 from qwenbench.runfolder.cells import Cell, load_label
 from qwenbench.runfolder.damage import if_readable
@@ -23,7 +24,7 @@ from qwenbench.runfolder.names import AT, RunPaths
 Estimate = tuple[float, float | None, float | None]
 """Value, low and high (95 %). Low and high are None where one repeat gives no interval."""
 Row = Mapping[str, Any]
-"""A row of points.csv or points_summary.csv by column."""
+"""A row of points.csv or points_summary.csv by column; None: not known."""
 Summary = Mapping[tuple[Any, ...], Row]
 """Load point -> its row of points_summary.csv."""
 
@@ -63,15 +64,6 @@ def quick_to_filter(points: pd.DataFrame) -> pd.DataFrame:
     return points.astype(words).copy()
 
 
-def known(value: Any) -> Any:
-    """The value as a plain Python one, None for NaN and other unknowns."""
-    if value is None or value is pd.NaT or value is pd.NA:
-        return None
-    if isinstance(value, float | np.floating) and not np.isfinite(value):
-        return None
-    return value.item() if isinstance(value, np.generic) else value
-
-
 def workload_names(points: pd.DataFrame) -> pd.Series[str]:
     """Each row's workload: the scenario, with its profile where one scenario was run under several."""
     scenario = points["scenario"].astype("string").fillna("")
@@ -81,18 +73,15 @@ def workload_names(points: pd.DataFrame) -> pd.Series[str]:
 
 
 def workload_index(points: pd.DataFrame) -> dict[tuple[str, str], str]:
-    names = workload_names(points)
+    """(scenario, profile) -> the workload."""
     keys = zip(points["scenario"].astype(str), points["profile"].astype(str), strict=True)
-    return dict(zip(keys, names, strict=True))
+    return dict(zip(keys, workload_names(points), strict=True))
 
 
-def level_of(row: Mapping[Any, Any]) -> float | None:
+def level_of(row: Row) -> float | None:
     """Client streams of a closed loop, else the scheduled rate; None for a trace."""
-    for name in ("concurrency", "rate"):
-        value = known(row.get(name))
-        if value is not None:
-            return float(value)
-    return None
+    value = row["concurrency"] if row["concurrency"] is not None else row["rate"]
+    return None if value is None else float(value)
 
 
 def read_summary(path: Path) -> Summary:
@@ -114,63 +103,56 @@ def point_views(points: pd.DataFrame, summary: Summary | None = None) -> tuple[P
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in records(points.assign(_workload=workload_names(points))):
         groups.setdefault(_key(row), []).append(row)
-    views = [_view(key, rows, summary or {}) for key, rows in groups.items()]
+    views = [_view(rows, (summary or {}).get(key)) for key, rows in groups.items()]
     order = {config: index for index, config in enumerate(dict.fromkeys(points["config_id"].astype(str)))}
     return tuple(sorted(views, key=lambda view: (order[view.config], view.workload, view.level or 0.0)))
 
 
-def _view(key: tuple[Any, ...], rows: list[Row], summary: Summary) -> PointView:
-    usable = [row for row in rows if is_true(row.get("valid", True))]
-    valid = bool(usable)
-    # invalid points are shown too, hollow, so theirs are taken as they are
-    used = usable or rows
+def _view(rows: list[Row], summary: Row | None) -> PointView:
+    first, usable = rows[0], [row for row in rows if row["valid"]]
+    used = usable or rows  # invalid points are shown too, hollow, so theirs are taken as they are
+
+    def peak(name: str) -> float | None:
+        return max(_numbers(used, name), default=None)
+
     return PointView(
-        config=str(rows[0]["config_id"]),
-        workload=str(rows[0]["_workload"]),
-        level=level_of(rows[0]),
-        load=load_label(known(rows[0].get("concurrency")), known(rows[0].get("rate")), short=True),
+        config=str(first["config_id"]),
+        workload=str(first["_workload"]),
+        level=level_of(first),
+        load=load_label(first["concurrency"], first["rate"], short=True),
         n=len(used),
-        launches=len({known(row.get("launch")) for row in used}),
-        valid=valid,
-        invalid_reason=None if valid else _joined(rows, "invalid_reason"),
-        bound=_most_common(used, "bound"),
+        launches=len({row["launch"] for row in used}),
+        valid=bool(usable),
+        invalid_reason=None if usable else _joined(rows, "invalid_reason"),
+        bound=max(bounds, key=bounds.count) if (bounds := _words(used, "bound")) else None,
         bound_all=_joined(used, "bound_all"),
         requests_that_fit=next(iter(_numbers(used, "requests_that_fit")), None),
         kv_cache_gib=next(iter(_numbers(used, "kv_cache_gib")), None),
-        running_peak=max(_numbers(used, "running_peak"), default=None),
-        waiting_peak=max(_numbers(used, "waiting_peak"), default=None),
-        preemptions=max(_numbers(used, "preemptions"), default=None),
+        running_peak=peak("running_peak"),
+        waiting_peak=peak("waiting_peak"),
+        preemptions=peak("preemptions"),
         requests_ok=int(sum(_numbers(rows, "requests_ok"))),
         requests_failed=int(sum(_numbers(rows, "requests_failed"))),
-        metrics=_summarised(summary[key]) if valid and key in summary else _over_repeats(used),
+        metrics=_summarised(summary) if usable and summary is not None else _over_repeats(used),
     )
 
 
-def is_true(value: Any) -> bool:
-    """Whether a cell of a column of booleans, or of their words, says true."""
-    return str(value).lower() in ("true", "1", "1.0")
-
-
 def _key(row: Row) -> tuple[Any, ...]:
-    return (str(row["config_id"]).partition(AT)[0], *(known(row.get(name)) for name in LOAD_POINT[1:]))
+    return (str(row["config_id"]).partition(AT)[0], *(row.get(name) for name in LOAD_POINT[1:]))
 
 
 def _summarised(row: Row) -> dict[str, Estimate]:
-    found = {}
-    for key in METRICS:
-        value = known(row.get(key))
-        if value is not None:
-            found[key] = short_estimate(value, known(row.get(f"{key}_low")), known(row.get(f"{key}_high")))
-    return found
+    return {
+        key: short_estimate(row[key], row.get(f"{key}_low"), row.get(f"{key}_high"))
+        for key in METRICS
+        if row.get(key) is not None
+    }
 
 
 def _over_repeats(rows: list[Row]) -> dict[str, Estimate]:
-    found = {}
-    for key, column in METRICS.items():
-        mean = replace(interval_of_means(_numbers(rows, column.name)), floor=0.0)
-        if mean.value is not None:
-            found[key] = short_estimate(mean.value, mean.low, mean.high)
-    return found
+    means = {key: interval_of_means(_numbers(rows, column.name)) for key, column in METRICS.items()}
+    bounded = {key: replace(mean, floor=0.0) for key, mean in means.items()}
+    return {key: short_estimate(m.value, m.low, m.high) for key, m in bounded.items() if m.value is not None}
 
 
 def short_estimate(value: float, low: float | None, high: float | None) -> Estimate:
@@ -180,35 +162,23 @@ def short_estimate(value: float, low: float | None, high: float | None) -> Estim
 
 
 def _numbers(rows: list[Row], name: str) -> list[float]:
-    found = (known(row.get(name)) for row in rows)
-    return [float(value) for value in found if isinstance(value, int | float)]
+    return [float(row[name]) for row in rows if row.get(name) is not None]
 
 
 def _words(rows: list[Row], name: str) -> list[str]:
-    return [str(word) for row in rows if (word := known(row.get(name))) not in (None, "")]
-
-
-def _most_common(rows: list[Row], name: str) -> str | None:
-    words = _words(rows, name)
-    return max(words, key=words.count) if words else None
+    return [str(row[name]) for row in rows if row.get(name)]
 
 
 def _joined(rows: list[Row], name: str) -> str | None:
     return "; ".join(dict.fromkeys(_words(rows, name))) or None
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from qwenbench.analysis.run import Run
-
 MOST_TIMELINES = 160
 """Points that carry a time line; with MOST_SAMPLES this keeps them under about 1.5 MB of the page."""
 MOST_SAMPLES = 160
 """Instants kept of each stream of samples."""
 
-Floats = npt.NDArray[np.float64]
+Series = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +189,17 @@ class TimelineView:
     workload: str
     level: float | None
     repeat: int
-    t: tuple[float, ...]
+    t: Series
     """Seconds from the first sample, of the server's metrics."""
-    running: tuple[float | None, ...]
-    waiting: tuple[float | None, ...]
-    kv_cache_usage: tuple[float | None, ...]
-    preemptions: tuple[float | None, ...]
+    running: Series
+    waiting: Series
+    kv_cache_usage: Series
+    preemptions: Series
     """Since the first sample."""
-    output_tokens_per_s: tuple[float | None, ...]
-    vram_t: tuple[float, ...]
+    output_tokens_per_s: Series
+    vram_t: Series
     """Seconds from the same instant, of the VRAM samples."""
-    vram_gib: tuple[float | None, ...]
+    vram_gib: Series
 
 
 def timelines(run: Run) -> tuple[tuple[TimelineView, ...], int]:
@@ -241,9 +211,8 @@ def timelines(run: Run) -> tuple[tuple[TimelineView, ...], int]:
     if run.points.empty:
         return (), 0
     points = run.points.assign(_workload=workload_names(run.points))
-    keys = [name for name in ("config_id", "_workload", "concurrency", "rate") if name in points]
-    first = points.drop_duplicates(keys)
-    rows = [row for _, row in first.iterrows() if _has_samples(run, row)]
+    first = records(points.drop_duplicates(["config_id", "_workload", "concurrency", "rate"]))
+    rows = [row for row in first if _has_samples(run, row)]
     chosen = rows
     if len(rows) > MOST_TIMELINES:
         chosen = [rows[index] for index in np.linspace(0, len(rows) - 1, MOST_TIMELINES).round().astype(int)]
@@ -251,70 +220,44 @@ def timelines(run: Run) -> tuple[tuple[TimelineView, ...], int]:
     return tuple(views), len(rows) - len(chosen)
 
 
-def _has_samples(run: Run, row: pd.Series[Any]) -> bool:
-    paths, config, cell = RunPaths(run.path), str(row["config_id"]), _cell(row)
-    samples = (paths.metrics_samples(config, cell), paths.nvml_samples(config, cell))
-    return any(path.exists() for path in samples)
+def _has_samples(run: Run, row: Row) -> bool:
+    paths, config, cell = RunPaths(run.path), str(row["config_id"]), Cell.of_row(row).cell_id
+    return paths.metrics_samples(config, cell).exists() or paths.nvml_samples(config, cell).exists()
 
 
-def _cell(row: pd.Series[Any]) -> str:
-    return Cell.of_row(row.to_dict()).cell_id
-
-
-def _timeline(run: Run, row: pd.Series[Any]) -> TimelineView | None:
-    config, cell = str(row["config_id"]), _cell(row)
-    metrics, nvml = run.metrics(config, cell), run.nvml(config, cell)
-    starts = [table["t_ns"][0].as_py() for table in (metrics, nvml) if table is not None and table.num_rows]
+def _timeline(run: Run, row: Row) -> TimelineView | None:
+    config, cell = str(row["config_id"]), Cell.of_row(row).cell_id
+    metrics, nvml = (
+        table if table is not None and table.num_rows else None
+        for table in (run.metrics(config, cell), run.nvml(config, cell))
+    )
+    starts = [table["t_ns"][0].as_py() for table in (metrics, nvml) if table is not None]
     if not starts:
         return None
-    start = min(starts)
-    t, series = _server_series(metrics, start)
-    vram_t, vram = _vram_series(metrics, nvml, start)
-    return TimelineView(
-        config=config,
-        workload=str(row["_workload"]),
-        level=level_of(row.to_dict()),
-        repeat=int(row["repeat"]),
-        t=t,
-        running=series["running"],
-        waiting=series["waiting"],
-        kv_cache_usage=series["kv_cache_usage"],
-        preemptions=series["preemptions"],
-        output_tokens_per_s=series["output_tokens_per_s"],
-        vram_t=vram_t,
-        vram_gib=vram,
-    )
+    server, vram = _server_series(metrics, min(starts)), _vram_series(metrics, nvml, min(starts))
+    return TimelineView(config, str(row["_workload"]), level_of(row), int(row["repeat"]), *server, *vram)
 
 
-_SERVER_SERIES = ("running", "waiting", "kv_cache_usage", "preemptions", "output_tokens_per_s")
-
-
-def _server_series(table: pa.Table | None, start: int) -> tuple[tuple[float, ...], dict[str, tuple[float | None, ...]]]:
-    if table is None or table.num_rows == 0:
-        return (), dict.fromkeys(_SERVER_SERIES, ())
+def _server_series(table: pa.Table | None, start: int) -> tuple[Series, ...]:
+    """Time, running, waiting, KV usage, preemptions and output tokens/s."""
+    if table is None:
+        return ((),) * 6
     t = (table["t_ns"].to_numpy() - start) / 1e9
-    preempted = column_values(table, "preemptions_total")
-    raw: dict[str, Floats] = {
-        "running": column_values(table, "running"),
-        "waiting": column_values(table, "waiting"),
-        "kv_cache_usage": column_values(table, "kv_cache_usage"),
-        "preemptions": preempted - (preempted[0] if preempted.size else 0.0),
-        "output_tokens_per_s": _rate(t, column_values(table, "generation_tokens_total")),
-    }
     groups = _groups(len(t))
-    peaks = {name: _rounded(_reduce(values, groups, np.max)) for name, values in raw.items()}
-    peaks["output_tokens_per_s"] = _rounded(_reduce(raw["output_tokens_per_s"], groups, np.mean), digits=1)
-    return _times(t, groups), peaks
+    running, waiting, usage, preempted, generated = (
+        column_values(table, name)
+        for name in ("running", "waiting", "kv_cache_usage", "preemptions_total", "generation_tokens_total")
+    )
+    peaks = (_rounded(_reduce(v, groups, np.max)) for v in (running, waiting, usage, preempted - preempted[0]))
+    return _times(t, groups), *peaks, _rounded(_reduce(_rate(t, generated), groups, np.mean), digits=1)
 
 
-def _vram_series(
-    metrics: pa.Table | None, nvml: pa.Table | None, start: int
-) -> tuple[tuple[float, ...], tuple[float | None, ...]]:
-    """NVML's, the largest card at each instant; the simulator's own figure where there is no NVML."""
-    if nvml is not None and nvml.num_rows:
+def _vram_series(metrics: pa.Table | None, nvml: pa.Table | None, start: int) -> tuple[Series, Series]:
+    """Time and GiB: NVML's, the largest card at each instant; the simulator's own figure where there is no NVML."""
+    if nvml is not None:
         frame = nvml.select(["t_ns", "used_mib"]).to_pandas().groupby("t_ns")["used_mib"].max().dropna()
         t, used = frame.index.to_numpy(), frame.to_numpy(dtype=float)
-    elif metrics is not None and metrics.num_rows:
+    elif metrics is not None:
         t, used = metrics["t_ns"].to_numpy(), column_values(metrics, "vram_used_mib")
         t, used = t[~np.isnan(used)], used[~np.isnan(used)]
     else:
@@ -337,15 +280,15 @@ def _groups(length: int) -> list[slice]:
     return [slice(low, high) for low, high in pairwise(edges) if high > low]
 
 
-def _reduce(values: Floats, groups: list[slice], how: Any) -> Floats:
+def _reduce(values: Floats, groups: list[slice], how: Callable[[Floats], Any]) -> Floats:
     """Peaks must not be thinned away, so gauges keep the largest of each group and rates their mean."""
     kept = (values[group][~np.isnan(values[group])] for group in groups)
     return np.array([how(part) if part.size else np.nan for part in kept], dtype=float)
 
 
-def _times(t: Floats, groups: list[slice]) -> tuple[float, ...]:
+def _times(t: Floats, groups: list[slice]) -> Series:
     return tuple(round(float(t[group].mean()), 2) for group in groups)
 
 
-def _rounded(values: Floats, digits: int = 3) -> tuple[float | None, ...]:
+def _rounded(values: Floats, digits: int = 3) -> Series:
     return tuple(None if np.isnan(value) else round(float(value), digits) for value in values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from qwenbench.analysis.columns import in_words, label
 from qwenbench.analysis.releases import CHANGED, FigureOver, Releases
@@ -16,14 +17,13 @@ from qwenbench.report.document import (
     Heading,
     Inline,
     Paragraph,
-    Picture,
     Row,
     Span,
     Table,
     number,
     titled,
 )
-from qwenbench.report.svg import SERIES, Drawing, on_page, shortened
+from qwenbench.report.svg import SERIES, Drawing, picture, shortened
 from qwenbench.runfolder.cells import load_label
 
 MOST_FIGURES = 12
@@ -86,8 +86,8 @@ def releases_head(releases: Releases) -> Iterator[Block]:
     yield _releases_table(releases)
     for key in MAIN:
         if any(figure.change.key == key for figure in releases.figures):
-            alt = f"{titled(key)} over releases"
-            yield Picture(_drawn(releases, key, 1084.0).svg(), alt, _drawn(releases, key, 358.0).svg())
+            simulated = any(release.run.simulated for release in releases.compared)
+            yield picture(f"{titled(key)} over releases", partial(_draw, releases, key), simulated=simulated)
     if releases.comparison is not None:
         yield from conditions(releases.comparison)
 
@@ -150,20 +150,13 @@ def _value(key: str, value: float | None, low: float | None, high: float | None,
     return Span(words, "bad" if verdict == "worse" else "strong") if verdict in CHANGED else words
 
 
-def _drawn(releases: Releases, key: str, width: float) -> Drawing:
+def _draw(releases: Releases, key: str, drawing: Drawing) -> None:
     """The metric over releases: a curve per load point with its intervals."""
     figures = [figure for figure in releases.figures if figure.change.key == key][:MOST_FIGURES]
-    drawing = Drawing(width, on_page())
     names = [release.name for release in releases.compared]
-    bounds = [
-        end
-        for figure in figures
-        for estimate in figure.values
-        for end in (estimate.value, estimate.low, estimate.high)
-        if end is not None
-    ]
-    top = _round_top(max(bounds, default=0.0))
-    left, right, upper, height = 64.0, width - 24.0, 34.0, 200.0
+    tops = (end for figure in figures for e in figure.values for end in (e.value, e.high) if end is not None)
+    top = _round_top(max(tops, default=0.0))
+    left, right, upper, height = 64.0, drawing.width - 24.0, 34.0, 200.0
     step = (right - left) / len(names)
 
     def x(place: int, series: int) -> float:
@@ -173,8 +166,6 @@ def _drawn(releases: Releases, key: str, width: float) -> Drawing:
         return upper + height * (1 - max(0.0, min(value, top)) / top)
 
     drawing.text(0, 16, titled(key), bold=True)
-    if any(release.run.simulated for release in releases.compared):
-        drawing.simulated(width, 14)
     for part in range(5):
         value = top * part / 4
         drawing.line(left, y(value), right, y(value), colour="grid")
@@ -198,7 +189,6 @@ def _drawn(releases: Releases, key: str, width: float) -> Drawing:
         drawing.text(left + 16, legend, shortened(words, right - left - 16, 12), colour="soft", size=12)
         legend += 17
     drawing.height = legend
-    return drawing
 
 
 def _round_top(most: float) -> float:

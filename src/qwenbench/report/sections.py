@@ -29,7 +29,7 @@ from qwenbench.report.document import (
     term,
 )
 from qwenbench.report.page_data import Change, ConfigView, PageData
-from qwenbench.report.points import PointView, is_true, known
+from qwenbench.report.points import PointView
 from qwenbench.runfolder.cells import load_label
 
 
@@ -173,13 +173,11 @@ def _unusable(run: Run) -> Iterator[Block]:
         return
     groups: dict[tuple[str, ...], list[int]] = {}
     for row in records(run.points):
-        broken = not is_true(row.get("valid", True))
-        failed = int(known(row.get("requests_failed")) or 0)
-        if broken or failed:
-            load = load_label(known(row.get("concurrency")), known(row.get("rate")), short=True)
-            why = str(known(row.get("invalid_reason")) or "no reason given") if broken else ""
-            errors = str(known(row.get("error_top")) or "")
-            key = (str(row["config_id"]), str(row["scenario"]), load, why, errors)
+        failed = int(row["requests_failed"] or 0)
+        if failed or not row["valid"]:
+            load = load_label(row["concurrency"], row["rate"], short=True)
+            why = "" if row["valid"] else str(row["invalid_reason"] or "no reason given")
+            key = (str(row["config_id"]), str(row["scenario"]), load, why, str(row["error_top"] or ""))
             groups.setdefault(key, []).append(failed)
     if not groups:
         yield Paragraph("Every point is valid and no request failed.", "quiet")

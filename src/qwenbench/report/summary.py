@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-
 from qwenbench import __version__
 from qwenbench.analysis.columns import POINT_COLUMNS, label
 from qwenbench.analysis.intervals import Estimate
@@ -222,18 +220,20 @@ def _measured(run: Run, config_id: str) -> dict[str, Any]:
     points = run.points[(run.points["config_id"] == config_id) & run.points["valid"].eq(True)]
 
     def largest(column: str) -> float | None:
-        values = known_numbers(points, column)
-        return float(values.max()) if len(values) else None
+        return max(known_numbers(points, column), default=None)
 
-    controlled = points["length_controlled"].dropna() if "length_controlled" in points else pd.Series(dtype=object)
+    def words(column: str) -> list[str]:
+        return sorted(points[column].dropna().astype(str).unique().tolist())
+
+    controlled = points["length_controlled"].dropna()
     return {
-        "scenarios": sorted(points["scenario"].astype(str).unique().tolist()),
-        "profiles": sorted(points["profile"].dropna().astype(str).unique().tolist()),
+        "scenarios": words("scenario"),
+        "profiles": words("profile"),
         "points": len(points),
         "requests": int(points["requests_ok"].sum()),
         "repeats": int(largest("repeat") or 0) or None,
         "launches": int(largest("launch") or 0) or None,
-        "windows": sorted(points["window"].dropna().astype(str).unique().tolist()),
+        "windows": words("window"),
         "length_controlled": bool(controlled.eq(True).all()) if len(controlled) else None,
         "client_error_ms": largest("client_error_ms"),
     }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from qwenbench.errors import UsageError
+from qwenbench.report.document import Picture
 
 FONT = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', 'DejaVu Sans', sans-serif"
 LIGHT: Mapping[str, str] = {
@@ -24,6 +25,8 @@ DARK: Mapping[str, str] = {
 }  # fmt: skip
 """Colour by name. s0 to s7 tell configurations apart: Okabe and Ito's, which colour-blind readers tell apart too."""
 SERIES = 8
+WIDE, NARROW = 1084.0, 358.0
+"""Widths of the two drawings of a page, in CSS pixels."""
 
 
 def css_variables() -> str:
@@ -142,6 +145,11 @@ class Drawing:
         """Closes a group; `hint` shows where the pointer rests on it."""
         self._parts.append(f"{f'<title>{html.escape(hint)}</title>' if hint else ''}</g>")
 
+    def entry(self, x: float, y: float, words: str, *, colour: str = "s7", opacity: float = 1.0) -> None:
+        """A line of the key: a small filled box and what it means."""
+        self.rect(x, y - 10, 16, 11, colour=colour, opacity=opacity)
+        self.text(x + 24, y, words, colour="soft", size=12)
+
     def simulated(self, x: float, y: float, size: float = 11.5) -> None:
         """The mark of a figure that was not measured, its right end at x."""
         width = text_width("SIMULATED", size, bold=True) + 1.2 * size
@@ -157,6 +165,18 @@ class Drawing:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"{size} '
             f'font-family="{html.escape(FONT, quote=True)}">{paper}{"".join(self._parts)}</svg>'
         )
+
+
+def picture(
+    alt: str, draw: Callable[[Drawing], None], *, simulated: bool, wide: float = WIDE, small: bool = False
+) -> Picture:
+    """A figure for a page in both widths, made by `draw` on an empty drawing that is marked where it is `simulated`."""
+    drawings = [Drawing(width, on_page()) for width in (wide, NARROW)]
+    for drawing in drawings:
+        if simulated:
+            drawing.simulated(drawing.width, 14)
+        draw(drawing)
+    return Picture(drawings[0].svg(), alt, drawings[1].svg(), small=small)
 
 
 _FONT_FOLDERS = ("/usr/share/fonts", "/usr/local/share/fonts", "/Library/Fonts", "/System/Library/Fonts")

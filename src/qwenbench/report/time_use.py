@@ -3,20 +3,21 @@ length; and what was asked beside the load points: long prompts, a soak."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.bounds import ADVICE
 from qwenbench.analysis.drafting import break_evens, pays_up_to
-from qwenbench.analysis.run import Run, known_numbers, valid_rows
-from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Picture, Row, Span, Table
+from qwenbench.analysis.run import Run, files_of, known_numbers, valid_rows
+from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table
 from qwenbench.report.page_data import PageData
 from qwenbench.report.points import workload_names
-from qwenbench.report.svg import SERIES, Drawing, on_page, shortened, text_width
-from qwenbench.runfolder.damage import object_or_none
+from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.names import RunPaths
 
 _COLUMNS = (
@@ -74,7 +75,7 @@ def uses_of(run: Run) -> list[Use]:
 
 def _mean(rows: pd.DataFrame, column: str) -> float | None:
     values = known_numbers(rows, column)
-    return float(values.mean()) if len(values) else None
+    return float(np.mean(values)) if values else None
 
 
 def time_use(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
@@ -85,9 +86,7 @@ def time_use(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
         shown = [use for use in uses if use.config == chosen] if chosen else []
         shown = shown or uses
         drawn = (uses if len(uses) <= MOST_ROWS else shown)[:MOST_ROWS]
-        yield Picture(
-            _draw(drawn, data, 1084.0).svg(), "Where the time between tokens goes", _draw(drawn, data, 358.0).svg()
-        )
+        yield picture("Where the time between tokens goes", partial(_draw, drawn, data), simulated=data.simulated)
         if "prefill" in set(run.points["bound"].dropna()):
             yield Paragraph((Span("What was measured to help: "), ADVICE["prefill"], "."), "quiet")
         rows = list(_rows(run))
@@ -179,15 +178,13 @@ def _throttling(run: Run) -> Iterator[Block]:
         yield Bullets(items)
 
 
-def _draw(uses: Sequence[Use], data: PageData, width: float) -> Drawing:
+def _draw(uses: Sequence[Use], data: PageData, drawing: Drawing) -> None:
     """A bar a load: the share of stalls, and the share of the time in which the GPU was busy as a tick."""
-    drawing, narrow = Drawing(width, on_page()), width < 500
+    width, narrow = drawing.width, drawing.width < 500
     place = {view.id: index for index, view in enumerate(data.configs)}
     names = 0.0 if narrow else min(220.0, max(text_width(use.config, 13, bold=True) for use in uses) + 16)
     left = names + 92
     right = width - 52
-    if data.simulated:
-        drawing.simulated(width, 14)
     y = 26.0
     for before, use in zip([None, *uses[:-1]], uses, strict=True):
         drawing.group(config=use.config)
@@ -209,39 +206,20 @@ def _draw(uses: Sequence[Use], data: PageData, width: float) -> Drawing:
         drawing.text(right + 8, y + 13, f"{stalls:.0%}", size=12.5, bold=True)
         drawing.end()
         y += 22
-    y = _axis(drawing, left, right, y)
-    return _key(drawing, uses, y)
-
-
-def _axis(drawing: Drawing, left: float, right: float, y: float) -> float:
     drawing.line(left, y, right, y, colour="rule")
     for share, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
         drawing.text(left + (right - left) * share, y + 15, f"{share:.0%}", colour="soft", size=12, anchor=anchor)
-    return y + 38
-
-
-def _key(drawing: Drawing, uses: Iterable[Use], y: float) -> Drawing:
-    drawing.rect(0, y - 10, 16, 11, colour="s7", opacity=0.85)
-    drawing.text(24, y, "stalls, share of the time between tokens", colour="soft", size=12)
+    y += 38
+    drawing.entry(0, y, "stalls, share of the time between tokens", opacity=0.85)
     if any(use.gpu is not None for use in uses):
         y += 19
         drawing.line(8, y - 11, 8, y + 3, colour="ink", width=2)
         drawing.text(24, y, "GPU busy, share of the time", colour="soft", size=12)
     drawing.height = y + 8
-    return drawing
 
 
-Found = dict[str, Mapping[str, Any]]
-"""config_id -> what a file of its folder holds."""
-
-
-def _files(run: Run, name: str) -> Found:
-    found: Found = {}
-    for file in sorted(RunPaths(run.path).servers.glob(f"*/{name}")):
-        value = object_or_none(file, f"what {name} says is missing")
-        if value is not None:
-            found[file.parent.name] = value
-    return found
+def _files(run: Run, name: str) -> dict[str, dict[str, Any]]:
+    return files_of(RunPaths(run.path).servers, name, f"what {name} says is missing")
 
 
 def prompt_price(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
@@ -263,13 +241,9 @@ def prompt_price(run: Run, data: PageData, chosen: str | None) -> Iterator[Block
     ]
     if len(points) > 1:
         place = next((index for index, view in enumerate(data.configs) if view.id == shown), 0)
-        wide, narrow = (
-            _draw_prompts(
-                points, costs[shown].get("floor_ms"), f"s{place % SERIES}", shown, width, data.simulated
-            ).svg()
-            for width in (560.0, 358.0)
-        )
-        yield Picture(wide, f"TTFT at one stream against the prompt's length, {shown}", narrow, small=True)
+        draw = partial(_draw_prompts, points, costs[shown].get("floor_ms"), f"s{place % SERIES}", shown)
+        words = f"TTFT at one stream against the prompt's length, {shown}"
+        yield picture(words, draw, simulated=data.simulated, wide=560.0, small=True)
 
 
 def endurance(run: Run) -> Iterator[Block]:
@@ -307,19 +281,16 @@ def _rung(rung: Mapping[str, Any]) -> Row:
 
 
 def _draw_prompts(
-    points: Sequence[tuple[float, float]], floor: float | None, series: str, config: str, width: float, simulated: bool
-) -> Drawing:
+    points: Sequence[tuple[float, float]], floor: float | None, series: str, config: str, drawing: Drawing
+) -> None:
     """TTFT against the prompt's length, both from zero, and the floor as a line."""
-    drawing = Drawing(width, on_page(), size=12.5)
-    left, right, top, bottom = 52.0, width - 12, 34.0, 178.0
+    left, right, top, bottom = 52.0, drawing.width - 12, 34.0, 178.0
     longest, slowest = max(x for x, _ in points), max(y for _, y in points)
 
     def at(tokens: float, ms: float) -> tuple[float, float]:
         return left + (right - left) * tokens / longest, bottom - (bottom - top) * ms / slowest
 
     drawing.text(0, 14, f"TTFT at one stream, ms ({config})", size=12.5, bold=True)
-    if simulated:
-        drawing.simulated(width, 14)
     for share in (0.0, 0.5, 1.0):
         y = bottom - (bottom - top) * share
         drawing.line(left, y, right, y, colour="grid" if share else "faint")
@@ -334,4 +305,3 @@ def _draw_prompts(
         drawing.text(at(tokens, 0)[0], bottom + 17, f"{tokens:,.0f}", colour="soft", size=12, anchor=anchor)
     drawing.text((left + right) / 2, bottom + 36, "prompt, tokens", colour="soft", size=12, anchor="middle")
     drawing.height = bottom + 44
-    return drawing

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 from qwenbench.report.document import UNKNOWN, Picture, figure
 from qwenbench.report.points import Estimate
-from qwenbench.report.svg import LIGHT, Drawing, on_page, shortened, text_width, wrapped
+from qwenbench.report.svg import LIGHT, NARROW, WIDE, Drawing, on_page, shortened, text_width, wrapped
 from qwenbench.report.tradeoff import Lane, Tradeoff
 
-WIDE, NARROW = 1084.0, 358.0
-"""Widths of the two drawings of a page, in CSS pixels."""
 _ROW, _BAR, _VALUE = 40.0, 14.0, 66.0
 """Height of a row and of a bar, and room for the figure behind a bar."""
 _GAP = 26.0

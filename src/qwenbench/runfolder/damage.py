@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,15 @@ def if_readable(read: Callable[[Path], T], path: Path, cost: str) -> T | None:
 def object_or_none(path: Path, cost: str) -> dict[str, object] | None:
     """A JSON object; None as for `if_readable`."""
     return if_readable(read_json, path, cost)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A part of such an object that should hold names itself; empty where it does not."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)
 
 
 def table_or_none(path: Path, cost: str, columns: list[str] | None = None) -> pa.Table | None:
