@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pandas as pd
-
 from qwenbench.analysis.run import Run
+from qwenbench.runfolder.damage import mapping
 
 _TAKEN = ("versions", "hardware", "seed")
 """Parts of run.json that are conditions as they stand."""
@@ -37,21 +36,61 @@ def differences(before: Run, after: Run) -> list[Difference]:
 
     Of a scenario, profile or configuration that only one run has, no more than that is said.
     """
-    ours, theirs = dict(_conditions(before)), dict(_conditions(after))
-    found = _different(ours, theirs)
-    for parts in (_scenario_conditions, _profile_conditions, _server_conditions):
-        mine, yours = parts(before), parts(after)
-        for name in dict.fromkeys([*mine, *yours]):
-            if name in mine and name in yours:
-                found += _different(mine[name], yours[name])
+    found: list[Difference] = []
+    for ours, theirs in zip(_conditions(before), _conditions(after), strict=True):
+        for group in dict.fromkeys([*ours, *theirs]):
+            if group in ours and group in theirs:
+                mine, yours = ours[group], theirs[group]
+                names = [name for name in dict.fromkeys([*mine, *yours]) if mine.get(name) != yours.get(name)]
+                found += [Difference(name, mine.get(name), yours.get(name)) for name in names]
             else:
-                found.append(Difference(name, *("yes" if name in side else None for side in (mine, yours))))
+                found.append(Difference(group, *("yes" if group in side else None for side in (ours, theirs))))
     return found
 
 
-def _different(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[Difference]:
-    names = dict.fromkeys([*ours, *theirs])
-    return [Difference(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)]
+def _conditions(run: Run) -> Iterator[dict[str, dict[str, Any]]]:
+    """Of the run itself, its scenarios, its profiles and its configurations: group -> condition -> value."""
+    options = {f"options.{name}": run.part("options").get(name) for name in _LOAD_OPTIONS}
+    own = {name: run.meta.get(name) for name in _TAKEN} | options
+    yield {"run": {"simulated": run.simulated, **_flat(own)}}
+    yield {
+        f"scenario {name}": {f"scenario {name}": "/".join(str(value)[:12] for value in _hashes(entry))}
+        for name, entry in _scenarios(run).items()
+    }
+    yield {f"profile {name}": _flat({f"profile {name}": fields}) for name, fields in run.part("profiles").items()}
+    yield {
+        f"configuration {name}": _flat(
+            {f"{name}.{part}": mapping(launch.get("server")).get(part) for part in _SERVER}
+            | {f"{name}.image_digest": launch.get("image_digest") or None}
+        )
+        for name, launch in run.launches.items()
+    }
+
+
+def _scenarios(run: Run) -> dict[str, Mapping[str, Any]]:
+    return {str(name): known for name, entry in run.part("scenarios").items() if (known := mapping(entry))}
+
+
+def _hashes(scenario: Mapping[str, Any]) -> tuple[Any, Any]:
+    return scenario.get("sha256"), scenario.get("prompts_sha256")
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> value, of what is known; a list of plain values is one."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
+            value = dict(enumerate(value))  # noqa: PLW2901
+        if isinstance(value, Mapping):
+            found |= _flat({f"{name}.{key}": inner for key, inner in value.items()})
+        elif value is not None:
+            found[name] = value
+    return found
+
+
+_WORK = ("input_tokens", "output_tokens", "think_time_s", "replay")
+"""Parts of a scenario as it was run, options of the command line included, that decide how much work it is."""
+_LENGTH_WORDS = {True: "forced", False: "natural"}
 
 
 def refusals(before: Run, after: Run) -> list[str]:
@@ -60,16 +99,19 @@ def refusals(before: Run, after: Run) -> list[str]:
     if before.simulated != after.simulated:
         one, other = (before, after) if before.simulated else (after, before)
         reasons.append(f"{one.run_id} is SIMULATED and {other.run_id} was measured")
-    lengths = [_lengths(run.points) for run in (before, after)]
+    lengths = [{bool(value) for value in run.points["length_controlled"].dropna()} for run in (before, after)]
     if all(lengths) and lengths[0] != lengths[1]:
         words = [" and ".join(sorted(_LENGTH_WORDS[value] for value in found)) for found in lengths]
         reasons.append(f"output lengths are {words[0]} in {before.run_id} and {words[1]} in {after.run_id}")
-    for name, ours in _scenarios(before).items():
-        theirs = _scenarios(after).get(name)
-        if theirs is not None and ours != theirs:
-            reasons.append(f"scenario {name} is not the same text or prompts (different hashes)")
-    for name, mine in _effective(before).items():
-        yours = _effective(after).get(name, {})
+    ours, theirs = _scenarios(before), _scenarios(after)
+    shared = [name for name in ours if name in theirs]
+    reasons += [
+        f"scenario {name} is not the same text or prompts (different hashes)"
+        for name in shared
+        if _hashes(ours[name]) != _hashes(theirs[name])
+    ]
+    for name in shared:
+        mine, yours = (mapping(side[name].get("effective")) for side in (ours, theirs))
         reasons += [
             f"{_shape_words(mine[part])} in {before.run_id} and {_shape_words(yours[part])} in {after.run_id} are "
             f"scenario {name}'s {part.replace('_', ' ')}"
@@ -79,90 +121,12 @@ def refusals(before: Run, after: Run) -> list[str]:
     return reasons
 
 
-_WORK = ("input_tokens", "output_tokens", "think_time_s", "replay")
-"""Parts of a scenario as it was run, options of the command line included, that decide how much work it is."""
-
-
-def _effective(run: Run) -> dict[str, Mapping[str, Any]]:
-    scenarios = run.meta.get("scenarios")
-    entries = scenarios.items() if isinstance(scenarios, Mapping) else ()
-    found = {str(name): entry.get("effective") for name, entry in entries if isinstance(entry, Mapping)}
-    return {name: effective for name, effective in found.items() if isinstance(effective, Mapping)}
-
-
 def _shape_words(value: Any) -> str:
     """A length for people: `64-192`, `median 220 (32-768)`; other values as they are."""
     if not isinstance(value, Mapping):
         return "the prompts' own" if value is None else str(value)
     span = f"{value.get('min')}-{value.get('max')}"
     return span if value.get("median") is None else f"median {value['median']} ({span})"
-
-
-_LENGTH_WORDS = {True: "forced", False: "natural"}
-
-
-def _lengths(points: pd.DataFrame) -> set[bool]:
-    return {bool(value) for value in points["length_controlled"].dropna()}
-
-
-def _scenarios(run: Run) -> dict[str, tuple[Any, Any]]:
-    scenarios = run.meta.get("scenarios")
-    if not isinstance(scenarios, Mapping):
-        return {}
-    return {
-        str(name): (entry.get("sha256"), entry.get("prompts_sha256"))
-        for name, entry in scenarios.items()
-        if isinstance(entry, Mapping)
-    }
-
-
-def _conditions(run: Run) -> Iterator[tuple[str, Any]]:
-    yield "simulated", run.simulated
-    for name in _TAKEN:
-        yield from _flat(run.meta.get(name), name)
-    options = run.meta.get("options")
-    if isinstance(options, Mapping):
-        for name in _LOAD_OPTIONS:
-            yield from _flat(options.get(name), f"options.{name}")
-
-
-def _scenario_conditions(run: Run) -> dict[str, dict[str, Any]]:
-    return {
-        f"scenario {name}": {f"scenario {name}": "/".join(str(value)[:12] for value in hashes)}
-        for name, hashes in _scenarios(run).items()
-    }
-
-
-def _profile_conditions(run: Run) -> dict[str, dict[str, Any]]:
-    profiles = run.meta.get("profiles")
-    if not isinstance(profiles, Mapping):
-        return {}
-    return {f"profile {name}": dict(_flat(fields, f"profile {name}")) for name, fields in profiles.items()}
-
-
-def _server_conditions(run: Run) -> dict[str, dict[str, Any]]:
-    found = {}
-    for config_id, launch in run.launches.items():
-        settings: dict[str, Any] = {}
-        server = launch.get("server")
-        if isinstance(server, Mapping):
-            for name in _SERVER:
-                settings |= dict(_flat(server.get(name), f"{config_id}.{name}"))
-        if launch.get("image_digest"):
-            settings[f"{config_id}.image_digest"] = launch["image_digest"]
-        found[f"configuration {config_id}"] = settings
-    return found
-
-
-def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}")
-    elif isinstance(value, list) and any(isinstance(inner, Mapping) for inner in value):
-        for index, inner in enumerate(value):
-            yield from _flat(inner, f"{name}.{index}")
-    elif value is not None:
-        yield name, value
 
 
 def _shown(value: Any) -> str:

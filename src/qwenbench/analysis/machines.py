@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwenbench.runfolder.damage import object_or_none
+from qwenbench.runfolder.damage import mapping, object_or_none
 from qwenbench.runfolder.names import AT, RunPaths, launch_folders
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def machine_of(hardware: Mapping[str, Any], launcher: str) -> str | None:
     if launcher == "sim":
         card = hardware.get("card")
         return None if card is None else f"{card} (SIMULATED)"
-    gpus = [str(gpu.get("name")) for gpu in hardware.get("gpus") or () if isinstance(gpu, Mapping)]
+    gpus = [str(gpu["name"]) for gpu in map(mapping, hardware.get("gpus") or ()) if gpu.get("name")]
     if launcher == "url" and not gpus:
         return None  # what is known is the client's machine
     parts = [cards_words(gpus)] if gpus else []
@@ -48,7 +48,7 @@ def machine_of(hardware: Mapping[str, Any], launcher: str) -> str | None:
 
 def cards_words(names: Iterable[str]) -> str:
     """Cards by their product names: `RTX 5090`, `2 x H200`."""
-    counted = Counter(re.sub(r"^(NVIDIA|GeForce)\s+", "", re.sub(r"^NVIDIA\s+", "", name)) for name in names)
+    counted = Counter(re.sub(r"^(NVIDIA\s+)?(GeForce\s+)?", "", name) for name in names)
     return " + ".join(name if count == 1 else f"{count} x {name}" for name, count in counted.items())
 
 
@@ -58,9 +58,7 @@ def told_apart(points: pd.DataFrame, meta: Mapping[str, Any], always: bool = Fal
 
     Points of before the column was kept are of the machine that run.json describes.
     """
-    hardware, options = meta.get("hardware"), meta.get("options")
-    launcher = str(options.get("launcher")) if isinstance(options, Mapping) else ""
-    described = machine_of(hardware, launcher) if isinstance(hardware, Mapping) else None
+    described = machine_of(mapping(meta.get("hardware")), str(mapping(meta.get("options")).get("launcher")))
     machines = points["machine"].where(points["machine"].notna(), described)
     if machines.nunique(dropna=False) < 2 and not always:
         return points
@@ -112,24 +110,17 @@ def places_of(run: Run) -> tuple[Place, ...]:
         launches = seen.setdefault(point.text("machine"), {})
         launches[point.cell.config_id, point.cell.launch] = point.text("node")
     told = {
-        (launch.get("config_id"), launch.get("launch")): launch.get("versions") or {}
-        for launch in run.meta.get("launches") or ()
-        if isinstance(launch, Mapping)
+        (launch.get("config_id"), launch.get("launch")): mapping(launch.get("versions"))
+        for launch in map(mapping, run.meta.get("launches") or ())
     }
-    found = []
-    for machine, launches in seen.items():
-        versions = [told.get(launch, {}) for launch in launches]
-        found.append(
-            Place(
-                machine,
-                _distinct(launches.values()),
-                len(launches),
-                _distinct(each.get("driver") for each in versions),
-                _distinct(each.get("vllm") for each in versions),
-            )
-        )
-    return tuple(found)
 
+    def distinct(values: Iterable[Any]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(value) for value in values if value is not None))
 
-def _distinct(values: Iterable[Any]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(value) for value in values if value is not None))
+    def version(name: str, launches: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+        return distinct(told.get(launch, {}).get(name) for launch in launches)
+
+    return tuple(
+        Place(machine, distinct(nodes.values()), len(nodes), version("driver", nodes), version("vllm", nodes))
+        for machine, nodes in seen.items()
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -195,27 +196,12 @@ def recommend(run: Run, question: Question) -> Answer:
 
 def lines_of(run: Run, config_id: str) -> DeployLines:
     """How to deploy a configuration of the run, with the version that was measured and the deployment's own port."""
-    launch = run.launches.get(config_id, {})
-    return deploy_lines(launch, vllm_version=_version(run, config_id), port=_port(run))
-
-
-def _version(run: Run, config_id: str) -> str | None:
-    """The vLLM version that was measured."""
-    versions = run.meta.get("versions")
-    known = run.ledgers.get(config_id, {}).get("vllm_version") or (
-        versions.get("vllm") if isinstance(versions, Mapping) else None
-    )
-    return str(known) if known else None
-
-
-def _port(run: Run) -> int | None:
-    """The deployment's own port; that of the sweep was where there was room."""
-    options = run.meta.get("options")
-    name = options.get("deployment") if isinstance(options, Mapping) else None
-    try:
-        return find_deployment(str(name)).port if name else None
-    except UsageError:  # a file of the sweep's machine that is not here
-        return None
+    version = run.ledgers.get(config_id, {}).get("vllm_version") or run.part("versions").get("vllm")
+    deployment, port = run.part("options").get("deployment"), None
+    if deployment:
+        with suppress(UsageError):  # a file of the sweep's machine that is not here
+            port = find_deployment(str(deployment)).port  # that of the sweep was where there was room
+    return deploy_lines(run.launches.get(config_id, {}), vllm_version=str(version) if version else None, port=port)
 
 
 def _order(candidate: Candidate, question: Question) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from qwenbench.analysis.changes import CapacityChange, MetricChange
 from qwenbench.analysis.compare import Comparison, GateRule, compare
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.run import Run
+from qwenbench.runfolder.damage import text_or_none
 
 CHANGED = ("worse", "better")
 """Verdicts that state a change."""
@@ -28,8 +29,7 @@ class Release:
     @property
     def vllm(self) -> str | None:
         """The version that its servers told."""
-        told = (self.run.meta.get("versions") or {}).get("vllm")
-        return None if told is None else str(told)
+        return text_or_none(self.run.part("versions").get("vllm"))
 
     @property
     def usable(self) -> bool:

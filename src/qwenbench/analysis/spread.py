@@ -71,9 +71,7 @@ def spread_of(run: Run) -> Spread:
     own = _own(run)
     if own is not None:
         return own
-    options = run.meta.get("options")
-    played = options.get("sim_spread") if isinstance(options, dict) else None
-    return NONE if run.simulated and not played else RECORDED
+    return NONE if run.simulated and not run.part("options").get("sim_spread") else RECORDED
 
 
 def _own(run: Run) -> Spread | None:

@@ -31,6 +31,7 @@ from qwenbench.report.document import (
     term,
 )
 from qwenbench.report.text_writers import plain
+from qwenbench.runfolder.damage import mapping
 
 _EXPECTED = (
     "output_tokens_per_s", "output_tokens_per_s_per_user", "ttft_p50", "ttft_p99", "tpot_p50", "itl_p99", "e2e_p50",
@@ -57,13 +58,10 @@ def question_of(run: Run, users: int | None = None, slo: str | None = None) -> Q
     """
     if slo is not None:
         return Question(users=users, limits=parse_point_limits(slo))
-    options, sought = run.meta.get("options"), run.meta.get("tune")
-    limits = options.get("slo") if isinstance(options, Mapping) else None
-    if isinstance(sought, Mapping):
-        users, limits = users or sought.get("users"), sought.get("limits")
-    if not isinstance(limits, Mapping) or not limits:
-        return Question(users=users)
-    return Question(users=users, limits=parse_point_limits(",".join(f"{name}={limits[name]}" for name in limits)))
+    sought = run.part("tune")
+    limits = mapping(sought.get("limits") if sought else run.part("options").get("slo"))
+    given = ",".join(f"{name}={limits[name]}" for name in limits)
+    return Question(users=users or sought.get("users"), limits=parse_point_limits(given) if given else ())
 
 
 def answered(run: Run, question: Question) -> Answer | str:
@@ -160,9 +158,7 @@ _ANSWER_FLAGS = ("max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utili
 
 def asked_flags(launch: Mapping[str, Any]) -> Mapping[str, Any]:
     """What launch.json holds of the flags that were asked for."""
-    server = launch.get("server")
-    flags = launch.get("requested") or (server.get("flags") if isinstance(server, Mapping) else None)
-    return flags if isinstance(flags, Mapping) else {}
+    return mapping(launch.get("requested") or mapping(launch.get("server")).get("flags"))
 
 
 def _settings(launch: Mapping[str, Any]) -> Iterator[Block]:

@@ -24,6 +24,7 @@ from qwenbench.report.document import (
 )
 from qwenbench.report.page_data import PageData, number_or_none
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
+from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
 
@@ -222,10 +223,10 @@ _VERDICTS = {
 
 def search_path(run: Run) -> Iterator[Block]:
     """Conclusion and path as they stand in run.json; nothing for a run that no search made."""
-    search = run.meta.get("search")
-    if not isinstance(search, Mapping) or not isinstance(search.get("outcome"), Mapping):
+    search = run.part("search")
+    found = mapping(search.get("outcome"))
+    if not found:
         return
-    found = search["outcome"]
     yield Paragraph(tuple(_conclusion(search, found)), "answer")
     open_loop = bool(search.get("open_loop"))
     objective = "tokens/s" if search.get("users") else "requests/s held" if open_loop else "users held"

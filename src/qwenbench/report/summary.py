@@ -84,8 +84,7 @@ def run_summary(run: Run) -> Iterator[Block]:
                 for config, failure in run.failures.items()
             ]
         )
-    versions = run.meta.get("versions")
-    shown = [f"{name} {value}" for name, value in versions.items() if value] if isinstance(versions, dict) else []
+    shown = [f"{name} {value}" for name, value in run.part("versions").items() if value]
     parts = [data.card_name or "card not known", *shown, f"seed {run.meta.get('seed', 'not known')}"]
     yield Paragraph(f"Conditions: {', '.join(parts)}.")
 

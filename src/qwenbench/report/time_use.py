@@ -18,6 +18,7 @@ from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Numb
 from qwenbench.report.page_data import PageData
 from qwenbench.report.points import workload_names
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
+from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.names import RunPaths
 
 _COLUMNS = (
@@ -251,7 +252,7 @@ def endurance(run: Run) -> Iterator[Block]:
     items: list[Inline] = []
     for config, soak in _files(run, "soak.json").items():
         held = f", {soak.get('load')} held for {float(soak.get('minutes') or 0):.0f} min"
-        verdicts = [str(growth.get("verdict")) for growth in soak.get("growth") or () if isinstance(growth, Mapping)]
+        verdicts = [str(growth.get("verdict")) for growth in map(mapping, soak.get("growth") or ())]
         failed = soak.get("requests_failed")
         words = "; ".join([*verdicts, *([f"{failed:,} requests failed"] if isinstance(failed, int) and failed else [])])
         items.append((Config(config), f"{held}: {words}"))
@@ -259,7 +260,7 @@ def endurance(run: Run) -> Iterator[Block]:
         yield Paragraph("Under a load that was held:")
         yield Bullets(items)
     for config, ladder in _files(run, "ladder.json").items():
-        rungs = [rung for rung in ladder.get("rungs") or () if isinstance(rung, Mapping)]
+        rungs = [mapping(rung) for rung in ladder.get("rungs") or ()]
         if rungs:
             head = ("Prompt, tokens", "at once", "TTFT, ms", "VRAM peak, GiB", "answered")
             table = Table(head, [_rung(rung) for rung in rungs], numbers_from=0, numbers_to=4)

@@ -21,7 +21,7 @@ from qwenbench.engine.server import Launcher
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.cells import Cell
-from qwenbench.runfolder.damage import object_or_none, read_run_json
+from qwenbench.runfolder.damage import mapping, object_or_none, read_run_json
 from qwenbench.runfolder.files import copy_file, write_bytes, write_json, write_table
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import TEXTS, RunPaths, launch_folders
@@ -260,7 +260,7 @@ def launches_of(paths: RunPaths) -> list[dict[str, Any]]:
             continue
         seen = record.get("machine") is not None  # of a server elsewhere only the client's host is known
         memory = object_or_none(folder / "memory.json", "its vLLM version is not known") or {}
-        docker = _object(_object(record.get("server")).get("docker"))
+        docker = mapping(mapping(record.get("server")).get("docker"))
         found.append(
             {
                 "config_id": config,
@@ -268,17 +268,13 @@ def launches_of(paths: RunPaths) -> list[dict[str, Any]]:
                 "started_ns": record.get("started_ns"),
                 "node": record.get("host") if seen else None,
                 "machine": record.get("machine"),
-                "gpus": _object(record.get("hardware")).get("gpus", []),
-                "versions": {**_object(record.get("versions")), "vllm": memory.get("vllm_version")},
+                "gpus": mapping(record.get("hardware")).get("gpus", []),
+                "versions": {**mapping(record.get("versions")), "vllm": memory.get("vllm_version")},
                 "image": docker.get("image") if record.get("launcher") == "docker" else None,
                 "image_digest": record.get("image_digest"),
             }
         )
     return sorted(found, key=lambda launch: launch["started_ns"] or 0)
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def finish(paths: RunPaths, meta: dict[str, Any], **values: Any) -> None:
