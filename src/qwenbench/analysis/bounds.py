@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from qwenbench.analysis.run import grouped
 from qwenbench.analysis.server_samples import column_values
 
 BOUNDS = {
@@ -148,11 +150,11 @@ def settle_load(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
     `load`: the next higher load gave over MORE times the tokens/s (means over repeats of valid points).
     """
-    rates: dict[tuple[Any, ...], dict[float, list[float]]] = {}
-    for row in points:
-        level, rate = _level(row), row.get("output_tokens_per_s")
-        if level is not None and rate is not None and row.get("valid"):
-            rates.setdefault(_same(row), {}).setdefault(level, []).append(float(rate))
+    usable = [row for row in points if row.get("valid") and row.get("output_tokens_per_s") is not None]
+    rates = {}
+    for load, alike in grouped(usable, _same).items():
+        levels = grouped(alike, _level)
+        rates[load] = {level: fmean(row["output_tokens_per_s"] for row in own) for level, own in levels.items()}
     return [_settled(row, rates.get(_same(row), {})) for row in points]
 
 
@@ -165,14 +167,15 @@ def _level(row: Mapping[str, Any]) -> float | None:
     return None if value is None else float(value)
 
 
-def _settled(row: Mapping[str, Any], rates: Mapping[float, Sequence[float]]) -> Mapping[str, Any]:
+def _settled(row: Mapping[str, Any], rates: Mapping[float | None, float]) -> Mapping[str, Any]:
+    """`rates`: tokens/s by load."""
     told, level = row.get("bound_all"), _level(row)
     if row.get("bound") is not None or not told or NOT_KNOWN not in told or level is None or level not in rates:
         return row
-    higher = min((other for other in rates if other > level), default=None)
+    higher = min((other for other in rates if other is not None and other > level), default=None)
     if higher is None:
         return row
-    ours, theirs = (sum(rates[load]) / len(rates[load]) for load in (level, higher))
+    ours, theirs = rates[level], rates[higher]
     bound = "load" if theirs > MORE * ours else "decode"
     words = f"{bound} ({theirs / ours - 1:+.0%} tokens/s at {higher:g})" if ours > 0 else bound
     return {**row, "bound": bound, "bound_all": told.replace(NOT_KNOWN, words, 1)}

@@ -7,13 +7,15 @@ told from the recorded servers (capacity/graphs.py), with what it would cost.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.columns import VARIED
-from qwenbench.analysis.run import valid_rows
+from qwenbench.analysis.run import columns_of, grouped, mean_of, records, valid_rows
 from qwenbench.capacity.graphs import GAIN_UP_TO_TOKENS, MEASURED_CAPTURES, capture_gain_words, graphs_gib
 
 
@@ -55,33 +57,31 @@ def captures_reached(points: pd.DataFrame) -> tuple[Reached, ...]:
     """Every load that the smallest capture above its prompts and the largest below them both measured."""
     if points.empty or not {*_NEEDED, "gpu_memory_utilization", "max_num_seqs"} <= set(points):
         return ()
-    rows = valid_rows(points).dropna(subset=list(_NEEDED))
-    same = ["gpu_memory_utilization", "max_num_seqs", *(str(n) for n in rows if str(n).startswith(VARIED))]
-    if rows.empty:
-        return ()
-    loads = ["scenario", "profile", "concurrency", *same]
-    rows = rows.assign(_prompts=rows["input_tokens_per_s"] / rows["requests_per_s"])
-    rows["_prompts"] = rows.groupby(loads, dropna=False, sort=False)["_prompts"].transform("mean")
-    rows["_fits"] = rows["capture"] >= rows["_prompts"]
-    both = rows.groupby(loads, dropna=False, sort=False)["_fits"].transform("nunique") == 2
+    varied = [str(name) for name in points if str(name).startswith(VARIED)]
+    load = ("scenario", "profile", "concurrency", "gpu_memory_utilization", "max_num_seqs", *varied)
+    rows = records(valid_rows(points).dropna(subset=list(_NEEDED)), (*load, *_NEEDED, "config_id", "kv_cache_gib"))
     found = []
-    for load, own in rows[both & (rows["_prompts"] <= GAIN_UP_TO_TOKENS)].groupby(loads, dropna=False, sort=False):
-        prompts = float(own["_prompts"].iloc[0])
-        above, below = own[own["_fits"]], own[~own["_fits"]]
-        pair = (above[above["capture"] == above["capture"].min()], below[below["capture"] == below["capture"].max()])
-        ttft, rate, kv = (
-            tuple(float(side[name].mean()) for side in pair)
-            for name in ("ttft_ms_p50", "output_tokens_per_s", "kv_cache_gib")
-        )
-        names = [str(side["config_id"].iloc[0]) for side in pair]
-        captures = [int(side["capture"].iloc[0]) for side in pair]
-        known = None if any(map(math.isnan, kv)) else (kv[0], kv[1])
-        streams = int(own["concurrency"].iloc[0])
-        found.append(
-            Reached(names[0], names[1], captures[0], captures[1], str(load[0]), streams, prompts,
-                    (ttft[0], ttft[1]), (rate[0], rate[1]), known)
-        )  # fmt: skip
+    for alike in grouped(rows, columns_of(*load)).values():
+        prompts = _prompt_tokens(alike)
+        above = [row["capture"] for row in alike if row["capture"] >= prompts]
+        below = [row["capture"] for row in alike if row["capture"] < prompts]
+        if above and below and prompts <= GAIN_UP_TO_TOKENS:
+            found.append(_reached(alike, (min(above), max(below)), prompts))
     return tuple(found)
+
+
+def _reached(alike: Sequence[Mapping[str, Any]], captures: tuple[int, int], prompts: float) -> Reached:
+    sides = [[row for row in alike if row["capture"] == capture] for capture in captures]
+    names = [str(side[0]["config_id"]) for side in sides]
+
+    def pair(name: str) -> tuple[float, float] | None:
+        larger, smaller = (mean_of(side, name) for side in sides)
+        return None if larger is None or smaller is None else (larger, smaller)
+
+    ttft, rate, where = pair("ttft_ms_p50"), pair("output_tokens_per_s"), alike[0]
+    assert ttft is not None and rate is not None  # they are _NEEDED
+    load = str(where["scenario"]), int(where["concurrency"])
+    return Reached(names[0], names[1], *captures, *load, prompts, ttft, rate, pair("kv_cache_gib"))
 
 
 def reach_notes(points: pd.DataFrame, config_id: str, users: int | None) -> Iterator[str]:
@@ -93,11 +93,12 @@ def reach_notes(points: pd.DataFrame, config_id: str, users: int | None) -> Iter
         if config_id in (found.larger, found.smaller) and users in (None, found.concurrency)
     ]
     yield from map(str, measured)
-    rows = points[(points["config_id"] == config_id) & points["concurrency"].notna()]
-    if measured or rows.empty or not {*_NEEDED, "max_num_seqs"} <= set(rows):
+    own = points[(points["config_id"] == config_id) & points["concurrency"].notna()]
+    if measured or own.empty or not {*_NEEDED, "max_num_seqs"} <= set(own):
         return
-    prompts, capture, seqs = _prompt_tokens(rows), rows["capture"].iloc[0], rows["max_num_seqs"].iloc[0]
-    if pd.isna(prompts) or pd.isna(capture) or pd.isna(seqs) or prompts <= capture:
+    rows = records(own.dropna(subset=["input_tokens_per_s", "requests_per_s"]))
+    prompts, capture, seqs = _prompt_tokens(rows), own["capture"].iloc[0], own["max_num_seqs"].iloc[0]
+    if not rows or pd.isna(capture) or pd.isna(seqs) or prompts <= capture:
         return
     enough = next((size for size in MEASURED_CAPTURES if size >= prompts), None)
     if enough is not None:
@@ -108,6 +109,6 @@ def reach_notes(points: pd.DataFrame, config_id: str, users: int | None) -> Iter
         )
 
 
-def _prompt_tokens(rows: pd.DataFrame) -> float:
-    """Mean prompt tokens of a load's requests; NaN where it is not known."""
-    return float((rows["input_tokens_per_s"] / rows["requests_per_s"]).mean())
+def _prompt_tokens(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Mean prompt tokens of a load's requests; NaN without any."""
+    return float(np.mean([row["input_tokens_per_s"] / row["requests_per_s"] for row in rows])) if rows else math.nan

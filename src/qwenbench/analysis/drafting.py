@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from qwenbench.analysis.run import Run, records, valid_rows
+from qwenbench.analysis.columns import VARIED
+from qwenbench.analysis.run import Run, columns_of, grouped, mean_of, records, valid_rows
 from qwenbench.analysis.server_samples import growth
 
 
@@ -68,42 +70,22 @@ def break_evens(run: Run) -> list[BreakEven]:
     """
     if run.points.empty or DRAFTER not in run.points:
         return []
-    groups: dict[tuple[Any, ...], dict[str, dict[float, list[Mapping[str, Any]]]]] = {}
-    drafters: dict[str, bool] = {}
-    for row in records(valid_rows(run.points)):
-        if row["concurrency"] is None:
-            continue
-        config = str(row["config_id"])
-        drafters[config] = drafters.get(config, False) or row.get("drafted_tokens") is not None
-        others = [name for name in sorted(row) if name.startswith("vary_") and name != DRAFTER]
-        key = tuple(row.get(name) for name in ("capture", "max_num_seqs", "gpu_memory_utilization", *others))
-        groups.setdefault(key, {}).setdefault(config, {}).setdefault(float(row["concurrency"]), []).append(row)
+    rows = [row for row in records(valid_rows(run.points)) if row["concurrency"] is not None]
+    drafters = {row["config_id"] for row in rows if row["drafted_tokens"] is not None}
+    others = (str(name) for name in run.points if str(name).startswith(VARIED) and name != DRAFTER)
     found = []
-    for configs in groups.values():
-        without = next((config for config in configs if not drafters[config]), None)
-        for config, levels in configs.items():
-            if not drafters[config] or without is None:
-                continue
-            for level, rows in sorted(levels.items()):
-                step = _mean(rows, "itl_ms_p50")
-                bare = _mean(configs[without].get(level, []), "itl_ms_p50")
-                if step is not None and bare:
-                    found.append(BreakEven(config, without, level, step, bare, _mean(rows, "acceptance_length")))
-    return found
+    for alike in grouped(rows, columns_of("capture", "max_num_seqs", "gpu_memory_utilization", *others)).values():
+        bare = next((row["config_id"] for row in alike if row["config_id"] not in drafters), None)
+        levels = grouped(alike, columns_of("config_id", "concurrency"))
+        for (config, level), own in levels.items():
+            step, without = mean_of(own, "itl_ms_p50"), mean_of(levels.get((bare, level), ()), "itl_ms_p50")
+            if config in drafters and step is not None and without:
+                gained = mean_of(own, "acceptance_length")
+                found.append(BreakEven(str(config), str(bare), float(level), step, without, gained))
+    return sorted(found, key=lambda each: (each.config_id, each.level))
 
 
 def pays_up_to(found: Sequence[BreakEven]) -> float | None:
     """The load up to which one configuration's drafter pays at every measured one; 0: at none, None: not known."""
-    best = 0.0
-    for each in sorted(found, key=lambda each: each.level):
-        if each.pays is None:
-            return None
-        if not each.pays:
-            break
-        best = each.level
-    return best
-
-
-def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float | None:
-    values = [float(row[column]) for row in rows if row.get(column) is not None]
-    return sum(values) / len(values) if values else None
+    paying = list(itertools.takewhile(lambda each: each.pays is not False, sorted(found, key=lambda each: each.level)))
+    return None if any(each.pays is None for each in paying) else max((each.level for each in paying), default=0.0)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ import pandas as pd
 
 from qwenbench.analysis.columns import METRICS, VARIED
 from qwenbench.analysis.intervals import Estimate, combined, critical, interval_of_means
-from qwenbench.analysis.run import Run, records, valid_rows
+from qwenbench.analysis.run import Run, columns_of, grouped, records, valid_rows
 
 PRINTED_GIB_ERROR = 0.01
 """Two figures that were printed with two decimals differ by so much less or more than their difference says."""
@@ -75,9 +75,7 @@ def price_of_capture(points: pd.DataFrame, ledgers: Mapping[str, Mapping[str, An
     """
     rows = valid_rows(points)
     needed = ("config_id", "launch", "repeat", *Load._fields, *PER_LAUNCH, *PER_SCENARIO, *PER_LOAD)
-    own: dict[str, list[Mapping[str, Any]]] = {}
-    for row in records(rows, [name for name in needed if name in rows]):
-        own.setdefault(str(row["config_id"]), []).append(row)
+    own = grouped(records(rows, [name for name in needed if name in rows]), lambda row: str(row["config_id"]))
     figures = {config: _figures(found, ledgers.get(config, {})) for config, found in own.items()}
     return [price for smaller, larger in _steps(rows) for price in _prices(smaller, larger, figures)]
 
@@ -101,7 +99,7 @@ def _steps(rows: pd.DataFrame) -> Iterator[tuple[Config, Config]]:
                 yield smaller, larger
 
 
-def _figures(rows: list[Mapping[str, Any]], ledger: Mapping[str, Any]) -> dict[tuple[str, Load], list[float]]:
+def _figures(rows: Iterable[Mapping[str, Any]], ledger: Mapping[str, Any]) -> dict[tuple[str, Load], list[float]]:
     """Metric and load -> its values: one a launch (its points repeat its figures), or one a repeat of the load."""
     found: dict[tuple[str, Load], dict[Any, list[float]]] = {}
     for row in rows:
@@ -165,27 +163,21 @@ class ProfileCost:
 
 def profile_costs(run: Run) -> list[ProfileCost]:
     """Every profile of a run against `none`, where both were measured; empty otherwise."""
-    if run.points.empty:
-        return []
-    groups: dict[tuple[Any, ...], dict[str, list[Mapping[str, Any]]]] = {}
-    for row in records(valid_rows(run.points)):
-        groups.setdefault(tuple(row[name] for name in _SAME), {}).setdefault(str(row["profile"]), []).append(row)
     found = []
-    for (config, scenario, _, concurrency, rate), profiles in groups.items():
-        for profile, rows in profiles.items():
-            if profile == BASE or BASE not in profiles:
-                continue
-            for metric in COSTS:
-                base, own = _estimate(profiles[BASE], metric), _estimate(rows, metric)
-                if base.value and own.value is not None:
-                    change, low, high = relative(own, base)
-                    where = (str(config), str(scenario), concurrency, rate, profile, metric)
-                    found.append(ProfileCost(*where, base.value, own.value, change, low, high))
+    rows = records(valid_rows(run.points)) if len(run.points) else []
+    for (config, scenario, _, concurrency, rate), alike in grouped(rows, columns_of(*_SAME)).items():
+        profiles = grouped(alike, lambda row: str(row["profile"]))
+        bases = profiles.pop(BASE, [])
+        for profile, metric in itertools.product(profiles, COSTS):
+            base, own = _estimate(bases, metric), _estimate(profiles[profile], metric)
+            if base.value and own.value is not None:
+                where = (str(config), str(scenario), concurrency, rate, profile, metric)
+                found.append(ProfileCost(*where, base.value, own.value, *relative(own, base)))
     return found
 
 
-def _estimate(rows: list[Mapping[str, Any]], metric: str) -> Estimate:
-    values = (row.get(METRICS[metric].name) for row in rows)
+def _estimate(rows: Iterable[Mapping[str, Any]], metric: str) -> Estimate:
+    values = (row[METRICS[metric].name] for row in rows)
     return interval_of_means([float(value) for value in values if value is not None])
 
 

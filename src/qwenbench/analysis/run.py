@@ -9,11 +9,11 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+T = TypeVar("T")
+K = TypeVar("K")
 Value = str | int | float | bool | None
 """A value of points.csv; None: not known."""
 LOAD_POINT = ("config_id", "machine", "scenario", "profile", "load_shape", "concurrency", "rate")
@@ -289,11 +291,30 @@ def _column(values: Sequence[Any], kind: Kind) -> Any:
     return pd.array(known, dtype="Int64") if kind == INTEGER else np.array(known, dtype=object)
 
 
-def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[dict[str, Value]]:
+def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The frame's rows as dictionaries of these columns, or of all: Python's own values, None for the unknown."""
     names = list(columns) if columns is not None else [str(name) for name in points]
     values = [points[name].astype(object).where(points[name].notna(), None).tolist() for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
+
+
+def grouped(rows: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """The rows by their key, in the order in which each key comes first."""
+    found: dict[K, list[T]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return found
+
+
+def columns_of(*names: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A key for `grouped`: the values of these columns."""
+    return lambda row: tuple(row[name] for name in names)
+
+
+def mean_of(rows: Iterable[Mapping[str, Any]], column: str) -> float | None:
+    """The mean of what is known of a column; None where nothing is."""
+    known = [row[column] for row in rows if row[column] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def known_numbers(rows: pd.DataFrame, column: str) -> list[float]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from qwenbench.analysis.intervals import Estimate
-from qwenbench.analysis.run import LOAD_POINT, Run, records, valid_rows
+from qwenbench.analysis.run import LOAD_POINT, Run, columns_of, grouped, records, valid_rows
 
 METRIC = "output_tokens_per_s"
 """The metric whose spread stands for all."""
@@ -75,34 +75,23 @@ def spread_of(run: Run) -> Spread:
 
 
 def _own(run: Run) -> Spread | None:
-    if run.points.empty:
-        return None
-    points: dict[tuple[object, ...], dict[int, list[float]]] = {}
-    for row in records(valid_rows(run.points), (*LOAD_POINT, "launch", METRIC)):
-        value, launch = row[METRIC], row["launch"]
-        if isinstance(value, int | float) and isinstance(launch, int) and value > 0:
-            key = tuple(row[name] for name in LOAD_POINT)
-            points.setdefault(key, {}).setdefault(launch, []).append(math.log(value))
-    within = [np.array(values) for launches in points.values() for values in launches.values()]
-    within_degrees = sum(len(values) - 1 for values in within)
-    means = [np.array([np.mean(values) for values in launches.values()]) for launches in points.values()]
-    degrees = sum(len(launch) - 1 for launch in means)
+    rows = records(valid_rows(run.points), (*LOAD_POINT, "launch", METRIC)) if len(run.points) else []
+    usable = [row for row in rows if row["launch"] is not None and (row[METRIC] or 0) > 0]
+    points = [
+        [np.log([row[METRIC] for row in own]) for own in grouped(alike, columns_of("launch")).values()]
+        for alike in grouped(usable, columns_of(*LOAD_POINT)).values()
+    ]
+    """Of each load point each launch's log tokens/s."""
+    degrees = sum(len(launches) - 1 for launches in points)
     if degrees < MIN_DEGREES:
         return None
-    between = sum(((launch - launch.mean()) ** 2).sum() for launch in means) / degrees
-    point = RECORDED.point**2
+    between = sum(len(launches) * float(np.var([own.mean() for own in launches])) for launches in points) / degrees
+    point, within_degrees = RECORDED.point**2, sum(len(own) - 1 for launches in points for own in launches)
     if within_degrees >= MIN_DEGREES:
-        point = sum(((values - values.mean()) ** 2).sum() for values in within) / within_degrees
-    repeats = float(
-        np.mean([len(values) for launches in points.values() if len(launches) > 1 for values in launches.values()])
-    )
-    launch = max(0.0, between - point / repeats)
-    return Spread(
-        math.sqrt(point),
-        math.sqrt(launch),
-        degrees,
-        f"the spread between this run's own launches ({math.sqrt(between):.1%})",
-    )
+        point = sum(len(own) * float(own.var()) for launches in points for own in launches) / within_degrees
+    repeats = float(np.mean([len(own) for launches in points if len(launches) > 1 for own in launches]))
+    words = f"the spread between this run's own launches ({math.sqrt(between):.1%})"
+    return Spread(math.sqrt(point), math.sqrt(max(0.0, between - point / repeats)), degrees, words)
 
 
 SAME_GIB = 0.05
@@ -134,25 +123,18 @@ class StartDifference:
 
 def start_differences(run: Run) -> list[StartDifference]:
     """Configurations whose cold start held another KV cache than a warm one."""
-    by_config: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for (config_id, launch), ledger in run.launch_ledgers.items():
-        by_config.setdefault(config_id, {})[launch] = ledger
+    starts: dict[str, dict[str, tuple[int, Mapping[str, Any]]]] = {}
+    for (config_id, launch), ledger in sorted(run.launch_ledgers.items(), key=lambda item: item[0]):
+        if ledger.get("compile_cache") in ("cold", "warm") and ledger.get("kv_cache_gib") is not None:
+            starts.setdefault(config_id, {}).setdefault(ledger["compile_cache"], (launch, ledger))
     found = []
-    for config_id, launches in by_config.items():
-        kinds: dict[str, tuple[int, Mapping[str, Any]]] = {}
-        for launch, ledger in sorted(launches.items()):
-            if ledger.get("compile_cache") in ("cold", "warm") and ledger.get("kv_cache_gib") is not None:
-                kinds.setdefault(str(ledger["compile_cache"]), (launch, ledger))
-        if len(kinds) < 2:
-            continue
-        (cold, first), (warm, again) = kinds["cold"], kinds["warm"]
-        if abs(first["kv_cache_gib"] - again["kv_cache_gib"]) > SAME_GIB:
-            found.append(
-                StartDifference(
-                    config_id, cold, warm, first["kv_cache_gib"], again["kv_cache_gib"],
-                    first.get("activations_gib"), again.get("activations_gib"),
-                )
-            )  # fmt: skip
+    for config_id, kinds in starts.items():
+        if len(kinds) == 2:
+            (cold, first), (warm, again) = kinds["cold"], kinds["warm"]
+            held = (first["kv_cache_gib"], again["kv_cache_gib"])
+            activations = (first.get("activations_gib"), again.get("activations_gib"))
+            if abs(held[0] - held[1]) > SAME_GIB:
+                found.append(StartDifference(config_id, cold, warm, *held, *activations))
     return found
 
 

@@ -53,10 +53,10 @@ def figure(value: float, digits: int | None = None, signed: bool = False) -> str
     return f"+{text}" if signed and value > 0 else text
 
 
-def counted(number: int, word: str) -> str:
+def counted(number: float, word: str) -> str:
     """`1 point`, `2 points`, `2 launches`."""
     plural = "es" if word.endswith("ch") else "s"
-    return f"{number:,} {word}{'' if number == 1 else plural}"
+    return f"{figure(number)} {word}{'' if number == 1 else plural}"
 
 
 def with_unit(text: str, unit: str) -> str:

@@ -238,18 +238,20 @@ def _timeline(run: Run, row: Row) -> TimelineView | None:
     return TimelineView(config, str(row["_workload"]), level_of(row), int(row["repeat"]), *server, *vram)
 
 
-def _server_series(table: pa.Table | None, start: int) -> tuple[Series, ...]:
+def _server_series(table: pa.Table | None, start: int) -> tuple[Series, Series, Series, Series, Series, Series]:
     """Time, running, waiting, KV usage, preemptions and output tokens/s."""
     if table is None:
-        return ((),) * 6
+        return (), (), (), (), (), ()
     t = (table["t_ns"].to_numpy() - start) / 1e9
     groups = _groups(len(t))
-    running, waiting, usage, preempted, generated = (
-        column_values(table, name)
-        for name in ("running", "waiting", "kv_cache_usage", "preemptions_total", "generation_tokens_total")
-    )
-    peaks = (_rounded(_reduce(v, groups, np.max)) for v in (running, waiting, usage, preempted - preempted[0]))
-    return _times(t, groups), *peaks, _rounded(_reduce(_rate(t, generated), groups, np.mean), digits=1)
+
+    def peaks(name: str, from_first: bool = False) -> Series:
+        values = column_values(table, name)
+        return _rounded(_reduce(values - values[0] if from_first else values, groups, np.max))
+
+    rate = _rounded(_reduce(_rate(t, column_values(table, "generation_tokens_total")), groups, np.mean), digits=1)
+    gauges = peaks("running"), peaks("waiting"), peaks("kv_cache_usage")
+    return _times(t, groups), *gauges, peaks("preemptions_total", from_first=True), rate
 
 
 def _vram_series(metrics: pa.Table | None, nvml: pa.Table | None, start: int) -> tuple[Series, Series]:

@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from qwenbench.analysis.bounds import ADVICE
 from qwenbench.analysis.drafting import break_evens, pays_up_to
-from qwenbench.analysis.run import Run, files_of, known_numbers, valid_rows
-from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table
+from qwenbench.analysis.run import Run, columns_of, files_of, grouped, mean_of, records, valid_rows
+from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData
-from qwenbench.report.points import workload_names
+from qwenbench.report.points import level_of, workload_names
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.names import RunPaths
@@ -52,31 +49,19 @@ class Use:
 
 def uses_of(run: Run) -> list[Use]:
     """Every load of every configuration, in their order; empty where nothing of it is known."""
-    points = valid_rows(run.points) if len(run.points) else run.points
-    if points.empty or points["itl_stall_share"].isna().all():
+    rows = records(valid_rows(run.points)) if len(run.points) else []
+    if all(row["itl_stall_share"] is None for row in rows):
         return []
-    rates = points["concurrency"].isna().all()
+    rates = all(row["concurrency"] is None for row in rows)
     found = []
-    for (config, load), rows in points.groupby(["config_id", "rate" if rates else "concurrency"], sort=False):
-        level = float(str(load))
-        gpu = _mean(rows, "gpu_util_mean")
-        found.append(
-            Use(
-                config=str(config),
-                load=f"{level:g}/s" if rates else f"{level:g} stream{'' if level == 1 else 's'}",
-                level=level,
-                stalls=_mean(rows, "itl_stall_share"),
-                stall_ms=_mean(rows, "itl_stall_ms_p50"),
-                gpu=None if gpu is None else gpu / 100,
-            )
-        )
+    for (config, level), own in grouped(rows, columns_of("config_id", "rate" if rates else "concurrency")).items():
+        if level is not None:
+            load = f"{level:g}/s" if rates else counted(level, "stream")
+            stalls, stall_ms = mean_of(own, "itl_stall_share"), mean_of(own, "itl_stall_ms_p50")
+            gpu = mean_of(own, "gpu_util_mean")
+            found.append(Use(str(config), load, float(level), stalls, stall_ms, None if gpu is None else gpu / 100))
     order = {config: index for index, config in enumerate(dict.fromkeys(use.config for use in found))}
     return sorted(found, key=lambda use: (order[use.config], use.level))
-
-
-def _mean(rows: pd.DataFrame, column: str) -> float | None:
-    values = known_numbers(rows, column)
-    return float(np.mean(values)) if values else None
 
 
 def time_use(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
@@ -114,17 +99,17 @@ def sentence(uses: Sequence[Use], chosen: str | None) -> str:
 
 def _rows(run: Run) -> Iterator[Row]:
     points = valid_rows(run.points)
-    points = points.assign(
-        _workload=workload_names(points), _level=points["concurrency"].astype("Float64").fillna(points["rate"])
-    )
-    for (config, workload, level), rows in points.groupby(["config_id", "_workload", "_level"], sort=False):
-        cells = [_cell(rows, column) for column in _COLUMNS]
-        if any(cell.value is not None for cell in cells[1:]):
-            yield Row((Config(str(config)), str(workload), f"{level:g}", *cells), str(config), str(workload))
+    rows = records(points.assign(_workload=workload_names(points)))
+    for (config, workload, level), own in grouped(
+        rows, lambda row: (str(row["config_id"]), str(row["_workload"]), level_of(row))
+    ).items():
+        cells = [_cell(own, column) for column in _COLUMNS]
+        if level is not None and any(cell.value is not None for cell in cells[1:]):
+            yield Row((Config(config), workload, f"{level:g}", *cells), config, workload)
 
 
-def _cell(rows: pd.DataFrame, column: str) -> Number:
-    value = _mean(rows, column)
+def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> Number:
+    value = mean_of(rows, column)
     if value is not None and column in _PERCENT:
         value *= 100
     return Number(value, digits=1 if column in ("itl_ms_p50", "server_tokens_per_step") else 0)
@@ -132,20 +117,20 @@ def _cell(rows: pd.DataFrame, column: str) -> Number:
 
 def _drafting(run: Run) -> Iterator[Block]:
     """What a drafter gained, and where the run tells it, what it had to gain."""
-    points = run.points
-    if points.empty or points["acceptance_length"].isna().all():
+    rows = records(run.points) if len(run.points) else []
+    drafted = [row for row in rows if row["acceptance_length"] is not None and row["concurrency"] is not None]
+    if not drafted:
         return
-    points = points[points["acceptance_length"].notna()]
     even = {(found.config_id, found.level): found for found in break_evens(run)}
-    rows = []
-    for (config, load), group in points.groupby(["config_id", "concurrency"], sort=False):
-        found = even.get((str(config), float(str(load))))
-        share = _mean(group, "acceptance_rate")
+    table = []
+    for (config, load), own in grouped(drafted, columns_of("config_id", "concurrency")).items():
+        found = even.get((config, load))
+        share = mean_of(own, "acceptance_rate")
         cells: list[Inline] = [
-            Config(str(config)),
+            Config(config),
             f"{load:g}",
             Number(None if share is None else 100 * share, digits=0),
-            Number(_mean(group, "acceptance_length"), digits=2),
+            Number(mean_of(own, "acceptance_length"), digits=2),
         ]
         if even:
             cells += [
@@ -154,27 +139,26 @@ def _drafting(run: Run) -> Iterator[Block]:
                 Number(found.step_without_ms if found else None, digits=1),
                 None if found is None else found.pays,
             ]
-        rows.append(Row(cells, config=str(config)))
+        table.append(Row(cells, config=config))
     head = ["Configuration", "Load", "accepted, % of the drafted", "tokens gained a step"]
     head += ["needed to pay", "a step, ms", "without, ms", "pays"] if even else []
-    yield Table(head, rows, caption="Drafter", numbers_to=7)
-    for config in dict.fromkeys(each.config_id for each in even.values()):
-        most = pays_up_to([each for each in even.values() if each.config_id == config])
+    yield Table(head, table, caption="Drafter", numbers_to=7)
+    for config, own_levels in grouped(even.values(), lambda each: each.config_id).items():
+        most = pays_up_to(own_levels)
         if most is not None:
-            words = f"pays up to {most:g} stream{'' if most == 1 else 's'}" if most else "pays at no measured load"
+            words = f"pays up to {counted(most, 'stream')}" if most else "pays at no measured load"
             yield Paragraph((Config(config), f": the drafter {words}."))
 
 
 def _throttling(run: Run) -> Iterator[Block]:
-    points = run.points
-    if points.empty or points["throttled_share"].isna().all():
-        return
-    held = points[pd.to_numeric(points["throttled_share"], errors="coerce") > _NOTABLE]
+    held = [
+        row for row in (records(run.points) if len(run.points) else ()) if (row["throttled_share"] or 0.0) > _NOTABLE
+    ]
     items: list[Inline] = []
-    for config, rows in held.groupby("config_id", sort=False):
-        reasons = "; ".join(dict.fromkeys(str(reason) for reason in rows["throttle_reasons"].dropna()))
-        share = float(rows["throttled_share"].max())
-        items.append((Config(str(config)), f": clocks held back in up to {share:.0%} of a point's samples ({reasons})"))
+    for config, rows in grouped(held, lambda row: str(row["config_id"])).items():
+        reasons = "; ".join(dict.fromkeys(str(row["throttle_reasons"]) for row in rows if row["throttle_reasons"]))
+        share = max(row["throttled_share"] for row in rows)
+        items.append((Config(config), f": clocks held back in up to {share:.0%} of a point's samples ({reasons})"))
     if items:
         yield Bullets(items)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 from pandas import DataFrame
 
 from qwenbench.analysis.capture_reach import captures_reached, reach_notes
-from qwenbench.analysis.price import COLUMNS, price_of_capture
+from qwenbench.analysis.price import Price, price_of_capture
 from qwenbench.analysis.run import point_frame
 
 # The recorded H200 servers (docs/memory.md): KV GiB, blocks, graphs, start-up s, tok/s and ITL at 16 streams.
@@ -25,10 +24,8 @@ def point(config: str, capture: int, **values: object) -> dict[str, object]:
     }  # fmt: skip
 
 
-def row(prices: pd.DataFrame, metric: str) -> pd.Series:
-    found = prices[prices["metric"] == metric]
-    assert len(found) == 1
-    return found.iloc[0]
+def of(prices: list[Price], metric: str) -> list[Price]:
+    return [price for price in prices if price.metric == metric]
 
 
 def test_one_launch_of_each() -> None:
@@ -39,19 +36,18 @@ def test_one_launch_of_each() -> None:
     )  # fmt: skip
     ledgers = {name: {"graphs_actual_gib": values[3], "capture_s": None} for name, values in RECORDED.items()}
     prices = price_of_capture(points, ledgers)
-    assert tuple(prices.columns) == COLUMNS
-    kv = row(prices, "kv_cache_gib")
-    assert (kv["capture_from"], kv["capture_to"], kv["max_num_seqs_to"]) == (16, 32, 32)
-    assert kv["change"] == pytest.approx(-0.01)
-    assert (kv["low"], kv["high"], kv["basis"]) == (pytest.approx(-0.02), pytest.approx(0.0), "rounding")
-    assert row(prices, "graphs_actual_gib")["change"] == pytest.approx(0.01)
-    assert row(prices, "requests_that_fit")["change"] == 0
-    speed = row(prices, "output_tokens_per_s")
-    assert speed["change"] == pytest.approx(75.8)
-    assert pd.isna(speed["low"]) and speed["basis"] == "indicative"
-    assert (speed["scenario"], speed["concurrency"]) == ("code", 16)
-    # What neither the points nor the ledger knows has no row, rather than a 0.
-    assert "capture_s" not in set(prices["metric"])
+    (kv,) = of(prices, "kv_cache_gib")
+    assert (kv.smaller.capture, kv.larger.capture, kv.larger.max_num_seqs) == (16, 32, 32)
+    assert kv.change == pytest.approx(-0.01)
+    assert kv.low == pytest.approx(-0.02) and kv.high == pytest.approx(0.0) and kv.basis == "rounding"
+    (graphs,), (fit,) = of(prices, "graphs_actual_gib"), of(prices, "requests_that_fit")
+    assert graphs.change == pytest.approx(0.01) and fit.change == 0
+    (speed,) = of(prices, "output_tokens_per_s")
+    assert speed.change == pytest.approx(75.8)
+    assert speed.low is None and speed.basis == "indicative"
+    assert (speed.load.scenario, speed.load.concurrency) == ("code", 16)
+    # What neither the points nor the ledger knows has no price, rather than a 0.
+    assert not of(prices, "capture_s")
 
 
 def test_repeats_give_an_interval_that_holds_the_change() -> None:
@@ -62,13 +58,13 @@ def test_repeats_give_an_interval_that_holds_the_change() -> None:
         for repeat, noise in ((1, -2.0), (2, 0.0), (3, 2.0))
     )  # fmt: skip
     prices = price_of_capture(points, {})
-    speed = prices[prices["metric"] == "output_tokens_per_s"]
-    assert list(zip(speed["capture_from"], speed["capture_to"], strict=True)) == [(16, 32), (32, 64)]
-    assert list(speed["change"]) == [16.0, 32.0]
-    for _, price in speed.iterrows():
-        assert price["low"] < price["change"] < price["high"]
-        assert price["basis"] == "repeats"
-    assert list(prices[prices["metric"] == "startup_s"]["basis"]) == ["repeats", "repeats"]
+    speed = of(prices, "output_tokens_per_s")
+    assert [(price.smaller.capture, price.larger.capture) for price in speed] == [(16, 32), (32, 64)]
+    assert [price.change for price in speed] == [16.0, 32.0]
+    for price in speed:
+        assert price.low is not None and price.high is not None and price.low < price.change < price.high
+        assert price.basis == "repeats"
+    assert [price.basis for price in of(prices, "startup_s")] == ["repeats", "repeats"]
 
 
 def test_only_equal_configurations_are_compared() -> None:
@@ -81,8 +77,7 @@ def test_only_equal_configurations_are_compared() -> None:
             point("e", 64, max_num_seqs=64, valid=False, output_tokens_per_s=5.0),
         ]
     )
-    prices = price_of_capture(points, {})
-    steps = set(zip(prices["config_from"], prices["config_to"], strict=True))
+    steps = {(price.smaller.config_id, price.larger.config_id) for price in price_of_capture(points, {})}
     # a -> c: max-num-seqs follows capture; a -> b: it stays 16.
     assert steps == {("a", "c"), ("a", "b")}
 
@@ -96,16 +91,13 @@ def test_loads_that_only_one_side_has_are_left_out() -> None:
             point("b", 32, load_shape="poisson", concurrency=float("nan"), rate=2.0, output_tokens_per_s=5.0),
         ]
     )
-    speed = price_of_capture(points, {}).query("metric == 'output_tokens_per_s'")
-    assert list(speed["change"]) == [2.0]
-    assert list(speed["rate"]) == [2.0]
+    (speed,) = of(price_of_capture(points, {}), "output_tokens_per_s")
+    assert speed.change == 2.0 and speed.load.rate == 2.0
 
 
 @pytest.mark.parametrize("points", [point_frame([]), point_frame([point("a", 16)])])
 def test_without_two_capture_sizes_there_is_no_price(points: DataFrame) -> None:
-    prices = price_of_capture(points, {})
-    assert prices.empty
-    assert tuple(prices.columns) == COLUMNS
+    assert price_of_capture(points, {}) == []
 
 
 def reached(capture: int, prompt: float, ttft: float, *, seqs: int = 64) -> dict[str, object]:
