@@ -64,12 +64,15 @@ class Flag:
     commands: tuple[str, ...] = ("sweep", "bench", "tune")
 
 
-def _server(help_text: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
-    return Flag(help_text, SERVERS, metavar, read, commands=("sweep", "tune"), **more)
+INTS, FLOATS, WORDS = list_of(int, positive), list_of(float, positive), list_of(str, any_word)
 
 
-def _shaped(help_text: str, panel: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
-    return Flag(help_text, panel, metavar, read, commands=SHAPED, **more)
+def _server(text: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
+    return Flag(text, SERVERS, metavar, read, commands=("sweep", "tune"), **more)
+
+
+def _shaped(text: str, panel: str, metavar: str | None = None, read: Reader | None = None, **more: Any) -> Flag:
+    return Flag(text, panel, metavar, read, commands=SHAPED, **more)
 
 
 class SweepOptions(BaseModel):
@@ -77,67 +80,17 @@ class SweepOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    capture: Annotated[
-        tuple[int, ...] | None,
-        _server(
-            "Largest CUDA graph batches to try",
-            "N,..",
-            list_of(int, positive),
-            names=("--capture", "--max-cudagraph-capture-size"),
-        ),
-    ] = None
-    max_num_seqs: Annotated[
-        Literal["match"] | tuple[int, ...],
-        _server("`match` (follow capture) or values crossed with it", "match|N,..", match_or_list),
-    ] = "match"
-    gpu_memory_utilization: Annotated[
-        tuple[float, ...] | None,
-        _server("Fractions of the card; with --card of that card", "F,..", list_of(float, fraction)),
-    ] = None
-    vary: Annotated[
-        dict[str, tuple[str, ...]],
-        _server(
-            "Any other vLLM flag, or env.NAME, as a dimension; `set` and `unset` are values, JSON too (repeatable)",
-            "FLAG=V1,V2",
-            parse_vary,
-            repeatable=True,
-        ),
-    ] = Field(default_factory=dict)
-    launcher: Annotated[
-        Literal["docker", "process", "sim", "url"],
-        _server(
-            "How servers are started",
-            "docker|process|sim",
-            one_of("docker", "process", "sim", otherwise=" (a server that runs already: bench)"),
-        ),
-    ] = "docker"
+    # fmt: off
+    capture: Annotated[tuple[int, ...] | None, _server("Largest CUDA graph batches to try", "N,..", INTS, names=("--capture", "--max-cudagraph-capture-size"))] = None
+    max_num_seqs: Annotated[Literal["match"] | tuple[int, ...], _server("`match` (follow capture) or values crossed with it", "match|N,..", match_or_list)] = "match"
+    gpu_memory_utilization: Annotated[tuple[float, ...] | None, _server("Fractions of the card; with --card of that card", "F,..", list_of(float, fraction))] = None
+    vary: Annotated[dict[str, tuple[str, ...]], _server("Any other vLLM flag, or env.NAME, as a dimension; `set` and `unset` are values, JSON too (repeatable)", "FLAG=V1,V2", parse_vary, repeatable=True)] = Field(default_factory=dict)
+    launcher: Annotated[Literal["docker", "process", "sim", "url"], _server("How servers are started", "docker|process|sim", one_of("docker", "process", "sim", otherwise=" (a server that runs already: bench)"))] = "docker"
     deployment: Annotated[str, _server("Deployment to start from", "NAME|FILE")] = "generic"
-    card: Annotated[
-        str | None, _server("sim: the card to simulate (rtx-5090); else keep this smaller card's budget")
-    ] = None
-    devices: Annotated[
-        tuple[str, ...],
-        Flag(
-            "Cards to use; several run side by side (bench: the cards that the server is on)",
-            SERVERS,
-            "0,1|UUID,..",
-            list_of(str, any_word),
-        ),
-    ] = ()
-    server_log: Annotated[
-        str | None,
-        Flag("The server's log: a file, or a container's name", SERVERS, "FILE|NAME", commands=("bench",)),
-    ] = None
-    model_folder: Annotated[
-        str | None,
-        Flag(
-            "The model's config.json or folder: its shape makes KV figures",
-            SERVERS,
-            "PATH",
-            names=("--model-config",),
-            commands=("bench",),
-        ),
-    ] = None
+    card: Annotated[str | None, _server("sim: the card to simulate (rtx-5090); else keep this smaller card's budget")] = None
+    devices: Annotated[tuple[str, ...], Flag("Cards to use; several run side by side (bench: the cards that the server is on)", SERVERS, "0,1|UUID,..", WORDS)] = ()
+    server_log: Annotated[str | None, Flag("The server's log: a file, or a container's name", SERVERS, "FILE|NAME", commands=("bench",))] = None
+    model_folder: Annotated[str | None, Flag("The model's config.json or folder: its shape makes KV figures", SERVERS, "PATH", names=("--model-config",), commands=("bench",))] = None
     model: Annotated[str | None, _server("Model to serve")] = None
     served_model_name: Annotated[str | None, Flag("Name under which it is served, and asked for", SERVERS)] = None
     image: Annotated[str | None, _server("docker: image and tag")] = None
@@ -145,169 +98,49 @@ class SweepOptions(BaseModel):
     port: Annotated[int | None, _server("Loopback port", default="8000")] = Field(default=None, ge=1, le=65535)
     vllm_command: Annotated[str, _server("process: what to run", "CMD")] = "vllm serve"
     vllm_arg: Annotated[tuple[str, ...], _server("Further argument for vLLM, last (repeatable)", repeatable=True)] = ()
-    caches: Annotated[
-        Literal["kept", "fresh"],
-        _server(
-            "Compile and tuning caches: kept between launches, or empty for each", "kept|fresh", one_of("kept", "fresh")
-        ),
-    ] = "kept"
-    startup_timeout_s: Annotated[float, Flag("Longest wait for a server", SERVERS, "S", default="1200; bench 30")] = (
-        Field(default=1200.0, gt=0)
-    )
+    caches: Annotated[Literal["kept", "fresh"], _server("Compile and tuning caches: kept between launches, or empty for each", "kept|fresh", one_of("kept", "fresh"))] = "kept"
+    startup_timeout_s: Annotated[float, Flag("Longest wait for a server", SERVERS, "S", default="1200; bench 30")] = Field(default=1200.0, gt=0)
 
-    scenario: Annotated[
-        tuple[str, ...],
-        Flag(
-            "Scenarios: names in scenarios/ or .yaml paths, or `synthetic`",
-            SCENARIOS,
-            "NAME,..",
-            list_of(str, any_word),
-            default="all four",
-        ),
-    ] = ("conversation", "math", "code", "multilingual")
+    scenario: Annotated[tuple[str, ...], Flag("Scenarios: names in scenarios/ or .yaml paths, or `synthetic`", SCENARIOS, "NAME,..", WORDS, default="all four")] = ("conversation", "math", "code", "multilingual")
     input_tokens: Annotated[str | None, Flag("Prompt length in tokens", SCENARIOS, "N|MIN-MAX")] = None
     output_tokens: Annotated[str | None, Flag("Answer length in tokens", SCENARIOS, "N|MIN-MAX")] = None
-    ignore_eos: Annotated[
-        bool,
-        Flag(
-            "Force each answer to its drawn length, or leave it to the model",
-            SCENARIOS,
-            names=("--ignore-eos/--natural-stop",),
-            default="--ignore-eos",
-        ),
-    ] = True
-    natural_stop_check: Annotated[
-        bool,
-        Flag(
-            "Before the load, let a few answers per scenario end by themselves and look for broken output",
-            SCENARIOS,
-            names=("--natural-stop-check/--no-natural-stop-check",),
-            default="on",
-        ),
-    ] = True
-    natural_stop_limit_s: Annotated[float, Flag("Longest time for that check, for each launch", SCENARIOS, "S")] = (
-        Field(default=60.0, gt=0)
-    )
-    prefix_reuse: Annotated[
-        Literal["none", "natural"],
-        Flag("none: no prompt finds another's prefix cached; natural: as it comes", SCENARIOS),
-    ] = "none"
-    profile: Annotated[
-        tuple[str, ...],
-        Flag(
-            "Sampling profiles, each in turn; `all`, or `none` (no sampling fields)",
-            SCENARIOS,
-            "NAME,..",
-            profile_names,
-            default="the scenario's",
-        ),
-    ] = ()
+    ignore_eos: Annotated[bool, Flag("Force each answer to its drawn length, or leave it to the model", SCENARIOS, names=("--ignore-eos/--natural-stop",), default="--ignore-eos")] = True
+    natural_stop_check: Annotated[bool, Flag("Before the load, let a few answers per scenario end by themselves and look for broken output", SCENARIOS, names=("--natural-stop-check/--no-natural-stop-check",), default="on")] = True
+    natural_stop_limit_s: Annotated[float, Flag("Longest time for that check, for each launch", SCENARIOS, "S")] = Field(default=60.0, gt=0)
+    prefix_reuse: Annotated[Literal["none", "natural"], Flag("none: no prompt finds another's prefix cached; natural: as it comes", SCENARIOS)] = "none"
+    profile: Annotated[tuple[str, ...], Flag("Sampling profiles, each in turn; `all`, or `none` (no sampling fields)", SCENARIOS, "NAME,..", profile_names, default="the scenario's")] = ()
     endpoint: Annotated[Literal["chat", "completions"], Flag("Which API is asked", SCENARIOS)] = "chat"
-    extra_body: Annotated[
-        dict[str, Any],
-        Flag("JSON object added to each request's body; null takes a field out", SCENARIOS, "JSON", json_object),
-    ] = Field(default_factory=dict)
-    header_env: Annotated[
-        dict[str, str],
-        Flag(
-            "Header whose value is taken from an environment variable (repeatable)",
-            SCENARIOS,
-            "NAME=ENV",
-            read_header_env,
-            repeatable=True,
-        ),
-    ] = Field(default_factory=dict)
-    bearer_env: Annotated[
-        str | None,
-        Flag(
-            "Environment variable that holds the API key",
-            SCENARIOS,
-            "NAME",
-            names=("--api-key-env",),
-            commands=("bench",),
-        ),
-    ] = None
+    extra_body: Annotated[dict[str, Any], Flag("JSON object added to each request's body; null takes a field out", SCENARIOS, "JSON", json_object)] = Field(default_factory=dict)
+    header_env: Annotated[dict[str, str], Flag("Header whose value is taken from an environment variable (repeatable)", SCENARIOS, "NAME=ENV", read_header_env, repeatable=True)] = Field(default_factory=dict)
+    bearer_env: Annotated[str | None, Flag("Environment variable that holds the API key", SCENARIOS, "NAME", names=("--api-key-env",), commands=("bench",))] = None
     save_text: Annotated[bool, Flag("Keep answers in the run folder", SCENARIOS)] = False
 
-    concurrency: Annotated[
-        tuple[int, ...], _shaped("Client streams, closed loop", LOAD, "N,..", list_of(int, positive))
-    ] = (1, 8, 32, 64)
-    rate: Annotated[
-        tuple[float, ...],
-        _shaped("Open loop: sessions per second", LOAD, "R,..", list_of(float, positive)),
-    ] = ()
-    burstiness: Annotated[
-        float | Literal["constant"] | None,
-        _shaped("With --rate: gamma shape (1 is Poisson, below burstier), or `constant`", LOAD, "B", gamma_shape),
-    ] = None
-    ramp_s: Annotated[float, _shaped("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(
-        default=0.0, ge=0
-    )
+    concurrency: Annotated[tuple[int, ...], _shaped("Client streams, closed loop", LOAD, "N,..", INTS)] = (1, 8, 32, 64)
+    rate: Annotated[tuple[float, ...], _shaped("Open loop: sessions per second", LOAD, "R,..", FLOATS)] = ()
+    burstiness: Annotated[float | Literal["constant"] | None, _shaped("With --rate: gamma shape (1 is Poisson, below burstier), or `constant`", LOAD, "B", gamma_shape)] = None
+    ramp_s: Annotated[float, _shaped("With --rate: seconds over which the rate grows", LOAD, "S")] = Field(default=0.0, ge=0)
     trace: Annotated[str | None, _shaped("Open loop: replay a trace (JSON Lines or CSV)", LOAD, "FILE")] = None
-    trace_unit: Annotated[
-        Literal["s", "ms"] | None, Flag("Unit of the trace's timestamps", LOAD, default="as its form says")
-    ] = None
-    speed: Annotated[float, Flag("Replay the trace so many times as fast", LOAD, "X")] = Field(
-        default=1.0, gt=0, le=1e6
-    )
-    interfere: Annotated[
-        str | None, Flag("Long prompts beside the load: tokens at a rate a second", LOAD, "TOKENS@RATE", interference)
-    ] = None
-    requests: Annotated[
-        str | None,
-        _shaped(
-            "Send so many requests per load point, then let it drain",
-            LOAD,
-            "N|Nx",
-            default="streams stay full until a steady window holds 4x, at least 16",
-        ),
-    ] = None
+    trace_unit: Annotated[Literal["s", "ms"] | None, Flag("Unit of the trace's timestamps", LOAD, default="as its form says")] = None
+    speed: Annotated[float, Flag("Replay the trace so many times as fast", LOAD, "X")] = Field(default=1.0, gt=0, le=1e6)
+    interfere: Annotated[str | None, Flag("Long prompts beside the load: tokens at a rate a second", LOAD, "TOKENS@RATE", interference)] = None
+    requests: Annotated[str | None, _shaped("Send so many requests per load point, then let it drain", LOAD, "N|Nx", default="streams stay full until a steady window holds 4x, at least 16")] = None
     duration_s: Annotated[float | None, _shaped("Load point by time instead", LOAD, "S")] = Field(default=None, gt=0)
     timeout_s: Annotated[float, Flag("Longest time for one request", LOAD, "S")] = Field(default=600.0, gt=0)
-    slo: Annotated[
-        dict[str, Annotated[float, Field(allow_inf_nan=True)]],
-        _shaped("Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms", LOAD, "METRIC=LIMIT,..", request_limits),
-    ] = Field(default_factory=dict)
-    client_processes: Annotated[int | None, Flag("Client processes", LOAD, default="from cores and streams")] = Field(
-        default=None, ge=1
-    )
-    client_cpus: Annotated[
-        tuple[int, ...], Flag("Pin client processes to these CPUs", LOAD, "LIST", list_of(int, not_negative))
-    ] = ()
+    slo: Annotated[dict[str, Annotated[float, Field(allow_inf_nan=True)]], _shaped("Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms", LOAD, "METRIC=LIMIT,..", request_limits)] = Field(default_factory=dict)
+    client_processes: Annotated[int | None, Flag("Client processes", LOAD, default="from cores and streams")] = Field(default=None, ge=1)
+    client_cpus: Annotated[tuple[int, ...], Flag("Pin client processes to these CPUs", LOAD, "LIST", list_of(int, not_negative))] = ()
 
     repeats: Annotated[int, _shaped("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
-    relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(
-        default=1, ge=1, le=100
-    )
-    until_ci: Annotated[
-        float | None,
-        _shaped("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share),
-    ] = Field(default=None, gt=0, lt=1)
-    order: Annotated[Literal["listed", "shuffled"], _shaped("Order of load points; shuffled by the seed", REPEATS)] = (
-        "shuffled"
-    )
+    relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(default=1, ge=1, le=100)
+    until_ci: Annotated[float | None, _shaped("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share)] = Field(default=None, gt=0, lt=1)
+    order: Annotated[Literal["listed", "shuffled"], _shaped("Order of load points; shuffled by the seed", REPEATS)] = "shuffled"
     seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)
-    prefill_cost: Annotated[
-        bool,
-        Flag(
-            "Before the load, see what a prompt costs by its length, one at a time (a few seconds a launch)",
-            LOAD,
-            names=("--prefill-cost/--no-prefill-cost",),
-            default="on, off when simulated",
-        ),
-    ] = True
-    ladder: Annotated[
-        bool,
-        Flag("After the load, send prompts of 1k, 4k, 16k, ... tokens, alone and in pairs: do they kill it?", LOAD),
-    ] = False
-    soak_min: Annotated[
-        float | None,
-        Flag(
-            "After the load, hold its heaviest point so many minutes: does memory grow?", LOAD, "MIN", names=("--soak",)
-        ),
-    ] = Field(default=None, gt=0)
+    prefill_cost: Annotated[bool, Flag("Before the load, see what a prompt costs by its length, one at a time (a few seconds a launch)", LOAD, names=("--prefill-cost/--no-prefill-cost",), default="on, off when simulated")] = True
+    ladder: Annotated[bool, Flag("After the load, send prompts of 1k, 4k, 16k, ... tokens, alone and in pairs: do they kill it?", LOAD)] = False
+    soak_min: Annotated[float | None, Flag("After the load, hold its heaviest point so many minutes: does memory grow?", LOAD, "MIN", names=("--soak",))] = Field(default=None, gt=0)
     canary: Annotated[bool, Flag("Ask 32 questions with known answers first", REPEATS)] = False
     force: Annotated[bool, _server("Start configurations that cannot work; take over another host's lock")] = False
+    # fmt: on
 
     @property
     def until_steady(self) -> bool:
@@ -333,22 +166,21 @@ class SweepOptions(BaseModel):
         return {name: "inf" if math.isinf(limit) else limit for name, limit in limits.items()}
 
 
+FLAGS: dict[str, Flag] = {
+    name: flag for name, field in SweepOptions.model_fields.items() for flag in field.metadata if isinstance(flag, Flag)
+}
+"""Field -> how the command line offers it, in the order of declaration."""
+
+
 def flags_of(command: str) -> dict[str, Flag]:
-    """Field -> how this command offers it, in the order of declaration."""
-    found = {}
-    for name, field in SweepOptions.model_fields.items():
-        flag = next((one for one in field.metadata if isinstance(one, Flag)), None)
-        if flag is not None and command in flag.commands:
-            found[name] = flag
-    return found
+    """The fields that this command offers."""
+    return {name: flag for name, flag in FLAGS.items() if command in flag.commands}
 
 
 def option_name(field: str) -> str:
     """The option of a field, as errors name it."""
-    flag = next((one for one in SweepOptions.model_fields[field].metadata if isinstance(one, Flag)), None)
-    if flag is not None and flag.names:
-        return flag.names[0].partition("/")[0]
-    return "--" + field.removesuffix("_s").replace("_", "-")
+    names = FLAGS[field].names
+    return names[0].partition("/")[0] if names else "--" + field.removesuffix("_s").replace("_", "-")
 
 
 def checked_options(fields: Mapping[str, Any]) -> SweepOptions:
