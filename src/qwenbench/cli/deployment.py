@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwenbench.cli.runs import print_json
+from qwenbench.cli.runs import option, print_json
 from qwenbench.errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -29,7 +29,7 @@ def deployments(context: typer.Context) -> None:
 
 @app.command("list")
 def list_deployments(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> None:
     """Names of the deployments and what they are for."""
     from qwenbench.engine.deployments import deployment_names, load_deployment
@@ -49,10 +49,8 @@ def show(
     name: Annotated[
         str | None, typer.Argument(help="A deployment's name, or the path of its YAML file.", show_default=False)
     ] = None,
-    shell: Annotated[
-        Shell | None, typer.Option(help="Default: powershell for deployments under WSL, otherwise bash.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print all three as one JSON object.")] = False,
+    shell: Annotated[Shell | None, option("Default: powershell for deployments under WSL, otherwise bash.")] = None,
+    as_json: Annotated[bool, option("Print all three as one JSON object.", "--json")] = False,
 ) -> None:
     """Print a deployment as a docker line or a compose file."""
     from qwenbench.engine.deployments import deployment_names, load_deployment

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenbench.cli.runs import JsonOption, print_json
+from qwenbench.capacity.cards import find_card
+from qwenbench.capacity.configuration import layout_of_server
+from qwenbench.capacity.kv import KvLayout
+from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.cli.runs import JsonOption, option, print_json
+from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, MIB, read_input, read_json
+from qwenbench.input_files import GIB, MIB, check_input, read_input, read_json
+from qwenbench.report.text_writers import print_document
+from qwenbench.sweep.model_files import read_shape, served_layout, shape_of_server
 
 if TYPE_CHECKING:
-    from qwenbench.capacity.kv import KvLayout
-    from qwenbench.capacity.model_shape import ModelShape
-    from qwenbench.engine.startup_log import StartupLog
     from qwenbench.observe.ledger import MemoryLedger
-    from qwenbench.observe.nvml import VramPhases
 
 LOG_BYTES = 2 * GIB
 METRICS_BYTES = 64 * MIB
@@ -33,51 +37,61 @@ def command(
         ),
     ],
     metrics: Annotated[
-        Path | None, typer.Option(help="A saved answer of GET /metrics: the number of blocks.", metavar="FILE")
+        Path | None, option("A saved answer of GET /metrics: the number of blocks.", metavar="FILE")
     ] = None,
     nvml: Annotated[
         Path | None,
-        typer.Option(
-            help="VRAM over the server's life: a samples .nvml.parquet, or JSON rows [seconds, used bytes].",
-            metavar="FILE",
+        option(
+            "VRAM over the server's life: a samples .nvml.parquet, or JSON rows [seconds, used bytes].", metavar="FILE"
         ),
     ] = None,
     model_config: Annotated[
         Path | None,
-        typer.Option(
-            help="The model's folder or config.json; what owners run is built in, and the model cache is looked into.",
+        option(
+            "The model's folder or config.json; what owners run is built in, and the model cache is looked into.",
             metavar="PATH",
         ),
     ] = None,
-    card: Annotated[
-        str | None, typer.Option(help="The card it ran on, for the budget (utilisation x CUDA's total).")
-    ] = None,
-    platform: Annotated[str, typer.Option(help="linux or wsl: CUDA's totals differ.")] = "linux",
-    vram_mib: Annotated[
-        float | None, typer.Option(help="CUDA's total of that card in MiB, where it is not known here.")
-    ] = None,
+    card: Annotated[str | None, option("The card it ran on, for the budget (utilisation x CUDA's total).")] = None,
+    platform: Annotated[str, option("linux or wsl: CUDA's totals differ.")] = "linux",
+    vram_mib: Annotated[float | None, option("CUDA's total of that card in MiB, where it is not known here.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a configuration really holds: weights, graphs, KV cache, tokens, and what is left over."""
     from qwenbench.observe.ledger import compare_starts, questions
+    from qwenbench.report.memory import ledger_document, ledgers_document
 
     servers = [server for path in logs for server in _servers(path)]
     if len(servers) > 1 and (metrics or nvml):
         raise UsageError("--metrics and --nvml belong to one log: give one LOG with them")
-    shape = _shape(model_config)
-    total = _cuda_total_gib(card, platform, vram_mib)
+    shape = None if model_config is None else read_shape(model_config, str(model_config))
+    total = vram_mib / 1024 if vram_mib is not None else find_card(card).cuda_gib(platform) if card else None
     ledgers = [(name, _ledger(log, kept, metrics, nvml, shape, total)) for name, log, kept in servers]
     doubts = [(name, questions(ledger, card_total_gib=total, card=card)) for name, ledger in ledgers]
-    remarks = compare_starts(ledgers)
+    asked = [f"{name}: {question}" for name, found in doubts for question in found]
     if as_json:
         every = [{"server": name, **ledger.to_json()} for name, ledger in ledgers]
         print_json(ledgers[0][1].to_json() if len(ledgers) == 1 else {"ledgers": every})
-        for name, asked in doubts:
-            for question in asked:
-                print(f"qwenbench ledger: {name}: {question}", file=sys.stderr)
+        _note(*asked)
+    elif len(ledgers) == 1:
+        print_document(ledger_document(ledgers[0][1], doubts[0][1]))
     else:
-        _print_document(ledgers, doubts, remarks)
-    _end(ledgers)
+        print_document(ledgers_document(ledgers, [*asked, *compare_starts(ledgers)]))
+    for name, ledger in ledgers:
+        if not ledger.startup.recognised:
+            _note(
+                f"{name} holds no start-up line of vLLM: all values are empty. Give the server's own output (docker "
+                "logs NAME, or servers/CONFIG/server.log of a run)."
+            )
+        elif not ledger.startup.ready:
+            _note(f"{name} ends before the server was ready: some values are missing.")
+    if not any(ledger.startup.recognised for _, ledger in ledgers):
+        raise typer.Exit(2)
+
+
+def _note(*lines: str) -> None:
+    for line in lines:
+        print(f"qwenbench ledger: {line}", file=sys.stderr)
 
 
 def _servers(path: Path) -> list[tuple[str, Path, dict[str, Any]]]:
@@ -102,63 +116,30 @@ def _kept(folder: Path) -> dict[str, Any]:
 
 
 def _ledger(
-    log: Path,
-    kept: dict[str, Any],
-    metrics: Path | None,
-    nvml: Path | None,
-    shape: ModelShape | None,
+    log: Path, kept: dict[str, Any], metrics: Path | None, nvml: Path | None, shape: ModelShape | None,
     total: float | None,
-) -> MemoryLedger:
-    from dataclasses import replace
-
-    from qwenbench.engine.startup_log import parse_startup_log
+) -> MemoryLedger:  # fmt: skip
     from qwenbench.observe.ledger import build_ledger
-    from qwenbench.observe.nvml import VramPhases
+    from qwenbench.observe.nvml import VramPhases, vram_phases
 
     startup = parse_startup_log(_read_text(log, "LOG", LOG_BYTES))
-    labels = _cache_config(metrics)
-    blocks = kept.get("kv_cache_blocks")
+    labels, blocks = _cache_config(metrics), kept.get("kv_cache_blocks")
     if blocks is not None and not labels:
         labels = {"num_gpu_blocks": str(blocks)}
-    vram = _phases(nvml, startup)
-    if kept and nvml is None:
+    if nvml is not None:
+        kv, seconds = startup.kv_cache_gib, startup.kv_to_ready_s
+        vram = vram_phases(_samples(nvml), kv_cache_gib=kv, kv_to_ready_s=seconds)
+    else:
         names = ("before_mib", "ready_mib", "peak_mib", "after_mib")
         vram = VramPhases(**{name: kept.get(f"vram_{name}") for name in names})
-    ledger = build_ledger(
-        startup, vram=vram, cache_config=labels, layout=_layout(shape, startup, labels), cuda_total_gib=total
-    )
+    if shape is not None:
+        layout: KvLayout | None = layout_of_server(shape, startup, labels)
+    else:
+        layout = served_layout(shape_of_server(startup), startup, labels)
+    ledger = build_ledger(startup, vram=vram, cache_config=labels, layout=layout, cuda_total_gib=total)
     if kept and total is None and ledger.budget_gib is None:
         ledger = replace(ledger, budget_gib=kept.get("budget_gib"), rest_gib=kept.get("rest_gib"))
     return ledger
-
-
-def _print_document(
-    ledgers: list[tuple[str, MemoryLedger]], doubts: list[tuple[str, tuple[str, ...]]], remarks: list[str]
-) -> None:
-    from qwenbench.report.memory import ledger_document, ledgers_document
-    from qwenbench.report.text_writers import print_document
-
-    if len(ledgers) == 1:
-        print_document(ledger_document(ledgers[0][1], doubts[0][1]))
-        return
-    asked = [f"{name}: {question}" for name, questions in doubts for question in questions]
-    print_document(ledgers_document(ledgers, [*asked, *remarks]))
-
-
-def _end(ledgers: list[tuple[str, MemoryLedger]]) -> None:
-    for name, ledger in ledgers:
-        if not ledger.startup.recognised:
-            print(
-                f"qwenbench ledger: {name} holds no start-up line of vLLM: all values are empty. Give the server's own "
-                "output (docker logs NAME, or servers/CONFIG/server.log of a run).",
-                file=sys.stderr,
-            )
-        elif not ledger.startup.ready:
-            print(
-                f"qwenbench ledger: {name} ends before the server was ready: some values are missing.", file=sys.stderr
-            )
-    if not any(ledger.startup.recognised for _, ledger in ledgers):
-        raise typer.Exit(2)
 
 
 def _read_text(path: Path, option: str, most_bytes: int) -> str:
@@ -179,21 +160,11 @@ def _cache_config(path: Path | None) -> dict[str, str]:
     return labels
 
 
-def _phases(path: Path | None, startup: StartupLog) -> VramPhases:
-    from qwenbench.observe.nvml import VramPhases, vram_phases
-
-    if path is None:
-        return VramPhases()
-    return vram_phases(_samples(path), kv_cache_gib=startup.kv_cache_gib, kv_to_ready_s=startup.kv_to_ready_s)
-
-
 def _samples(path: Path) -> list[tuple[float, float]]:
     """(seconds, used MiB) of the card that was used most."""
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
-
-        from qwenbench.input_files import check_input
 
         check_input(path, "--nvml", SAMPLES_BYTES)
         try:
@@ -210,29 +181,3 @@ def _samples(path: Path) -> list[tuple[float, float]]:
         return [(float(row[0]), float(row[1]) / 2**20) for row in rows]
     except (TypeError, ValueError, IndexError, KeyError):
         raise UsageError(f"--nvml {path}: rows must be [seconds, used bytes, ...]") from None
-
-
-def _shape(path: Path | None) -> ModelShape | None:
-    """The shape that --model-config names; None: the log tells the model."""
-    if path is None:
-        return None
-    from qwenbench.sweep.model_files import read_shape
-
-    return read_shape(path, str(path))
-
-
-def _layout(shape: ModelShape | None, startup: StartupLog, labels: dict[str, str]) -> KvLayout | None:
-    from qwenbench.capacity.configuration import layout_of_server
-    from qwenbench.sweep.model_files import served_layout, shape_of_server
-
-    if shape is not None:
-        return layout_of_server(shape, startup, labels)
-    return served_layout(shape_of_server(startup), startup, labels)
-
-
-def _cuda_total_gib(card: str | None, platform: str, vram_mib: float | None) -> float | None:
-    from qwenbench.capacity.cards import find_card
-
-    if vram_mib is not None:
-        return vram_mib / 1024
-    return find_card(card).cuda_gib(platform) if card is not None else None

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from qwenbench.cli.runs import JsonOption, print_json
+from qwenbench.capacity.cards import Card, find_card
+from qwenbench.capacity.configuration import ConfigPlan, plan_config
+from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.settings import parse_flags, settings_of_config
+from qwenbench.cli.runs import JsonOption, option, print_json
+from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input
-
-if TYPE_CHECKING:
-    from qwenbench.capacity.cards import Card
-    from qwenbench.capacity.configuration import ConfigPlan
-    from qwenbench.capacity.model_shape import ModelShape
-    from qwenbench.engine.config import ServerConfig
-    from qwenbench.engine.startup_log import StartupLog
+from qwenbench.sweep.model_files import drafter_shape, find_shape, read_shape
 
 DEFAULT_MODEL = "ig1/Qwen3.5-9B-NVFP4"
 VLLM = "vLLM's own settings"
@@ -34,74 +35,66 @@ MEMORY_FLAGS = {
 def command(
     context: typer.Context,
     model: Annotated[
-        str, typer.Option(help="The model: a name that is built in or in the model cache, or its folder.")
+        str, option("The model: a name that is built in or in the model cache, or its folder.")
     ] = DEFAULT_MODEL,
     model_config: Annotated[
-        Path | None, typer.Option(help="The model's config.json or folder, for any other model.", metavar="PATH")
+        Path | None, option("The model's config.json or folder, for any other model.", metavar="PATH")
     ] = None,
-    card: Annotated[str | None, typer.Option(help="rtx-5090, rtx-4090, l4, h100, h200, ...")] = None,
-    vram_mib: Annotated[
-        float | None, typer.Option(help="CUDA's total in MiB, for a card that is not known here.")
-    ] = None,
-    platform: Annotated[str, typer.Option(help="linux or wsl: CUDA's totals differ.")] = "linux",
+    card: Annotated[str | None, option("rtx-5090, rtx-4090, l4, h100, h200, ...")] = None,
+    vram_mib: Annotated[float | None, option("CUDA's total in MiB, for a card that is not known here.")] = None,
+    platform: Annotated[str, option("linux or wsl: CUDA's totals differ.")] = "linux",
     capture: Annotated[
-        str | None,
-        typer.Option(help="--max-cudagraph-capture-size, one or several (vLLM's default when unset).", metavar="N,.."),
+        str | None, option("--max-cudagraph-capture-size, one or several (vLLM's default when unset).", metavar="N,..")
     ] = None,
     max_num_seqs: Annotated[
-        int | None, typer.Option(help="--max-num-seqs (the capture size when unset, as the model card advises).", min=1)
+        int | None, option("--max-num-seqs (the capture size when unset, as the model card advises).", min=1)
     ] = None,
     gpu_memory_utilization: Annotated[
-        float | None, typer.Option(help="Share of the card's memory (vLLM's default when unset).")
+        float | None, option("Share of the card's memory (vLLM's default when unset).")
     ] = None,
-    vllm: Annotated[str, typer.Option(help="The vLLM version.")] = "0.18.0",
+    vllm: Annotated[str, option("The vLLM version.")] = "0.18.0",
     probe: Annotated[
-        Path | None, typer.Option(help="A start-up log of this model that calibrates the plan.", metavar="LOG")
+        Path | None, option("A start-up log of this model that calibrates the plan.", metavar="LOG")
     ] = None,
-    probe_card: Annotated[str | None, typer.Option(help="The card that the probe ran on, if another.")] = None,
-    probe_platform: Annotated[str | None, typer.Option(help="The probe's platform, if another.")] = None,
+    probe_card: Annotated[str | None, option("The card that the probe ran on, if another.")] = None,
+    probe_platform: Annotated[str | None, option("The probe's platform, if another.")] = None,
     request: Annotated[
-        int | None,
-        typer.Option("--context", help="Tokens of one request (prompt and output), for requests_that_fit.", min=1),
+        int | None, option("Tokens of one request (prompt and output), for requests_that_fit.", "--context", min=1)
     ] = None,
     prompt: Annotated[
-        int | None, typer.Option(help="Tokens of a prompt: what a capture above it gives, and costs in KV.", min=1)
+        int | None, option("Tokens of a prompt: what a capture above it gives, and costs in KV.", min=1)
     ] = None,
-    max_model_len: Annotated[str | None, typer.Option(help="--max-model-len (auto when unset).", metavar="N")] = None,
-    kv_cache_dtype: Annotated[str, typer.Option(help="--kv-cache-dtype.")] = "auto",
+    max_model_len: Annotated[str | None, option("--max-model-len (auto when unset).", metavar="N")] = None,
+    kv_cache_dtype: Annotated[str, option("--kv-cache-dtype.")] = "auto",
     prefix_caching: Annotated[
         bool | None,
-        typer.Option(
+        option(
+            "A hybrid then holds more state blocks a request at most (unset: on from vLLM 0.28).",
             "--prefix-caching/--no-prefix-caching",
-            help="A hybrid then holds more state blocks a request at most (unset: on from vLLM 0.28).",
         ),
     ] = None,
     graph_estimate: Annotated[
-        bool, typer.Option(help="Whether vLLM takes its graph estimate off the KV cache (the default from 0.21 on).")
+        bool, option("Whether vLLM takes its graph estimate off the KV cache (the default from 0.21 on).")
     ] = True,
-    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="No graphs.", rich_help_panel=VLLM)] = False,
+    enforce_eager: Annotated[bool, option("No graphs.", "--enforce-eager", panel=VLLM)] = False,
     language_model_only: Annotated[
-        bool, typer.Option("--language-model-only", help="Without the vision part.", rich_help_panel=VLLM)
+        bool, option("Without the vision part.", "--language-model-only", panel=VLLM)
     ] = False,
     limit_mm_per_prompt: Annotated[
-        str | None, typer.Option(help="JSON; every kind 0 leaves the vision part out.", rich_help_panel=VLLM)
+        str | None, option("JSON; every kind 0 leaves the vision part out.", panel=VLLM)
     ] = None,
     speculative_config: Annotated[
-        str | None, typer.Option(help='JSON, e.g. {"method":"mtp","num_speculative_tokens":3}.', rich_help_panel=VLLM)
+        str | None, option('JSON, e.g. {"method":"mtp","num_speculative_tokens":3}.', panel=VLLM)
     ] = None,
-    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Tokens of a step.", rich_help_panel=VLLM)] = None,
-    kv_cache_memory_bytes: Annotated[
-        str | None, typer.Option(help="The cache's size, e.g. 8G.", rich_help_panel=VLLM)
-    ] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens of a block.", rich_help_panel=VLLM)] = None,
-    dtype: Annotated[str | None, typer.Option(help="The model's dtype.", rich_help_panel=VLLM)] = None,
-    mamba_ssm_cache_dtype: Annotated[str | None, typer.Option(help="States' dtype.", rich_help_panel=VLLM)] = None,
+    max_num_batched_tokens: Annotated[int | None, option("Tokens of a step.", panel=VLLM)] = None,
+    kv_cache_memory_bytes: Annotated[str | None, option("The cache's size, e.g. 8G.", panel=VLLM)] = None,
+    block_size: Annotated[int | None, option("Tokens of a block.", panel=VLLM)] = None,
+    dtype: Annotated[str | None, option("The model's dtype.", panel=VLLM)] = None,
+    mamba_ssm_cache_dtype: Annotated[str | None, option("States' dtype.", panel=VLLM)] = None,
     tensor_parallel_size: Annotated[
-        int | None, typer.Option(help="Cards that share each layer; figures are one card's.", rich_help_panel=VLLM)
+        int | None, option("Cards that share each layer; figures are one card's.", panel=VLLM)
     ] = None,
-    pipeline_parallel_size: Annotated[
-        int | None, typer.Option(help="Cards that share the layers.", rich_help_panel=VLLM)
-    ] = None,
+    pipeline_parallel_size: Annotated[int | None, option("Cards that share the layers.", panel=VLLM)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval.
@@ -129,37 +122,43 @@ def command(
     if prefix_caching is not None:
         flags["enable-prefix-caching" if prefix_caching else "no-enable-prefix-caching"] = None
     env = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "1" if graph_estimate else "0"}
-    found, total = _card(card, vram_mib, platform)
-    log = _probe(probe)
-    shape = _shape(model, model_config)
+    found = find_card(card) if card is not None else None
+    if found is None and vram_mib is None:
+        raise UsageError("give the card with --card NAME, or its CUDA total with --vram-mib")
+    log, shape = _probe(probe), _shape(model, model_config)
     probe_total = _probe_total(probe_card, probe_platform, found, platform) if log else None
-    plans = [
-        (size, _plan(_config(model, flags, env, size), shape, vllm, found, platform, total, log, probe_total, request))
-        for size in _captures(capture)
-    ]
+    plans = []
+    for size in _captures(capture):
+        config = _config(model, flags, env, size)
+        plan = plan_config(
+            config,
+            shape,
+            version=vllm,
+            card=found,
+            platform=platform,
+            cuda_total_gib=None if vram_mib is None else vram_mib / 1024,
+            probe=log,
+            probe_cuda_total_gib=probe_total,
+            request_tokens=request,
+            drafter_shape=drafter_shape(settings_of_config(config).drafter),
+        )
+        plans.append((size, plan))
     _show(plans, prompt, as_json)
 
 
 def _flags(given: dict[str, object]) -> dict[str, str | None]:
-    flags: dict[str, str | None] = {}
-    for name, value in given.items():
-        if value is None or value is False:
-            continue
-        flags[name] = None if value is True else f"{value:g}" if isinstance(value, float) else str(value)
-    return flags
+    """Flags as vLLM takes them; what is None or False is left out."""
+    asked = {name: value for name, value in given.items() if value is not None and value is not False}
+    return {n: None if v is True else f"{v:g}" if isinstance(v, float) else str(v) for n, v in asked.items()}
 
 
 def _further_flags(arguments: list[str]) -> dict[str, str | None]:
     """What typer left over: vLLM's flags by other spellings. Raises UsageError for what the plan does not know."""
-    from qwenbench.capacity.settings import parse_flags
-
     flags = parse_flags(arguments)
     unknown = sorted(name for name in flags if name not in MEMORY_FLAGS)
     values = " ".join(value or "" for value in flags.values())
     stray = [word for word in arguments if not word.startswith("-") and word not in values]
     if unknown:
-        import difflib
-
         near = difflib.get_close_matches(unknown[0], MEMORY_FLAGS, n=1)
         hint = f"did you mean --{near[0]}?" if near else "leave it out: it changes no figure of the plan"
         raise UsageError(f"no such option: --{unknown[0]}; {hint}")
@@ -177,12 +176,10 @@ def _captures(text: str | None) -> list[int | None]:
         raise UsageError(f"--capture {text}: whole numbers separated by commas, e.g. 16,32,64") from None
     if any(size < 0 for size in sizes):
         raise UsageError(f"--capture {text}: a size is at least 0")
-    return list(sizes)
+    return [*sizes]
 
 
 def _config(model: str, flags: dict[str, str | None], env: dict[str, str], capture: int | None) -> ServerConfig:
-    from qwenbench.engine.config import ServerConfig
-
     own = dict(flags)
     if capture is not None:
         own.setdefault("max-cudagraph-capture-size", str(capture))
@@ -193,49 +190,7 @@ def _config(model: str, flags: dict[str, str | None], env: dict[str, str], captu
     return ServerConfig(model=model, flags=own, env=env)
 
 
-def _plan(
-    config: ServerConfig,
-    shape: ModelShape,
-    version: str,
-    card: Card | None,
-    platform: str,
-    total: float,
-    probe: StartupLog | None,
-    probe_total: float | None,
-    request: int | None,
-) -> ConfigPlan:
-    from qwenbench.capacity.configuration import plan_config
-    from qwenbench.capacity.settings import settings_of_config
-    from qwenbench.sweep.model_files import drafter_shape
-
-    return plan_config(
-        config,
-        shape,
-        version=version,
-        card=card,
-        platform=platform,
-        cuda_total_gib=total,
-        probe=probe,
-        probe_cuda_total_gib=probe_total,
-        request_tokens=request,
-        drafter_shape=drafter_shape(settings_of_config(config).drafter),
-    )
-
-
-def _card(name: str | None, vram_mib: float | None, platform: str) -> tuple[Card | None, float]:
-    from qwenbench.capacity.cards import find_card
-
-    found = find_card(name) if name is not None else None
-    if vram_mib is not None:
-        return found, vram_mib / 1024
-    if found is None:
-        raise UsageError("give the card with --card NAME, or its CUDA total with --vram-mib")
-    return found, found.cuda_gib(platform)
-
-
 def _shape(model: str, path: Path | None) -> ModelShape:
-    from qwenbench.sweep.model_files import find_shape, read_shape
-
     if path is not None:
         # another model's weights would be charged under the default's name
         return read_shape(path, model if model != DEFAULT_MODEL else str(path))
@@ -248,8 +203,6 @@ def _shape(model: str, path: Path | None) -> ModelShape:
 def _probe(path: Path | None) -> StartupLog | None:
     if path is None:
         return None
-    from qwenbench.engine.startup_log import parse_startup_log
-
     log = parse_startup_log(read_input(path, "--probe", 2 * GIB).decode("utf-8", errors="replace"))
     if not log.recognised:
         raise UsageError(f"--probe {path}: no start-up line of vLLM in it")
@@ -257,8 +210,6 @@ def _probe(path: Path | None) -> StartupLog | None:
 
 
 def _probe_total(name: str | None, platform: str | None, card: Card | None, target_platform: str) -> float | None:
-    from qwenbench.capacity.cards import find_card
-
     if name is None and platform is None:
         return None
     found = find_card(name) if name is not None else card

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenbench.cli.runs import JsonOption, print_json
+from qwenbench.cli.runs import JsonOption, option, print_json
 from qwenbench.errors import UsageError
+from qwenbench.workload.prompts import Prompt, load_prompt_set
+from qwenbench.workload.scenario import load_scenario, shipped_scenarios
 
 if TYPE_CHECKING:
-    from qwenbench.workload.importing.importer import Source, Tally, TokenCounter
-    from qwenbench.workload.prompts import Prompt
+    from qwenbench.workload.importing.importer import Source, TokenCounter
 
 app = typer.Typer(
     add_completion=False,
@@ -31,9 +32,6 @@ _MOST_REASONS = 5
 @app.command("list")
 def list_sets(json: JsonOption = False) -> None:
     """The prompt sets that come with qwenbench, with their scenarios."""
-    from qwenbench.workload.prompts import load_prompt_set
-    from qwenbench.workload.scenario import load_scenario, shipped_scenarios
-
     rows = []
     for name in shipped_scenarios():
         file = load_scenario(name)
@@ -60,7 +58,7 @@ def list_sets(json: JsonOption = False) -> None:
 @app.command("show")
 def show(
     name: Annotated[str, typer.Argument(help="A scenario's name, or a prompt set's path.", metavar="NAME")],
-    count: Annotated[int, typer.Option("--count", "-n", min=1, help="So many prompts.")] = 3,
+    count: Annotated[int, option("So many prompts.", "--count", "-n", min=1)] = 3,
     json: JsonOption = False,
 ) -> None:
     """The first prompts of a set, in full."""
@@ -77,9 +75,6 @@ def show(
 
 
 def _load(name: str) -> tuple[Prompt, ...]:
-    from qwenbench.workload.prompts import load_prompt_set
-    from qwenbench.workload.scenario import load_scenario
-
     if name.endswith(".jsonl"):
         return load_prompt_set(Path(name)).prompts
     path = load_scenario(name).prompts_path
@@ -99,47 +94,69 @@ def import_set(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The prompt set to write (.jsonl).")] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="A format of docs/workload.md, e.g. sharegpt, or auto.")
-    ] = "auto",
-    mix: Annotated[
-        str | None, typer.Option("--mix", help="seed: 256 rows each of UltraChat, GSM8K, CodeAlpaca and Aya.")
-    ] = None,
-    each: Annotated[int | None, typer.Option("--each", min=1, help="With --mix: so many rows of each.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Without --mix: the first so many rows.")] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Leave out longer conversations.")] = 8192,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the mix's draw.")] = 0,
-    split: Annotated[str | None, typer.Option("--split", help="Split of a dataset given by id.")] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Revision of a dataset given by id.")] = None,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help="Licence to record, if the known one is wrong.")
-    ] = None,
-    tokenizer: Annotated[Path | None, typer.Option("--tokenizer", help="Count tokens with a tokenizer.json.")] = None,
-    url: Annotated[str | None, typer.Option("--url", help="Count tokens with a server's /tokenize.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model's name for --url.")] = None,
-    api_key_env: Annotated[str | None, typer.Option("--api-key-env", help="Variable with the key for --url.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace --out.")] = False,
+    out: Annotated[Path | None, option("The prompt set to write (.jsonl).", "--out", "-o")] = None,
+    form: Annotated[str, option("A format of docs/workload.md, e.g. sharegpt, or auto.", "--format")] = "auto",
+    mix: Annotated[str | None, option("seed: 256 rows each of UltraChat, GSM8K, CodeAlpaca and Aya.", "--mix")] = None,
+    each: Annotated[int | None, option("With --mix: so many rows of each.", "--each", min=1)] = None,
+    limit: Annotated[int | None, option("Without --mix: the first so many rows.", "--limit", min=1)] = None,
+    max_tokens: Annotated[int, option("Leave out longer conversations.", "--max-tokens", min=1)] = 8192,
+    seed: Annotated[int, option("Seed of the mix's draw.", "--seed", min=0)] = 0,
+    split: Annotated[str | None, option("Split of a dataset given by id.", "--split")] = None,
+    revision: Annotated[str | None, option("Revision of a dataset given by id.", "--revision")] = None,
+    licence: Annotated[str | None, option("Licence to record, if the known one is wrong.", "--licence")] = None,
+    tokenizer: Annotated[Path | None, option("Count tokens with a tokenizer.json.", "--tokenizer")] = None,
+    url: Annotated[str | None, option("Count tokens with a server's /tokenize.", "--url")] = None,
+    model: Annotated[str | None, option("The model's name for --url.", "--model")] = None,
+    api_key_env: Annotated[str | None, option("Variable with the key for --url.", "--api-key-env")] = None,
+    overwrite: Annotated[bool, option("Replace --out.", "--overwrite")] = False,
     json: JsonOption = False,
 ) -> None:
     """Make a prompt set from dataset files or from a dataset's id."""
-    from qwenbench.workload.importing.importer import Tally, write_prompts
+    from qwenbench.workload.importing.importer import Tally, prompts_of, write_prompts
 
     if out is None:
         raise UsageError("prompts import: --out FILE is missing, e.g. --out my-prompts.jsonl.")
-    counter = _counter(tokenizer, url, model, api_key_env)
-    tally = Tally()
-    given = sources or []
+    counter, tally, given = _counter(tokenizer, url, model, api_key_env), Tally(), sources or []
+
+    def read(source: Source) -> Iterator[Prompt]:
+        return prompts_of(source, counter, max_tokens, tally)
+
+    prompts: Iterable[Prompt]
     if mix is not None:
         if limit is not None or form != "auto":
             raise UsageError("--mix: --limit and --format do not go with it; --each sets the rows of each dataset.")
-        prompts = _mixed(mix, given, each, seed, revision, licence, counter, max_tokens, tally)
+        prompts = _mixed(mix, given, None if given else revision, licence, read, each, seed)
     elif given:
-        prompts = _listed(given, form, split, revision, licence, limit, counter, max_tokens, tally)
+        listed = [_source(text, form, split, revision, licence) for text in given]
+        prompts = islice(chain.from_iterable(map(read, listed)), limit)
     else:
         raise UsageError("prompts import: give a file, a directory or a dataset's id, or --mix seed.")
     written = write_prompts(prompts, out, overwrite=overwrite)
-    _report(out, written, tally, counter, max_tokens, seed if mix else None, json)
+    if json:
+        print_json(
+            {
+                "out": str(out),
+                "written": written,
+                "rows_read": tally.read,
+                "without_text": tally.without_text,
+                "too_long": tally.too_long,
+                "unusable": {reason: count for reason, (count, _) in tally.unusable.items()},
+                "max_tokens": max_tokens,
+                "tokens_counted_by": counter.how,
+                "formats": sorted(tally.formats),
+                "seed": seed if mix else None,
+            }
+        )
+        return
+    print(f"{out}: {written} prompts from {tally.read} rows ({', '.join(sorted(tally.formats))}).")
+    unusable = sum(count for count, _ in tally.unusable.values())
+    print(
+        f"Left out: {tally.too_long} above {max_tokens} tokens, {tally.without_text} without text, {unusable} that "
+        f"cannot be used. Tokens: {counter.how}.",
+        file=sys.stderr,
+    )
+    for count, first in sorted(tally.unusable.values(), reverse=True)[:_MOST_REASONS]:
+        print(f"  {count} x {first}" if count == 1 else f"  {count}, the first: {first}", file=sys.stderr)
 
 
 def _counter(tokenizer: Path | None, url: str | None, model: str | None, api_key_env: str | None) -> TokenCounter:
@@ -167,46 +184,18 @@ def _source(text: str, form: str, split: str | None, revision: str | None, licen
         path = Path(text)
         return Source((path,), path.name or text, known, licence)
     published = known or next((one for one in FORMATS.values() if one.hub_id == text), None)
-    folder, own_split = (
-        (published.hub_folder, published.hub_split) if published and published.hub_id == text else ("", "")
-    )
+    own = published if published is not None and published.hub_id == text else None
+    folder, own_split = (own.hub_folder, own.hub_split) if own else ("", "")
     dataset = fetch_dataset(text, folder=folder, split=split or own_split, revision=revision)
     return Source(dataset.files, dataset.label, published, licence or dataset.licence)
 
 
-def _listed(
-    given: list[str],
-    form: str,
-    split: str | None,
-    revision: str | None,
-    licence: str | None,
-    limit: int | None,
-    counter: TokenCounter,
-    max_tokens: int,
-    tally: Tally,
-) -> Iterator[Prompt]:
-    from qwenbench.workload.importing.importer import prompts_of
-
-    every = (
-        prompt
-        for source in [_source(text, form, split, revision, licence) for text in given]
-        for prompt in prompts_of(source, counter, max_tokens, tally)
-    )
-    yield from islice(every, limit)
-
-
 def _mixed(
-    name: str,
-    given: list[str],
-    each: int | None,
-    seed: int,
-    revision: str | None,
-    licence: str | None,
-    counter: TokenCounter,
-    max_tokens: int,
-    tally: Tally,
-) -> Iterator[Prompt]:
-    from qwenbench.workload.importing.importer import draw, find_mix, prompts_of
+    name: str, given: list[str], revision: str | None, licence: str | None,
+    read: Callable[[Source], Iterator[Prompt]], each: int | None, seed: int,
+) -> Iterator[Prompt]:  # fmt: skip
+    """A mix's rows, drawn from each of its datasets; `given` are FORMAT=SOURCE for those not to be fetched."""
+    from qwenbench.workload.importing.importer import draw, find_mix
     from qwenbench.workload.importing.row_formats import FORMATS
 
     counts = find_mix(name)
@@ -216,39 +205,7 @@ def _mixed(
         if not equals or form not in counts or form in own:
             raise UsageError(f"--mix {name}: {item!r}: give FORMAT=SOURCE once for each of {', '.join(counts)}.")
         own[form] = text
-    sources = {
-        form: _source(own.get(form) or str(FORMATS[form].hub_id), form, None, revision if not own else None, licence)
-        for form in counts
-    }
+    texts = {form: own.get(form) or str(FORMATS[form].hub_id) for form in counts}
+    sources = {form: _source(text, form, None, revision, licence) for form, text in texts.items()}
     for form, count in counts.items():
-        yield from draw(prompts_of(sources[form], counter, max_tokens, tally), each or count, seed, form)
-
-
-def _report(
-    out: Path, written: int, tally: Tally, counter: TokenCounter, max_tokens: int, seed: int | None, json: bool
-) -> None:
-    if json:
-        print_json(
-            {
-                "out": str(out),
-                "written": written,
-                "rows_read": tally.read,
-                "without_text": tally.without_text,
-                "too_long": tally.too_long,
-                "unusable": {reason: count for reason, (count, _) in tally.unusable.items()},
-                "max_tokens": max_tokens,
-                "tokens_counted_by": counter.how,
-                "formats": sorted(tally.formats),
-                "seed": seed,
-            }
-        )
-        return
-    print(f"{out}: {written} prompts from {tally.read} rows ({', '.join(sorted(tally.formats))}).")
-    unusable = sum(count for count, _ in tally.unusable.values())
-    print(
-        f"Left out: {tally.too_long} above {max_tokens} tokens, {tally.without_text} without text, {unusable} that "
-        f"cannot be used. Tokens: {counter.how}.",
-        file=sys.stderr,
-    )
-    for count, first in sorted(tally.unusable.values(), reverse=True)[:_MOST_REASONS]:
-        print(f"  {count} x {first}" if count == 1 else f"  {count}, the first: {first}", file=sys.stderr)
+        yield from draw(read(sources[form]), each or count, seed, form)

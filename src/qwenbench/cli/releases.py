@@ -9,10 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, UNDECIDED, JsonOption, NoReportOption, OutOption, print_json, writing
+from qwenbench.cli.runs import RUN, UNDECIDED, JsonOption, NoReportOption, OutOption, option, print_json, writing
 from qwenbench.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -31,40 +29,27 @@ def command(
     given: dict[str, Any],
     images: Annotated[
         str | None,
-        typer.Option(
-            help="docker: images or tags of the deployment's, the oldest first; sim: the simulator's versions",
-            rich_help_panel=VERSIONS,
+        option(
+            "docker: images or tags of the deployment's, the oldest first; sim: the simulator's versions",
+            panel=VERSIONS,
             metavar="V,V,..",
-            show_default=False,
         ),
     ] = None,
     vllm_command: Annotated[
         list[str] | None,
-        typer.Option(
-            help="process: what to run, once per version, the oldest first", rich_help_panel=VERSIONS, metavar="CMD"
-        ),
+        option("process: what to run, once per version, the oldest first", panel=VERSIONS, metavar="CMD"),
     ] = None,
     gate: Annotated[
-        str | None,
-        typer.Option(help="Exit 1 where a version breaks it against the first, 3 where nothing can be judged"),
+        str | None, option("Exit 1 where a version breaks it against the first, 3 where nothing can be judged")
     ] = None,
     out: OutOption = "results",
     run_id: Annotated[
-        str | None,
-        typer.Option(
-            help="Begins the names of the runs (default: the time); given again, goes on",
-            rich_help_panel=RUN,
-            show_default=False,
-        ),
+        str | None, option("Begins the names of the runs (default: the time); given again, goes on", panel=RUN)
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print each version's plan, start nothing", rich_help_panel=RUN)
-    ] = False,
+    dry_run: Annotated[bool, option("Print each version's plan, start nothing", "--dry-run", panel=RUN)] = False,
     no_report: NoReportOption = False,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Every figure, not only the main and changed ones.")
-    ] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown for a pull request.")] = False,
+    everything: Annotated[bool, option("Every figure, not only the main and changed ones.", "--all")] = False,
+    markdown: Annotated[bool, option("Markdown for a pull request.", "--markdown")] = False,
     as_json: JsonOption = False,
 ) -> int:
     """Run the same campaign per vLLM version; show each figure over versions and where it first changed.

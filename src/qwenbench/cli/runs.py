@@ -13,27 +13,28 @@ import typer
 
 from qwenbench.errors import RunError, UsageError
 
+
+def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:
+    """An option of a command: what --help says of it, its names (without any the parameter's), and the box it is in."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, metavar=metavar, **more)
+
+
 RUN = "Run folder"
 """Panel of the options below in --help."""
-OutOption = Annotated[str, typer.Option(help="Folder for runs", rich_help_panel=RUN, metavar="DIR")]
-RunIdOption = Annotated[
-    str | None, typer.Option(help="Name of the run (default: the time)", rich_help_panel=RUN, show_default=False)
-]
-NoReportOption = Annotated[bool, typer.Option("--no-report", help="Do not build report.html", rich_help_panel=RUN)]
+OutOption = Annotated[str, option("Folder for runs", panel=RUN, metavar="DIR")]
+RunIdOption = Annotated[str | None, option("Name of the run (default: the time)", panel=RUN)]
+NoReportOption = Annotated[bool, option("Do not build report.html", "--no-report", panel=RUN)]
 ResumeOption = Annotated[
     str | None,
-    typer.Option(
-        help="Go on with this run, or add to it (folder or name; the newest when left out)", rich_help_panel=RUN,
-        metavar="[RUN]", show_default=False,
-    ),
-]  # fmt: skip
+    option("Go on with this run, or add to it (folder or name; the newest when left out)", panel=RUN, metavar="[RUN]"),
+]
 RunArgument = Annotated[
     str | None,
     typer.Argument(help="The run's folder or its name; the newest in results/ when left out.", show_default=False),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-SloOption = Annotated[str | None, typer.Option(help="Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")]
-UsersOption = Annotated[int | None, typer.Option(min=1, help="Concurrent users that the answer is for.")]
+JsonOption = Annotated[bool, option("One JSON object on stdout.", "--json")]
+SloOption = Annotated[str | None, option("Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")]
+UsersOption = Annotated[int | None, option("Concurrent users that the answer is for.", min=1)]
 
 UNDECIDED = 3
 """Exit status of a gate that could not be judged: neither passed (0) nor broken (1)."""
@@ -67,10 +68,10 @@ def writing(target: object, hint: str = "") -> Iterator[None]:
 
 def report(
     run: RunArgument = None,
-    out: Annotated[Path | None, typer.Option(help="The file to write; RUN/report.html when left out.")] = None,
+    out: Annotated[Path | None, option("The file to write; RUN/report.html when left out.")] = None,
     users: UsersOption = None,
     slo: SloOption = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: path and bytes.")] = False,
+    json: Annotated[bool, option("Print one JSON object: path and bytes.", "--json")] = False,
 ) -> None:
     """(Re)build the HTML report of a run: one file that opens without a network."""
     from qwenbench.analysis.run import load_run
@@ -98,19 +99,17 @@ _SHELLS = ("bash", "powershell", "compose")
 def recommend(
     run: RunArgument = None,
     users: Annotated[
-        int | None,
-        typer.Option(help="Concurrent users; without it each configuration counts at its best concurrency.", min=1),
+        int | None, option("Concurrent users; without it each configuration counts at its best concurrency.", min=1)
     ] = None,
     slo: Annotated[
-        str | None,
-        typer.Option(help="Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms; ttft=1000ms means 99 of 100 requests."),
+        str | None, option("Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms; ttft=1000ms means 99 of 100 requests.")
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens that one request must be able to hold.", min=1)] = None,
+    context: Annotated[int | None, option("Tokens that one request must be able to hold.", min=1)] = None,
     scenario: Annotated[
-        str | None, typer.Option(help="Scenarios and their weights, e.g. math=2,code=1; all alike when left out.")
+        str | None, option("Scenarios and their weights, e.g. math=2,code=1; all alike when left out.")
     ] = None,
-    objective: Annotated[str, typer.Option(help="What to make best: tokens, latency, context or energy.")] = "tokens",
-    shell: Annotated[str, typer.Option(help="The line to print: bash, powershell or compose.")] = "bash",
+    objective: Annotated[str, option("What to make best: tokens, latency, context or energy.")] = "tokens",
+    shell: Annotated[str, option("The line to print: bash, powershell or compose.")] = "bash",
     as_json: JsonOption = False,
 ) -> int:
     """Which configuration of a run to deploy for so many users and these limits, as a docker line."""
@@ -151,17 +150,15 @@ def compare(
     ],
     gate: Annotated[
         str | None,
-        typer.Option(
-            help="Exit 1 where a change is sure and past its limit, 3 where nothing can be judged: ttft_p99:+10%"
-        ),
+        option("Exit 1 where a change is sure and past its limit, 3 where nothing can be judged: ttft_p99:+10%"),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Compare what should not be: simulated with measured, other scenarios.")
+        bool, option("Compare what should not be: simulated with measured, other scenarios.", "--force")
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Every row, not only those with a verdict.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Markdown for a pull request.")] = False,
+    everything: Annotated[bool, option("Every row, not only those with a verdict.", "--all")] = False,
+    markdown: Annotated[bool, option("Markdown for a pull request.", "--markdown")] = False,
     html: Annotated[
-        Path | None, typer.Option(help="Also write a self-contained page with overlaid curves.", metavar="FILE")
+        Path | None, option("Also write a self-contained page with overlaid curves.", metavar="FILE")
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
@@ -211,9 +208,7 @@ def compare(
 
 def merge(
     runs: Annotated[list[str], typer.Argument(help="Runs of one plan, by folder or name.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="The joined run's folder, which is made", metavar="RUN", show_default=False)
-    ],
+    out: Annotated[Path, option("The joined run's folder, which is made", metavar="RUN")],
     no_report: NoReportOption = False,
 ) -> None:
     """Join runs that were measured apart under one plan into one run; they stay as they are.
@@ -246,12 +241,12 @@ def merge(
 def export(
     run: RunArgument = None,
     format: Annotated[
-        str, typer.Option(help="csv, parquet, json (points and ledgers); png, svg (figures); markdown.")
+        str, option("csv, parquet, json (points and ledgers); png, svg (figures); markdown.")
     ] = "markdown",
     out: Annotated[
-        Path | None, typer.Option(help="The folder to write into, made when it is not there; RUN/export when left out.")
+        Path | None, option("The folder to write into, made when it is not there; RUN/export when left out.")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object: the files.")] = False,
+    json: Annotated[bool, option("Print one JSON object: the files.", "--json")] = False,
 ) -> None:
     """A run's points, ledgers, figures or a Markdown summary as files."""
     from qwenbench.analysis.run import load_run
@@ -274,8 +269,8 @@ def card(
     run: RunArgument = None,
     users: UsersOption = None,
     slo: SloOption = None,
-    out: Annotated[Path | None, typer.Option(help="The folder to write into; the run's own when left out.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print results.json instead of the files' names.")] = False,
+    out: Annotated[Path | None, option("The folder to write into; the run's own when left out.")] = None,
+    json: Annotated[bool, option("Print results.json instead of the files' names.", "--json")] = False,
 ) -> None:
     """card.png and card.svg (1200 x 630): configuration, versions, card and five figures; results.json of the same."""
     import orjson

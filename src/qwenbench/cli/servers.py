@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenbench.cli.runs import print_json
+from qwenbench.cli.runs import option, print_json
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    deployment: Annotated[str, typer.Option(help="The deployment to check for (name or path).")] = "generic",
-    image: Annotated[str | None, typer.Option(help="Another image than the deployment's.")] = None,
-    port: Annotated[int | None, typer.Option(min=1, max=65535, help="Another port than the deployment's.")] = None,
-    cache_dir: Annotated[str | None, typer.Option(help="Another cache folder than the deployment's.")] = None,
-    launcher: Annotated[str, typer.Option(help="How servers would be started.", metavar="docker|process")] = "docker",
-    vllm_command: Annotated[str, typer.Option(help="process: what would be run.", metavar="CMD")] = "vllm serve",
+    deployment: Annotated[str, option("The deployment to check for (name or path).")] = "generic",
+    image: Annotated[str | None, option("Another image than the deployment's.")] = None,
+    port: Annotated[int | None, option("Another port than the deployment's.", min=1, max=65535)] = None,
+    cache_dir: Annotated[str | None, option("Another cache folder than the deployment's.")] = None,
+    launcher: Annotated[str, option("How servers would be started.", metavar="docker|process")] = "docker",
+    vllm_command: Annotated[str, option("process: what would be run.", metavar="CMD")] = "vllm serve",
     remove_leftovers: Annotated[
-        bool, typer.Option("--remove-leftovers", help="Stop and remove what dead qwenbench processes have left.")
+        bool, option("Stop and remove what dead qwenbench processes have left.", "--remove-leftovers")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
 ) -> int:
     """Check engine, runtime, GPU, driver, image, port, disk, token, clock, CPU governor, settings that cost speed and
     leftovers.
@@ -72,16 +72,12 @@ def doctor(
 
 
 def proxy(
-    target: Annotated[str | None, typer.Option("--target", help="The server, e.g. http://127.0.0.1:8000.")] = None,
-    served_model: Annotated[
-        str | None, typer.Option("--served-model", help="The name under which it serves its model.")
-    ] = None,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: a free one.")] = 9000,
-    prefix: Annotated[str, typer.Option("--prefix", help="Virtual names are this and the profile's.")] = "qwen3.5-",
-    enforce: Annotated[
-        bool, typer.Option("--enforce", help="Replace sampling parameters that a request brings along.")
-    ] = False,
+    target: Annotated[str | None, option("The server, e.g. http://127.0.0.1:8000.", "--target")] = None,
+    served_model: Annotated[str | None, option("The name under which it serves its model.", "--served-model")] = None,
+    host: Annotated[str, option("Address to listen on.", "--host")] = "127.0.0.1",
+    port: Annotated[int, option("Port to listen on; 0: a free one.", "--port", min=0, max=65535)] = 9000,
+    prefix: Annotated[str, option("Virtual names are this and the profile's.", "--prefix")] = "qwen3.5-",
+    enforce: Annotated[bool, option("Replace sampling parameters that a request brings along.", "--enforce")] = False,
 ) -> None:
     """Serve the four sampling profiles as virtual model names in front of one server. Ctrl-C ends it."""
     import asyncio
