@@ -19,9 +19,9 @@ from qwenbench.capacity.kv import (
     printed_tokens,
 )
 from qwenbench.capacity.model_shape import ModelShape, known_shape
-from qwenbench.capacity.settings import parse_flags
 from qwenbench.capacity.weights import Weights
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.flags import parse_flags
 from qwenbench.engine.startup_log import StartupLog
 
 CLUB, RECIPES = "club-3090 issue", "vllm-project/recipes pull request"

@@ -5,14 +5,14 @@ The same value comes from `plan`'s options, a sweep's configuration and a probe'
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from qwenbench.capacity.kv import Drafter, parse_drafter, release_minor
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.flags import flags_of, json_flag
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 
@@ -20,18 +20,6 @@ LARGE_CARD_GIB = 70.0
 """vLLM's defaults for max-num-seqs and batched tokens differ from this size on."""
 ESTIMATE_VARIABLE = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
 _SUFFIXES = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-_SHORT = {
-    "tp": "tensor-parallel-size", "pp": "pipeline-parallel-size", "cc": "compilation-config",
-    "O": "compilation-config", "sc": "speculative-config", "ac": "attention-config",
-    "kv-cache-memory": "kv-cache-memory-bytes", "capture": "max-cudagraph-capture-size",
-    "cuda-graph-sizes": "cudagraph-capture-sizes",
-}  # fmt: skip
-SWITCHES = {
-    "enforce-eager", "language-model-only", "enable-prefix-caching", "no-enable-prefix-caching", "async-scheduling",
-    "no-async-scheduling", "trust-remote-code", "enable-expert-parallel", "enable-chunked-prefill",
-    "no-enable-chunked-prefill", "calculate-kv-scales", "enable-auto-tool-choice",
-}  # fmt: skip
-"""Flags without a value."""
 
 
 def default_utilization(version: str) -> float:
@@ -98,11 +86,12 @@ def settings_of_config(config: ServerConfig) -> Settings:
 
 def settings_of_flags(flags: Mapping[str, str | None], env: Mapping[str, str] | None = None) -> Settings:
     """The settings of vLLM's flags (names without dashes in front; None: a flag without a value)."""
-    compilation = _json(flags, "compilation-config")
+    compilation = json_flag(flags, "compilation-config")
     capture = _int(flags, "max-cudagraph-capture-size")
     if capture is None and isinstance(compilation.get("max_cudagraph_capture_size"), int):
         capture = compilation["max_cudagraph_capture_size"]
-    sizes = _sizes(flags.get("cudagraph-capture-sizes")) or compilation.get("cudagraph_capture_sizes")
+    listed = [int(size) for size in re.findall(r"\d+", flags.get("cudagraph-capture-sizes") or "")]
+    sizes = listed or compilation.get("cudagraph_capture_sizes")
     if capture is None and sizes:
         capture = max(sizes)
     mode = str(compilation.get("cudagraph_mode") or "").upper()
@@ -121,13 +110,13 @@ def settings_of_flags(flags: Mapping[str, str | None], env: Mapping[str, str] | 
         dtype=_dtype(flags.get("dtype")),
         state_dtype=_dtype(flags.get("mamba-ssm-cache-dtype")),
         block_size=_int(flags, "block-size"),
-        prefix_caching=_switch(flags, "enable-prefix-caching"),
+        prefix_caching=False if "no-enable-prefix-caching" in flags else "enable-prefix-caching" in flags or None,
         mamba_cache_mode=flags.get("mamba-cache-mode"),
-        drafter=_drafter(flags),
-        text_only="language-model-only" in flags or _text_only(_json(flags, "limit-mm-per-prompt")),
+        drafter=parse_drafter(json_flag(flags, "speculative-config") or None),
+        text_only="language-model-only" in flags or _text_only(json_flag(flags, "limit-mm-per-prompt")),
         tensor_parallel=_int(flags, "tensor-parallel-size") or 1,
         pipeline_parallel=_int(flags, "pipeline-parallel-size") or 1,
-        kv_cache_bytes=parse_bytes(flags.get("kv-cache-memory-bytes") or ""),
+        kv_cache_bytes=_int(flags, "kv-cache-memory-bytes"),
         blocks_override=_int(flags, "num-gpu-blocks-override"),
         estimate_graphs=estimate.strip().lower() not in ("0", "false"),
     )
@@ -172,114 +161,27 @@ def settings_of_log(log: StartupLog) -> Settings:
     )
 
 
-def flags_of(config: ServerConfig) -> dict[str, str | None]:
-    """A configuration's flags by their usual names; extra arguments come last, as vLLM takes the last one."""
-    return _usual_names({**config.flags, **parse_flags(config.extra_args)})
-
-
-def parse_flags(arguments: Sequence[str]) -> dict[str, str | None]:
-    """vLLM's command line as flags: `--name value`, `--name=value`, `--name`, `-tp 2`, `--json-flag.key value`."""
-    flags: dict[str, str | None] = {}
-    index = 0
-    while index < len(arguments):
-        argument = arguments[index]
-        index += 1
-        if not argument.startswith("-") or re.fullmatch(r"-\d.*", argument):
-            continue
-        name, equals, value = argument.lstrip("-").partition("=")
-        if equals:
-            flags[name] = value
-        elif name in SWITCHES or index >= len(arguments) or re.match("--?[A-Za-z]", arguments[index]):
-            flags[name] = None
-        else:
-            flags[name] = arguments[index]
-            index += 1
-    return _usual_names(flags)
-
-
 def parse_bytes(text: str) -> int | None:
-    """A size as vLLM takes it: 67108864, 64M (2^20), 1.5g (10^9); None for anything else."""
+    """A whole number as vLLM takes it: 67108864, 64M (2^20), 1.5g (10^9), 32k; None for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text.strip())
     if found is None:
         return None
     return int(float(found.group(1)) * _SUFFIXES[found.group(2)])
 
 
-def _usual_names(flags: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Dashes for underscores, long names for short ones, and dotted keys gathered into one JSON object."""
-    usual: dict[str, str | None] = {}
-    dotted: dict[str, dict[str, Any]] = {}
-    for name, value in flags.items():
-        head, dot, key = name.partition(".")
-        head = _SHORT.get(head, head.replace("_", "-"))
-        if not dot:
-            usual[head] = value
-            continue
-        try:
-            dotted.setdefault(head, {})[key.replace("-", "_")] = json.loads(value or "true")
-        except json.JSONDecodeError:
-            dotted.setdefault(head, {})[key.replace("-", "_")] = value
-    for head, values in dotted.items():
-        usual[head] = json.dumps({**_json(usual, head), **values})
-    for short, key in (("spec-method", "method"), ("spec-tokens", "num_speculative_tokens"), ("spec-model", "model")):
-        if short in usual:
-            value = usual.pop(short)
-            given = int(value) if value is not None and value.isdigit() else value
-            usual["speculative-config"] = json.dumps({**_json(usual, "speculative-config"), key: given})
-    return usual
-
-
-def _json(flags: Mapping[str, str | None], name: str) -> dict[str, Any]:
-    text = flags.get(name)
-    if not text:
-        return {}
-    if re.fullmatch(r"[\w]+=\d+(,[\w]+=\d+)*", text):  # image=2,video=0, as older versions take it
-        return {key: int(number) for key, _, number in (part.partition("=") for part in text.split(","))}
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if name == "compilation-config":
-            return {}  # also a level: -O2
-        raise UsageError(f"--{name} {text}: no JSON ({error.msg} at column {error.colno})") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _switch(flags: Mapping[str, str | None], name: str) -> bool | None:
-    return False if f"no-{name}" in flags else True if name in flags else None
-
-
-def _drafter(flags: Mapping[str, str | None]) -> Drafter | None:
-    return parse_drafter(_json(flags, "speculative-config") or None)
+def _int(flags: Mapping[str, str | None], name: str) -> int | None:
+    return parse_bytes(flags.get(name) or "")
 
 
 def _text_only(limits: Mapping[str, Any]) -> bool:
     """Whether every kind of picture is limited to none: then vLLM leaves the vision part out (text-only mode)."""
-    images = limits.get("image")
-    videos = limits.get("video")
-
-    def none_of(limit: Any) -> bool:
-        return limit == 0 or (isinstance(limit, Mapping) and limit.get("count") == 0)
-
-    return none_of(images) and none_of(videos)
+    kinds = (limits.get("image"), limits.get("video"))
+    return all(limit == 0 or (isinstance(limit, Mapping) and limit.get("count") == 0) for limit in kinds)
 
 
 def _dtype(text: object) -> str | None:
     name = str(text).removeprefix("torch.") if text not in (None, "", "auto") else None
     return {"half": "float16", "float": "float32"}.get(name, name) if name else None
-
-
-def _sizes(text: str | None) -> list[int]:
-    return [int(size) for size in re.findall(r"\d+", text or "")]
-
-
-def _int(flags: Mapping[str, str | None], name: str) -> int | None:
-    value = flags.get(name)
-    if value is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", value)
-    if found is None:
-        return None
-    return int(float(found.group(1)) * _SUFFIXES[found.group(2)])  # 32k, 32K as vLLM takes them
 
 
 def _float(flags: Mapping[str, str | None], name: str) -> float | None:

@@ -12,9 +12,10 @@ import typer
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.capacity.configuration import ConfigPlan, plan_config
 from qwenbench.capacity.model_shape import ModelShape
-from qwenbench.capacity.settings import parse_flags, settings_of_config
+from qwenbench.capacity.settings import settings_of_config
 from qwenbench.cli.runs import JsonOption, option, print_json
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.flags import parse_flags
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import TypeVar
 
-from qwenbench.engine.config import AssignedCard, ServerConfig, option_of
+from qwenbench.engine.config import AssignedCard, ServerConfig
+from qwenbench.engine.flags import flags_of
 from qwenbench.errors import UsageError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
-_PARALLEL = {
-    "tensor-parallel-size": ("-tp",),
-    "pipeline-parallel-size": ("-pp",),
-    "data-parallel-size": ("-dp",),
-}
-
-
 C = TypeVar("C", bound=AssignedCard)
 
 
 def cards_needed(config: ServerConfig) -> int:
     """Tensor x pipeline x data parallel, from the configuration's flags and extra arguments (the last one wins)."""
-    needed = 1
-    for flag, short in _PARALLEL.items():
-        size = config.int_flag(flag) or 1
-        words = iter(config.extra_args)
-        for word in words:
-            _, equals, value = word.partition("=")
-            if option_of(word) in (f"--{flag}", *short):
-                text = value if equals else next(words, "")
-                size = int(text) if text.isdigit() else size
-        needed *= max(1, size)
-    return needed
+    flags = flags_of(config)
+    sizes = (flags.get(f"{kind}-parallel-size") or "1" for kind in ("tensor", "pipeline", "data"))
+    return prod(max(1, int(size)) if size.isdigit() else 1 for size in sizes)
 
 
 def visible_cards(cards: Sequence[C], variable: str | None) -> list[C]:

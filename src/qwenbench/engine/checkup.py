@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qwenbench.engine import failures, readiness
-from qwenbench.engine.config import Gpu, ServerConfig, option_of
+from qwenbench.engine.config import Gpu, ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import LaunchError
+from qwenbench.engine.flags import flags_of
 from qwenbench.engine.leftovers import Leftover
 from qwenbench.masking import Masker
 
@@ -41,9 +42,9 @@ _SLOW_VARIABLES = {
     "VLLM_LOGGING_LEVEL": ("DEBUG", "the log itself takes time"),
 }
 _SLOW_FLAGS = {
-    "--enforce-eager": "no CUDA graphs: every step launches its kernels one by one",
-    "--no-async-scheduling": "a step waits for the scheduler: 21 % fewer tokens/s at one stream, 16 % at 64 (H100)",
-    "--no-enable-chunked-prefill": "a long prompt stops all others",
+    "enforce-eager": "no CUDA graphs: every step launches its kernels one by one",
+    "no-async-scheduling": "a step waits for the scheduler: 21 % fewer tokens/s at one stream, 16 % at 64 (H100)",
+    "no-enable-chunked-prefill": "a long prompt stops all others",
 }
 """Costs measured on vLLM 0.26, H100: docs/memory.md and engine/speed_settings.py."""
 _SM_120 = re.compile(r"RTX 50\d\d|RTX PRO \d000 Blackwell|GB10\b|RTX PRO [456]000\b")
@@ -251,8 +252,8 @@ def check_speed(config: ServerConfig, environ: Mapping[str, str] = os.environ) -
     for name, (value, cost) in _SLOW_VARIABLES.items():
         if (config.env.get(name) or environ.get(name)) == value:
             found.append(f"{name}={value}: {cost}")
-    words = {*(f"--{flag}" for flag in config.flags), *map(option_of, config.extra_args)}
-    found += [f"{flag}: {cost}" for flag, cost in _SLOW_FLAGS.items() if flag in words]
+    given = flags_of(config)
+    found += [f"--{flag}: {cost}" for flag, cost in _SLOW_FLAGS.items() if flag in given]
     if not found:
         return Check("speed", "ok", "nothing that is known to cost speed is set")
     return Check("speed", "warning", "; ".join(found), "Leave it out, unless it is what you want to measure.")

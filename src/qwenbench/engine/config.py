@@ -9,11 +9,6 @@ FlagValue = str | None
 """None: a flag without a value (`--enable-auto-tool-choice`)."""
 
 
-def option_of(word: str) -> str:
-    """`--max-num-seqs` of `--max_num_seqs=64`: vLLM takes underscores for dashes."""
-    return word.partition("=")[0].replace("_", "-")
-
-
 @dataclass(frozen=True, slots=True)
 class DockerOptions:
     """What a `docker run` line needs beyond vLLM's own flags."""
@@ -85,10 +80,6 @@ class ServerConfig:
             return int(value) if value is not None else None
         except ValueError:
             return None
-
-    def has_flag(self, name: str) -> bool:
-        """Whether a flag is set, with or without a value, here or among the extra arguments."""
-        return name in self.flags or f"--{name}" in map(option_of, self.extra_args)
 
     @property
     def capture(self) -> int | None:

@@ -21,6 +21,7 @@ from qwenbench.bounded_http import NoReplyError, ask
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.flags import flags_of
 from qwenbench.engine.log_lines import LogReader
 from qwenbench.engine.speed_settings import GraphSteps, graph_steps
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
@@ -270,7 +271,7 @@ class Watch:
         nvml = server.hardware.nvml
         self.scraper = MetricsScraper(sweep.http, server.target.base_url, sweep.headers)
         self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
-        counts = server.log_path is not None and server.server_config.has_flag("cudagraph-metrics")
+        counts = server.log_path is not None and "cudagraph-metrics" in flags_of(server.server_config)
         self._log = LogReader(server.log_path) if counts and server.log_path is not None else None
 
     async def start(self) -> Watch:

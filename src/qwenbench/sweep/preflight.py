@@ -11,9 +11,10 @@ from qwenbench.capacity.configuration import ConfigPlan, plan_config
 from qwenbench.capacity.graphs import sequences_captured
 from qwenbench.capacity.kv import blocks_for_gib, kv_cache_tokens, release_minor
 from qwenbench.capacity.model_shape import ModelShape
-from qwenbench.capacity.settings import Settings, flags_of, settings_of_config, settings_of_log
+from qwenbench.capacity.settings import Settings, settings_of_config, settings_of_log
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import Failure
+from qwenbench.engine.flags import flags_of
 from qwenbench.engine.launchers import version_of_command, version_of_image
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError

@@ -15,11 +15,11 @@ from qwenbench.capacity.settings import (
     default_capture,
     default_utilization,
     parse_bytes,
-    parse_flags,
     settings_of_config,
     settings_of_flags,
 )
 from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.flags import parse_flags
 from qwenbench.errors import UsageError
 
 

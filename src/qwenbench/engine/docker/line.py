@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from qwenbench.engine.config import DockerOptions, ServerConfig, option_of
+from qwenbench.engine.config import DockerOptions, ServerConfig
 
 CONTAINER_PORT = 8000
 """vLLM's default port; the image's server listens there."""
@@ -290,8 +290,8 @@ def _deployable(config: ServerConfig) -> ServerConfig:
         options[-1].append(word)
     kept: list[str] = []
     for option in options:
-        value = option[0].partition("=")[2] or next(iter(option[1:]), None)
-        if wanted(option_of(option[0]).removeprefix("--"), value):
+        name, _, value = option[0].removeprefix("--").partition("=")
+        if wanted(name.replace("_", "-"), value or next(iter(option[1:]), None)):
             kept += option
     flags = {name: value for name, value in config.flags.items() if wanted(name, value)}
     return replace(config, flags=flags, extra_args=tuple(kept))
