@@ -1,6 +1,7 @@
 """Fits the simulator's step times to recorded servers and says how far it is off.
 
-    python bench/calibrate_simulator.py FOLDER... [--fit] [--leave-one-out] [--against FOLDER...] [--write]
+    python bench/calibrate_simulator.py FOLDER... [--fit] [--fit-host MACHINE...] [--leave-one-out]
+                                        [--against FOLDER...] [--write]
 
 FOLDER: what a recorder left (results.json with NAME.log, NAME.metrics1.txt and request files), a measured run folder
 that still has its request records, or a folder of these; simulated runs are passed over. Without --fit the shipped
@@ -24,12 +25,17 @@ sys.path.insert(0, str(ROOT / "bench"))
 from qwenbench.simulator.recorded import Comparison, Load, compare, judged  # noqa: E402
 from qwenbench.simulator.steptime import CALIBRATION_FILE  # noqa: E402
 from simulator_calibration import report  # noqa: E402 - the folder of this script is put on the path first
-from simulator_calibration.fit import STEPS, fit, model_for, rounded  # noqa: E402
+from simulator_calibration.fit import STEPS, fit, fit_host, model_for, rounded  # noqa: E402
 from simulator_calibration.loads import read_folder  # noqa: E402
 from simulator_calibration.startup import read_starts, typical  # noqa: E402
 from simulator_calibration.transfer import elsewhere, uncertainty, with_typical_host  # noqa: E402
 
 PAGE = ROOT / "docs" / "simulator.md"
+STATED = (
+    "cards: decode steps of 128 and 256 rows, fixed_ms, prefill_first_ms and prefill_token_ms (a trace), "
+    "prefill_context_ms, context_token_ms, filter_few_row_ms, flashinfer_row_ms, jitter; hosts: jitter, point_spread, "
+    "launch_spread; memory and power as a whole (fit.py, docs/simulator.md)"
+)
 
 
 def main() -> int:
@@ -42,6 +48,10 @@ def main() -> int:
         begin = {name: values[name] for name in ("cards", "versions", "hosts")} if arguments.refine else None
         values |= rounded(fit(loads, begin, steps=STEPS[-2:] if arguments.refine else STEPS))
         values["provenance"] = _provenance(arguments.folders, loads)
+    for machine in arguments.fit_host:
+        values["hosts"][machine] = rounded(fit_host(values, loads, machine))
+        values["provenance"]["made_by"][f"hosts {machine}"] = "--fit-host, from the middle values of fit.py"
+        print(f"{machine}: {values['hosts'][machine]['times']}", file=sys.stderr)
     values = with_typical_host(values)
     judged_by: list[tuple[str, list[Comparison]]] = [("the fit to all of these loads", _compare(values, loads))]
     if arguments.leave_one_out:
@@ -79,6 +89,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--against", type=Path, nargs="+", default=[], metavar="FOLDER", help="judged, never fitted to")
     parser.add_argument(
         "--fit", action="store_true", help="fit to the loads (some minutes); else judge what is shipped"
+    )
+    parser.add_argument(
+        "--fit-host",
+        nargs="+",
+        default=[],
+        metavar="MACHINE",
+        help="fit these machines; all else keeps its numbers",
     )
     parser.add_argument("--refine", action="store_true", help="the same, beginning at the shipped calibration")
     parser.add_argument(
@@ -125,7 +142,8 @@ def _provenance(folders: list[Path], loads: list[Load]) -> dict[str, Any]:
         "model": "Qwen3.5-9B-NVFP4's shapes, dummy weights, memory budget of an RTX 5090; Marlin kernels (Hopper)",
         "folders": [folder.name for folder in folders],
         "fitted_to": sorted({load.server.name for load in loads if judged(load) is not None}),
-        "stated_not_fitted": "decode steps of 128 and 256 rows, fixed_ms, context_token_ms, frontend_token_ms, jitter",
+        "made_by": {"cards, versions, hosts": "--fit to all of these loads, but for what is stated"},
+        "stated_not_fitted": STATED,
     }
 
 
