@@ -146,7 +146,8 @@ class SimulatedLaunch:
         if not self._cells or self._stopped:
             self._keep()
             self._fleet.longest_s = max(self._fleet.longest_s, asyncio.get_running_loop().time() - self._began)
-            result: dict[str, Any] = {"failure": None, "interrupted": self._stopped, "timings": {}, "cut_answers": {}}
+            result: dict[str, Any] = {"failure": None, "interrupted": self._stopped, "timings": {}}
+            result |= {"cut_answers": {}, "clients": []}
             return News(None, {}, (), result)
         cell = self._cells.pop(0)
         await self._work(POINT_S)
@@ -207,7 +208,7 @@ async def run_campaign(plan: Plan, nodes: int, failing: int, seed: int, folder: 
     moments = sorted(random.Random(seed).uniform(0.0, float(expected_s)) for _ in range(failing))
     fleet = SimulatedFleet(nodes, seed, moments)
     site = find_site(plan.options)
-    about = {"on": "simulated", "hardware": site.hardware.to_json()}
+    about = {"address": "nowhere", "on": "simulated", "hardware": site.hardware.to_json()}
     with (folder / "log").open("w") as log:
         progress = PlainLines(Console(file=log, width=200))
         sweep = ClusterSweep(plan, RunPaths(folder / "r"), site, progress, fleet, about, asyncio.Event())

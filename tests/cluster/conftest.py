@@ -7,10 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from cluster_runs import SWEEP, completed, into, run
 from sweep_runs import STAMP
 
 KINDS = ("rtx-5090", "rtx-5090", "rtx-4090")
@@ -82,3 +84,12 @@ def cluster(ray_cluster: RayCluster) -> Iterator[RayCluster]:
     for process in left:
         process.send_signal(signal.SIGKILL)
     assert not told
+
+
+@pytest.fixture(scope="session")
+def single_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same plan on this machine alone."""
+    folder = tmp_path_factory.mktemp("single") / "r"
+    done = run(*SWEEP, *into(folder))
+    assert completed(done.returncode, done.stderr), done.stderr
+    return folder

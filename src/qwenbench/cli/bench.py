@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.runs import ClusterOption, NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.engine.config import ServerConfig
@@ -31,11 +33,13 @@ def command(
     run_id: RunIdOption = None,
     resume: ResumeOption = None,
     no_report: NoReportOption = False,
+    cluster: ClusterOption = None,
 ) -> int:
     """Measure a server that is already there; nothing is started or stopped.
 
     Writes the same run folder as `sweep`, with one configuration, and ends with the same exit status.
     """
+    from qwenbench.cli.cluster_run import client_nodes
     from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
     from qwenbench.engine.attached import AttachedLauncher, is_local, processes_behind
     from qwenbench.runfolder.names import find_run
@@ -51,7 +55,11 @@ def command(
         fields = extended_fields(folder, fields)
     else:
         folder = new_folder(out, run_id)
+    if cluster is not None:
+        fields = {"client_nodes": 1, **fields}
     options = checked_options({**fields, "launcher": "url"})
+    if options.client_nodes is not None and cluster is None:
+        raise UsageError("--client-nodes are nodes of a cluster: give --cluster as well.")
     launcher = AttachedLauncher(url, options.server_log)
     server, version = run_asyncio(_attached_server(url, model, options))
     launcher.simulated = "simulated" in (version or "")
@@ -62,7 +70,12 @@ def command(
     )
     site = Site(launcher, hardware, version)
     command_line = f"bench --url {shlex.quote(url)}"
-    return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report)
+    clients = None
+    if cluster is not None:
+        clients = client_nodes(cluster, options, url)
+        plan = replace(plan, notes=(*plan.notes, clients.told()))
+        command_line += f" --cluster {shlex.quote(cluster)}"
+    return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report, clients=clients)
 
 
 async def _attached_server(url: str, model: str | None, options: SweepOptions) -> tuple[ServerConfig, str | None]:
@@ -74,7 +87,6 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
 
     from qwenbench.bounded_http import server_base
     from qwenbench.engine.config import ServerConfig
-    from qwenbench.errors import UsageError
     from qwenbench.sweep.probing import check_served, model_facts, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 

@@ -17,6 +17,7 @@ from qwenbench.errors import UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from qwenbench.cluster.clients import RemoteClients
     from qwenbench.cluster.ray_fleet import RayFleet
     from qwenbench.sweep.options import SweepOptions
     from qwenbench.sweep.plan import Plan
@@ -51,6 +52,33 @@ def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
     return ClusterChoice(cluster, kinds)
 
 
+def client_nodes(address: str, options: SweepOptions, url: str) -> RemoteClients:
+    """The nodes that send a bench's load, looked at: those that the server is not on come first. Raises UsageError."""
+    from urllib.parse import urlsplit
+
+    from qwenbench.cli.sweep_run import run_asyncio
+    from qwenbench.cluster.checks import check_versions
+    from qwenbench.cluster.clients import RayHost, RemoteClients
+    from qwenbench.cluster.ray_fleet import connect, living_nodes
+
+    ray, wanted, server = connect(address), options.client_nodes or 1, urlsplit(url).hostname
+
+    def beside(node: Mapping[str, Any]) -> bool:
+        return server in (node["NodeManagerAddress"], node["NodeManagerHostname"])
+
+    nodes = sorted(living_nodes(ray), key=beside)
+    if len(nodes) < wanted:
+        raise UsageError(f"--client-nodes {wanted}: the cluster has {len(nodes)}.")
+
+    async def prepare() -> RemoteClients:
+        await check_versions(ray, nodes[:wanted])
+        clients = RemoteClients([RayHost(ray, node, options) for node in nodes[:wanted]])
+        await clients.check(url)
+        return clients
+
+    return run_asyncio(prepare())
+
+
 @dataclass(frozen=True)
 class _KindRun:
     """The plan on one kind of card."""
@@ -81,7 +109,10 @@ def run_on_cluster(
     ray = connect(choice.address)
 
     async def prepare() -> list[_KindRun]:
-        return [await _kind_run(ray, kind, fields, _folder(choice, kind, base, out, folder)) for kind in choice.kinds]
+        return [
+            await _kind_run(ray, choice.address, kind, fields, _folder(choice, kind, base, out, folder))
+            for kind in choice.kinds
+        ]
 
     runs = run_asyncio(prepare())
     if dry_run:
@@ -112,10 +143,10 @@ def _folder(choice: ClusterChoice, kind: str | None, base: str, out: str, resume
     return folder if (folder / "run.json").exists() else new_folder(out, folder.name)
 
 
-async def _kind_run(ray: ModuleType, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
+async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
     from qwenbench.capacity.cards import find_card
-    from qwenbench.cluster.checks import check_nodes
-    from qwenbench.cluster.ray_fleet import RayFleet, needs_of
+    from qwenbench.cluster.checks import check_nodes, check_versions
+    from qwenbench.cluster.ray_fleet import RayFleet, living_nodes, needs_of
     from qwenbench.engine.cards import cards_needed
     from qwenbench.runfolder.damage import read_run_json
     from qwenbench.sweep.extension import extended_fields, known_configurations
@@ -136,11 +167,15 @@ async def _kind_run(ray: ModuleType, kind: str | None, fields: dict[str, Any], f
         raise UsageError("--cluster: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
     plan = make_plan(options, known)
     servers = [configuration.server for configuration in plan.configurations]
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive = living_nodes(ray)
     fleet = RayFleet(ray, needs_of(kind, max(map(cards_needed, servers)), options.launcher == "sim", alive))
+    if options.client == "remote" and len(alive) < 2:
+        raise UsageError("--client remote: the cluster has one node only, and the load needs one beside it.")
+    await check_versions(ray, alive if options.client == "remote" else fleet.nodes())
     hardware = await check_nodes(ray, fleet.nodes(), options, servers, kind)
     site = find_site(options) if options.launcher == "sim" else _site_of_nodes(options)
-    return _KindRun(kind, plan, fleet, {"on": kind, "hardware": hardware}, site, folder)
+    about = {"on": kind, "address": address, "hardware": hardware}
+    return _KindRun(kind, plan, fleet, about, site, folder)
 
 
 def _site_of_nodes(options: SweepOptions) -> Site:

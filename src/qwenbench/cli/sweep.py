@@ -7,11 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.runs import RUN, ClusterOption, NoReportOption, OutOption, ResumeOption, RunIdOption
 from qwenbench.errors import UsageError
-
-CLUSTER = "Cluster"
-"""Panel of its options in --help."""
+from qwenbench.sweep.options import CLUSTER
 
 
 @takes_options("sweep")
@@ -33,15 +31,7 @@ def command(
         bool, typer.Option("--dry-run", help="Print plan, launch lines and time, start nothing", rich_help_panel=RUN)
     ] = False,
     no_report: NoReportOption = False,
-    cluster: Annotated[
-        str | None,
-        typer.Option(
-            help="Make the launches on the nodes of this Ray cluster (needs qwenbench[ray])",
-            rich_help_panel=CLUSTER,
-            metavar="auto|HOST:PORT|ray://HOST:PORT",
-            show_default=False,
-        ),
-    ] = None,
+    cluster: ClusterOption = None,
     on: Annotated[
         str | None,
         typer.Option(

@@ -16,6 +16,7 @@ from qwenbench.errors import UsageError
 if TYPE_CHECKING:
     from qwenbench.analysis.run import Run
     from qwenbench.cli.cluster_run import ClusterChoice
+    from qwenbench.load.clients import Clients
     from qwenbench.sweep.options import SweepOptions
     from qwenbench.sweep.plan import Plan
     from qwenbench.sweep.record import Site
@@ -60,6 +61,8 @@ def run_one(
     options = checked_options(fields)
     if options.launcher == "url":
         raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
+    if options.client == "remote":
+        raise UsageError("--client remote sends the load from another node: give --cluster as well.")
     plan, site = plan_and_site(options, folder)
     if dry_run:
         show_plan(plan, site)
@@ -125,10 +128,12 @@ def new_folder(out: str, run_id: str | None) -> Path:
     return folder
 
 
-def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_report: bool) -> int:
+def run_plan(
+    plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_report: bool, clients: Clients | None = None
+) -> int:
     """Runs a plan into a folder, prints the table and builds the report; returns the exit status.
 
-    `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`.
+    `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`. `clients`: see Sweep.
     """
     from rich.console import Console
 
@@ -140,7 +145,7 @@ def run_plan(plan: Plan, folder: Path, site: Site, *, resumed_by: str, build_rep
 
     async def work() -> SweepOutcome:
         with terminal_progress(console) as progress:
-            return await Sweep(plan, RunPaths(folder), site, progress).run(["qwenbench", *sys.argv[1:]])
+            return await Sweep(plan, RunPaths(folder), site, progress, clients).run(["qwenbench", *sys.argv[1:]])
 
     outcome = run_asyncio(work())
     return closing(outcome, folder, resumed_by, build_report)

@@ -11,17 +11,15 @@ from types import ModuleType
 from typing import Any
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.cluster.fleet import card_name
+from qwenbench.cluster.fleet import LostError, card_name
 from qwenbench.cluster.node import plain_environment
+from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import image_digest
 from qwenbench.errors import UsageError
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.record import find_site
 from qwenbench.sweep.sweep import resolve_headers
-
-LOOK_S = 120.0
-"""Longest wait for a node that is looked at: its worker has to start and to import."""
 
 
 def _version_function() -> Callable[[], str | None]:
@@ -71,29 +69,33 @@ def _is_folder(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~"))
 
 
-async def check_nodes(
-    ray: ModuleType, nodes: Sequence[Mapping[str, Any]], options: SweepOptions, servers: Sequence[ServerConfig],
-    kind: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Looks at all nodes at once; the hardware of the first, which stands for the kind.
-
-    Raises UsageError for the first node on which a launch could not go well, and for nodes of unlike cards.
-    """
+async def check_versions(ray: ModuleType, nodes: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UsageError for the first node whose qwenbench is not this one."""
     version_here = _version_function()
     versions, own = await _on_each(ray, nodes, version_here), version_here()
     for node, version in zip(nodes, versions, strict=True):
         if version != own:
             there = f"has qwenbench {version}" if version else "has no qwenbench that Ray's Python can import"
             raise UsageError(
-                f"--cluster: node {_name(node)} {there}, this is {own}. Install the same one on every node."
+                f"--cluster: node {node_name(node)} {there}, this is {own}. Install the same one on every node."
             )
+
+
+async def check_nodes(
+    ray: ModuleType, nodes: Sequence[Mapping[str, Any]], options: SweepOptions, servers: Sequence[ServerConfig],
+    kind: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Looks at all nodes, of which the versions are known to be alike; the hardware of the first stands for the kind.
+
+    Raises UsageError for the first node on which a launch could not go well, and for nodes of unlike cards.
+    """
     found = await _on_each(ray, nodes, look, options, servers)
     for node, one in zip(nodes, found, strict=True):
         if one["problem"] is not None:
-            raise UsageError(f"--cluster: node {_name(node)}: {one['problem']}")
+            raise UsageError(f"--cluster: node {node_name(node)}: {one['problem']}")
     cards = [card_name(one["hardware"]) for one in found]
     for node, one, card in zip(nodes, found, cards, strict=True):
-        _refuse_other_card(kind, _name(node), one["hardware"])
+        _refuse_other_card(kind, node_name(node), one["hardware"])
         if card != cards[0]:
             kinds = ", ".join(f"{name} ({count} nodes)" for name, count in Counter(cards).items())
             raise UsageError(
@@ -119,26 +121,12 @@ def _refuse_other_card(kind: str | None, node: str, hardware: Mapping[str, Any])
 async def _on_each(
     ray: ModuleType, nodes: Sequence[Mapping[str, Any]], function: Callable[..., Any], *arguments: Any
 ) -> list[Any]:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
     remote = ray.remote(function)
-    asked = [
-        remote.options(
-            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(*arguments)
-        for node in nodes
-    ]
+    asked = [pinned(remote, node, max_retries=0).remote(*arguments) for node in nodes]
     answers = []
     for node, answer in zip(nodes, asked, strict=True):
         try:
-            answers.append(await asyncio.wait_for(answer, LOOK_S))
-        except TimeoutError:
-            raise UsageError(f"--cluster: node {_name(node)} has not answered for {LOOK_S:.0f} s.") from None
-        except ray.exceptions.RayError as error:
-            words = " ".join(str(error).split())
-            raise UsageError(f"--cluster: node {_name(node)} cannot be used: {words[-300:]}") from None
+            answers.append(await answer_of(ray, answer, LOOK_S))
+        except LostError as error:
+            raise UsageError(f"--cluster: node {node_name(node)} cannot be used: {error}") from None
     return answers
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"

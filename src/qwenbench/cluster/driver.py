@@ -48,12 +48,17 @@ class ClusterSweep(Sweep):
         self, plan: Plan, paths: RunPaths, site: Site, progress: Progress, fleet: Fleet, about: Mapping[str, Any],
         stop: asyncio.Event,
     ) -> None:  # fmt: skip
-        """`about`: what run.json says of the cluster's kind of node (`on`, `hardware`); `stop` ends it in good order:
-        its owner listens to signals. Raises UsageError as Sweep."""
+        """`about`: what run.json says of the cluster and its kind of node (`address`, `on`, `hardware`); `stop` ends it
+        in good order: its owner listens to signals. Raises UsageError as Sweep."""
         super().__init__(plan, paths, site, progress)
         self.stop = stop
         self.fleet = fleet
         self._about = about
+
+    def add_clients(self, launch: Launch, clients: Sequence[Mapping[str, Any]]) -> None:
+        """Keeps for run.json which nodes have sent a launch's load (--client remote)."""
+        made = {"config_id": launch.configuration.config_id, "launch": launch.number}
+        self._meta["clients"] = [*(self._meta.get("clients") or []), *({**made, **client} for client in clients)]
 
     def _signals(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -70,7 +75,8 @@ class ClusterSweep(Sweep):
                 f"{card_name(hardware)}: figures of unlike cards do not go into one run. Start a new one."
             )
         versions = {**meta["versions"], "driver": driver}
-        finish(self.paths, meta, cluster={"on": self._about["on"]}, hardware=hardware, versions=versions)
+        cluster = {name: self._about[name] for name in ("address", "on")}
+        finish(self.paths, meta, cluster=cluster, hardware=hardware, versions=versions)
         return await super()._run(meta, slots)
 
     async def _run_all(self, slots: Sequence[Slot], launches: Sequence[Launch]) -> dict[str, Failure]:
@@ -217,6 +223,7 @@ class RemoteLaunch:
         if "error" in result:
             return self._failed(Failure("node", str(result["error"]), "", phase="start"))
         self._sweep.timings.add(result["timings"])
+        self._sweep.add_clients(self._launch, result["clients"])
         for profile, (cut, answers) in result["cut_answers"].items():
             before, all_before = self._sweep.cut_answers.get(profile, (0, 0))
             self._sweep.cut_answers[profile] = (before + cut, all_before + answers)

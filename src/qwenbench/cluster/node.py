@@ -73,7 +73,8 @@ class Node:
         self._events = 0
         self._sent: dict[Path, tuple[int, int]] = {}
         words = [sys.executable, "-P", "-m", "qwenbench.cluster.shard", str(self._folder), task.run_id]
-        self._process = await SupervisedProcess.start([*words, str(task.launch)], self._folder / LOG, {}, ())
+        words += [str(task.launch), *_whereabouts()]
+        self._process = await SupervisedProcess.start(words, self._folder / LOG, {}, ())
         self._gone = asyncio.ensure_future(self._process.gone())
         self._lease = asyncio.ensure_future(self._watch_driver())
         return socket.gethostname()
@@ -144,6 +145,14 @@ class Node:
         words = (self._folder / LOG).read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         code = self._gone.result().exit_code
         return {"lost": f"its process ended with status {code}: {words[-1][:300]}"}
+
+
+def _whereabouts() -> tuple[str, str]:
+    """The cluster's address, and this node's id in it."""
+    import ray
+
+    here = ray.get_runtime_context()
+    return here.gcs_address, here.get_node_id()
 
 
 def _new_folder() -> Path:

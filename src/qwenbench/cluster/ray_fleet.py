@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -15,11 +15,13 @@ from urllib.parse import urlsplit
 
 from qwenbench.cluster.fleet import LostError, News, Placed, Task
 from qwenbench.cluster.node import LEASE_S, STOP_S, Node
-from qwenbench.errors import UsageError
+from qwenbench.errors import RunError, UsageError
 
 _ANSWER_S = 5.0
 _CONNECT_S = 30.0
 """Longest wait for a Ray that answers at all; by itself Ray would try for minutes."""
+LOOK_S = 120.0
+"""Longest wait for a node that is looked at: its worker has to start and to import."""
 NO_NODE_S = 600.0
 """Longest wait for a node of the kind when all of them are gone."""
 _SILENCE_S = LEASE_S + STOP_S
@@ -57,6 +59,11 @@ def connect(address: str) -> ModuleType:
         words = " ".join(str(problem[0]).split())
         raise UsageError(f"--cluster {address}: {words[:300]}")
     return ray
+
+
+def living_nodes(ray: ModuleType) -> list[dict[str, Any]]:
+    """The nodes that are there, as ray.nodes() tells them."""
+    return [node for node in ray.nodes() if node["Alive"]]
 
 
 def _refuse_silent(address: str) -> None:
@@ -129,11 +136,14 @@ def needs_of(kind: str | None, cards: int, simulated: bool, nodes: Sequence[Mapp
     return found
 
 
+def kinds_of(resources: Iterable[str]) -> list[str]:
+    """The kinds of card among Ray's resources."""
+    plain = ("CPU", "memory", "object_store_memory")
+    return sorted(name.removeprefix(_TYPE) for name in resources if name not in plain and not name.startswith("node:"))
+
+
 def _offer(offered: set[str]) -> str:
-    kinds = sorted(
-        name.removeprefix(_TYPE) for name in offered
-        if name not in ("CPU", "memory", "object_store_memory") and not name.startswith("node:")
-    )  # fmt: skip
+    kinds = kinds_of(offered)
     return "there are: " + ", ".join(kinds) if kinds else "there is none: ray start --resources '{\"KIND\": N}'"
 
 
@@ -150,7 +160,7 @@ class RayFleet:
 
     def nodes(self) -> list[dict[str, Any]]:
         """The living nodes on which a launch fits, as ray.nodes() tells them."""
-        return [node for node in self._ray.nodes() if node["Alive"] and self._needs.fits(node)]
+        return [node for node in living_nodes(self._ray) if self._needs.fits(node)]
 
     def capacity(self) -> int:
         """See Fleet."""
@@ -212,22 +222,51 @@ class RayPlaced:
 
     async def _call(self, method: str, *arguments: Any, limit_s: float | None) -> Any:
         """One call of the actor. A connection that is broken for a while is tried again: calls can be repeated."""
-        errors = self._ray.exceptions
         deadline = None if limit_s is None else time.monotonic() + limit_s
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             try:
-                return await asyncio.wait_for(getattr(self._actor, method).remote(*arguments), left)
-            except errors.ActorUnavailableError as error:
+                return await answer_of(self._ray, getattr(self._actor, method).remote(*arguments), left)
+            except UnavailableError:
                 if method == "begin":
-                    raise LostError(_words(error)) from error
+                    raise
                 await asyncio.sleep(1.0)
-            except TimeoutError:
-                raise LostError(f"its node has not answered for {limit_s:.0f} s") from None
-            except errors.RayTaskError as error:
-                raise LostError(f"its node could not go on: {_words(error.cause or error)}") from error
-            except errors.RayError as error:
-                raise LostError(_words(error)) from error
+            except (RunError, UsageError) as error:
+                raise LostError(f"its node could not go on: {error}") from error
+
+
+class UnavailableError(LostError):
+    """The connection to a node is broken for the moment."""
+
+
+async def answer_of(ray: ModuleType, answer: Any, limit_s: float | None) -> Any:
+    """What a node answers. Raises the UsageError or RunError that was raised there, and LostError for anything else."""
+    errors = ray.exceptions
+    try:
+        return await asyncio.wait_for(answer, limit_s)
+    except TimeoutError:
+        raise LostError(f"its node has not answered for {limit_s or 0:.0f} s") from None
+    except errors.ActorUnavailableError as error:
+        raise UnavailableError(_words(error)) from error
+    except errors.RayTaskError as error:
+        if isinstance(error.cause, RunError | UsageError):
+            raise error.cause from None
+        raise LostError(f"its node could not go on: {_words(error.cause or error)}") from error
+    except errors.RayError as error:
+        raise LostError(_words(error)) from error
+
+
+def pinned(remote: Any, node: Mapping[str, Any], **options: Any) -> Any:
+    """A remote function or actor that runs on this node (an entry of ray.nodes()), whatever else runs there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    strategy = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return remote.options(num_cpus=0, scheduling_strategy=strategy, **options)
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """A node for people: HOST (ADDRESS)."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def _words(error: BaseException) -> str:

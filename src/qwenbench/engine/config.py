@@ -61,6 +61,7 @@ class ServerConfig:
     cards: tuple[AssignedCard, ...] = ()
     """The cards that it was given, and is watched on; empty: it takes what it finds."""
     host: str = "127.0.0.1"
+    """Where it listens. Another address than loopback only where its load comes from another node of a cluster."""
     port: int = 8000
     max_model_len: int | None = None
     """As a server that runs already tells it, in tokens."""

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -60,6 +60,8 @@ _PROGRESS_S = 1.0
 _PREPARE_TIMEOUT_S = 120.0
 
 OnProgress = Callable[[LoadProgress], None]
+StartAt = Callable[[], Awaitable[int]]
+"""Asked when all connections are open: the CLOCK_REALTIME ns at which the streams are let go."""
 
 
 def default_processes(streams: int, cores: int | None = None) -> int:
@@ -128,20 +130,26 @@ class LoadClient:
         on_progress: OnProgress | None = None,
         stop: asyncio.Event | None = None,
         decided: Decided | None = None,
+        start_at: StartAt | None = None,
     ) -> LoadResult:
-        """Run one load point; see `run_load`. `decided` is asked about once a second; then the streams drain."""
+        """Run one load point; see `run_load`. `decided` is asked about once a second; then the streams drain.
+
+        `start_at`: when to begin, where it is not at once. Of a load that several machines send (`spec.part`) only that
+        share is sent, and its end is left to `decided`: whether all have enough is seen in their progress.
+        """
         _check(spec)
+        machine, machines = spec.part
         streams = streams_to_open(spec)
-        count = min(spec.processes or default_processes(streams), max(1, streams))
-        await self.start(count)
+        count = min((spec.processes or default_processes(-(-streams // machines))) * machines, max(1, streams))
+        parts = shares(spec.sessions, streams, count, by_start=isinstance(spec.shape, OpenLoop))[machine::machines]
+        await self.start(len(parts))
         self._points += 1
-        parts = shares(spec.sessions, streams, count, by_start=isinstance(spec.shape, OpenLoop))
         runs = [
             _ProcessRun(process, self._prepare(spec, part, streams, count, decided is not None), spec)
-            for process, part in zip(self._processes[:count], parts, strict=True)
+            for process, part in zip(self._processes[: len(parts)], parts, strict=True)
         ]
         try:
-            return await self._run(runs, on_progress, stop, decided)
+            return await self._run(runs, on_progress, stop, partial(_look, runs, decided, machines == 1), start_at)
         except BaseException:
             # processes in an unknown state are of no use to the next point
             for run in runs:
@@ -176,24 +184,25 @@ class LoadClient:
         runs: list[_ProcessRun],
         on_progress: OnProgress | None,
         stop: asyncio.Event | None,
-        decided: Decided | None,
+        look: Callable[[], None],
+        start_at: StartAt | None,
     ) -> LoadResult:
         await asyncio.gather(*(run.prepare() for run in runs))
+        started_ns = now_ns() + _START_DELAY_NS if start_at is None else await start_at()
         clock = ClockWatch()
-        started_ns = now_ns() + _START_DELAY_NS
         side_tasks = []
         if stop is not None:
             side_tasks.append(asyncio.ensure_future(_stop_when(stop, runs)))
         if on_progress is not None:
             side_tasks.append(asyncio.ensure_future(_tell(runs, on_progress)))
         try:
-            await asyncio.gather(*(run.go(started_ns, partial(_look, runs, decided)) for run in runs))
+            await asyncio.gather(*(run.go(started_ns, look) for run in runs))
         finally:
             for task in side_tasks:
                 task.cancel()
         clock.look()
         if on_progress is not None:
-            on_progress(_sum_progress(runs))
+            on_progress(total_progress([run.progress for run in runs]))
         table = pa.concat_tables([run.table for run in runs]).sort_by("sent_ns")
         texts = {key: text for run in runs for key, text in run.texts.items()}
         health = _health([run.health for run in runs], clock.step_ms, table)
@@ -288,7 +297,9 @@ class _ProcessRun:
         tokens = int(np.nansum(self.table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0))
         ttft = self.table["ttft_ms"].drop_null().to_numpy()
         rows = self.table.num_rows
-        self.progress = LoadProgress(rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft))
+        self.progress = LoadProgress(
+            rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft), enough=self.has_enough
+        )
         self._going = False
 
     def _watch(self, news: LoadProgress) -> None:
@@ -359,12 +370,13 @@ def _part_of(enough: Enough | None, own: int, streams: int) -> Enough | None:
     return None if enough is None else replace(enough, completions=math.ceil(enough.completions * own / streams))
 
 
-def _look(runs: list[_ProcessRun], decided: Decided | None) -> None:
-    """Winds the point down when all have enough, or when what they finished decides what is asked.
+def _look(runs: list[_ProcessRun], decided: Decided | None, alone: bool) -> None:
+    """Winds the point down when all have enough (and no other machine sends), or when what they finished decides what
+    is asked.
 
     All together: a process that ended alone would leave the point less than full.
     """
-    enough = all(run.has_enough for run in runs)
+    enough = alone and all(run.has_enough for run in runs)
     if enough or (decided is not None and decided([times for run in runs for times in run.finished])):
         for run in runs:
             run.wind_down()
@@ -379,11 +391,11 @@ async def _stop_when(stop: asyncio.Event, runs: list[_ProcessRun]) -> None:
 async def _tell(runs: list[_ProcessRun], on_progress: OnProgress) -> None:
     while True:
         await asyncio.sleep(_PROGRESS_S)
-        on_progress(_sum_progress(runs))
+        on_progress(total_progress([run.progress for run in runs]))
 
 
-def _sum_progress(runs: list[_ProcessRun]) -> LoadProgress:
-    parts = [run.progress for run in runs]
+def total_progress(parts: Sequence[LoadProgress]) -> LoadProgress:
+    """How far a load is that these parts make up."""
     return LoadProgress(
         sum(part.sent for part in parts),
         sum(part.done for part in parts),
@@ -392,6 +404,7 @@ def _sum_progress(runs: list[_ProcessRun]) -> LoadProgress:
         sum(part.output_tokens for part in parts),
         sum(part.ttft_sum_ms for part in parts),
         sum(part.ttft_count for part in parts),
+        enough=all(part.enough for part in parts),
     )
 
 

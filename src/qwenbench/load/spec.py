@@ -86,6 +86,9 @@ class LoadSpec:
     """Closed loop: streams are given sessions until this is so (None: until there are no more), then what is in
     flight is finished."""
     processes: int | None = None
+    """Client processes on each machine that sends; None: from the cores and streams of this one."""
+    part: tuple[int, int] = (0, 1)
+    """(k, n): of a load that n machines send together, the k-th machine's share, counted from 0."""
     cpus: tuple[int, ...] = ()
     save_text: bool = False
     judge_text: bool = False

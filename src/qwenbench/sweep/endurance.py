@@ -13,7 +13,7 @@ import pyarrow as pa
 from qwenbench.analysis.endurance import Growth, PrefillCost, growth_of, prefill_cost
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.server import Server
-from qwenbench.load.run import LoadClient
+from qwenbench.load.clients import Client
 from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.load_point import ReadyServer, Watch, server_is_healthy
@@ -52,7 +52,7 @@ class Rung:
 
 
 class Endurance:
-    def __init__(self, sweep: Sweep, server: Server, ready: ReadyServer, client: LoadClient) -> None:
+    def __init__(self, sweep: Sweep, server: Server, ready: ReadyServer, client: Client) -> None:
         self._sweep = sweep
         self._server = server
         self._ready = ready

@@ -21,7 +21,7 @@ from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.log_lines import LogReader, StartPhases
 from qwenbench.engine.server import Server
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
-from qwenbench.load.run import LoadClient
+from qwenbench.load.clients import Client
 from qwenbench.load.spec import Target
 from qwenbench.load.text_tokens import text_tokens
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
@@ -118,9 +118,7 @@ class LaunchOutcome:
 class LaunchRun:
     """Makes one launch and measures its cells. One object per launch; `run` is called once."""
 
-    def __init__(
-        self, sweep: Sweep, launch: Launch, slot: Slot, client: LoadClient, course: Course | None = None
-    ) -> None:
+    def __init__(self, sweep: Sweep, launch: Launch, slot: Slot, client: Client, course: Course | None = None) -> None:
         """`course`: the launch's cells when left out. Raises UsageError when --card's budget cannot be kept there."""
         self._sweep = sweep
         self._course = course or ListedCells(sweep, launch)

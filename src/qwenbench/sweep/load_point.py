@@ -25,6 +25,7 @@ from qwenbench.engine.flags import flags_of
 from qwenbench.engine.log_lines import LogReader
 from qwenbench.engine.speed_settings import GraphSteps, graph_steps
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
+from qwenbench.load.clients import Client
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.observe.ledger import MemoryLedger
@@ -105,7 +106,7 @@ class CellResult:
 
 
 class PointMeter:
-    def __init__(self, sweep: Sweep, server: ReadyServer, client: LoadClient) -> None:
+    def __init__(self, sweep: Sweep, server: ReadyServer, client: Client) -> None:
         self._sweep = sweep
         self._server = server
         self._client = client

@@ -38,6 +38,7 @@ SERVERS = "Servers"
 SCENARIOS = "What is sent"
 LOAD = "Load"
 REPEATS = "Repeats and order"
+CLUSTER = "Cluster"
 
 SHAPED = ("sweep", "bench")
 """Commands whose load points the user chooses; `tune` chooses its own."""
@@ -129,6 +130,19 @@ class SweepOptions(BaseModel):
     slo: Annotated[dict[str, Annotated[float, Field(allow_inf_nan=True)]], _shaped("Per-request limits for goodput, e.g. ttft=1000ms,tpot=25ms", LOAD, "METRIC=LIMIT,..", request_limits)] = Field(default_factory=dict)
     client_processes: Annotated[int | None, Flag("Client processes", LOAD, default="from cores and streams")] = Field(default=None, ge=1)
     client_cpus: Annotated[tuple[int, ...], Flag("Pin client processes to these CPUs", LOAD, "LIST", list_of(int, not_negative))] = ()
+
+    client: Annotated[
+        Literal["local", "remote"],
+        Flag(
+            "With --cluster: the load comes from the server's node, or from another",
+            CLUSTER,
+            commands=("sweep",),
+        ),
+    ] = "local"
+    client_nodes: Annotated[
+        int | None,
+        Flag("With --cluster: nodes that send the load together", CLUSTER, commands=("bench",), default="1"),
+    ] = Field(default=None, ge=1, le=1000)
 
     repeats: Annotated[int, _shaped("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
     relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(default=1, ge=1, le=100)

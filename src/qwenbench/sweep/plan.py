@@ -74,6 +74,10 @@ class Plan:
         fixed = self.options.model_dump(mode="json", include=MEANING) | {"until_steady": self.options.until_steady}
         if self.options.interfere is not None:
             fixed["interfere"] = self.options.interfere
+        if self.options.client != "local":
+            fixed["client"] = self.options.client
+        if self.options.client_nodes is not None:
+            fixed["client_nodes"] = self.options.client_nodes
         trace = [[row.start_s, row.input_tokens, row.output_tokens, *_told_by(row)] for row in self.trace]
         parts: dict[str, dict[str, Any]] = {
             "load options": fixed,

@@ -21,8 +21,8 @@ from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.readiness import port_in_use
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.errors import UsageError
-from qwenbench.load.client_error import ClientError, measure_client_error
-from qwenbench.load.run import LoadClient
+from qwenbench.load.client_error import ClientError
+from qwenbench.load.clients import Client, Clients, OwnClients
 from qwenbench.masking import Masker, masked, remember_variables
 from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.damage import object_or_none
@@ -84,9 +84,14 @@ class Sweep:
     recorder: Recorder
     schedule: Schedule
 
-    def __init__(self, plan: Plan, paths: RunPaths, site: Site, progress: Progress) -> None:
-        """Raises UsageError for an environment variable that the options name and that is not set."""
+    def __init__(
+        self, plan: Plan, paths: RunPaths, site: Site, progress: Progress, clients: Clients | None = None
+    ) -> None:
+        """`clients`: who sends the load; this machine when left out.
+
+        Raises UsageError for an environment variable that the options name and that is not set."""
         self.plan = plan
+        self.clients = clients or OwnClients()
         self.paths = paths
         self.site = site
         self.progress = progress
@@ -132,7 +137,9 @@ class Sweep:
         """The client's own error at so many streams, as long as a measurement of it is valid."""
         known = self._client_errors.get(concurrency)
         if known is None or not known.valid_at(time.time()):
-            known = self._client_errors[concurrency] = await measure_client_error(concurrency)
+            known = await self.clients.measure_error(concurrency)
+            if known is not None:
+                self._client_errors[concurrency] = known
         return known
 
     async def run(self, command_line: Sequence[str]) -> SweepOutcome:
@@ -217,7 +224,7 @@ class Sweep:
         failures: dict[str, Failure] = {}
         waiting = iter(launches)
 
-        async def work(slot: Slot, client: LoadClient) -> None:
+        async def work(slot: Slot, client: Client) -> None:
             for launch in waiting:
                 if self.stop.is_set():
                     return
@@ -229,12 +236,12 @@ class Sweep:
         return failures
 
     async def _side_by_side(
-        self, slots: Sequence[Slot], work: Callable[[Slot, LoadClient], Coroutine[Any, Any, None]]
+        self, slots: Sequence[Slot], work: Callable[[Slot, Client], Coroutine[Any, Any, None]]
     ) -> None:
         """Does the work on every slot at a time, each with a load generator of its own."""
 
         async def one(slot: Slot) -> None:
-            async with LoadClient() as client:
+            async with self.clients.client() as client:
                 await work(slot, client)
 
         for told in self.plan.notes:
@@ -301,6 +308,7 @@ class Sweep:
             timings=[*(meta.get("timings") or []), self.timings.to_json()],
             finished=None if interrupted else time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             launches=launches_of(self.paths),
+            clients=[*(meta.get("clients") or []), *self.clients.to_json()],
             notes=[*meta.get("notes", ()), *(masked(note, masker) for note in self.notes)],
         )
 

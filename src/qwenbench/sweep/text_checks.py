@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from qwenbench.errors import RunError
-from qwenbench.load.run import LoadClient
+from qwenbench.load.clients import Client
 from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.processes import command_line
 from qwenbench.runfolder.files import write_json
@@ -53,7 +53,7 @@ def dummy_weights(startup: StartupLog, pids: Iterable[int]) -> bool:
     return any(_LOAD_FORMAT.findall(command_line(pid))[-1:] == ["dummy"] for pid in pids)
 
 
-async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> TextChecks:
+async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> TextChecks:
     """Asks the canary (--canary), and under --ignore-eos a few requests per scenario that may end by themselves.
 
     A server with dummy weights and the simulator are not judged: their text means nothing.
@@ -103,7 +103,7 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: LoadClient) -> 
 
 
 async def _natural_answers(
-    sweep: Sweep, server: ReadyServer, client: LoadClient, point: LoadPoint, deadline: float, requests: int
+    sweep: Sweep, server: ReadyServer, client: Client, point: LoadPoint, deadline: float, requests: int
 ) -> list[list[str]]:
     """The kinds of broken output of each answer that was judged; requests of another number are other requests."""
     loaded = sweep.plan.scenarios[point.scenario]

@@ -21,7 +21,7 @@ from qwenbench.analysis.limits import Limit
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.errors import UsageError
-from qwenbench.load.run import LoadClient
+from qwenbench.load.clients import Client
 from qwenbench.load.spec import RequestTimes
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.journal import append_line, whole_lines
@@ -116,7 +116,7 @@ class Tuning(Sweep):
         over = asyncio.Event()
         """A launch ended: a card that found nothing worth launching may look again."""
 
-        async def work(slot: Slot, client: LoadClient) -> None:
+        async def work(slot: Slot, client: Client) -> None:
             while not self.stop.is_set():
                 asked = steps.next(slot.number)
                 if asked is not None:
@@ -149,7 +149,7 @@ class Tuning(Sweep):
         finish(self.paths, meta, search_space=[asdict(arm) for arm in arms])
         return arms
 
-    async def _launch(self, steps: _Steps, asked: protocol.Launch, slot: Slot, client: LoadClient) -> None:
+    async def _launch(self, steps: _Steps, asked: protocol.Launch, slot: Slot, client: Client) -> None:
         """One launch with all its probes."""
         launch = Launch(self.plan.configuration(asked.config_id), asked.number, ())
         began = time.monotonic()

@@ -64,6 +64,8 @@ def test_nothing_is_privileged_and_ports_bind_to_loopback(name: str) -> None:
     assert "--privileged" not in argv
     published = [argv[at + 1] for at, word in enumerate(argv) if word in ("-p", "--publish")]
     assert published == ["127.0.0.1:8000:8000"]
+    elsewhere = run_argv(replace(find_deployment(name), host="192.0.2.7"), "own-name", {})
+    assert "192.0.2.7:8000:8000" in elsewhere, "for a load from another node of a cluster"
     assert "--network" not in argv
     assert [word for word in argv if word.startswith("HF_TOKEN")] == ["HF_TOKEN"]
 

@@ -25,7 +25,6 @@ from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
 from qwenbench.processes import descendants
 
-LOOPBACK = "127.0.0.1"
 _GONE_POLL_S = 0.03
 _GONE_LIMIT_S = 30.0
 _CLIENT_GRACE_S = 2.0
@@ -54,8 +53,6 @@ class DockerLauncher:
     async def check(self, config: ServerConfig) -> None:
         """Raises UsageError: no docker, no engine, a secret among the arguments, the port in use."""
         refuse_secret_arguments(shown_argv(config), "the docker line")
-        if config.host not in (LOOPBACK, "localhost"):
-            raise UsageError(f"--launcher docker binds to loopback only, not to {config.host}.")
         try:
             said = await command.docker("version", "--format", "{{.Server.Version}}")
         except LaunchError as error:
@@ -63,7 +60,7 @@ class DockerLauncher:
         if not said.ok:
             failure = failures.explain(said.err, said.code)
             raise UsageError(f"{failure.evidence} {failure.advice}".strip())
-        if readiness.port_in_use(LOOPBACK, config.port):
+        if readiness.port_in_use(config.host, config.port):
             raise UsageError(readiness.port_text(config.port) + " Stop what runs there or choose another with --port.")
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> ContainerServer:
@@ -71,7 +68,7 @@ class DockerLauncher:
 
         Raises LaunchError.
         """
-        readiness.refuse_taken_port(LOOPBACK, config.port)
+        readiness.refuse_taken_port(config.host, config.port)
         image = config.docker.image
         if image not in self._digests:  # once a run: --pull=never keeps it from changing meanwhile
             self._digests[image] = await ensure_image(image, self._tell)
@@ -116,7 +113,7 @@ class ContainerServer(LaunchedServer):
         began: float,
     ) -> None:
         assert record.container is not None
-        url = readiness.base_url(LOOPBACK, config.port)
+        url = readiness.base_url(config.host, config.port)
         super().__init__(process, url, log_path, record, config.served_model_name, began)
         self._name = record.container
         self._launch = launch

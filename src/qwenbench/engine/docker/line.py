@@ -64,7 +64,7 @@ def shown_groups(config: ServerConfig) -> list[Group]:
         *(("-e", name) for name in config.env_names),
         *(("-e", f"{name}={text}") for name, text in config.env.items()),
         *([("-v", docker.cache_mount)] if docker.cache_mount else []),
-        ("-p", f"127.0.0.1:{config.port}:{CONTAINER_PORT}"),
+        ("-p", f"{_published(config.host)}:{config.port}:{CONTAINER_PORT}"),
     ]
     return [
         ("docker", "run", "--rm", "--name", Value(container_name(config))),
@@ -74,6 +74,10 @@ def shown_groups(config: ServerConfig) -> list[Group]:
         (Value(config.model),),
         *_argument_groups(config.vllm_args()),
     ]
+
+
+def _published(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _argument_groups(arguments: list[str]) -> list[Group]:
