@@ -44,6 +44,9 @@ _LATENCIES = {
     "e2e": "First byte of the request written to the last token. Open loop: from the scheduled time.",
 }
 
+LATENCIES = tuple(_LATENCIES)
+"""Those of a request: what a limit on each request (--slo ttft=1000ms) may name."""
+
 
 def _latency_columns() -> tuple[Column, ...]:
     columns = []

@@ -23,7 +23,7 @@ from qwenbench.analysis.changes import (
 )
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.conditions import Difference, differences, refusals
-from qwenbench.analysis.limits import metric_key
+from qwenbench.analysis.limit_text import metric_key
 from qwenbench.analysis.machines import Place, places_of
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import spread_of

@@ -5,21 +5,18 @@ shown, broken or open. See docs/statistics.md.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from qwenbench.analysis.columns import METRICS, Column
+from qwenbench.analysis.columns import LATENCIES, METRICS, Column
 from qwenbench.analysis.intervals import Estimate, ShareTest, Verdict, share_test
-from qwenbench.analysis.request_arrays import LIMITS as PER_REQUEST
+from qwenbench.analysis.limit_text import point_key, read_limits
 from qwenbench.analysis.request_arrays import RequestArrays
 from qwenbench.analysis.run import Point
 from qwenbench.analysis.statistics import RequestsOf, window_of_point
-from qwenbench.errors import UsageError, near_miss
-
-_VALUE = re.compile(r"(inf|[0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(ms|s)?\Z")
+from qwenbench.errors import UsageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +46,7 @@ class Limit:
         """
         latency, _, statistic = self.key.rpartition("_")
         return (
-            float(statistic[1:]) / 100 if latency in PER_REQUEST and latency != "itl" and statistic != "mean" else None
+            float(statistic[1:]) / 100 if latency in LATENCIES and latency != "itl" and statistic != "mean" else None
         )
 
     @property
@@ -74,38 +71,17 @@ def show(value: float, unit: str = "") -> str:
     return f"{digits} {unit}".rstrip()
 
 
-def metric_key(name: str, option: str) -> str:
-    """The name itself when it is a metric's key. Raises UsageError with the near miss."""
-    if name in METRICS:
-        return name
-    hint = near_miss(name, [*METRICS, *PER_REQUEST])
-    raise UsageError(f"{option}: {name!r} is no metric.{hint} Metrics are columns of points.csv without _ms.")
-
-
 def parse_point_limits(text: str, option: str = "--slo") -> tuple[Limit, ...]:
     """Reads METRIC=LIMIT,.. as limits on points.
 
     A per-request limit (`ttft=1000ms`) is read as one on the 99th percentile: of 100 requests 99 meet it.
     Times are in ms, or s where it says so; `inf` is no limit. Raises UsageError for anything else.
     """
-    limits: dict[str, Limit | None] = {}
-    for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        match = _VALUE.match(value)
-        if not equals or not match:
-            raise UsageError(f"{option} {part!r}: give METRIC=LIMIT, e.g. ttft_p99=1000ms.")
-        key = metric_key(f"{name}_p99" if name in PER_REQUEST else name, option)
-        unit, bound = match[2], float(match[1])
-        if unit and METRICS[key].unit != "ms":
-            raise UsageError(f"{option} {part!r}: {key} is in {METRICS[key].unit}, not in {unit}.")
-        if bound <= 0:
-            raise UsageError(f"{option} {part!r}: the limit must be above 0.")
-        if key in limits:
-            raise UsageError(f"{option} {text!r}: {key} stands twice.")
-        per_request = name if name in PER_REQUEST else None
-        bound *= 1000 if unit == "s" else 1
-        limits[key] = None if math.isinf(bound) else Limit(key, bound, per_request)
-    return tuple(limit for limit in limits.values() if limit is not None)
+    return tuple(
+        Limit(point_key(name, option), bound, name if name in LATENCIES else None)
+        for name, bound in read_limits(text, option).items()
+        if math.isfinite(bound)
+    )
 
 
 def parse_weights(text: str, option: str = "--scenario") -> dict[str, float]:

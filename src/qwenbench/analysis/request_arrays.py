@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from qwenbench.analysis.columns import LATENCIES
 from qwenbench.errors import UsageError
 
 Floats = NDArray[np.float64]
@@ -125,8 +126,6 @@ STALL = 2.5
 """A gap over so many times the point's median gap is a stall."""
 MAX_MERGED_SHARE = 0.01
 """Above this share of gaps with unknown times the ITL columns are empty."""
-LIMITS = ("ttft", "ttfo", "tpot", "itl", "e2e")
-"""Metrics that a per-request limit (--slo METRIC=LIMIT) may name."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -224,9 +223,9 @@ def met_limits(limits: Mapping[str, float], latencies_ms: Mapping[str, Floats]) 
     An answer that never came (ttft, ttfo, e2e unknown) misses its limit; a request too short to have
     a TPOT or a gap cannot miss one. Raises UsageError for a limit on something that is no latency.
     """
-    unknown = sorted(set(limits) - set(LIMITS))
+    unknown = sorted(set(limits) - set(LATENCIES))
     if unknown:
-        raise UsageError(f"--slo {unknown[0]}: per-request limits are {', '.join(LIMITS)}, e.g. ttft=1000ms.")
+        raise UsageError(f"--slo {unknown[0]}: per-request limits are {', '.join(LATENCIES)}, e.g. ttft=1000ms.")
     met = np.ones(len(next(iter(latencies_ms.values()))), dtype=np.bool_)
     for name, limit in limits.items():
         values = latencies_ms[name]

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qwenbench.analysis.columns import LATENCIES
+from qwenbench.analysis.limit_text import read_limits
 from qwenbench.errors import UsageError
 
 T = TypeVar("T", int, float, str)
 Reader = Callable[[Any, str], Any]
 """(what was written, the option's name) -> the value of its field. Raises UsageError."""
-
-PER_REQUEST_METRICS = ("ttft", "ttfo", "tpot", "itl", "e2e")
-"""Metrics of a request that --slo may limit."""
 
 ENV = "env."
 """Begins the name of an environment variable among --vary's."""
@@ -153,33 +152,12 @@ def split_values(text: str, where: str) -> list[str]:
         at = comma + 1
 
 
-def parse_limits(text: str, option: str) -> dict[str, float]:
-    """Reads `ttft=1000ms,tpot=25ms`: metric key -> limit in ms (s accepted; rates without a unit)."""
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = (word.strip() for word in part.partition("="))
-        match = re.fullmatch(r"(inf|[0-9.]+)\s*(ms|s)?", value)
-        if not equals or not match:
-            raise UsageError(f"{option} {part!r}: give METRIC=LIMIT, e.g. ttft=1000ms.")
-        try:
-            number = float(match[1])
-        except ValueError:
-            raise UsageError(f"{option} {part!r}: {match[1]!r} is no number.") from None
-        if number <= 0:
-            raise UsageError(f"{option} {part!r}: the limit must be above 0.")
-        if name in limits:
-            raise UsageError(f"{option} {text!r}: {name} stands twice.")
-        limits[name] = number * (1000.0 if match[2] == "s" else 1.0)
-    return limits
-
-
 def request_limits(text: str, option: str) -> dict[str, float]:
-    """Reads `ttft=1000ms,tpot=25ms` as limits of each request."""
-    limits = parse_limits(text, option)
+    """Reads `ttft=1000ms,tpot=25ms` as limits of each request, in ms."""
+    limits = read_limits(text, option)
     for name in limits:
-        if name not in PER_REQUEST_METRICS:
-            known = ", ".join(PER_REQUEST_METRICS)
-            raise UsageError(f"{option} {name}: unknown. Per-request limits: {known} (e.g. ttft=1000ms).")
+        if name not in LATENCIES:
+            raise UsageError(f"{option} {name}: unknown. Per-request limits: {', '.join(LATENCIES)} (e.g. ttft=1000ms).")
     return limits
 
 
