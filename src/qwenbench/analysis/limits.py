@@ -45,9 +45,7 @@ class Limit:
         Gaps are no requests: those of one answer go together, so a limit on ITL is none on a share.
         """
         latency, _, statistic = self.key.rpartition("_")
-        return (
-            float(statistic[1:]) / 100 if latency in LATENCIES and latency != "itl" and statistic != "mean" else None
-        )
+        return float(statistic[1:]) / 100 if latency in LATENCIES and latency != "itl" and statistic != "mean" else None
 
     @property
     def higher_is_better(self) -> bool:

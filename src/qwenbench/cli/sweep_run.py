@@ -6,7 +6,7 @@ import asyncio
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from qwenbench.analysis.candidates import Question
     from qwenbench.analysis.run import Run
     from qwenbench.cli.cluster_run import ClusterChoice
     from qwenbench.load.clients import Clients
     from qwenbench.sweep.options import SweepOptions
     from qwenbench.sweep.plan import Plan
+    from qwenbench.sweep.progress import Progress
     from qwenbench.sweep.record import Site
-    from qwenbench.sweep.sweep import SweepOutcome
+    from qwenbench.sweep.sweep import Sweep, SweepOutcome
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Sweep")
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -135,63 +138,80 @@ def run_plan(
 
     `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`. `clients`: see Sweep.
     """
-    from rich.console import Console
-
-    from qwenbench.cli.live_view import terminal_progress
     from qwenbench.runfolder.names import RunPaths
     from qwenbench.sweep.sweep import Sweep
 
-    console = Console(stderr=True)
-
-    async def work() -> SweepOutcome:
-        with terminal_progress(console) as progress:
-            return await Sweep(plan, RunPaths(folder), site, progress, clients).run(["qwenbench", *sys.argv[1:]])
-
-    outcome = run_asyncio(work())
+    _, outcome = run_shown(lambda progress: Sweep(plan, RunPaths(folder), site, progress, clients))
     return closing(outcome, folder, resumed_by, build_report)
+
+
+def run_shown(make: Callable[[Progress], S]) -> tuple[S, SweepOutcome]:
+    """Runs what `make` gives, a sweep or a search, to its end while the terminal shows how far it is."""
+    from rich.console import Console
+
+    from qwenbench.cli.live_view import terminal_progress
+
+    async def work() -> tuple[S, SweepOutcome]:
+        with terminal_progress(Console(stderr=True)) as progress:
+            sweep = make(progress)
+            return sweep, await sweep.run(["qwenbench", *sys.argv[1:]])
+
+    return run_asyncio(work())
 
 
 def closing(outcome: SweepOutcome, folder: Path, resumed_by: str, build_report: bool) -> int:
     """Table, failures, answer and report of a run that has ended; returns its exit status."""
     from qwenbench.analysis.run import load_run
-    from qwenbench.report.answer import answered, closing_answer, question_of
+    from qwenbench.report.answer import question_of
     from qwenbench.report.summary import final_tables
     from qwenbench.report.text_writers import print_document
 
     run = load_run(folder)
     if len(run.points):
         print_document(final_tables(run))
-    if run.simulated:
-        interval = run.meta.get("simulated_interval") or ""
-        print(
-            f"SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU. {interval}".rstrip()
-        )
+    tell_doubts(run)
     for config_id, failure in outcome.failures.items():
         note(f"{config_id} failed ({failure.kind}): {failure.evidence} {failure.advice}".rstrip())
-    if outcome.cells_invalid:
-        note(_invalid_points(run))
     missing = outcome.cells - outcome.cells_done
     if missing:
         why = "interrupted" if outcome.interrupted else "finished with failures"
         again = f"qwenbench {resumed_by} --resume {shlex.quote(str(folder))}"
         note(f"{why}: {missing} of {outcome.cells} cells are missing. To go on: {again}")
-    if outcome.interrupted:
-        return outcome.exit_status
-    if len(run.points):
-        answer = answered(run, question_of(run))
+    if not outcome.interrupted:
+        answer_and_report(run, question_of(run), build_report)
+    return outcome.exit_status
+
+
+def tell_doubts(run: Run) -> None:
+    """That a run is simulated, and which of its points are invalid."""
+    if run.simulated:
+        interval = run.meta.get("simulated_interval") or ""
+        print(
+            f"SIMULATED: these figures were made by qwenbench's simulator, not measured on a GPU. {interval}".rstrip()
+        )
+    if len(run.points) and not run.points["valid"].all():
+        note(_invalid_points(run))
+
+
+def answer_and_report(run: Run, question: Question | None, build_report: bool) -> None:
+    """The answer to the question, report.html, and where the run lies."""
+    from qwenbench.report.answer import answered, closing_answer
+    from qwenbench.report.text_writers import print_document
+
+    if len(run.points) and question is not None:
+        answer = answered(run, question)
         if not isinstance(answer, str):
             print_document(closing_answer(answer))
-    if build_report and len(run.points):
+    if len(run.points) and build_report:
         from qwenbench.report.page import build_report as build
         from qwenbench.runfolder.files import disk_trouble, write_bytes
 
         try:
-            write_bytes(folder / "report.html", build(run).encode())
+            write_bytes(run.path / "report.html", build(run).encode())
         except OSError as error:
-            raise disk_trouble(error, folder) or error from error
-        print(f"report: {folder / 'report.html'}")
-    print(f"run:    {folder}")
-    return outcome.exit_status
+            raise disk_trouble(error, run.path) or error from error
+        print(f"report: {run.path / 'report.html'}")
+    print(f"run:    {run.path}")
 
 
 def _invalid_points(run: Run) -> str:

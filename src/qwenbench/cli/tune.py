@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +16,7 @@ from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
     from qwenbench.sweep.options import SweepOptions
-    from qwenbench.sweep.tuning import Quest, Tuning
+    from qwenbench.sweep.tuning import Quest
 
 SEARCH = "What is sought"
 _OBJECTIVES = ("tokens", "users", "rate")
@@ -156,61 +155,36 @@ def _show(options: SweepOptions, quest: Quest, resumed: Path | None) -> int:
 
 
 def _run(options: SweepOptions, quest: Quest, resumed: Path | None, folder: Path, build_report: bool) -> int:
-    from rich.console import Console
-
-    from qwenbench.cli.live_view import terminal_progress
-    from qwenbench.cli.sweep_run import plan_and_site, run_asyncio
+    """The search to its end; path, conclusion, answer and report; returns the exit status."""
+    from qwenbench.analysis.candidates import Question
+    from qwenbench.analysis.recommend import lines_of
+    from qwenbench.analysis.run import load_run
+    from qwenbench.cli.sweep_run import answer_and_report, note, plan_and_site, run_shown, tell_doubts
+    from qwenbench.report.course import search_path
+    from qwenbench.report.document import Code
+    from qwenbench.report.text_writers import print_document
     from qwenbench.runfolder.names import RunPaths
     from qwenbench.sweep.tuning import Tuning
 
     plan, site = plan_and_site(options, resumed)
-
-    async def work() -> tuple[Tuning, int]:
-        with terminal_progress(Console(stderr=True)) as progress:
-            tuning = Tuning(plan, RunPaths(folder), site, progress, quest)
-            outcome = await tuning.run(["qwenbench", *sys.argv[1:]])
-            return tuning, outcome.exit_status
-
-    tuning, status = run_asyncio(work())
-    return _closing(tuning, status, folder, build_report)
-
-
-def _closing(tuning: Tuning, status: int, folder: Path, build_report: bool) -> int:
-    """Path, conclusion, answer and report; returns the exit status."""
-    from qwenbench.analysis.candidates import Question
-    from qwenbench.analysis.recommend import lines_of
-    from qwenbench.analysis.run import load_run
-    from qwenbench.cli.sweep_run import note
-    from qwenbench.report.answer import answered, closing_answer
-    from qwenbench.report.course import search_path
-    from qwenbench.report.document import Code
-    from qwenbench.report.text_writers import print_document
-
+    tuning, ended = run_shown(lambda progress: Tuning(plan, RunPaths(folder), site, progress, quest))
     run = load_run(folder)
     print_document(search_path(run))
+    tell_doubts(run)
     found = tuning.outcome
     if found is None:
         note(
             f"interrupted after {len(run.points)} points. To go on: qwenbench tune --resume {shlex.quote(str(folder))}"
         )
-        return status
-    quest = tuning.quest
-    if found.config_id is not None and quest.open_loop:
-        if line := lines_of(run, found.config_id).bash:
+        return ended.exit_status
+    question = None
+    if quest.open_loop:
+        if found.config_id is not None and (line := lines_of(run, found.config_id).bash):
             print_document([Code(line, "sh", "bash")])
-    elif not quest.open_loop and (quest.users or found.value):
-        users = quest.users or round(found.value or 1)
-        answer = answered(run, Question(users=users, limits=quest.limits))
-        if not isinstance(answer, str):
-            print_document(closing_answer(answer))
-    if build_report and len(run.points):
-        from qwenbench.report.page import build_report as build
-        from qwenbench.runfolder.files import write_bytes
-
-        write_bytes(folder / "report.html", build(run).encode())
-        print(f"report: {folder / 'report.html'}")
-    print(f"run:    {folder}")
-    return 1 if found.config_id is None and status == 0 else status
+    elif users := quest.users or round(found.value or 0):
+        question = Question(users=users, limits=quest.limits)
+    answer_and_report(run, question, build_report)
+    return ended.exit_status or (1 if found.config_id is None else 0)
 
 
 def _quest(

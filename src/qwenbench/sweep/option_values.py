@@ -157,7 +157,9 @@ def request_limits(text: str, option: str) -> dict[str, float]:
     limits = read_limits(text, option)
     for name in limits:
         if name not in LATENCIES:
-            raise UsageError(f"{option} {name}: unknown. Per-request limits: {', '.join(LATENCIES)} (e.g. ttft=1000ms).")
+            raise UsageError(
+                f"{option} {name}: unknown. Per-request limits: {', '.join(LATENCIES)} (e.g. ttft=1000ms)."
+            )
     return limits
 
 
