@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from sweep_runs import Ended, journal, metrics_of, points, record, requests_of, sweep
+from sweep_runs import QUICK, Ended, free_port, journal, metrics_of, points, qwenbench, record, requests_of, sweep
 
 from qwenbench.analysis.columns import COLUMN_NAMES
 from qwenbench.engine.startup_log import StartupLog
@@ -223,3 +224,21 @@ def test_requests_that_are_too_long_are_told_before_the_load(tmp_path: Path) -> 
     told = [line for line in ended.err.splitlines() if "those will fail" in line]
     assert len(told) == 1 and "math: its longest requests take" in told[0] and "takes 64" in told[0]
     assert ended.err.index("those will fail") < ended.err.index("1 stream")
+
+
+def test_a_server_that_says_it_is_the_simulator_is_believed_however_it_was_started(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = f"{sys.executable} -m qwenbench.simulator serve"
+    options = ("--launcher", "process", "--vllm-command", command, *QUICK, "--concurrency", "1", "--no-report")
+    target = ("--out", str(tmp_path), "--run-id", "run", "--port", str(free_port()))
+    ended = qwenbench("sweep", *options, "--capture", "16", *target)
+    assert ended.completed, ended.err
+    assert "SIMULATED" in ended.out and "docker run" not in ended.out.partition("SIMULATED")[0]
+    resumed = qwenbench("sweep", "--resume", str(folder), "--capture", "32", "--no-report")
+    assert resumed.completed, resumed.err
+    assert [(row["config_id"], row["simulated"]) for row in points(folder)] == [
+        ("cap16-seq16", "True"), ("cap32-seq32", "True"),
+    ]  # fmt: skip
+    meta = record(folder / "run.json")
+    assert meta["simulated"] is True and meta["notice"].startswith("SIMULATED")
+    assert [record(folder / "servers" / name / "launch.json")["simulated"] for name in CONFIGS[:2]] == [True, True]

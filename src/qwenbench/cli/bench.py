@@ -47,6 +47,7 @@ def command(
     from qwenbench.sweep.hardware import find_attached_hardware
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_bench_plan
+    from qwenbench.sweep.probing import says_simulated
     from qwenbench.sweep.record import Site
 
     fields = given
@@ -62,7 +63,7 @@ def command(
         raise UsageError("--client-nodes are nodes of a cluster: give --cluster as well.")
     launcher = AttachedLauncher(url, options.server_log)
     server, version = run_asyncio(_attached_server(url, model, options))
-    launcher.simulated = "simulated" in (version or "")
+    launcher.simulated = says_simulated(version)
     plan = make_bench_plan(options, server)
     local = is_local(url) and not launcher.simulated
     hardware, launcher.pids = find_attached_hardware(

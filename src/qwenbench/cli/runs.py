@@ -206,7 +206,7 @@ def compare(
     if gated is not None and gated.outcome == "undecided":
         metrics = ", ".join(gated.unjudged)
         print(
-            f"the gate is undecided: no change of {metrics} has an interval (a side has one repeat). "
+            f"the gate is undecided: no change of {metrics} has an interval (a side has one repeat, or none). "
             "Measure again with --repeats 3, or extend the runs: qwenbench sweep --resume RUN --repeats 3.",
             file=sys.stderr,
         )

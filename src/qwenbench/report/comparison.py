@@ -48,6 +48,8 @@ _INCIDENTAL = re.compile(
 def verdict(comparison: Comparison) -> str:
     stated = [row for row in comparison.rows if row.verdict in _STATED]
     judged = sum(row.verdict == "no difference shown" for row in comparison.rows)
+    if not comparison.rows:
+        return "Nothing to compare: neither run knows a figure of a load point that both have."
     if not stated:
         if judged:
             return f"No difference shown: {judged:,} changes were tested and none stands out of the noise."
@@ -256,7 +258,7 @@ def comparison_notes(comparison: Comparison) -> Iterator[Block]:
     counts = Counter(row.verdict for row in comparison.rows)
     words = ", ".join(f"{counts[word]:,} {word}" for word in VERDICTS if counts[word])
     total = f"{len(comparison.rows):,} rows: {words}. Verdicts: {comparison.correction}, 5 % false discoveries at most."
-    notes = [total, *comparison.notes, *comparison.unmatched[:_MOST_LINES]]
+    notes = [*([total] if comparison.rows else []), *comparison.notes, *comparison.unmatched[:_MOST_LINES]]
     if len(comparison.unmatched) > _MOST_LINES:
         notes.append(f"and {len(comparison.unmatched) - _MOST_LINES} more load points of one run only")
     yield Bullets(notes)

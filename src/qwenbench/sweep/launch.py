@@ -34,7 +34,15 @@ from qwenbench.sweep.hardware import budgeted, largest, versions_here
 from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
-from qwenbench.sweep.probing import QUESTION_S, chars_per_token, check_served, probe_fields, served_models
+from qwenbench.sweep.probing import (
+    QUESTION_S,
+    chars_per_token,
+    check_served,
+    probe_fields,
+    says_simulated,
+    served_models,
+    server_version,
+)
 from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_lengths, request_options, whole_draw
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts, dummy_weights
@@ -226,6 +234,10 @@ class LaunchRun:
     async def _look_at(self, server: Server, startup_s: float | None, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
         sweep = self._sweep
+        not_known = sweep.site.launcher.starts_servers and not sweep.site.simulated
+        if not_known and says_simulated(await server_version(sweep.http, server.base_url, sweep.headers)):
+            sweep.found_simulated()
+            self._write_launch_record(server)
         startup = parse_startup_log(_read(server.log_path))
         reading = await scrape(sweep.http, server.base_url, sweep.headers)
         if reading is None:
@@ -389,17 +401,21 @@ class LaunchRun:
 
     def _complete_launch_record(self, server: Server, began_ns: int) -> None:
         """Adds what the launcher cannot know: what was asked for, where, and the card whose budget counts."""
-        card, launcher = self._hardware.card, self._sweep.site.launcher.name
-        hardware = self._hardware.to_json()
+        card, hardware = self._hardware.card, self._hardware.to_json()
         server.record = replace(
             server.record,
             requested=dict(self._configuration.server.flags),
             card=card.name if card else None,
             started_ns=began_ns,
-            machine=machine_of(hardware, "sim" if self._sweep.site.simulated else launcher),
             hardware=hardware,
             versions=versions_here(self._hardware),
         )
+        self._write_launch_record(server)
+
+    def _write_launch_record(self, server: Server) -> None:
+        simulated = self._sweep.site.simulated
+        kind = "sim" if simulated else self._sweep.site.launcher.name
+        server.record = replace(server.record, simulated=simulated, machine=machine_of(self._hardware.to_json(), kind))
         write_launch_record(self._folder, server.record, self._sweep.plan.options.header_env.values())
         self._sweep.launched()
 

@@ -184,6 +184,11 @@ async def server_version(session: aiohttp.ClientSession, base_url: str, headers:
     return visible(version)[:80] if isinstance(version, str) else None
 
 
+def says_simulated(version: str | None) -> bool:
+    """Whether a server's version says that it is the simulator, however it was started."""
+    return version is not None and "simulated" in version
+
+
 def check_served(model: str, served: Sequence[str], base_url: str) -> None:
     """Raises UsageError unless the server serves this model."""
     if model not in served:

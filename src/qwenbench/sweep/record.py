@@ -145,12 +145,15 @@ def find_site(options: SweepOptions) -> Site:
     return Site(launcher, hardware)
 
 
-def _interval(plan: Plan, site: Site) -> str | None:
-    """How far real figures lay from such simulated ones; None where the simulated card is not known."""
+def origin(plan: Plan, site: Site) -> dict[str, Any]:
+    """Whether the run is simulated, in words too, and how far real figures lay from such simulated ones (None where
+    the simulated card is not known)."""
+    if not site.simulated:
+        return {"simulated": False, "notice": None, "simulated_interval": None}
     card = site.hardware.card
-    if card is None or not plan.configurations:
-        return None
-    return uncertainty_of(card.name, model=plan.configurations[0].server.model).text()
+    servers = [configuration.server for configuration in plan.configurations]
+    told = uncertainty_of(card.name, model=servers[0].model).text() if card and servers else None
+    return {"simulated": True, "notice": SIMULATED_NOTICE, "simulated_interval": told}
 
 
 def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -> dict[str, Any]:
@@ -161,9 +164,7 @@ def describe(plan: Plan, run_id: str, site: Site, command_line: Sequence[str]) -
     return {
         "schema_version": SCHEMA_VERSION,
         "run_id": run_id,
-        "simulated": site.simulated,
-        "notice": SIMULATED_NOTICE if site.simulated else None,
-        "simulated_interval": _interval(plan, site) if site.simulated else None,
+        **origin(plan, site),
         "command_line": [masker(word) for word in command_line],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "finished": None,
@@ -225,7 +226,7 @@ def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
             f"{paths.run_json}: {', '.join(missing)} cannot be read, so the run cannot go on. Restore the file, or "
             "start a new run."
         )
-    if known["simulated"] != description["simulated"]:
+    if known["simulated"] != description["simulated"] and not _says_later(known, description):
         raise UsageError(f"--resume {paths.root}: simulated and measured points do not go into one run.")
     changed = changed_parts(known["plan"], description["plan"])
     if changed:
@@ -238,6 +239,12 @@ def begin(paths: RunPaths, description: Mapping[str, Any]) -> dict[str, Any]:
         _extend(known, description)
         write_json(paths.run_json, known)
     return known
+
+
+def _says_later(known: Mapping[str, Any], description: Mapping[str, Any]) -> bool:
+    """Whether what this launcher starts says itself that it simulates, as it did when the run began."""
+    launcher = description["options"]["launcher"]
+    return known["simulated"] and launcher in ("process", "docker") and known["options"].get("launcher") == launcher
 
 
 def _extend(known: dict[str, Any], description: Mapping[str, Any]) -> None:

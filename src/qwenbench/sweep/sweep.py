@@ -38,7 +38,7 @@ from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.preflight import Preflight
 from qwenbench.sweep.progress import Progress, Schedule, Timings, expected
-from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, launches_of, masker_of
+from qwenbench.sweep.record import Recorder, Site, begin, describe, finish, launches_of, masker_of, origin
 from qwenbench.sweep.requests import RequestLengths
 from qwenbench.sweep.slots import Slot, cards_of, slots_for
 from qwenbench.workload.canary import CanaryResult
@@ -129,6 +129,12 @@ class Sweep:
         self.progress.note(told)
         self.notes.append(told)
 
+    def found_simulated(self) -> None:
+        """A server that was started says that it is the simulator: so is every figure of this run."""
+        self.site.launcher.simulated = True
+        finish(self.paths, self._meta, **origin(self.plan, self.site))
+        self.note("the server says that it is qwenbench's simulator: every figure of this run is SIMULATED")
+
     def launched(self) -> None:
         """Keeps in run.json where each launch was made."""
         finish(self.paths, self._meta, launches=launches_of(self.paths))
@@ -160,6 +166,7 @@ class Sweep:
         ):
             meta = self._meta = begin(self.paths, describe(self.plan, self.run_id, self.site, command_line))
             self.run_id = str(meta["run_id"])
+            self.site.launcher.simulated |= bool(meta["simulated"])
             await self._end_leftovers()
             remove_unfinished(self.paths.root)
             if resumed:

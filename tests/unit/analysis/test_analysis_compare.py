@@ -234,6 +234,14 @@ def test_gate_does_not_pass_what_it_cannot_judge(tmp_path: Path) -> None:
     assert dispatch(["compare", *folders, "--gate", "output_tokens_per_s:-5%"]) == 3
 
 
+def test_runs_without_a_figure_in_common_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nothing = [row("cap16", 8)]
+    folders = [str(run.path) for run in pair(tmp_path, nothing, nothing)]
+    assert dispatch(["compare", *folders]) == 0
+    told = capsys.readouterr().out
+    assert "Nothing to compare" in told and "0 rows" not in told and "single repeat" not in told
+
+
 @pytest.mark.parametrize("text", ["", "ttft_p99", "ttft_p99:10%", "ttft_p99:+10", "ttft_p98:+10%", "ttft_p99:+x%",
                                   "ttft_p99:+1%,ttft_p99:+2%"])  # fmt: skip
 def test_bad_gates_are_refused(text: str) -> None:
