@@ -30,10 +30,9 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
     """The rows of a prompt set (JSON Lines). Raises RecipeError with file and line for what cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: {error.strerror or error}. Make it with: qwenbench prompts import --mix seed --out {path}"
-        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no text" if isinstance(error, UnicodeDecodeError) else error.strerror or error
+        raise RecipeError(f"{path}: {why}. Make it with: qwenbench prompts import --mix seed --out {path}") from error
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -54,12 +53,19 @@ def _conversation(row: Any) -> Conversation:
         messages.append({"role": "user", "content": turn["user"]})
         if turn.get("assistant"):
             messages.append({"role": "assistant", "content": turn["assistant"]})
+    if not all(isinstance(message["content"], str) for message in messages):
+        raise TypeError("a turn that is no text")
     tags = row.get("tags") or ()
     return Conversation(next((tag for tag in tags if tag in SETS), "other"), tuple(messages))
 
 
 def choose(conversations: Sequence[Conversation], each: int, sets: Sequence[str], seed: int) -> list[Conversation]:
-    """`each` conversations of every set, shuffled. Raises RecipeError when a set is missing or has too few rows."""
+    """`each` conversations of every set, shuffled.
+
+    Raises RecipeError when no set is named, or one stands twice, is missing or has too few rows.
+    """
+    if not sets or len(set(sets)) < len(sets):
+        raise RecipeError(f"--sets {','.join(sets)!r}: name sets of the prompt set, each once, e.g. {','.join(SETS)}")
     by_set: dict[str, list[Conversation]] = defaultdict(list)
     for conversation in conversations:
         by_set[conversation.dataset].append(conversation)

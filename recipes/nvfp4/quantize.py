@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from calibration import SETS, RecipeError, choose, read_conversations, token_ids
 from checkpoint import GROUP, IGNORED, check
@@ -26,9 +27,14 @@ KV_WARNING = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists the options)\n")
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line; argparse exits 2 for what it cannot read."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         description="Quantise a model to NVFP4 with a calibration set of qwenbench prompts import --mix seed."
     )
     parser.add_argument("--model", required=True, help="model folder or name")
@@ -47,19 +53,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def check_output(out: Path, needed: int) -> None:
-    """Raises RecipeError when `out` exists already or its disk has less than `needed` bytes free."""
+    """Raises RecipeError when `out` exists already, cannot be made, or its disk has less than `needed` bytes free."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RecipeError(f"{out}: exists already and is not empty. Name another --out")
     place = out.absolute()
     while not place.exists():
         place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise RecipeError(f"{out}: {place} is no folder that can be written to. Name another --out")
     free = shutil.disk_usage(place).free
     if free < needed:
         raise RecipeError(
@@ -71,6 +78,7 @@ def check_output(out: Path, needed: int) -> None:
 def load_model(name: str) -> tuple[Any, Any]:
     """Model (its own dtype) and tokenizer. Raises RecipeError when there is no such model or it cannot be loaded."""
     import transformers
+    from safetensors import SafetensorError
 
     try:
         config = transformers.AutoConfig.from_pretrained(name)
@@ -81,9 +89,13 @@ def load_model(name: str) -> tuple[Any, Any]:
         loader = getattr(transformers, named, transformers.AutoModelForCausalLM)
         model = loader.from_pretrained(name, dtype="auto")
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise RecipeError(f"{name}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
+        raise RecipeError(f"{name}: cannot be loaded: {_first_line(error)}") from error
     return model, tokenizer
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def target_layers(model: Any) -> list[str]:
@@ -110,9 +122,13 @@ def target_layers(model: Any) -> list[str]:
     return found
 
 
+def _sets(options: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in options.sets.split(",") if name.strip()]
+
+
 def quantize(options: argparse.Namespace) -> None:
     """The whole recipe. Raises RecipeError for bad input."""
-    sets = [name.strip() for name in options.sets.split(",") if name.strip()]
+    sets = _sets(options)
     chosen = choose(list(read_conversations(options.calibration)), options.samples_per_set, sets, options.seed)
     check_output(options.out, 0)
     model, tokenizer = load_model(options.model)
@@ -128,10 +144,7 @@ def quantize(options: argparse.Namespace) -> None:
     )
     started = time.monotonic()
     _oneshot(model, tokenizer, samples, options)
-    model.save_pretrained(options.out)
-    keep_drafter(options.model, options.out)
-    keep_tokenizer(options.model, tokenizer, options.out)
-    _write_provenance(options, sets, tokens)
+    _save(model, tokenizer, options, tokens)
     verdict = check(options.out)
     print(f"{options.out}: {verdict.bytes / 2**30:.2f} GiB after {time.monotonic() - started:.0f} s", flush=True)
     if verdict.wrong:
@@ -162,6 +175,20 @@ def _oneshot(model: Any, tokenizer: Any, samples: Sequence[Sequence[int]], optio
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,  # they are shuffled, by --seed
     )
+
+
+def _save(model: Any, tokenizer: Any, options: argparse.Namespace, tokens: Sequence[int]) -> None:
+    """The checkpoint on disk. Raises RecipeError when it cannot be written; what was written then is no checkpoint."""
+    from safetensors import SafetensorError
+
+    try:
+        model.save_pretrained(options.out)
+        keep_drafter(options.model, options.out)
+        keep_tokenizer(options.model, tokenizer, options.out)
+        _write_provenance(options, tokens)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(options.out, ignore_errors=True)
+        raise RecipeError(f"{options.out}: cannot be written: {_first_line(error)}. Nothing of it was kept") from error
 
 
 def keep_drafter(model: str, out: Path) -> None:
@@ -203,14 +230,14 @@ def _tokenizer_files(model: str) -> list[Path]:
     return [folder / name for name in names if (folder / name).is_file()]
 
 
-def _write_provenance(options: argparse.Namespace, sets: Sequence[str], tokens: Sequence[int]) -> None:
+def _write_provenance(options: argparse.Namespace, tokens: Sequence[int]) -> None:
     from importlib.metadata import version
 
     packages = ("llmcompressor", "compressed-tensors", "transformers", "torch")
     made = {
         "model": options.model,
         "calibration": {
-            "sets": list(sets),
+            "sets": _sets(options),
             "samples_per_set": options.samples_per_set,
             "samples": len(tokens),
             "tokens": sum(tokens),
@@ -231,10 +258,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(KV_WARNING, file=sys.stderr)
     try:
         quantize(options)
+    except ModuleNotFoundError as error:
+        told = f"{error.name} is not installed here: run it in the environment of requirements.lock (README.md)"
+    except MemoryError:
+        told = f"{options.model}: memory was not enough. Use a machine with more, or a shorter --length"
     except RecipeError as error:
-        print(f"quantize.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        told = str(error)
+    else:
+        return 0
+    print(f"quantize.py: {told}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -75,13 +75,15 @@ def test_a_missing_or_short_set_is_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", [None, "no json\n", '{"id": "a"}\n', '{"turns": []}\n[1]\n'])
+@pytest.mark.parametrize(
+    "content", [None, b"no json\n", b'{"id": "a"}\n', b'{"turns": []}\n[1]\n', b'{"turns": [{"user": 3}]}', b"\xff\xfe"]
+)
 def test_a_calibration_file_that_cannot_be_read_is_named(
-    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str | None
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None
 ) -> None:
     seed = tmp_path / "seed.jsonl"
     if content is not None:
-        seed.write_text(content, encoding="utf-8")
+        seed.write_bytes(content)
     assert recipe.main(["--model", "none", "--calibration", str(seed), "--out", str(tmp_path / "out")]) == 2
     error = capsys.readouterr().err
     assert str(seed) in error
@@ -98,6 +100,33 @@ def test_an_output_folder_in_use_and_a_full_disk_are_refused(
     monkeypatch.setattr(recipe.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**30))
     with pytest.raises(recipe.RecipeError, match=r"needs about 2\.0 GiB, 1\.0 GiB are free"):
         recipe.check_output(tmp_path / "new" / "folder", 2 * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--sets", ","], "name sets"),
+        (["--sets", "gsm8k,gsm8k"], "each once"),
+        (["--out", "{seed}/x"], "no folder that can be written to"),
+        (["--samples-per-set", "0"], "'0' is no whole number above 0"),
+        (["--samples-per-set", "many"], "'many' is no whole number above 0"),
+        (["--kv-cache-scheme", "int4"], "invalid choice: 'int4'"),
+        ([], "transformers is not installed here"),
+    ],
+)
+def test_wrong_options_are_one_line(
+    recipe: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], words: str
+) -> None:
+    seed = _seed(tmp_path / "seed.jsonl", FOUR)
+    given = ["--model", "none", "--calibration", str(seed), "--out", str(tmp_path / "out"), "--samples-per-set", "3"]
+    status: object
+    try:
+        status = recipe.main([*given, *(word.format(seed=seed) for word in more)])
+    except SystemExit as ended:  # argparse's own way
+        status = ended.code
+    error = capsys.readouterr().err
+    assert (status, error.count("\n")) == (2, 1)
+    assert words in error
 
 
 ARGUMENTS = {
