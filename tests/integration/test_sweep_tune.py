@@ -93,6 +93,13 @@ def test_a_search_that_was_stopped_goes_on_with_the_same_steps(tmp_path: Path) -
     assert longer[:2] == path and len(longer) == 3
     assert answers(folder)[: len(after)] == after
 
+    sent = qwenbench("tune", "--resume", str(folder), "--scenario", "code")
+    assert sent.status == 2 and "what is sent stays as it was" in sent.err
+    wider = qwenbench("tune", "--resume", str(folder), "--capture", "16", "--max-launches", "4")
+    assert wider.status in (0, 1), wider.err
+    search = record(folder / "run.json")["search"]
+    assert search["space"] == 4 and search["outcome"]["path"][:3] == longer
+
 
 def test_on_two_cards_launches_run_side_by_side(tmp_path: Path) -> None:
     folder = tmp_path / "run"

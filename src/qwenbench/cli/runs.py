@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -110,7 +111,8 @@ def recommend(
         int | None, option("Concurrent users; without it each configuration counts at its best concurrency.", min=1)
     ] = None,
     slo: Annotated[
-        str | None, option("Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms; ttft=1000ms means 99 of 100 requests.")
+        str | None,
+        option("Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms; ttft=1000ms: 99 of 100 requests (default: the run's own)"),
     ] = None,
     context: Annotated[int | None, option("Tokens that one request must be able to hold.", min=1)] = None,
     scenario: Annotated[
@@ -121,22 +123,18 @@ def recommend(
     as_json: JsonOption = False,
 ) -> int:
     """Which configuration of a run to deploy for so many users and these limits, as a docker line."""
-    from qwenbench.analysis.candidates import Question
-    from qwenbench.analysis.limits import parse_point_limits, parse_weights
+    from qwenbench.analysis.limits import parse_weights
     from qwenbench.analysis.recommend import recommend as answer_of
     from qwenbench.analysis.run import load_run
+    from qwenbench.report.answer import question_of
 
     for value, known, option in ((objective, _OBJECTIVES, "--objective"), (shell, _SHELLS, "--shell")):
         if value not in known:
             raise UsageError(f"{option} {value!r}: one of {', '.join(known)}.")
-    question = Question(
-        users=users,
-        limits=parse_point_limits(slo) if slo is not None else (),
-        context=context,
-        weights=parse_weights(scenario) if scenario is not None else None,
-        objective=objective,
-    )
-    answer = answer_of(load_run(chosen_run(run, "recommend")), question)
+    weights = parse_weights(scenario) if scenario is not None else None
+    loaded = load_run(chosen_run(run, "recommend"))
+    question = replace(question_of(loaded, users, slo), context=context, weights=weights, objective=objective)
+    answer = answer_of(loaded, question)
     if as_json:
         print_json(answer.to_json())
     elif answer.config_id is not None:

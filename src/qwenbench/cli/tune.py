@@ -97,7 +97,7 @@ def command(
     from qwenbench.cli.sweep_run import new_folder
     from qwenbench.runfolder.files import read_json
     from qwenbench.runfolder.names import find_run
-    from qwenbench.sweep.extension import stored_options
+    from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.tuning import Quest, default_space
 
@@ -112,10 +112,15 @@ def command(
                 f"--resume {resume}: a search goes on with what it seeks (--users, --slo, --objective are kept in "
                 "run.json). Leave them out, or start a new run. --max-launches and --max-time may be raised."
             )
+        if {"scenario", "profile"} & set(given):
+            raise UsageError(
+                f"--resume {resume}: what is sent stays as it was, or launches could not be compared. Leave --scenario "
+                "and --profile out, or start a new run."
+            )
         quest = Quest.from_json(kept)
         rules = replace(quest.rules, launches=max_launches or quest.rules.launches)
         quest = replace(quest, rules=rules if max_time is None else replace(rules, seconds=_seconds(max_time)))
-        fields = {**stored_options(folder).model_dump(exclude_defaults=True), **given}
+        fields = extended_fields(folder, given)
     else:
         quest = _quest(users, slo, objective, max_launches, max_time)
         fields = {"scenario": ("conversation",), **default_space(checked_options(given), quest.users), **given}

@@ -138,16 +138,19 @@ class Tuning(Sweep):
         return SweepOutcome(done, done, {}, self.stop.is_set(), unanswered)
 
     def _arms(self, meta: dict[str, Any]) -> list[protocol.Arm]:
-        """The space as it was when the search began: later logs would change predictions, and with them its steps."""
-        known = meta.get("search_space")
-        if known is not None:
-            return [protocol.Arm(**{**arm, "features": tuple(arm["features"])}) for arm in known]
-        arms = arms_of(self)
-        for arm in arms:
+        """The space as it was when the search began (later logs would change predictions, and with them its steps), and
+        what this plan adds to it."""
+        kept = meta.get("search_space") or ()
+        known = [protocol.Arm(**{**arm, "features": tuple(arm["features"])}) for arm in kept]
+        names = {arm.config_id for arm in known}
+        if len(names) == len(self.plan.configurations):
+            return known
+        added = [arm for arm in arms_of(self) if arm.config_id not in names]
+        for arm in added:
             if arm.refused is not None:
                 self.note(f"not launched: {arm.refused}", arm.config_id)
-        finish(self.paths, meta, search_space=[asdict(arm) for arm in arms])
-        return arms
+        finish(self.paths, meta, search_space=[asdict(arm) for arm in (*known, *added)])
+        return [*known, *added]
 
     async def _launch(self, steps: _Steps, asked: protocol.Launch, slot: Slot, client: Client) -> None:
         """One launch with all its probes."""

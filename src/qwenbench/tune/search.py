@@ -161,7 +161,7 @@ class Search:
         new = [i for i in standing if not self._records[i].launches]
         left = self._left()
         if left <= 0:
-            self._ended = "no launches are left"
+            self._ended = "the time is up" if self._time_is_up else "no launches are left"
             return None
         if len(self._path) >= UNMEASURED and all(map(_unmeasured, self._path[-UNMEASURED:])):
             self._ended = f"nothing could be measured in {UNMEASURED} launches in a row: it is the client, or the load"
@@ -193,8 +193,11 @@ class Search:
         return new[int(np.argmax(draw))]
 
     def _left(self) -> int:
-        spent = self._seconds >= self._rules.seconds * self._cards
-        return 0 if spent else self._rules.launches - len(self._begun)
+        return 0 if self._time_is_up else self._rules.launches - len(self._begun)
+
+    @property
+    def _time_is_up(self) -> bool:
+        return self._seconds >= self._rules.seconds * self._cards
 
     # --- one launch
 
