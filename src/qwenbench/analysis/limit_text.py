@@ -17,7 +17,7 @@ def metric_key(name: str, option: str) -> str:
     if name in METRICS:
         return name
     hint = near_miss(name, [*METRICS, *LATENCIES])
-    raise UsageError(f"{option}: {name!r} is no metric.{hint} Metrics are columns of points.csv without _ms.")
+    raise UsageError(f"{option} {name}: no metric.{hint} Metrics are columns of points.csv without _ms.")
 
 
 def point_key(name: str, option: str) -> str:
