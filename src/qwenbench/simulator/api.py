@@ -114,11 +114,9 @@ def load_body(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except ValueError as error:
-        at = getattr(error, "pos", 0)
-        reason = str(getattr(error, "msg", "Invalid JSON"))
-        raise _invalid(
-            [{"type": "json_invalid", "loc": f"body.{at}", "msg": "JSON decode error", "ctx": {"error": reason}}]
-        ) from None
+        at, reason = getattr(error, "pos", 0), str(getattr(error, "msg", "Invalid JSON"))
+        found = {"type": "json_invalid", "loc": f"body.{at}", "msg": "JSON decode error", "ctx": {"error": reason}}
+        raise _invalid([found]) from None
     except RecursionError:
         raise ApiError(400, "SIMULATED: the JSON is nested too deeply.") from None
     if not isinstance(value, dict):
@@ -171,13 +169,8 @@ def parse_generation(body: dict[str, Any], served: ServedModel, *, chat: bool) -
 
 
 def _filtered(fields: GenerationBody) -> bool:
-    if fields.temperature == 0:
-        return False
-    return bool(
-        (fields.top_p is not None and fields.top_p < 1)
-        or (fields.top_k is not None and fields.top_k > 0)
-        or fields.min_p
-    )
+    top_p = 1 if fields.top_p is None else fields.top_p
+    return fields.temperature != 0 and bool(top_p < 1 or (fields.top_k or 0) > 0 or fields.min_p)
 
 
 def _told(found: Any) -> dict[str, Any]:
@@ -245,72 +238,53 @@ def _thinking(body: dict[str, Any]) -> bool:
     return kwargs.get("enable_thinking", True) is not False
 
 
-def _output_limit(prompt: int, limit: int | None, max_model_len: int) -> int:
-    if limit is not None and limit > max_model_len:
-        raise ApiError(
-            400,
-            f"max_tokens={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer "
-            f"output tokens. (parameter=max_tokens, value={limit})",
-            param="max_tokens",
+def _refusal(param: str, text: str, value: object = None) -> ApiError:
+    """A 400 in the form of vLLM's own checks."""
+    told = f"parameter={param}" + ("" if value is None else f", value={value}")
+    return ApiError(400, f"{text} ({told})", param=param)
+
+
+def _output_limit(prompt: int, limit: int | None, longest: int) -> int:
+    if limit is not None and limit > longest:
+        text = f"max_tokens={limit} cannot be greater than max_model_len={longest}. Please request fewer output tokens."
+        raise _refusal("max_tokens", text, limit)
+    context = f"This model's maximum context length is {longest} tokens. However,"
+    reduce = "Please reduce the length of the input prompt"
+    if prompt >= longest:
+        text = (
+            f"{context} your prompt contains at least {longest + 1} input tokens, which exceeds this limit even "
+            f"without any output tokens. {reduce}."
         )
-    if prompt >= max_model_len:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at "
-            f"least {max_model_len + 1} input tokens, which exceeds this limit even without any output tokens. "
-            f"Please reduce the length of the input prompt. (parameter=input_tokens, value={max_model_len + 1})",
-            param="input_tokens",
-        )
+        raise _refusal("input_tokens", text, longest + 1)
     if limit is None:
-        return max_model_len - prompt
-    if prompt + limit > max_model_len:
-        least = max_model_len - limit + 1
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {limit} "
-            f"output tokens and your prompt contains at least {least} input tokens, for a total of at least "
-            f"{least + limit} tokens. Please reduce the length of the input prompt or the number of requested "
-            f"output tokens. (parameter=input_tokens, value={least})",
-            param="input_tokens",
+        return longest - prompt
+    if prompt + limit > longest:
+        least = longest - limit + 1
+        text = (
+            f"{context} you requested {limit} output tokens and your prompt contains at least {least} input tokens, "
+            f"for a total of at least {least + limit} tokens. {reduce} or the number of requested output tokens."
         )
+        raise _refusal("input_tokens", text, least)
     return limit
 
 
 def _check_sampling(body: dict[str, Any], limit: int | None, least: int) -> None:
+    temperature, top_p, salt = body.get("temperature"), body.get("top_p"), body.get("cache_salt")
     if limit is not None and limit < 1:
-        raise ApiError(
-            400,
-            f"max_tokens must be at least 1, got {limit}. (parameter=max_tokens, value={limit})",
-            param="max_tokens",
-        )
+        raise _refusal("max_tokens", f"max_tokens must be at least 1, got {limit}.", limit)
     if limit is not None and least > limit:
         raise ApiError(400, f"min_tokens must be less than or equal to max_tokens={limit}, got {least}.")
-    temperature = body.get("temperature")
     if temperature is not None and temperature < 0:
         value = float(temperature)
-        raise ApiError(
-            400,
-            f"temperature must be non-negative, got {value}. (parameter=temperature, value={value})",
-            param="temperature",
-        )
-    top_p = body.get("top_p")
+        raise _refusal("temperature", f"temperature must be non-negative, got {value}.", value)
     if top_p is not None and not 0 < top_p <= 1:
-        raise ApiError(400, f"top_p must be in (0, 1], got {top_p}. (parameter=top_p, value={top_p})", param="top_p")
-    salt = body.get("cache_salt")
+        raise _refusal("top_p", f"top_p must be in (0, 1], got {top_p}.", top_p)
     if salt is not None and (not isinstance(salt, str) or not salt):
-        raise ApiError(
-            400,
-            "Parameter 'cache_salt' must be a non-empty string if provided. (parameter=cache_salt)",
-            param="cache_salt",
-        )
+        raise _refusal("cache_salt", "Parameter 'cache_salt' must be a non-empty string if provided.")
     if (body.get("n") or 1) != 1:
         raise ApiError(400, "SIMULATED: n other than 1 is not simulated.", param="n")
     if body.get("stream_options") and not body.get("stream"):
-        raise ApiError(
-            400,
-            "Stream options can only be defined when `stream=True`. (parameter=stream_options)",
-            param="stream_options",
-        )
+        raise _refusal("stream_options", "Stream options can only be defined when `stream=True`.")
 
 
 def _invalid(errors: list[dict[str, Any]]) -> ApiError:

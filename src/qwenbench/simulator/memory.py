@@ -14,7 +14,7 @@ from typing import Any
 
 from qwenbench.capacity.cards import Card
 from qwenbench.capacity.graphs import graph_counts, graphs_gib
-from qwenbench.capacity.kv import GIB, Drafter, KvLayout, blocks_for_gib, kv_layout, parse_drafter
+from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_layout, parse_drafter
 from qwenbench.capacity.model_shape import ModelShape, known_shape
 from qwenbench.errors import UsageError
 from qwenbench.simulator.options import ServeOptions
@@ -104,7 +104,8 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
     """
     if shape.weights is None:
         raise UsageError(f"SIMULATED: the size of {shape.name}'s weights is not known: {shape.weights_unknown}")
-    drafter = _drafter(options)
+    method = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}
+    drafter = parse_drafter(method) if options.speculative_tokens else None
     weights_gib = shape.weights.total_gib(
         text_only="language-model-only" in options.ignored, drafter=drafter is not None and drafter.method == "mtp"
     )
@@ -115,7 +116,13 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
             f"vllm serve: error: User-specified max_model_len ({options.max_model_len}) is greater than the derived "
             f"max_model_len (max_position_embeddings={model_length} or model_max_length=None in model's config.json)."
         )
-    layout = _layout(options, shape, drafter)
+    layout = kv_layout(
+        shape,
+        options.kv_cache_dtype,
+        mamba_cache_mode="align" if options.enable_prefix_caching else "none",
+        drafter=drafter,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+    )
     requested = options.gpu_memory_utilization * card.cuda_gib()
     capture = max(options.capture_sizes, default=0)
     estimated = graphs_gib(capture, options.max_num_seqs, rows_per_sequence=rows)
@@ -153,21 +160,3 @@ def plan_memory(options: ServeOptions, card: Card, figures: Mapping[str, Any], s
         max_model_len=length,
         ready_mib=min(ready, card.vram_mib),
     )
-
-
-def _layout(options: ServeOptions, shape: ModelShape, drafter: Drafter | None) -> KvLayout:
-    return kv_layout(
-        shape,
-        options.kv_cache_dtype,
-        mamba_cache_mode="align" if options.enable_prefix_caching else "none",
-        drafter=drafter,
-        max_num_batched_tokens=options.max_num_batched_tokens,
-    )
-
-
-def _drafter(options: ServeOptions) -> Drafter | None:
-    """Raises UsageError for a method that is not known."""
-    if not options.speculative_tokens:
-        return None
-    method = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}
-    return parse_drafter(method)

@@ -18,14 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qwenbench.capacity.graphs import capture_sizes
 from qwenbench.errors import UsageError
 
-FAILURES = (
-    "oom-at-start",
-    "kv-too-small",
-    "die-under-load",
-    "hang-at-start",
-    "exit-silently",
-    "crash-first-request",
-)
+FAILURES = ("oom-at-start", "kv-too-small", "die-under-load", "hang-at-start", "exit-silently", "crash-first-request")
 """What --sim-fail takes."""
 VLLM_VERSIONS = ("0.26.0", "0.20.2")
 """Versions whose start-up lines the simulator has; the first is the default."""
@@ -149,12 +142,10 @@ class _Parser(argparse.ArgumentParser):
 
 def human_readable_int(value: str) -> int:
     """vLLM's 1k = 1,000, 1K = 1,024 notation, decimal points with the small letters included."""
-    small, big = {"k": 10**3, "m": 10**6, "g": 10**9}, {"K": 2**10, "M": 2**20, "G": 2**30}
-    if value[-1:] in small:
-        return int(float(value[:-1]) * small[value[-1]])
-    if value[-1:] in big:
-        return int(value[:-1]) * big[value[-1]]
-    return int(value)
+    factor = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}.get(value[-1:])
+    if factor is None:
+        return int(value)
+    return int(float(value[:-1]) * factor) if value[-1].islower() else int(value[:-1]) * factor
 
 
 def human_readable_int_or_auto(value: str) -> int:
@@ -163,31 +154,20 @@ def human_readable_int_or_auto(value: str) -> int:
 
 
 def _sizes(value: str) -> list[int]:
-    found = json.loads(value) if value.startswith("[") else [int(value)]
-    return [int(size) for size in found]
+    return [int(size) for size in (json.loads(value) if value.startswith("[") else [value])]
 
 
 _sizes.__name__ = "int"  # argparse names the type in its messages
 
 _TYPES: Mapping[str, Any] = {
-    "port": int,
-    "max-num-seqs": int,
-    "max-cudagraph-capture-size": int,
-    "gpu-memory-utilization": float,
-    "max-num-batched-tokens": human_readable_int,
+    **dict.fromkeys(("port", "max-num-seqs", "max-cudagraph-capture-size", "num-gpu-blocks-override"), int),
+    **dict.fromkeys(("spec-tokens", "seed", "sim-seed"), int),
+    **dict.fromkeys(("gpu-memory-utilization", "sim-time-scale", "sim-startup-s", "sim-acceptance"), float),
+    **dict.fromkeys(("sim-host-pace", "sim-jit-stall"), float),
+    **dict.fromkeys(("max-num-batched-tokens", "kv-cache-memory-bytes"), human_readable_int),
     "max-model-len": human_readable_int_or_auto,
-    "kv-cache-memory-bytes": human_readable_int,
-    "num-gpu-blocks-override": int,
     "cudagraph-capture-sizes": _sizes,
     "speculative-config": json.loads,
-    "spec-tokens": int,
-    "seed": int,
-    "sim-seed": int,
-    "sim-time-scale": float,
-    "sim-startup-s": float,
-    "sim-acceptance": float,
-    "sim-host-pace": float,
-    "sim-jit-stall": float,
 }
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "uvicorn-log-level": ("critical", "debug", "error", "info", "trace", "warning"),
@@ -210,23 +190,21 @@ def _flags() -> Mapping[str, Any]:
 @cache
 def _parser() -> argparse.ArgumentParser:
     names = _flags()
-    short: dict[str, list[str]] = {}
-    for letter, name in names["short"].items():
-        short.setdefault(name, []).append(f"-{letter}")
-    parser = _Parser(
-        prog="vllm serve", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=True
-    )
+    parser = _Parser(prog="vllm serve", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("model_tag", nargs="?")
+
+    def add(name: str, **settings: Any) -> None:
+        short = [f"-{letter}" for letter, long in names["short"].items() if long == name]
+        parser.add_argument(f"--{name}", *short, **settings)
+
     for name in names["boolean"]:
-        parser.add_argument(f"--{name}", *short.get(name, ()), action=argparse.BooleanOptionalAction)
+        add(name, action=argparse.BooleanOptionalAction)
     for name in names["many"]:
-        parser.add_argument(f"--{name}", *short.get(name, ()), nargs="+", type=_TYPES.get(name, str))
+        add(name, nargs="+", type=_TYPES.get(name, str))
     for name in (*names["one"], *(f"sim-{name}" for name in _SIM_VALUES)):
-        parser.add_argument(
-            f"--{name}", *short.get(name, ()), type=_TYPES.get(name, str), choices=_CHOICES.get(name), metavar="VALUE"
-        )
+        add(name, type=_TYPES.get(name, str), choices=_CHOICES.get(name), metavar="VALUE")
     for name in _SIM_SWITCHES:
-        parser.add_argument(f"--sim-{name}", action="store_true")
+        add(f"sim-{name}", action="store_true")
     return parser
 
 
@@ -234,25 +212,21 @@ def _without_nested(words: Sequence[str]) -> tuple[list[str], dict[str, dict[str
     """Words with underscores in names made dashes, and the values of --NAME.KEY VALUE by name and key."""
     plain: list[str] = []
     nested: dict[str, dict[str, str]] = {}
-    at = 0
-    while at < len(words):
-        word = words[at]
-        at += 1
-        name, equals, inline = word.partition("=")
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.partition("=")
         if not name.startswith("--"):
             plain.append(word)
             continue
         name = name.replace("_", "-")
         root, dot, key = name.removeprefix("--").partition(".")
         if not dot or root not in _flags()["one"]:
-            plain.append(name + equals + inline)
+            plain.append(name + equals + value)
             continue
-        if not equals:
-            if at == len(words):
-                raise UsageError(f"vllm serve: error: argument {name}: expected one argument")
-            inline = words[at]
-            at += 1
-        nested.setdefault(root, {})[key.replace("-", "_")] = inline
+        given = value if equals else next(rest, None)
+        if given is None:
+            raise UsageError(f"vllm serve: error: argument {name}: expected one argument")
+        nested.setdefault(root, {})[key.replace("-", "_")] = given
     return plain, nested
 
 
@@ -282,11 +256,9 @@ def _values(
     if not isinstance(config, dict):
         raise UsageError("vllm serve: error: argument --speculative-config: Input should be a valid dictionary")
     drafter = {**config, **nested.get("speculative-config", {})}
-    drafted = given.pop("spec_tokens", drafter.get("num_speculative_tokens", 0))
-    values["speculative_tokens"] = drafted
-    values["speculative_method"] = str(
-        given.pop("spec_method", drafter.get("method", "draft_model" if drafted else ""))
-    )
+    drafted = values["speculative_tokens"] = given.pop("spec_tokens", drafter.get("num_speculative_tokens", 0))
+    method = drafter.get("method", "draft_model" if drafted else "")
+    values["speculative_method"] = str(given.pop("spec_method", method))
     values["ignored"] = _ignored(given, nested)
     return values
 

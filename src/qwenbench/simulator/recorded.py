@@ -16,6 +16,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class ServerFacts:
     settings: StepSettings
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Load:
     """One closed loop against one server; requests ordered by start, times in seconds from the first."""
 
@@ -149,25 +150,13 @@ def compare(load: Load, model: StepModel) -> Comparison:
     """Both figures of one load that is `judged`."""
     simulated, preemptions = simulate(load, model)
     after, recorded = _recorded_side(load)
-    return Comparison(
-        load,
-        recorded,
-        figures(simulated, load.concurrency, after_first_wave=after),
-        preemptions,
-    )
+    return Comparison(load, recorded, figures(simulated, load.concurrency, after_first_wave=after), preemptions)
 
 
-_SIDES: dict[int, tuple[Load, bool, Figures]] = {}
-"""A fit compares a load hundreds of times: its recorded side by identity, kept with the load."""
-
-
+@cache  # a fit compares a load hundreds of times
 def _recorded_side(load: Load) -> tuple[bool, Figures]:
-    known = _SIDES.get(id(load))
-    if known is None or known[0] is not load:
-        after = bool(judged(load))
-        known = (load, after, figures(load.requests, load.concurrency, after_first_wave=after))
-        _SIDES[id(load)] = known
-    return known[1], known[2]
+    after = bool(judged(load))
+    return after, figures(load.requests, load.concurrency, after_first_wave=after)
 
 
 def distance(comparison: Comparison) -> float:

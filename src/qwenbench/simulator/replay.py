@@ -170,15 +170,14 @@ def options_of(flags: Mapping[str, str | int | float | None], environ: Mapping[s
 def scheduler_of(options: ServeOptions, plan: MemoryPlan, model: StepModel, *, seed: int | None = None) -> Scheduler:
     """The engine core of a configuration, with the host's pace of this launch where --sim-spread plays one."""
     drafted = options.speculative_tokens
-    capture = max(options.capture_sizes, default=0)
+    rows = options.max_num_seqs * (1 + drafted)
     settings = StepSettings(
-        captured_full=max((size for size in options.capture_sizes if size <= options.max_num_seqs * (1 + drafted)),
-                          default=0),
-        captured_piecewise=capture,
+        captured_full=max((size for size in options.capture_sizes if size <= rows), default=0),
+        captured_piecewise=max(options.capture_sizes, default=0),
         flashinfer_sampler=options.flashinfer_sampler,
         async_scheduling=options.async_scheduling,
         drafted=drafted,
-    )  # fmt: skip
+    )
     limits = SchedulerLimits(options.max_num_seqs, options.max_num_batched_tokens, settings, options.acceptance)
     pool = BlockPool(
         plan.num_blocks,
@@ -186,8 +185,7 @@ def scheduler_of(options: ServeOptions, plan: MemoryPlan, model: StepModel, *, s
         state_blocks=plan.state_blocks,
         caching=options.enable_prefix_caching,
     )
-    chosen = options.seed if seed is None else seed
-    scheduler = Scheduler(limits, pool, model, chosen)
+    scheduler = Scheduler(limits, pool, model, options.seed if seed is None else seed)
     scheduler.host_pace = options.host_pace
     return scheduler
 
@@ -238,19 +236,30 @@ def simulate_point(
     if options.spread:
         scheduler.host_pace *= launch_pace(model, 1000 * seed + launch) * point_pace(model, 1000 * seed + launch, point)
     gauge = VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens)
-    peaks = [0, 0, 0.0]
+    running_peak = waiting_peak = 0
+    usage_peak = 0.0
 
     def watch(running: int, waiting: int) -> None:
+        nonlocal running_peak, waiting_peak, usage_peak
         gauge.saw(running)
-        peaks[0] = max(peaks[0], running)
-        peaks[1] = max(peaks[1], waiting)
-        peaks[2] = max(peaks[2], scheduler.pool.usage)
+        running_peak, waiting_peak = max(running_peak, running), max(waiting_peak, waiting)
+        usage_peak = max(usage_peak, scheduler.pool.usage)
 
     queue = iter(planned_requests(load, seed))
     replayed = closed_loop(scheduler, load.streams, lambda _: next(queue, None), on_step=watch)
     phases = figures["startup"]["warm" if options.warm else "cold"]
-    startup_s = options.startup_s if options.startup_s is not None else sum(phases.values())
-    return _point(replayed, plan, scheduler, gauge.used_mib, (int(peaks[0]), int(peaks[1]), float(peaks[2])), startup_s)
+    return SimulatedPoint(
+        **_latencies(replayed),
+        kv_cache_gib=plan.kv_cache_gib,
+        kv_cache_blocks=plan.num_blocks,
+        kv_cache_usage_peak=usage_peak,
+        preemptions=scheduler.preemptions,
+        running_peak=running_peak,
+        waiting_peak=waiting_peak,
+        vram_ready_mib=plan.ready_mib,
+        vram_peak_mib=gauge.used_mib,
+        startup_s=options.startup_s if options.startup_s is not None else sum(phases.values()),
+    )
 
 
 def planned_requests(load: LoadShape, seed: int) -> list[Planned]:
@@ -266,14 +275,8 @@ def planned_requests(load: LoadShape, seed: int) -> list[Planned]:
     ]
 
 
-def _point(
-    replayed: Sequence[Replayed],
-    plan: MemoryPlan,
-    scheduler: Scheduler,
-    vram_mib: float,
-    peaks: tuple[int, int, float],
-    startup_s: float,
-) -> SimulatedPoint:
+def _latencies(replayed: Sequence[Replayed]) -> dict[str, float]:
+    """SimulatedPoint's figures of the requests."""
     ttft = np.array([1e3 * (item.token_times[0] - item.start) for item in replayed])
     gaps = 1e3 * np.concatenate([np.diff(item.token_times) for item in replayed])
     e2e = np.array([1e3 * (item.token_times[-1] - item.start) for item in replayed])
@@ -281,31 +284,15 @@ def _point(
     several = lengths > 1
     tpot = (e2e - ttft)[several] / (lengths[several] - 1)
     duration = max(item.token_times[-1] for item in replayed) - min(item.start for item in replayed)
-    stalls = gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum() if len(gaps) else 0.0
-    ttfts = np.percentile(ttft, [50, 90, 99])
-    itls = np.percentile(gaps, [50, 90, 99]) if len(gaps) else np.full(3, np.nan)
-    tpots = np.percentile(tpot, [50, 99]) if len(tpot) else np.full(2, np.nan)
-    return SimulatedPoint(
-        output_tokens_per_s=float(lengths.sum() / duration),
-        requests_per_s=len(replayed) / duration,
-        ttft_ms_p50=float(ttfts[0]),
-        ttft_ms_p90=float(ttfts[1]),
-        ttft_ms_p99=float(ttfts[2]),
-        itl_ms_p50=float(itls[0]),
-        itl_ms_p90=float(itls[1]),
-        itl_ms_p99=float(itls[2]),
-        tpot_ms_p50=float(tpots[0]),
-        tpot_ms_p99=float(tpots[1]),
-        e2e_ms_p50=float(np.median(e2e)),
-        itl_stall_share=float(stalls),
-        duration_s=float(duration),
-        kv_cache_gib=plan.kv_cache_gib,
-        kv_cache_blocks=plan.num_blocks,
-        kv_cache_usage_peak=peaks[2],
-        preemptions=scheduler.preemptions,
-        running_peak=peaks[0],
-        waiting_peak=peaks[1],
-        vram_ready_mib=plan.ready_mib,
-        vram_peak_mib=vram_mib,
-        startup_s=startup_s,
-    )
+    wanted = (("ttft", ttft, (50, 90, 99)), ("itl", gaps, (50, 90, 99)), ("tpot", tpot, (50, 99)), ("e2e", e2e, (50,)))
+    return {
+        "output_tokens_per_s": float(lengths.sum() / duration),
+        "requests_per_s": len(replayed) / duration,
+        **{
+            f"{name}_ms_p{share}": float(np.percentile(values, share)) if len(values) else float("nan")
+            for name, values, shares in wanted
+            for share in shares
+        },
+        "itl_stall_share": float(gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum()) if len(gaps) else 0.0,
+        "duration_s": float(duration),
+    }

@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any
 
 from qwenbench.capacity.cards import Card, find_card
@@ -88,7 +89,7 @@ class App:
     def handle(self, request: HttpRequest, connection: HttpConnection) -> None:
         if self.options.access_log:
             line = f'{connection.peer} - "{request.method} {request.path} HTTP/1.1"'
-            connection.when_done(lambda status: log.uvicorn(f"{line} {status} {_PHRASES.get(status, '')}"))
+            connection.when_done(lambda status: log.uvicorn(f"{line} {status} {HTTPStatus(status).phrase}"))
         try:
             self._route(request, connection)
         except ApiError as error:
@@ -156,7 +157,7 @@ class App:
     def _generate(self, body: dict[str, Any], connection: HttpConnection, *, chat: bool) -> None:
         received = time.monotonic()
         if self.engine.dead:
-            self._give_up()
+            asyncio.get_running_loop().call_later(EXIT_AFTER_DEATH_S, self.finished.set)
             raise ApiError(500, failures.DEATH_MESSAGE, "InternalServerError")
         asked = parse_generation(body, self.served, chat=chat)
         self._compile_late(asked.filtered)
@@ -197,23 +198,9 @@ class App:
         self._lines.say("late_compilation", kernel="_topk_topp_kernel" if slow else "_compute_slot_mapping_kernel")
         self.engine.scheduler.stall_s = options.jit_stall_s * options.time_scale
 
-    def _give_up(self) -> None:
-        asyncio.get_running_loop().call_later(EXIT_AFTER_DEATH_S, self.finished.set)
-
 
 def _json(connection: HttpConnection, value: object, status: int = 200) -> None:
     connection.respond(status, json.dumps(value, separators=(",", ":")).encode())
-
-
-_PHRASES = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
 
 
 async def serve(options: ServeOptions) -> int:
@@ -306,32 +293,31 @@ async def _spread(engine: Engine, launch: int) -> None:
 
 async def _stats(engine: Engine, lines: ServerLog) -> None:
     """vLLM's lines every 10 s while there is something to say."""
-    prompt = generated = drafts = accepted = 0
+    before = (0, 0, 0, 0)
     while True:
         await asyncio.sleep(STATS_PERIOD_S)
         metrics = engine.metrics
         positions = metrics.accepted_by_position
-        new_prompt, new_generated = metrics.prompt_tokens - prompt, metrics.generation_tokens - generated
-        new_drafts, new_accepted = metrics.drafts - drafts, sum(positions) - accepted
-        prompt, generated = metrics.prompt_tokens, metrics.generation_tokens
-        drafts, accepted = metrics.drafts, sum(positions)
-        if not (new_prompt or new_generated or engine.running):
+        counted = (metrics.prompt_tokens, metrics.generation_tokens, metrics.drafts, sum(positions))
+        prompt, generated, drafts, accepted = (now - then for now, then in zip(counted, before, strict=True))
+        before = counted
+        if not (prompt or generated or engine.running):
             continue
         queries, hits = engine.scheduler.prefix_queries, engine.scheduler.prefix_hits
-        drafted = new_drafts * len(positions)
+        drafted = drafts * len(positions)
         lines.say(
             "stats",
-            prompt_rate=new_prompt / STATS_PERIOD_S,
-            generation_rate=new_generated / STATS_PERIOD_S,
+            prompt_rate=prompt / STATS_PERIOD_S,
+            generation_rate=generated / STATS_PERIOD_S,
             running=engine.running,
             waiting=engine.waiting,
             kv_usage=engine.scheduler.pool.usage,
             hit_rate=hits / queries if queries else 0.0,
-            acceptance_length=1 + new_accepted / new_drafts if new_drafts else 1.0,
-            accepted_rate=new_accepted / STATS_PERIOD_S,
+            acceptance_length=1 + accepted / drafts if drafts else 1.0,
+            accepted_rate=accepted / STATS_PERIOD_S,
             drafted_rate=drafted / STATS_PERIOD_S,
-            accepted=new_accepted,
+            accepted=accepted,
             drafted=drafted,
-            position_rates=", ".join(f"{count / max(drafts, 1):.3f}" for count in positions),
-            acceptance_rate=new_accepted / drafted if drafted else 0.0,
+            position_rates=", ".join(f"{count / max(metrics.drafts, 1):.3f}" for count in positions),
+            acceptance_rate=accepted / drafted if drafted else 0.0,
         )

@@ -6,7 +6,8 @@ startup_VERSION.txt has sections (`== start`) of lines:
     @wait PHASE SHARE    takes so much of the phase's time
     @point NAME          where a start can fail
     @ignored file:line, @routes file:line        one line per flag that changes nothing, per route
-`[graphs !warm]` in front: only when all the words hold. {name} in a text: a value of `log_values`.
+`[graphs !warm]` in front: only when all the words hold. {name} in a text: a value of `log_values`,
+whose `options`, `plan` and `phases` are taken apart there ({plan.num_blocks}).
 """
 
 from __future__ import annotations
@@ -180,18 +181,12 @@ def log_values(options: ServeOptions, plan: MemoryPlan, phases: Mapping[str, flo
     share = estimated / plan.total_gib
     utilization = options.gpu_memory_utilization
     return {
-        "version": options.vllm_version,
-        "model": options.model,
-        "served_name": options.served_model_names[0],
+        "options": options,
+        "plan": plan,
+        "phases": phases,
         "architecture": "Qwen3_5ForConditionalGeneration",
         "non_default_args": _non_default(options),
-        "model_length": plan.model_length,
         "asked_length": options.max_model_len or plan.model_length,
-        "max_model_len": plan.max_model_len,
-        "enforce_eager": options.enforce_eager,
-        "enable_prefix_caching": options.enable_prefix_caching,
-        "kv_cache_dtype": options.kv_cache_dtype,
-        "batched_tokens": options.max_num_batched_tokens,
         "speculative_config": _speculation(options),
         "capture_sizes": list(sizes),
         "capture": max(sizes, default=0),
@@ -200,32 +195,20 @@ def log_values(options: ServeOptions, plan: MemoryPlan, phases: Mapping[str, flo
         "full_capture": max(full, default=0),
         "weights_gib": gib(plan.weights_gib),
         "load_s": min(phases["load_s"], 2.0),
-        "block_tokens": plan.block_tokens,
         "cache_dir": CACHE_DIR,
         "compile_key": COMPILE_KEY,
         "compile_s": compile_s,
         "graph_compile_s": compile_s * 0.7,
-        "profile_s": phases["profile_s"],
         "graphs_estimated_gib": gib(estimated),
         "graphs_actual_gib": gib(actual),
         "graphs_difference_gib": gib(abs(actual - estimated)),
         "graphs_difference_share": abs(actual - estimated) / actual * 100 if actual else 0.0,
         "kv_cache_gib": gib(plan.kv_cache_gib),
-        "utilization": utilization,
         "utilization_without": utilization - share,
         "utilization_with": utilization + share,
-        "profiled_blocks": plan.profiled_blocks,
-        "num_blocks": plan.num_blocks,
-        "kv_cache_tokens": plan.tokens_logged,
-        "max_concurrency": plan.max_concurrency,
         "capture_s": max(round(phases["graphs_s"] * 0.2), 2),
         "init_s": compile_s + phases["profile_s"] + (phases["graphs_s"] if sizes else 0.0),
-        "free_gib": plan.free_gib,
-        "total_gib": plan.total_gib,
-        "requested_gib": plan.requested_gib,
         "peak_activation_gib": plan.activations_gib - plan.non_torch_gib,
-        "non_torch_gib": plan.non_torch_gib,
-        "host": options.host,
         "pid": os.getpid(),
     }
 
@@ -255,24 +238,13 @@ def _non_default(options: ServeOptions) -> dict[str, object]:
         "max_num_batched_tokens": options.max_num_batched_tokens,
         "max_num_seqs": options.max_num_seqs,
     }
-    optional: dict[str, object] = {
-        "max_model_len": options.max_model_len,
-        "max_cudagraph_capture_size": options.max_cudagraph_capture_size,
-        "reasoning_parser": options.reasoning_parser,
-        "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
-        "num_gpu_blocks_override": options.num_gpu_blocks_override,
-    }
+    optional = ("max_model_len", "max_cudagraph_capture_size", "reasoning_parser", "kv_cache_memory_bytes",
+                "num_gpu_blocks_override")  # fmt: skip
+    shown |= {name: value for name in optional if (value := getattr(options, name)) is not None}
     if options.speculative_tokens:
-        optional["speculative_config"] = {
-            "method": options.speculative_method,
-            "num_speculative_tokens": options.speculative_tokens,
-        }
+        drafter = {"method": options.speculative_method, "num_speculative_tokens": options.speculative_tokens}
+        shown["speculative_config"] = drafter
     if not options.async_scheduling:
-        optional["async_scheduling"] = False
-    shown |= {name: value for name, value in optional.items() if value is not None}
-    flags = {
-        "enforce_eager": options.enforce_eager,
-        "enable_prefix_caching": options.enable_prefix_caching,
-        "enable_prompt_tokens_details": options.enable_prompt_tokens_details,
-    }
-    return shown | {name: True for name, value in flags.items() if value}
+        shown["async_scheduling"] = False
+    switches = ("enforce_eager", "enable_prefix_caching", "enable_prompt_tokens_details")
+    return shown | {name: True for name in switches if getattr(options, name)}
