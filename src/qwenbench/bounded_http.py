@@ -26,7 +26,7 @@ _KEPT_CONNECTIONS = 2
 """Questions are asked again after so many connections that were closed before they answered."""
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
-NoReplyKind = Literal["refused", "timeout", "redirect", "too_long", "broken"]
+NoReplyKind = Literal["refused", "tls", "timeout", "redirect", "too_long", "broken"]
 
 
 class NoReplyError(Exception):
@@ -153,6 +153,8 @@ async def _answer(
                 answer.release()
     except TimeoutError:
         raise NoReplyError("timeout", f"no whole answer within {timeout_s:g} s") from None
+    except aiohttp.ClientSSLError as problem:
+        raise NoReplyError("tls", f"no TLS connection ({_tls_reason(problem)})") from None
     except (aiohttp.ClientConnectorError, ConnectionRefusedError) as problem:
         reason = getattr(problem, "strerror", None) or getattr(problem, "os_error", None)
         raise NoReplyError("refused", f"no connection ({visible(str(reason or type(problem).__name__))})") from None
@@ -175,6 +177,12 @@ async def _asked(
             if isinstance(problem, aiohttp.ClientConnectorError):
                 raise
     return await session.request(method, url, data=data, headers=headers, allow_redirects=False, timeout=no_limit)
+
+
+def _tls_reason(problem: aiohttp.ClientSSLError) -> str:
+    cause = getattr(problem, "certificate_error", None) or problem.os_error
+    told = getattr(cause, "verify_message", None) or getattr(cause, "reason", None) or type(cause).__name__
+    return visible(str(told))
 
 
 def _without_secrets(url: str) -> str:

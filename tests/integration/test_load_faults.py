@@ -271,18 +271,41 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return key, cert
 
 
+def server_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    key, cert = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(("closed", "ends"), [({1}, [None, None, None]), ({1, 2}, [None, "reset", None])])
+async def test_a_kept_connection_that_was_being_closed_costs_no_request(
+    client: LoadClient, certificate: tuple[Path, Path], tls: bool, closed: set[int], ends: list[str | None]
+) -> None:
+    """The request is sent again, once: a server that closes on it again has failed it."""
+
+    async def behave(call: Call) -> None:
+        await (call.close() if call.number in closed else call.write(good()))
+
+    async with faulty_server(behave, server_context(certificate) if tls else None) as server:
+        target = Target(f"http{'s' if tls else ''}://127.0.0.1:{server.port}", verify_tls=False)
+        result = await client.run(LoadSpec(target, ClosedLoop(1), sessions(3)))
+    rows = sorted(result.requests.to_pylist(), key=lambda row: row["request_id"])
+    assert errors(rows) == ends
+    assert [row["resent"] for row in rows] == [False, True, False]
+    assert [row["connect_ms"] is not None for row in rows] == [False, True, len(closed) > 1]
+    assert len(server.bodies) == 4
+
+
 @pytest.mark.parametrize("verify", [True, False])
 async def test_a_certificate_that_does_not_verify(
     client: LoadClient, certificate: tuple[Path, Path], verify: bool
 ) -> None:
-    key, cert = certificate
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-
     async def behave(call: Call) -> None:
         await call.write(good())
 
-    async with faulty_server(behave, context) as server:
+    async with faulty_server(behave, server_context(certificate)) as server:
         target = Target(f"https://127.0.0.1:{server.port}", verify_tls=verify)
         result = await client.run(LoadSpec(target, ClosedLoop(1), sessions(2)))
     rows = result.requests.to_pylist()
@@ -291,10 +314,6 @@ async def test_a_certificate_that_does_not_verify(
 
 
 async def test_the_same_faults_through_aiohttp(client: LoadClient, certificate: tuple[Path, Path]) -> None:
-    key, cert = certificate
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(cert, key)
-
     async def behave(call: Call) -> None:
         if call.number == 0:
             await call.write(HEAD + http_chunk(token()))
@@ -307,7 +326,7 @@ async def test_the_same_faults_through_aiohttp(client: LoadClient, certificate: 
         else:
             await call.write(good())
 
-    async with faulty_server(behave, context) as server:
+    async with faulty_server(behave, server_context(certificate)) as server:
         target = Target(f"https://127.0.0.1:{server.port}", verify_tls=False)
         result = await client.run(LoadSpec(target, ClosedLoop(1), sessions(4), timeout_s=1.0))
     assert errors(result.requests.to_pylist()) == ["reset", "timeout", "http_status", None]

@@ -88,7 +88,7 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
 
     from qwenbench.bounded_http import server_base
     from qwenbench.engine.config import ServerConfig
-    from qwenbench.sweep.probing import check_served, model_facts, wait_for_server
+    from qwenbench.sweep.probing import check_answers_for, model_facts, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 
     base = server_base(url)
@@ -107,10 +107,12 @@ async def _attached_server(url: str, model: str | None, options: SweepOptions) -
             tell=lambda text: print(text, file=sys.stderr, flush=True),
         )
         chosen = named or (found.models[0] if found.models else None)
+        if chosen is None:
+            raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
+        if found.models and (
+            told := await check_answers_for(session, base, headers, chosen, found.models, options.endpoint)
+        ):
+            print(told, file=sys.stderr, flush=True)
         root, length = await model_facts(session, base, headers, chosen)
-    if chosen is None:
-        raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
-    if found.models:
-        check_served(chosen, found.models, base)
     weights = model if options.served_model_name is not None else None  # --model is then the model, not its name here
     return ServerConfig(model=weights or root or chosen, served_model_name=chosen, max_model_len=length), found.version

@@ -171,7 +171,11 @@ class AttachedLauncher:
     def __init__(self, url: str, log: str | None = None) -> None:
         """`log` is a file or a container's name. Raises UsageError for an address that is none."""
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            readable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            readable = False
+        if not readable:
             raise UsageError(f"--url {url!r}: give the server's address, e.g. http://127.0.0.1:8000")
         if parts.username or parts.password:
             raise UsageError("--url: leave the user name and password out and use --api-key-env or --header-env.")

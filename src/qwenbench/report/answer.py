@@ -99,10 +99,16 @@ def printed_answer(answer: Answer, shell: str = "bash") -> Iterator[Block]:
     yield from _excluded(answer)
 
 
+_REASONS_SHOWN = 4
+
+
 def closing_answer(answer: Answer) -> Iterator[Block]:
     """What a sweep ends with: what to deploy, what to expect, what is still open, and the docker line."""
     yield from _headline(answer)
     if answer.config_id is None:
+        why = list(answer.excluded.items())
+        more = [f"and {len(why) - _REASONS_SHOWN} more: qwenbench recommend"] if len(why) > _REASONS_SHOWN else []
+        yield Bullets([*(f"{name}: {reason}" for name, reason in why[:_REASONS_SHOWN]), *more])
         return
     words = {"output_tokens_per_s": "", "ttft_p50": "TTFT p50 ", "tpot_p50": "TPOT p50 ", "kv_cache_gib": "KV cache "}
     figures = [words[key] + plain(value) for key, value in _figures(answer, tuple(words))]

@@ -91,7 +91,7 @@ class Endurance:
                 break
             requests = await self._send(length, 1, COST_REQUESTS)
             rows = [row for row in requests.to_pylist() if row["error"] is None and row["ttft_ms"] is not None]
-            measured += [(row["input_tokens"] or length, row["ttft_ms"]) for row in rows[1:]]
+            measured += [(row["input_tokens"], row["ttft_ms"]) for row in rows[1:] if row["input_tokens"] is not None]
         return prefill_cost(measured)
 
     async def _send(self, length: int, together: int, count: int) -> pa.Table:

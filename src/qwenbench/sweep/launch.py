@@ -305,9 +305,8 @@ class LaunchRun:
     async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:
         sweep, options = self._sweep, self._sweep.plan.options
         model = self._server_config.served_model_name
-        served = await served_models(sweep.http, server.base_url, sweep.headers)
-        if served or sweep.site.launcher.name != "url":  # a server that is not ours may list nothing
-            check_served(model, served, server.base_url)
+        if sweep.site.launcher.name != "url":  # `bench` has looked, and a server that is not ours may list others
+            check_served(model, await served_models(sweep.http, server.base_url, sweep.headers), server.base_url)
         traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, server.gpu_pids()))
         body = probe_body(sweep.plan, traits, self._configuration)
         found = await probe_fields(

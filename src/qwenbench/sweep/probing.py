@@ -81,9 +81,10 @@ async def wait_for_server(
                 "A server that is still starting is waited for with --startup-timeout."
             )
         if time.monotonic() >= deadline:
+            scheme = " with http://, not https://" if look.broken and base_url.startswith("http:") else ""
             raise UsageError(
                 f"--url {base_url}: no usable answer within {limit_s:g} s ({seen}). "
-                "Is it running, is that its address" + ("?" if model else ", and what is its --model?")
+                f"Is it running, is that its address{scheme}" + ("?" if model else ", and what is its --model?")
             )
         if time.monotonic() >= told:
             told = float("inf")
@@ -98,6 +99,8 @@ class _Look:
         self.seen: list[str] = []
         self.refused = False
         """Nobody listens there."""
+        self.broken = False
+        """What it gives is no HTTP."""
         self.denied: str | None = None
         """What it says of the key, where that is not enough."""
         self._session = session
@@ -133,6 +136,12 @@ class _Look:
         except NoReplyError as problem:
             if problem.kind == "redirect":
                 raise UsageError(f"--url {self._url}: {path} gives {problem}.") from None
+            if problem.kind == "tls":
+                hint = "Is its address with http://, not https://?"
+                if "certificate" in str(problem):
+                    hint = "The environment variable SSL_CERT_FILE may name a file with the certificate to trust."
+                raise UsageError(f"--url {self._url}: {problem}. {hint}") from None
+            self.broken |= problem.kind == "broken"
             if not self.refused:
                 self.seen.append(f"{path}: {problem}")
             self.refused |= problem.kind == "refused"
@@ -194,6 +203,23 @@ def check_served(model: str, served: Sequence[str], base_url: str) -> None:
     if model not in served:
         names = ", ".join(map(visible, served)) or "no model"
         raise UsageError(f"{base_url} does not serve {visible(model)!r} but {names}. Give one of these with --model.")
+
+
+async def check_answers_for(
+    session: aiohttp.ClientSession,
+    base_url: str,
+    headers: Mapping[str, str],
+    model: str,
+    served: Sequence[str],
+    endpoint: str,
+) -> str | None:
+    """Raises UsageError unless the server lists the model or answers a request for one token of it, as gateways do
+    for names that they pass on. The second is worth a line, which is returned."""
+    if model in served:
+        return None
+    if not await _Look(session, base_url, headers, QUESTION_S).request(model, endpoint):
+        check_served(model, served, base_url)
+    return f"{base_url} does not list {visible(model)!r} but answers for it."
 
 
 @dataclass(frozen=True, slots=True)

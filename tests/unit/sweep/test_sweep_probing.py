@@ -120,6 +120,12 @@ async def test_nobody_there_is_told_at_once() -> None:
             await wait_for_server(session, url, {}, model=None, endpoint="chat", limit_s=600)
 
 
+async def test_the_wrong_scheme_is_told_at_once() -> None:
+    async with served(models=MODELS) as (session, url):
+        with pytest.raises(UsageError, match=r"no TLS connection .* Is its address with http://"):
+            await wait_for_server(session, "https" + url[4:], {}, model=None, endpoint="chat", limit_s=600)
+
+
 async def test_a_server_that_is_still_starting_is_waited_for_and_that_is_said() -> None:
     told: list[str] = []
     async with served(models=always(503), health=always(503)) as (session, url):
