@@ -103,7 +103,7 @@ def test_answers_without_usage_are_counted_by_tokenize(
     monkeypatch.setenv("SIM_KEY", KEY)
     ended = bench(url, tmp_path, "--run-id", "b", "--extra-body", '{"stream_options": null}')
     assert ended.completed, ended.err
-    assert "sends no usage: its /tokenize counts the answers' text instead" in ended.out + ended.err
+    assert "sends no usage that counts tokens: its /tokenize counts the answers' text instead" in ended.out + ended.err
     for row in points(tmp_path / "b"):
         assert (row["tokens_from"], row["length_controlled"], row["disagreements"]) == ("tokenize", "True", "")
         assert float(row["output_tokens_per_s"]) == pytest.approx(8 * float(row["requests_per_s"]), rel=0.01)

@@ -85,7 +85,7 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("output_tokens_per_s_per_user", "tok/s", "output_tokens_per_s / concurrency.", "higher", metric=True),
     Column("goodput_rps", "1/s", "Requests per second that met every per-request limit of --slo.", "higher", metric=True),
     *_latency_columns(),
-    Column("length_controlled", "", "True: output lengths were forced to the drawn ones.", kind=BOOLEAN),
+    Column("length_controlled", "", "True: output lengths were forced to the drawn ones, and came out so; empty: nobody counted the tokens.", kind=BOOLEAN),
     Column("prefix_hit_rate", "", "Prompt tokens found in the prefix cache / looked up, over the point."),
     Column("merged_share", "", "Share of chunk gaps whose time is unknown because one read held several chunks."),
     Column("broken_share", "", "Share of judged answers that were broken output."),

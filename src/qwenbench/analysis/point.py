@@ -64,7 +64,7 @@ class PointContext:
     """The host that the server runs on."""
     machine: str | None = None
     """See machines.py."""
-    length_controlled: bool = True
+    length_controlled: bool | None = True
     ramp_s: float = 0.0
     schedule_start_ns: int | None = None
     """Open loop: LoadResult.started_ns."""

@@ -138,7 +138,7 @@ def _add(left: float, right: float) -> float:
 
 
 async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> Scrape | None:
-    """One reading, or None when the server has no /metrics or does not answer within 5 s."""
+    """One reading, or None when the server has no /metrics, none with a name of vLLM's, or none within 5 s."""
     try:
         reply = await ask_lines(session, f"{base_url}/metrics", _WANTED, headers=headers, timeout_s=_TIMEOUT_S)
     except NoReplyError:
@@ -146,9 +146,10 @@ async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping
     if reply.status != 200:
         return None
     try:
-        return parse_metrics(reply.body.decode("utf-8", "replace"))
+        reading = parse_metrics(reply.body.decode("utf-8", "replace"))
     except ValueError:
         return None
+    return reading if reading.values else None
 
 
 class MetricsScraper:
@@ -176,7 +177,7 @@ class MetricsScraper:
 
     async def _read(self) -> None:
         reading = await scrape(self._session, self._base_url, self._headers)
-        if reading is not None and reading.values:
+        if reading is not None:
             buckets = sorted(reading.step_buckets.items()) or None
             self._rows.append({"t_ns": time.time_ns(), **reading.values, "iteration_tokens_buckets": buckets})
 

@@ -241,7 +241,7 @@ class LaunchRun:
         startup = parse_startup_log(_read(server.log_path))
         reading = await scrape(sweep.http, server.base_url, sweep.headers)
         if reading is None:
-            sweep.note(f"{server.base_url}/metrics gives nothing: KV, queue and prefix columns stay empty.")
+            sweep.note(f"{server.base_url}/metrics gives nothing of vLLM's: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
         startup = with_cache_labels(startup, labels, self._server_config.max_model_len, sweep.site.vllm_version)
         layout = served_layout(sweep.shape, startup, labels)
@@ -326,7 +326,7 @@ class LaunchRun:
         if found.sends_usage is False:
             counts = await text_tokens(sweep.http, server.base_url, sweep.headers, model, "Say hello.", limit_s)
             told = "its tokens stay unknown" if counts is None else "its /tokenize counts the answers' text instead"
-            sweep.note(f"{self._configuration.config_id}: the server sends no usage: {told}")
+            sweep.note(f"{self._configuration.config_id}: the server sends no usage that counts tokens: {told}")
         traits = replace(
             traits,
             salt_mode="prefix" if "cache_salt" in found.refused else "cache_salt",

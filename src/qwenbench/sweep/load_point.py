@@ -181,13 +181,16 @@ class PointMeter:
                 f"another process is on the card: {name} (pid:name); its memory and work are in the figures"
             )
 
-    def _length_controlled(self, cell: Cell, result: LoadResult) -> bool:
-        """Whether answers had the lengths asked for: forced by fields that the server took, and so it came out."""
+    def _length_controlled(self, cell: Cell, result: LoadResult) -> bool | None:
+        """Whether answers had the lengths asked for: forced by fields that the server took, and so it came out. None:
+        nobody has counted them."""
         if not self._sweep.plan.options.ignore_eos or {"ignore_eos", "min_tokens"} <= self._server.traits.left_out:
             return False
+        ok = result.requests.filter(pc.is_null(result.requests["error"]))
+        if ok["tokens_from"].null_count == len(ok):
+            return None
         # a count of the text is not exact enough to speak against the length that was forced
-        counted = pc.fill_null(pc.equal(result.requests["tokens_from"], "usage"), False)
-        ok = result.requests.filter(pc.and_(pc.is_null(result.requests["error"]), counted))
+        ok = ok.filter(pc.fill_null(pc.equal(ok["tokens_from"], "usage"), False))
         alike = pc.equal(ok["requested_output_tokens"], ok["output_tokens"]).drop_null()
         other = len(alike) - (pc.sum(alike).as_py() or 0)
         if other <= UNCONTROLLED_SHARE * len(alike):

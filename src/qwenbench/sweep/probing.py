@@ -34,6 +34,9 @@ _ROUNDS = 16
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty", "seed")
 _FIELD_STATUS = (400, 422, 500, 501)
 """HTTP statuses with which servers refuse a field."""
+_PASSING_STATUS = (429, 502, 503, 504)
+_PATIENCE = 2
+"""A probe that meets one of these is sent again so many times, after a second."""
 _NEEDED = frozenset({"model", "messages", "prompt", "stream", "max_tokens", "max_completion_tokens"})
 _OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "stream_options"}
 
@@ -312,10 +315,13 @@ class _FieldProbing:
         """Leave out what a refusal names until one is accepted, then put back what may have been named by chance."""
         whole = dict(self._body)
         doubtful: list[str] = []
-        for _ in range(_ROUNDS):
+        for number in range(_ROUNDS):
             refusal = await self._refusal(self._body)
             if refusal is None:
                 break
+            if refusal.reply.status in _PASSING_STATUS and number < _PATIENCE:
+                await asyncio.sleep(_PAUSE_S * 4)
+                continue
             self._words = self._words or refusal.words
             names, sure = self._named(refusal.reply) if refusal.of_fields else ([], False)
             if not names:
@@ -338,7 +344,8 @@ class _FieldProbing:
             return FieldProbe(failed=self._words)
         refused = tuple(name for name in whole if name not in self._body and name not in _NEEDED)
         limit = "max_completion_tokens" if "max_completion_tokens" in self._body else "max_tokens"
-        return FieldProbe(refused, self._words, limit, facts.most_tokens > 0, facts.detail)
+        counts = facts.most_tokens > 0 if facts.error is None else None
+        return FieldProbe(refused, self._words, limit, counts, facts.detail)
 
     async def _refusal(self, body: Mapping[str, Any]) -> _Refusal | None:
         """What the server says against a body; None when it accepts it."""

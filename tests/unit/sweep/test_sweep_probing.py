@@ -228,13 +228,14 @@ async def test_a_refusal_in_a_stream_that_began_well_is_one() -> None:
     assert "UnsupportedParamsError: min_p" in (probe.note() or "")
 
 
-async def test_a_server_that_stumbles_once_loses_no_field() -> None:
+@pytest.mark.parametrize("status", [500, 429, 502])
+async def test_a_server_that_stumbles_once_loses_no_field(status: int) -> None:
     stumbled: list[bool] = []
 
     async def answer(_: web.Request) -> web.Response:
         if not stumbled:
             stumbled.append(True)
-            return web.Response(status=500, text="Internal Server Error")
+            return web.Response(status=status, text="Internal Server Error")
         return web.Response(body=GOOD + END)
 
     probe = await probed(answer)
