@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,12 +14,8 @@ from qwenbench.analysis.endurance import Growth, PrefillCost, growth_of, prefill
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.server import Server
 from qwenbench.load.clients import Client
-from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.load_point import ReadyServer, Watch, server_is_healthy
-from qwenbench.sweep.requests import measured_load, most_requests, request_options
-from qwenbench.workload.planning import PlannedSessions
-from qwenbench.workload.scenario import Lengths, synthetic_scenario
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
@@ -96,17 +92,8 @@ class Endurance:
 
     async def _send(self, length: int, together: int, count: int) -> pa.Table:
         """Requests with prompts of about so many tokens, `together` at a time; their records."""
-        sweep, ready = self._sweep, self._ready
-        point = replace(sweep.plan.points[0], concurrency=together, rate=None)
-        salt = f"{sweep.nonce}p"
-        common = request_options(sweep.plan, point, ready.traits, salt, ready.configuration, measured=False)
-        common = replace(common, own_lengths=True, force_length=True)
-        answer = Lengths(min=_ANSWER_TOKENS, max=_ANSWER_TOKENS)
-        scenario = synthetic_scenario(Lengths(min=length, max=length), answer).scenario
-        sessions = PlannedSessions(scenario, (), common, 1000 * length + together, count)
-        spec = LoadSpec(ready.target, ClosedLoop(together), sessions, timeout_s=sweep.plan.options.timeout_s)
-        result = await self._client.run(spec, stop=sweep.stop)
-        return result.requests
+        spec = self._ready.loads.of_length(length, _ANSWER_TOKENS, together, count, f"{self._sweep.nonce}p")
+        return (await self._client.run(spec, stop=self._sweep.stop)).requests
 
     def _longest(self) -> int | None:
         known = self._ready.ledger.startup.max_model_len_effective or self._ready.server_config.max_model_len
@@ -160,13 +147,7 @@ class Endurance:
         """Holds the heaviest load point for so long and tells how memory went: soak.json and a note."""
         sweep, ready = self._sweep, self._ready
         point = max(sweep.plan.points, key=lambda one: (one.concurrency or 0, one.rate or 0.0))
-        load = measured_load(sweep.plan, ready.configuration, point, ready.traits, ready.target, f"{sweep.nonce}s")
-        if isinstance(load.sessions, PlannedSessions) and point.concurrency is not None:
-            scenario = sweep.plan.scenarios[point.scenario]
-            count = most_requests(seconds, point.concurrency)
-            common = request_options(sweep.plan, point, ready.traits, f"{sweep.nonce}s", ready.configuration)
-            sessions = PlannedSessions(scenario.file.scenario, scenario.prompts, common, 7, count)
-            load = replace(load, sessions=sessions, duration_s=seconds, enough=None)
+        load = ready.loads.held(point, f"{sweep.nonce}s", seconds)
         sweep.note(f"soak: holding {point.label} for {seconds / 60:g} minutes", self._config_id)
         watch = await Watch(sweep, ready).start()
         try:

@@ -43,7 +43,7 @@ from qwenbench.sweep.probing import (
     served_models,
     server_version,
 )
-from qwenbench.sweep.requests import ServerTraits, Until, probe_body, request_lengths, request_options, whole_draw
+from qwenbench.sweep.requests import Loads, ServerTraits, Until, request_lengths
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts, dummy_weights
 
@@ -263,11 +263,10 @@ class LaunchRun:
             server_config=self._server_config,
             hardware=self._hardware,
             vram_before_mib=before,
-            target=Target(server.base_url, sweep.plan.options.endpoint, sweep.headers),
+            loads=await self._loads(server, startup),
             startup_s=startup_s,
             ledger=ledger,
             layout=layout,
-            traits=await self._traits(server, startup),
             own_pids=tuple(server.gpu_pids()),
             texts=TextChecks(),
             log_path=server.log_path if sweep.site.launcher.starts_servers else None,
@@ -286,9 +285,7 @@ class LaunchRun:
             kind = (point.scenario, point.profile)
             if kind in sweep.request_lengths:
                 continue
-            loaded = sweep.plan.scenarios[point.scenario]
-            common = request_options(sweep.plan, point, ready.traits, "l", ready.configuration, measured=False)
-            draw = whole_draw(loaded, common, sweep.plan.options.seed + loaded.file.scenario.seed)
+            draw = ready.loads.whole_draw(point)
             sweep.request_lengths[kind] = await request_lengths(sweep.http, ready.target, draw, QUESTION_S)
         known = {kind: lengths for kind, lengths in sweep.request_lengths.items() if lengths is not None}
         for (scenario, _), lengths in known.items():
@@ -302,19 +299,20 @@ class LaunchRun:
                 )
         return {kind: lengths.p95 for kind, lengths in known.items()}
 
-    async def _traits(self, server: Server, startup: StartupLog) -> ServerTraits:
+    async def _loads(self, server: Server, startup: StartupLog) -> Loads:
+        """What can be sent to it: asks for its models, the fields that it refuses and its tokens."""
         sweep, options = self._sweep, self._sweep.plan.options
         model = self._server_config.served_model_name
         if sweep.site.launcher.name != "url":  # `bench` has looked, and a server that is not ours may list others
             check_served(model, await served_models(sweep.http, server.base_url, sweep.headers), server.base_url)
         traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, server.gpu_pids()))
-        body = probe_body(sweep.plan, traits, self._configuration)
+        loads = Loads(sweep.plan, Target(server.base_url, options.endpoint, sweep.headers), traits)
         found = await probe_fields(
             sweep.http,
             server.base_url,
             sweep.headers,
             options.endpoint,
-            body,
+            loads.probe_body(),
             tuple(options.extra_body),
             options.timeout_s,
         )
@@ -336,10 +334,10 @@ class LaunchRun:
         )
         stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
         prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
-        if not stretches or not prompts:
-            return traits
-        ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
-        return replace(traits, chars_per_token=ratio)
+        if stretches and prompts:
+            ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
+            traits = replace(traits, chars_per_token=ratio)
+        return replace(loads, traits=traits)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:
         """Measures cell after cell until all are done, the server fails or the user stops."""

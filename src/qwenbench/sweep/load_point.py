@@ -35,15 +35,7 @@ from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.probing import QUESTION_S
 from qwenbench.sweep.progress import Live
-from qwenbench.sweep.requests import (
-    ServerTraits,
-    Until,
-    interfering_load,
-    load_shape_name,
-    measured_load,
-    seed_of,
-    warm_up_load,
-)
+from qwenbench.sweep.requests import Loads, Until, load_shape_name, seed_of
 from qwenbench.sweep.text_checks import TextChecks
 from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.profiles import find_profile
@@ -68,11 +60,10 @@ class ReadyServer:
     """Its own cards."""
     vram_before_mib: Mapping[str, float]
     """UUID -> used memory of its cards before the launch, MiB."""
-    target: Target
+    loads: Loads
     startup_s: float | None
     ledger: MemoryLedger
     layout: KvLayout | None
-    traits: ServerTraits
     own_pids: tuple[int, ...]
     texts: TextChecks
     log_path: Path | None = None
@@ -81,6 +72,11 @@ class ReadyServer:
     machine: str | None = None
     request_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(scenario, profile) -> the 95th percentile of its requests over its whole draw, in tokens; missing: not known."""
+
+    @property
+    def target(self) -> Target:
+        """Where it is asked."""
+        return self.loads.target
 
 
 @dataclass(frozen=True)
@@ -118,10 +114,10 @@ class PointMeter:
         """
         sweep, server, point = self._sweep, self._server, cell.point
         salt = f"{sweep.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
-        warm_up = warm_up_load(sweep.plan, server.configuration, point, server.traits, server.target, salt + "w")
+        warm_up = server.loads.warm_up(point, salt + "w")
         with sweep.timings.phase("warm_up"):
             await self._client.run(warm_up, on_progress=_Listener(sweep, cell, "warm-up", warm_up), stop=halt)
-        load = measured_load(sweep.plan, server.configuration, point, server.traits, server.target, salt, until)
+        load = server.loads.measured(point, salt, until)
         with sweep.timings.phase("self_check"):
             client_error = None if point.concurrency is None else await sweep.client_error(point.concurrency)
         watch = await Watch(sweep, server).start()
@@ -129,10 +125,7 @@ class PointMeter:
             with sweep.timings.phase("load"):
                 listener = _Listener(sweep, cell, "load", load, watch)
                 decided = until.decided if until is not None else None
-                beside = interfering_load(
-                    sweep.plan, server.configuration, point, server.traits, server.target, salt + "i"
-                )
-                async with _running_beside(beside) as long_prompts:
+                async with _running_beside(server.loads.interfering(point, salt + "i")) as long_prompts:
                     result = await self._client.run(load, on_progress=listener, stop=halt, decided=decided)
         finally:
             samples = await watch.stop()
@@ -184,7 +177,8 @@ class PointMeter:
     def _length_controlled(self, cell: Cell, result: LoadResult) -> bool | None:
         """Whether answers had the lengths asked for: forced by fields that the server took, and so it came out. None:
         nobody has counted them."""
-        if not self._sweep.plan.options.ignore_eos or {"ignore_eos", "min_tokens"} <= self._server.traits.left_out:
+        left_out = self._server.loads.traits.left_out
+        if not self._sweep.plan.options.ignore_eos or {"ignore_eos", "min_tokens"} <= left_out:
             return False
         ok = result.requests.filter(pc.is_null(result.requests["error"]))
         if ok["tokens_from"].null_count == len(ok):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -13,16 +13,21 @@ import numpy as np
 
 from qwenbench.analysis.window import MIN_COMPLETIONS_PER_STREAM, MIN_MEDIAN_E2E
 from qwenbench.bounded_http import NoReplyError, ask
-from qwenbench.engine.config import Configuration
 from qwenbench.load.spec import ClosedLoop, Decided, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.option_values import long_prompts
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.plan import LoadedScenario, Plan
+from qwenbench.sweep.plan import Plan
 from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within, sessions_of
-from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed, request_body
+from qwenbench.workload.planning import (
+    PlannedSessions,
+    RequestOptions,
+    SaltMode,
+    point_seed,
+    request_body,
+)
 from qwenbench.workload.profiles import REQUEST_PROFILES
-from qwenbench.workload.scenario import CHARS_PER_TOKEN, Lengths, synthetic_scenario
+from qwenbench.workload.scenario import CHARS_PER_TOKEN, Lengths, Scenario, synthetic_scenario
 
 _INTERFERING_OUTPUT = 8
 _MOST_INTERFERING = 10_000
@@ -73,96 +78,155 @@ def load_shape_name(options: SweepOptions) -> str:
     return "poisson" if options.burstiness in (None, 1.0) else "gamma"
 
 
-def request_options(
-    plan: Plan,
-    point: LoadPoint,
-    traits: ServerTraits,
-    salt: str,
-    configuration: Configuration,
-    *,
-    measured: bool = True,
-) -> RequestOptions:
-    """What every request of this point has in common.
-
-    Requests that are not measured (warm-up, natural-stop pass) are salted in every mode: under --prefix-reuse natural
-    the measured ones must not find their prompts in the cache.
-    """
-    options = plan.options
-    natural = options.prefix_reuse == "natural" and measured
-    return RequestOptions(
-        model=traits.model or configuration.server.served_model_name,
-        endpoint=options.endpoint,
-        profile=point.profile,
-        force_length=options.ignore_eos,
-        own_lengths=options.output_tokens is None,
-        natural_factor=1 if options.output_tokens else 4,
-        left_out=traits.left_out,
-        length_field=traits.length_field,
-        salt_mode="off" if natural else traits.salt_mode,
-        salt=salt,
-        extra_body=options.extra_body,
-        chars_per_token=traits.chars_per_token,
-    )
-
-
-def probe_body(plan: Plan, traits: ServerTraits, configuration: Configuration) -> dict[str, Any]:
-    """A request for one token with every field that the load will send."""
-    point = max(plan.points, key=lambda one: len(REQUEST_PROFILES[one.profile].request_fields()))
-    common = request_options(plan, point, traits, "probe", configuration, measured=False)
-    return request_body(common, [{"role": "user", "content": "Say hello."}], 1, "probe")
-
-
-def seed_of(plan: Plan, point: LoadPoint) -> int:
+def seed_of(plan: Plan, point: LoadPoint, *names: str) -> int:
     base = plan.options.seed + plan.scenarios[point.scenario].file.scenario.seed
-    return point_seed(base, point.scenario, point.level, point.repeat)
+    return point_seed(base, point.scenario, point.level, point.repeat, *names)
 
 
-def measured_load(
-    plan: Plan,
-    configuration: Configuration,
-    point: LoadPoint,
-    traits: ServerTraits,
-    target: Target,
-    salt: str,
-    until: Until | None = None,
-) -> LoadSpec:
-    options, loaded = plan.options, plan.scenarios[point.scenario]
-    scenario, seed = loaded.file.scenario, seed_of(plan, point)
-    common = request_options(plan, point, traits, salt, configuration)
-    shape: ClosedLoop | OpenLoop
-    enough = None
-    if point.concurrency is not None:
-        # until it was steady, or with --duration, the list is only an upper limit: it is lazy, so it costs little
-        count = scenario.request_count(point.concurrency)
-        if until is not None:
-            count = until.most
-        elif options.until_steady:
-            enough = Enough(max(count, STEADY_COMPLETIONS * point.concurrency), STEADY_MEDIANS)
-            count = CEILING * enough.completions
-        elif options.duration_s is not None:
-            count = max(count, most_requests(options.duration_s, point.concurrency))
-        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, count, streams=point.concurrency)
-        shape = ClosedLoop(point.concurrency)
-    else:
-        trace = sessions_of(plan.trace)
-        starts = (
-            [rows[0].start_s for rows in trace] if trace else _starts(plan, point, seed, until.most if until else None)
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """What a plan sends to one server: the load of each of its points, and what goes before and beside it."""
+
+    plan: Plan
+    target: Target
+    traits: ServerTraits
+
+    def request_options(self, point: LoadPoint, salt: str, *, measured: bool = True) -> RequestOptions:
+        """What every request of this point has in common.
+
+        Requests that are not measured (warm-up, natural-stop pass) are salted in every mode: under --prefix-reuse
+        natural the measured ones must not find their prompts in the cache.
+        """
+        options, traits = self.plan.options, self.traits
+        natural = options.prefix_reuse == "natural" and measured
+        return RequestOptions(
+            model=traits.model,
+            endpoint=options.endpoint,
+            profile=point.profile,
+            force_length=options.ignore_eos,
+            own_lengths=options.output_tokens is None,
+            natural_factor=1 if options.output_tokens else 4,
+            left_out=traits.left_out,
+            length_field=traits.length_field,
+            salt_mode="off" if natural else traits.salt_mode,
+            salt=salt,
+            extra_body=options.extra_body,
+            chars_per_token=traits.chars_per_token,
         )
-        sessions = PlannedSessions(scenario, loaded.prompts, common, seed, len(starts), starts=starts, trace=trace)
-        shape = OpenLoop(rate=point.rate, ramp_s=options.ramp_s)
-    return LoadSpec(
-        target=target,
-        shape=shape,
-        sessions=sessions,
-        timeout_s=options.timeout_s,
-        duration_s=options.duration_s,
-        enough=enough,
-        processes=options.client_processes,
-        cpus=options.client_cpus,
-        save_text=options.save_text,
-        judge_text=traits.judge_text and not options.ignore_eos,
-        tokenize_as=traits.tokenize_as,
-    )
+
+    def probe_body(self) -> dict[str, Any]:
+        """A request for one token with every field that the load will send."""
+        point = max(self.plan.points, key=lambda one: len(REQUEST_PROFILES[one.profile].request_fields()))
+        common = self.request_options(point, "probe", measured=False)
+        return request_body(common, [{"role": "user", "content": "Say hello."}], 1, "probe")
+
+    def measured(self, point: LoadPoint, salt: str, until: Until | None = None) -> LoadSpec:
+        """A load point; `until` ends it by another rule than the options'."""
+        options, scenario = self.plan.options, self.plan.scenarios[point.scenario].file.scenario
+        shape: ClosedLoop | OpenLoop
+        enough = None
+        if point.concurrency is not None:
+            # until it was steady, or with --duration, the list is only an upper limit: it is lazy, so it costs little
+            count = scenario.request_count(point.concurrency)
+            if until is not None:
+                count = until.most
+            elif options.until_steady:
+                enough = Enough(max(count, STEADY_COMPLETIONS * point.concurrency), STEADY_MEDIANS)
+                count = CEILING * enough.completions
+            elif options.duration_s is not None:
+                count = max(count, most_requests(options.duration_s, point.concurrency))
+            shape = ClosedLoop(point.concurrency)
+            sessions = self._sessions(point, salt, count, streams=point.concurrency)
+        else:
+            trace = sessions_of(self.plan.trace)
+            starts = [rows[0].start_s for rows in trace] or self._starts(point, until)
+            shape = OpenLoop(rate=point.rate, ramp_s=options.ramp_s)
+            sessions = self._sessions(point, salt, len(starts), starts=starts, trace=trace)
+        return replace(
+            self._spec(shape, sessions),
+            duration_s=options.duration_s,
+            enough=enough,
+            save_text=options.save_text,
+            judge_text=self.traits.judge_text and not options.ignore_eos,
+            tokenize_as=self.traits.tokenize_as,
+        )
+
+    def held(self, point: LoadPoint, salt: str, seconds: float) -> LoadSpec:
+        """A closed loop's load for so long; an open loop's as it is measured."""
+        load = self.measured(point, salt)
+        if point.concurrency is None:
+            return load
+        sessions = self._sessions(point, salt, most_requests(seconds, point.concurrency), seed=7)
+        return replace(load, sessions=sessions, duration_s=seconds, enough=None)
+
+    def warm_up(self, point: LoadPoint, salt: str) -> LoadSpec:
+        """A short load at the measured concurrency, with other prompts and salts; its records are not kept."""
+        loaded = self.plan.scenarios[point.scenario]
+        limit = min(WARM_UP_OUTPUT, loaded.file.scenario.output_tokens.max)
+        lengths = Lengths(min=min(16, limit), max=limit)
+        scenario = loaded.file.scenario.model_copy(update={"output_tokens": lengths})
+        # single turns: a warm-up of whole conversations would take longer than the point
+        prompts = [prompt.model_copy(update={"turns": prompt.turns[:1]}) for prompt in loaded.prompts]
+        streams = point.concurrency or max(1, math.ceil(point.rate or 4))
+        common, seed = self.request_options(point, salt, measured=False), seed_of(self.plan, point, "warm-up")
+        return self._spec(ClosedLoop(streams), PlannedSessions(scenario, prompts, common, seed, max(2, streams)))
+
+    def interfering(self, point: LoadPoint, salt: str) -> LoadSpec | None:
+        """--interfere: long prompts at a constant rate, stopped with the load that they disturb; None: not wanted."""
+        if self.plan.options.interfere is None:
+            return None
+        tokens, rate = long_prompts(self.plan.options.interfere)
+        scenario = _fixed_lengths(tokens, _INTERFERING_OUTPUT)
+        common = self.request_options(point, salt, measured=False)
+        starts = [number / rate for number in range(_MOST_INTERFERING)]
+        sessions = PlannedSessions(scenario, (), common, seed_of(self.plan, point), len(starts), starts=starts)
+        return replace(self._spec(OpenLoop(rate=rate), sessions), processes=1, cpus=())
+
+    def of_length(self, tokens: int, answer: int, together: int, count: int, salt: str) -> LoadSpec:
+        """Requests with prompts of about so many tokens, `together` at a time."""
+        point = replace(self.plan.points[0], concurrency=together, rate=None)
+        common = replace(self.request_options(point, salt, measured=False), own_lengths=True, force_length=True)
+        sessions = PlannedSessions(_fixed_lengths(tokens, answer), (), common, 1000 * tokens + together, count)
+        return replace(self._spec(ClosedLoop(together), sessions), processes=None, cpus=())
+
+    def whole_draw(self, point: LoadPoint) -> PlannedSessions:
+        """Every prompt of a point's set once, with all its turns; of synthetic prompts as many as are asked about."""
+        loaded = self.plan.scenarios[point.scenario]
+        turns = sum(len(prompt.turns) for prompt in loaded.prompts) or ASKED
+        common = self.request_options(point, "l", measured=False)
+        seed = self.plan.options.seed + loaded.file.scenario.seed
+        return PlannedSessions(loaded.file.scenario, loaded.prompts, common, seed, turns)
+
+    def _spec(self, shape: ClosedLoop | OpenLoop, sessions: PlannedSessions) -> LoadSpec:
+        options = self.plan.options
+        processes, cpus = options.client_processes, options.client_cpus
+        return LoadSpec(self.target, shape, sessions, options.timeout_s, processes=processes, cpus=cpus)
+
+    def _sessions(
+        self, point: LoadPoint, salt: str, count: int, seed: int | None = None, **more: Any
+    ) -> PlannedSessions:
+        loaded, common = self.plan.scenarios[point.scenario], self.request_options(point, salt)
+        own = seed_of(self.plan, point) if seed is None else seed
+        return PlannedSessions(loaded.file.scenario, loaded.prompts, common, own, count, **more)
+
+    def _starts(self, point: LoadPoint, until: Until | None) -> list[float]:
+        """When the sessions of an open loop start, s."""
+        options, rate = self.plan.options, point.rate or 1.0
+        shape: Shape = "constant" if options.burstiness == "constant" else "gamma" if options.burstiness else "poisson"
+        burstiness = options.burstiness if isinstance(options.burstiness, float) else 1.0
+        random = np.random.default_rng([seed_of(self.plan, point), 1])
+        if options.duration_s is not None and until is None:
+            times = arrivals_within(rate, options.duration_s, shape, random, burstiness, options.ramp_s)
+        else:
+            # how many streams a rate keeps busy is unknown beforehand, so Nx counts from ten seconds' worth of arrivals
+            scenario = self.plan.scenarios[point.scenario].file.scenario
+            count = until.most if until else scenario.request_count(max(1, math.ceil(rate * 10)))
+            times = arrival_times(rate, count, shape, random, burstiness, options.ramp_s)
+        return [float(time) for time in times]
+
+
+def _fixed_lengths(prompt: int, answer: int) -> Scenario:
+    return synthetic_scenario(Lengths(min=prompt, max=prompt), Lengths(min=answer, max=answer)).scenario
 
 
 def most_requests(duration_s: float, streams: int) -> int:
@@ -173,70 +237,6 @@ def most_requests(duration_s: float, streams: int) -> int:
     """
     busy = duration_s * streams
     return math.ceil(max(4 * busy, min(20 * busy, 100_000)))
-
-
-def _starts(plan: Plan, point: LoadPoint, seed: int, most: int | None = None) -> list[float]:
-    options = plan.options
-    rate = point.rate or 1.0
-    shape: Shape = "poisson"
-    burstiness = 1.0
-    if options.burstiness == "constant":
-        shape = "constant"
-    elif options.burstiness is not None:
-        shape, burstiness = "gamma", float(options.burstiness)
-    random = np.random.default_rng([seed, 1])
-    if options.duration_s is not None and most is None:
-        times = arrivals_within(rate, options.duration_s, shape, random, burstiness, options.ramp_s)
-    else:
-        # how many streams a rate keeps busy is unknown beforehand, so Nx counts from ten seconds' worth of arrivals
-        scenario = plan.scenarios[point.scenario].file.scenario
-        count = most or scenario.request_count(max(1, math.ceil(rate * 10)))
-        times = arrival_times(rate, count, shape, random, burstiness, options.ramp_s)
-    return [float(time) for time in times]
-
-
-def interfering_load(
-    plan: Plan, configuration: Configuration, point: LoadPoint, traits: ServerTraits, target: Target, salt: str
-) -> LoadSpec | None:
-    """--interfere: long prompts at a constant rate, stopped with the load that they disturb; None: not asked for."""
-    if plan.options.interfere is None:
-        return None
-    tokens, rate = long_prompts(plan.options.interfere)
-    lengths = Lengths(min=tokens, max=tokens)
-    file = synthetic_scenario(lengths, Lengths(min=_INTERFERING_OUTPUT, max=_INTERFERING_OUTPUT))
-    common = request_options(plan, point, traits, salt, configuration, measured=False)
-    starts = [number / rate for number in range(_MOST_INTERFERING)]
-    sessions = PlannedSessions(file.scenario, (), common, seed_of(plan, point), len(starts), starts=starts)
-    return LoadSpec(target, OpenLoop(rate=rate), sessions, timeout_s=plan.options.timeout_s, processes=1)
-
-
-def warm_up_load(
-    plan: Plan, configuration: Configuration, point: LoadPoint, traits: ServerTraits, target: Target, salt: str
-) -> LoadSpec:
-    """A short load at the measured concurrency, with other prompts and salts; its records are not kept."""
-    options, loaded = plan.options, plan.scenarios[point.scenario]
-    lengths = loaded.file.scenario.output_tokens
-    limit = min(WARM_UP_OUTPUT, lengths.max)
-    scenario = loaded.file.scenario.model_copy(update={"output_tokens": Lengths(min=min(16, limit), max=limit)})
-    streams = point.concurrency or max(1, math.ceil(point.rate or 4))
-    base = options.seed + loaded.file.scenario.seed
-    seed = point_seed(base, point.scenario, point.level, point.repeat, "warm-up")
-    # single turns: a warm-up of whole conversations would take longer than the point
-    prompts = [prompt.model_copy(update={"turns": prompt.turns[:1]}) for prompt in loaded.prompts]
-    return LoadSpec(
-        target=target,
-        shape=ClosedLoop(streams),
-        sessions=PlannedSessions(
-            scenario,
-            prompts,
-            request_options(plan, point, traits, salt, configuration, measured=False),
-            seed,
-            max(2, streams),
-        ),
-        timeout_s=options.timeout_s,
-        processes=options.client_processes,
-        cpus=options.client_cpus,
-    )
 
 
 ASKED = 96
@@ -254,12 +254,6 @@ class RequestLengths:
     longest: int
     max_model_len: int | None
     """As the server tells it beside the tokens."""
-
-
-def whole_draw(loaded: LoadedScenario, common: RequestOptions, seed: int) -> PlannedSessions:
-    """Every prompt of the set once, with all its turns; of synthetic prompts as many as are asked about."""
-    turns = sum(len(prompt.turns) for prompt in loaded.prompts) or ASKED
-    return PlannedSessions(loaded.file.scenario, loaded.prompts, common, seed, turns)
 
 
 async def request_lengths(
@@ -291,14 +285,9 @@ async def request_lengths(
     if first is None:
         return None
     rest = await asyncio.gather(*(tokens(turn.payload) for turn in picked[1:]))
-    known = [
-        found[0] + turn.output_tokens for found, turn in zip([first, *rest], picked, strict=True) if found is not None
-    ]
-    return _summed(known, first[1])
-
-
-def _summed(lengths: Sequence[int], max_model_len: int | None) -> RequestLengths:
-    return RequestLengths(int(np.ceil(np.percentile(lengths, 95))), max(lengths), max_model_len)
+    pairs = zip([first, *rest], picked, strict=True)
+    known = [found[0] + turn.output_tokens for found, turn in pairs if found is not None]
+    return RequestLengths(int(np.ceil(np.percentile(known, 95))), max(known), first[1])
 
 
 def _whole(value: object) -> bool:

@@ -14,7 +14,7 @@ from qwenbench.load.clients import Client
 from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.processes import command_line
 from qwenbench.runfolder.files import write_json
-from qwenbench.sweep.requests import request_options, seed_of
+from qwenbench.sweep.requests import seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import REQUESTS, natural_pass
 
@@ -59,7 +59,7 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> Text
     A server with dummy weights and the simulator are not judged: their text means nothing.
     """
     options = sweep.plan.options
-    if not server.traits.judge_text:
+    if not server.loads.traits.judge_text:
         sweep.note(
             "the weights are random (--load-format dummy): no answer is judged; times, memory and scheduling count"
         )
@@ -111,7 +111,7 @@ async def _natural_answers(
     sessions = natural_pass(
         loaded.file.scenario,
         loaded.prompts,
-        request_options(sweep.plan, point, server.traits, salt, server.configuration, measured=False),
+        server.loads.request_options(point, salt, measured=False),
         seed_of(sweep.plan, point) + requests,
         requests,
     )
@@ -132,9 +132,7 @@ async def _natural_answers(
 async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
     config_id, target = server.configuration.config_id, server.target
     try:
-        common = request_options(
-            sweep.plan, sweep.plan.points[0], server.traits, f"{sweep.nonce}q", server.configuration, measured=False
-        )
+        common = server.loads.request_options(sweep.plan.points[0], f"{sweep.nonce}q", measured=False)
         limit = sweep.plan.options.timeout_s
         result = await ask_canary(sweep.http, target.base_url, target.headers, common, limit)
     except RunError as error:

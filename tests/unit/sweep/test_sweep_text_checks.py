@@ -46,7 +46,8 @@ def _checked(
         note=note, site=SimpleNamespace(simulated=False),
     )  # fmt: skip
     server: Any = SimpleNamespace(
-        traits=SimpleNamespace(judge_text=judge_text), configuration=SimpleNamespace(config_id="cap64-seq64")
+        loads=SimpleNamespace(traits=SimpleNamespace(judge_text=judge_text)),
+        configuration=SimpleNamespace(config_id="cap64-seq64"),
     )
     client: Any = None
     return asyncio.run(check_texts(sweep, server, client)), asked
