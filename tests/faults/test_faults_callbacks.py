@@ -17,7 +17,7 @@ from qwenbench.load.clock import HealthWatch, TimedCalls, now_ns
 from qwenbench.load.point import PointRunner
 from qwenbench.load.socket_transport import SocketChannel
 from qwenbench.load.source import SessionSource, shares
-from qwenbench.load.spec import Target
+from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.load.worker import Worker
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
@@ -84,11 +84,9 @@ async def _point_with(owner: type, name: str, failing: int, tmp_path: Path, monk
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     pipe, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(said, "rb"))
-    limits: dict[str, Any] = {"timeout_s": 0.5, "duration_s": None, "enough": None, "cpu": None}
-    keep: dict[str, Any] = {"tell_times": False, "save_text": False, "judge_text": False, "tokenize_as": None}
     async with faulty_server(of_every_kind) as server, asyncio.timeout(20):
         target = Target(f"http://127.0.0.1:{server.port}")
-        inbox.put_nowait(Prepare(target, share, False, 2, sent_log=str(tmp_path / "log"), **limits, **keep))
+        inbox.put_nowait(Prepare(LoadSpec(target, ClosedLoop(2), (), 0.5), share, False, None, str(tmp_path / "log")))
         worker = asyncio.ensure_future(Worker(inbox, out).serve())
         while not isinstance(message := await read_message(reader), Finished | Failed):
             if isinstance(message, Prepared):

@@ -13,12 +13,13 @@ import pytest_asyncio
 from load_faulty_server import DONE, HEAD, Behaviour, Call, good, http_chunk, token, usage
 from test_load_faults import rows_of
 
-from qwenbench.load.client_process import SentEntry, SentLog
+from qwenbench.load.client_process import Prepare, SentEntry, SentLog
 from qwenbench.load.clock import TimedCalls, now_ns
 from qwenbench.load.exchange import RawExchange
-from qwenbench.load.point import PointRules, PointRunner
+from qwenbench.load.point import PointRunner
 from qwenbench.load.run import LoadClient
 from qwenbench.load.source import SessionSource, shares
+from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.load.worker import _end_point
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
@@ -111,14 +112,14 @@ class Channel:
 
 def runner(start: Callable[[], None], folder: Path, timeout_s: float = 60.0) -> PointRunner:
     plans = [SessionPlan("s", "t", (TurnPlan("r", 0, "p", "en", {}),))]
-    source = SessionSource(shares(plans, 1, 1)[0], 1)
+    share = shares(plans, 1, 1)[0]
     calls = TimedCalls(asyncio.get_running_loop())
-    rules = PointRules(
-        open_loop=False, timeout_s=timeout_s, duration_s=None, enough=None, tell_times=False, keep_texts=False
-    )
+    spec = LoadSpec(Target("http://127.0.0.1:1"), ClosedLoop(1), (), timeout_s)
+    log = folder / "sent"
     transport: Any = SimpleNamespace()
     channels: Any = [Channel(start)]
-    return PointRunner(0, source, transport, channels, range(1), rules, calls, SentLog(folder / "sent"))
+    task = Prepare(spec, share, False, None, str(log))
+    return PointRunner(task, SessionSource(share, 1), transport, channels, calls, SentLog(log))
 
 
 async def test_an_exception_in_a_callback_ends_the_point_with_a_message(tmp_path: Path) -> None:

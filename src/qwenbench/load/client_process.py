@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from qwenbench.load.clock import ProcessHealth
 from qwenbench.load.source import Share
-from qwenbench.load.spec import Enough, LoadProgress, Target
+from qwenbench.load.spec import LoadProgress, LoadSpec
 
 _LENGTH = struct.Struct("<Q")
 
@@ -24,21 +24,12 @@ _LENGTH = struct.Struct("<Q")
 class Prepare:
     """Get ready for a point: encode requests, open connections."""
 
-    target: Target
+    spec: LoadSpec
+    """The point, without its sessions; `enough` is this process's part of it."""
     share: Share
-    open_loop: bool
-    streams: int
-    """Connections to open in this process. Closed loop: its streams."""
-    timeout_s: float
-    duration_s: float | None
-    enough: Enough | None
-    """This process's part of it."""
     tell_times: bool
     """Send the times of finished requests with each progress."""
     cpu: int | None
-    save_text: bool
-    judge_text: bool
-    tokenize_as: str | None
     sent_log: str
     """Path of the file to log sent requests in."""
 

@@ -11,9 +11,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from statistics import median
 
-from qwenbench.load.client_process import SentEntry, SentLog
+from qwenbench.load.client_process import Prepare, SentEntry, SentLog
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
 from qwenbench.load.exchange import Channel, RawExchange, Transport, too_long
 from qwenbench.load.records import Digest, Sending, digest, lost_row
@@ -32,19 +33,6 @@ _LONGEST_PAUSE_NS = NS_PER_S
 _LONGEST_RETRY_AFTER_S = 10
 _SPARE_CHANNELS = 2
 _DECODE_AFTER_S = 0.003
-
-
-@dataclass(frozen=True, slots=True)
-class PointRules:
-    """What holds for every request of a point. Times in seconds."""
-
-    open_loop: bool
-    timeout_s: float
-    duration_s: float | None
-    enough: Enough | None
-    tell_times: bool
-    keep_texts: bool
-    secrets: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(eq=False, slots=True)
@@ -68,32 +56,33 @@ class PointRunner:
 
     def __init__(
         self,
-        process: int,
+        task: Prepare,
         source: SessionSource,
         transport: Transport,
         channels: list[Channel],
-        stream_numbers: range,
-        rules: PointRules,
         calls: TimedCalls,
         sent_log: SentLog,
     ) -> None:
         self.digests: list[Digest] = []
         self._ttft_sum_ms = 0.0
         self._ttft_count = 0
-        self._process = process
+        self._process = task.share.process
         self._source = source
         self._transport = transport
-        self._rules = rules
+        self._spec = spec = task.spec
+        self._open_loop = spec.open_loop
+        self._tell_times = task.tell_times
+        self._secrets = spec.target.secrets
         self._calls = calls
         self._sent_log = sent_log
         self._loop = asyncio.get_running_loop()
-        self._numbers = iter(range(stream_numbers.start, 2**31 - 1, stream_numbers.step))
+        self._numbers = count(self._process, task.share.processes)
         self._streams = [_Stream(next(self._numbers), channel) for channel in channels]
-        self._idle = list(reversed(self._streams)) if rules.open_loop else []
+        self._idle = list(reversed(self._streams)) if self._open_loop else []
         self._opening: set[asyncio.Task[None]] = set()
         self._active = 0
         """Streams with a session (open loop), or that have not run out of sessions (closed loop)."""
-        self._arrivals_left = rules.open_loop
+        self._arrivals_left = self._open_loop
         self._stopping = False
         self._winding_down = False
         self._e2e_ms: list[float] = []
@@ -161,7 +150,7 @@ class PointRunner:
     # sending
 
     def _begin(self) -> None:
-        if self._rules.open_loop:
+        if self._open_loop:
             self._await_arrival()
             self._maybe_finish()
             return
@@ -180,7 +169,7 @@ class PointRunner:
         return self._start_ns + round((session.plan.start_s or 0.0) * NS_PER_S)
 
     def _too_late(self, at_ns: int) -> bool:
-        limit = self._rules.duration_s
+        limit = self._spec.duration_s
         return limit is not None and at_ns >= self._start_ns + limit * NS_PER_S
 
     def _arrive(self) -> None:
@@ -213,7 +202,7 @@ class PointRunner:
         if self._stopping or stream.over:
             return
         stream.session = None
-        if self._rules.open_loop:
+        if self._open_loop:
             self._active -= 1
             self._idle.append(stream)
             self._maybe_finish()
@@ -233,12 +222,12 @@ class PointRunner:
             return
         turn = session.plan.turns[stream.at]
         body = session.first_body if stream.at == 0 else encode(turn, stream.answers)
-        scheduled = due_ns if self._rules.open_loop else None
+        scheduled = due_ns if self._open_loop else None
         sending = Sending(session.plan, session.index, turn, self._process, stream.number, scheduled, due_ns)
         now = now_ns()
         self._sent_log.add(SentEntry(now, due_ns, session.index, stream.number, stream.at))
         self._sent += 1
-        stream.deadline_ns = (now if scheduled is None else scheduled) + round(self._rules.timeout_s * 1e9)
+        stream.deadline_ns = (now if scheduled is None else scheduled) + round(self._spec.timeout_s * 1e9)
         stream.busy = True
         stream.exchange = stream.channel.start(body, partial(self._ended, stream, sending))
 
@@ -301,7 +290,7 @@ class PointRunner:
                 continue
             busy = True
             if now > stream.deadline_ns:
-                stream.channel.abort("timeout", f"no end of the answer after {self._rules.timeout_s:g} s")
+                stream.channel.abort("timeout", f"no end of the answer after {self._spec.timeout_s:g} s")
                 if stream.busy and now > stream.deadline_ns + _OVERDUE_NS:
                     self.fail(RuntimeError("a request could not be ended after its time-out"))
             elif weigh and exchange is not None:
@@ -356,7 +345,7 @@ class PointRunner:
     def _decode(self, sending: Sending, exchange: RawExchange) -> str | None:
         """Decode one exchange into `digests`; returns its answer, None for a failed request."""
         try:
-            one = digest(sending, exchange, self._rules.secrets)
+            one = digest(sending, exchange, self._secrets)
         except Exception as problem:  # a defect of ours must not lose the record
             detail = f"decoding failed: {type(problem).__name__}"
             one = Digest(lost_row(sending, exchange.sent_ns, detail), "", "")
@@ -366,12 +355,12 @@ class PointRunner:
         if one.row["ttft_ms"] is not None:
             self._ttft_sum_ms += one.row["ttft_ms"]
             self._ttft_count += 1
-        if self._rules.enough is not None and not self._enough and not failed:
-            self._count_towards(self._rules.enough, one.row["e2e_ms"], exchange.ended_ns)
+        if self._spec.enough is not None and not self._enough and not failed:
+            self._count_towards(self._spec.enough, one.row["e2e_ms"], exchange.ended_ns)
         # what all streams begin at one time is no part of the steady load that is judged
-        if self._rules.tell_times and (self._rules.open_loop or sending.ready_ns > self._start_ns):
+        if self._tell_times and (self._open_loop or sending.ready_ns > self._start_ns):
             self._news.append(_times(one))
-        kept = one if self._rules.keep_texts or sending.session.feed_back else Digest(one.row, "", "")
+        kept = one if self._spec.keeps_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)
         return None if failed else one.answer
 

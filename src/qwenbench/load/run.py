@@ -39,11 +39,9 @@ from qwenbench.load.spec import (
     ClientHealth,
     ClosedLoop,
     Decided,
-    Enough,
     LoadProgress,
     LoadResult,
     LoadSpec,
-    OpenLoop,
     RequestTimes,
     address_of,
 )
@@ -141,11 +139,11 @@ class LoadClient:
         machine, machines = spec.part
         streams = streams_to_open(spec)
         count = min((spec.processes or default_processes(-(-streams // machines))) * machines, max(1, streams))
-        parts = shares(spec.sessions, streams, count, by_start=isinstance(spec.shape, OpenLoop))[machine::machines]
+        parts = shares(spec.sessions, streams, count, by_start=spec.open_loop)[machine::machines]
         await self.start(len(parts))
         self._points += 1
         runs = [
-            _ProcessRun(process, self._prepare(spec, part, streams, count, decided is not None), spec)
+            _ProcessRun(process, self._prepare(spec, part, decided is not None), spec)
             for process, part in zip(self._processes[: len(parts)], parts, strict=True)
         ]
         try:
@@ -159,25 +157,13 @@ class LoadClient:
             for run in runs:
                 Path(run.task.sent_log).unlink(missing_ok=True)
 
-    def _prepare(self, spec: LoadSpec, share: Share, streams: int, processes: int, tell_times: bool) -> Prepare:
+    def _prepare(self, spec: LoadSpec, share: Share, tell_times: bool) -> Prepare:
+        enough = spec.enough
+        if enough is not None:
+            enough = replace(enough, completions=math.ceil(enough.completions * share.own_streams / share.streams))
         cpu = spec.cpus[share.process % len(spec.cpus)] if spec.cpus else None
         log = Path(self._folder.name) / f"sent-{self._points}-{share.process}"
-        own = len(range(share.process, streams, processes))
-        return Prepare(
-            spec.target,
-            share,
-            isinstance(spec.shape, OpenLoop),
-            own,
-            spec.timeout_s,
-            spec.duration_s,
-            _part_of(spec.enough, own, streams),
-            tell_times,
-            cpu,
-            spec.save_text,
-            spec.judge_text,
-            spec.tokenize_as,
-            str(log),
-        )
+        return Prepare(replace(spec, sessions=(), enough=enough), share, tell_times, cpu, str(log))
 
     async def _run(
         self,
@@ -326,11 +312,10 @@ class _ProcessRun:
                 self.process.send(Stop())
 
     def _lost(self, reason: str) -> pa.Table:
-        open_loop = isinstance(self._spec.shape, OpenLoop)
         rows = []
         for entry in read_sent_log(Path(self.task.sent_log)):
             session = self._spec.sessions[entry.session]
-            scheduled = entry.due_ns if open_loop else None
+            scheduled = entry.due_ns if self._spec.open_loop else None
             process = self.task.share.process
             turn = session.turns[entry.turn]
             sending = Sending(session, entry.session, turn, process, entry.stream, scheduled, entry.due_ns)
@@ -363,11 +348,6 @@ def streams_to_open(spec: LoadSpec) -> int:
         return max(1, min(spec.shape.concurrency, len(spec.sessions)))
     rate = spec.shape.rate or 32.0
     return max(1, min(len(spec.sessions), max(8, min(256, round(2 * rate)))))
-
-
-def _part_of(enough: Enough | None, own: int, streams: int) -> Enough | None:
-    """What a process with `own` of the point's streams has to see."""
-    return None if enough is None else replace(enough, completions=math.ceil(enough.completions * own / streams))
 
 
 def _look(runs: list[_ProcessRun], decided: Decided | None, alone: bool) -> None:

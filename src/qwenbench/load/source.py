@@ -27,6 +27,11 @@ class Share:
     indexes: tuple[int, ...] | None = None
     """Point-wide index of each entry of `sessions` when they were cut beforehand; None: all are here."""
 
+    @property
+    def own_streams(self) -> int:
+        """Streams of this process. Open loop: the connections that it opens beforehand."""
+        return len(range(self.process, self.streams, self.processes))
+
     def __iter__(self) -> Iterator[tuple[int, SessionPlan]]:
         if self.indexes is not None:
             yield from zip(self.indexes, self.sessions, strict=True)

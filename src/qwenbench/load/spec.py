@@ -27,6 +27,12 @@ class Target:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     verify_tls: bool = True
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must not be shown: the headers' values, and of `Bearer abc` the second word alone."""
+        values = list(self.headers.values())
+        return tuple({*values, *(value.split()[-1] for value in values if value.split())})
+
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
@@ -96,6 +102,15 @@ class LoadSpec:
     tokenize_as: str | None = None
     """Model for which the server's /tokenize counts answers that came without usage, once the load has ended; None:
     their tokens stay unknown."""
+
+    @property
+    def open_loop(self) -> bool:
+        return isinstance(self.shape, OpenLoop)
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether the answers' texts are needed once the load has ended."""
+        return self.save_text or self.judge_text or self.tokenize_as is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ from qwenbench.load.client_process import (
 )
 from qwenbench.load.clock import HealthWatch, ProcessHealth, TimedCalls, now_ns
 from qwenbench.load.exchange import Transport
-from qwenbench.load.point import PointRules, PointRunner
+from qwenbench.load.point import PointRunner
 from qwenbench.load.records import to_table
 from qwenbench.load.socket_transport import SocketTransport
 from qwenbench.load.source import SessionSource
@@ -98,18 +98,16 @@ class Worker:
         """One point; None when the parent is gone."""
         if task.cpu is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {task.cpu})
-        transport = await make_transport(task.target)
-        if isinstance(transport, SocketTransport) and not task.open_loop and task.streams >= _MANY_STREAMS:
+        spec, streams = task.spec, task.share.own_streams
+        transport = await make_transport(spec.target)
+        if isinstance(transport, SocketTransport) and not spec.open_loop and streams >= _MANY_STREAMS:
             transport.rest_between_reads()
         loop = asyncio.get_running_loop()
         calls = TimedCalls(loop)
         log = SentLog(Path(task.sent_log))
         try:
-            source = SessionSource(task.share, task.streams + _SESSIONS_AHEAD)
-            channels = await transport.connect(task.streams)
-            share = task.share
-            numbers = range(share.process, 2**31 - 1, share.processes)
-            point = PointRunner(share.process, source, transport, channels, numbers, _rules(task), calls, log)
+            source = SessionSource(task.share, streams + _SESSIONS_AHEAD)
+            point = PointRunner(task, source, transport, await transport.connect(streams), calls, log)
             loop.set_exception_handler(partial(_end_point, point))
             gc.collect()
             gc.freeze()
@@ -127,17 +125,17 @@ class Worker:
             log.close()
             await transport.close()
         ended_ns = now_ns()
-        if task.judge_text:
+        if spec.judge_text:
             self._judge(point)
-        if task.tokenize_as is not None:
+        if spec.tokenize_as is not None:
             from qwenbench.load.text_tokens import count_unknown  # only where it was asked for
 
             ticking = asyncio.ensure_future(self._tick(point))  # a sign of life: a silent process is given up
             try:
-                await count_unknown(point.digests, task.target, task.tokenize_as)
+                await count_unknown(point.digests, spec.target, spec.tokenize_as)
             finally:
                 ticking.cancel()
-        texts = {one.row["request_id"]: one.answer for one in point.digests} if task.save_text else {}
+        texts = {one.row["request_id"]: one.answer for one in point.digests} if spec.save_text else {}
         return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
 
     async def _run(self, point: PointRunner, stamp_source: str, start_ns: int) -> ProcessHealth:
@@ -186,14 +184,6 @@ class Worker:
 def _end_point(point: PointRunner, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The event loop's handler of exceptions in callbacks: whatever throws ends the point, not its progress."""
     point.fail(context.get("exception") or RuntimeError(str(context.get("message"))))
-
-
-def _rules(task: Prepare) -> PointRules:
-    values = list(task.target.headers.values())
-    # of "Bearer abc" the second word alone is secret too
-    secrets = tuple({*values, *(value.split()[-1] for value in values if value.split())})
-    keep = task.save_text or task.judge_text or task.tokenize_as is not None
-    return PointRules(task.open_loop, task.timeout_s, task.duration_s, task.enough, task.tell_times, keep, secrets)
 
 
 def _ipc(table: pa.Table) -> bytes:
