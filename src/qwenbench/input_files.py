@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
 import os
 import stat
 from pathlib import Path
@@ -66,9 +68,30 @@ def read_json(path: Path, what: str, most_bytes: int) -> Any:
         raise UsageError(f"{what} {path}: no JSON ({error})") from None
 
 
+PACKED = (".gz", ".zst", ".bz2")
+"""Endings of packed files that can be read."""
+
+
 def open_unpacked(path: Path) -> IO[bytes]:
-    """A file of lines, unpacked where its name ends in .gz. Raises OSError."""
-    return cast(IO[bytes], gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb"))
+    """A file, unpacked where its first bytes say gzip, zstd or bzip2. Raises OSError, and UsageError for an archive."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK\x03\x04"):
+        raise UsageError(f"{path}: is a ZIP archive. Unpack it first.")
+    if start.startswith(b"\x1f\x8b"):
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    if start.startswith(b"BZh"):
+        return cast(IO[bytes], bz2.open(path, "rb"))
+    if start == b"\x28\xb5\x2f\xfd":
+        import pyarrow as pa  # takes a moment, and few commands come here
+
+        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
+    return path.open("rb")
+
+
+def plain_name(name: str) -> str:
+    """A file's name without the ending that says how it is packed."""
+    return next((name.removesuffix(end) for end in PACKED if name.endswith(end)), name)
 
 
 def _checked(status: os.stat_result, path: Path, what: str, most_bytes: int) -> int:

@@ -88,8 +88,8 @@ def import_set(
     sources: Annotated[
         list[str] | None,
         typer.Argument(
-            help="A .jsonl, .jsonl.gz, .json or .parquet file, a directory of them, or a dataset's id (owner/name). "
-            "With --mix: FORMAT=SOURCE for each dataset that is not to be fetched by its id.",
+            help="A .jsonl, .json, .csv or .parquet file (packed too), a directory of them, or a dataset's id "
+            "(owner/name). With --mix: FORMAT=SOURCE for each dataset that is not to be fetched by its id.",
             metavar="[SOURCE]...",
             show_default=False,
         ),

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, check_input
+from qwenbench.server_words import visible
 from qwenbench.workload.importing.dataset_files import rows_of_file
 
 Shape = Literal["poisson", "gamma", "constant"]
@@ -93,13 +94,16 @@ class Trace:
     """Whose form it has, and the unit of its times, for people."""
     left_out: int = 0
     """Rows of requests without tokens, as traces of real services have them (failed or empty answers)."""
+    unread: tuple[str, ...] = ()
+    """Columns of its first row that nothing is done with."""
 
     @property
     def note(self) -> str:
         """One line on how the trace was read."""
         span = self.rows[-1].start_s
         told = f"trace: {self.form}; {len(self.rows)} requests over {span:g} s"
-        return f"{told}, {self.left_out} rows without tokens left out" if self.left_out else told
+        told += f", {self.left_out} rows without tokens left out" if self.left_out else ""
+        return f"{told}; not read: {', '.join(self.unread)}" if self.unread else told
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,15 +118,26 @@ class _Form:
     """Rows without tokens are left out, where an own trace would be refused."""
 
 
-_OWN = _Form("timestamps in seconds", "input_tokens", "output_tokens", "s", published=False)
-_BAILIAN = _Form("Bailian's form, times in seconds", "input_length", "output_length", "s", 16)
-_MOONCAKE = _Form("Mooncake's form, times in milliseconds", "input_length", "output_length", "ms")
-_AZURE = _Form("Azure's form, times as dates", "contexttokens", "generatedtokens", None)
-_BURSTGPT = _Form("BurstGPT's form, times in seconds", "request tokens", "response tokens", "s")
+_OWN = _Form("own form", "input_tokens", "output_tokens", "s", published=False)
+_BAILIAN = _Form("Bailian's form", "input_length", "output_length", "s", 16)
+_MOONCAKE = _Form("Mooncake's form", "input_length", "output_length", "ms")
+_AZURE = _Form("Azure's form", "contexttokens", "generatedtokens", None)
+_BURSTGPT = _Form("BurstGPT's form", "request tokens", "response tokens", "s")
+_NUMBERS = frozenset(
+    {"timestamp", "delay", "think_s"}
+    | {name for form in (_OWN, _BAILIAN, _AZURE, _BURSTGPT) for name in (form.inputs, form.outputs)}
+)
+"""Columns of numbers, which are text in a CSV file."""
 _LARGEST = 8 * GIB
 _A_DATE_IN_MS = 1e11
 """As seconds the year 5138, as milliseconds 1973."""
 _MESSAGE_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "response_format")
+_READ = (
+    _NUMBERS
+    | frozenset(_MESSAGE_FIELDS)
+    | frozenset("hash_ids,chat_id,parent_chat_id,turn,session_id,session id,session,messages,prompt,body".split(","))
+)
+_UNREAD_SHOWN = 8
 
 
 def load_trace(
@@ -160,13 +175,18 @@ Numbered = Iterator[tuple[int, Mapping[str, Any]]]
 
 def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: float | None) -> Trace:
     kept: list[TraceRow] = []
+    unread: tuple[str, ...] = ()
     form: _Form | None = None
+    told = ""
     first = before = 0.0
     left_out = 0
     roots: dict[str, str] = {}
     for number, row in rows:
         where = f"{path}, row {number}"
-        form = form or _form_of(row, unit, path)
+        if form is None:
+            form = _form_of(row, unit, path)
+            unread = tuple(visible(name)[:40] for name in row if name not in _READ)[:_UNREAD_SHOWN]
+            told = _told(form, unit, row.get("timestamp"))
         divisor = {"s": 1.0, "ms": 1000.0}[unit or form.unit or "s"]
         later = before if kept and (row.get("delay") is not None or row.get("think_s") is not None) else None
         time_s = _time(row, divisor, unit or form.unit, later, where)
@@ -188,8 +208,15 @@ def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: 
             kept.append(made)
     if not kept or form is None:
         raise UsageError(f"--trace {path}: holds no row" + (" with tokens." if left_out else "."))
-    told = form.name if unit is None else f"times in {'milliseconds' if unit == 'ms' else 'seconds'} (--trace-unit)"
-    return Trace(tuple(kept), told + (f", {speed:g} times as fast" if speed != 1 else ""), left_out)
+    return Trace(tuple(kept), told + (f", {speed:g} times as fast" if speed != 1 else ""), left_out, unread)
+
+
+def _told(form: _Form, unit: Unit | None, first: object) -> str:
+    """Whose form it is, and the unit of its times."""
+    if isinstance(first, str | datetime):
+        return f"{form.name}, times as dates"
+    words = {"s": "seconds", "ms": "milliseconds"}[unit or form.unit or "s"]
+    return f"{form.name}, times in {words}" + (" (--trace-unit)" if unit is not None else "")
 
 
 def _row(
@@ -222,10 +249,14 @@ def _form_of(row: Mapping[str, Any], unit: Unit | None, path: Path) -> _Form:
         return _OWN
     if names & {"chat_id", "parent_chat_id", "turn"}:
         return _BAILIAN
-    # Mooncake's times are whole milliseconds; beside its two lengths that tells it from a cut-down trace in seconds
-    whole = isinstance(row.get("timestamp", 0), int)
-    if unit is None and not (whole and _whole_times(path)):
-        seconds, milliseconds = _both_readings(path)
+    # Mooncake's times are whole milliseconds; beside its two lengths that tells it from a cut-down trace in seconds,
+    # unless those came at a rate that no service has
+    times = [time for _, one in islice(_rows(path), _ROWS_LOOKED_AT) if (time := one.get("timestamp")) is not None]
+    seconds = float(times[-1] - times[0]) if all(isinstance(time, int | float) for time in times) and times else 0.0
+    milliseconds = seconds / 1000
+    whole = all(isinstance(time, int) for time in times)
+    likely = "hash_ids" in names or len(times) <= 1 + _MOST_A_SECOND * milliseconds or seconds == 0
+    if unit is None and not (whole and likely):
         raise UsageError(
             f"--trace {path}: rows with input_length may be in seconds (Bailian) or in milliseconds (Mooncake): its "
             f"{seconds:g} are {seconds:g} s or {milliseconds:g} s. Say which with --trace-unit s or ms."
@@ -234,23 +265,8 @@ def _form_of(row: Mapping[str, Any], unit: Unit | None, path: Path) -> _Form:
 
 
 _ROWS_LOOKED_AT = 200
-
-
-def _times(path: Path) -> list[float]:
-    times = (row.get("timestamp") for _, row in islice(_rows(path), _ROWS_LOOKED_AT))
-    return [time for time in times if time is not None]
-
-
-def _whole_times(path: Path) -> bool:
-    """Whether the first times of a trace are whole numbers."""
-    return all(isinstance(time, int) for time in _times(path))
-
-
-def _both_readings(path: Path) -> tuple[float, float]:
-    """The span of the first rows as it stands, and read as milliseconds, in seconds."""
-    times = [float(time) for time in _times(path) if isinstance(time, int | float)]
-    span = times[-1] - times[0] if times else 0.0
-    return span, span / 1000
+_MOST_A_SECOND = 500.0
+"""Requests a second: the busiest published traces have some 30, and read in a unit 1,000 times too small 30,000."""
 
 
 def _time(row: Mapping[str, Any], divisor: float, unit: Unit | None, later: float | None, where: str) -> float:
@@ -258,7 +274,7 @@ def _time(row: Mapping[str, Any], divisor: float, unit: Unit | None, later: floa
     value = row.get("timestamp")
     if value is None and later is not None:
         return later
-    if isinstance(value, datetime) or (isinstance(value, str) and not _is_number(value)):
+    if isinstance(value, datetime) or (isinstance(value, str) and not isinstance(_number_in(value), float | int)):
         try:
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.strip())
         except ValueError:
@@ -308,7 +324,8 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, An
     holder = row["body"] if isinstance(row.get("body"), dict) else row
     messages = holder.get("messages")
     if messages is None:
-        return (), {}
+        prompt = row.get("prompt")
+        return (({"role": "user", "content": prompt},) if isinstance(prompt, str) and prompt else ()), {}
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise UsageError(f"{where}: messages must be a list of objects with a role.")
     return tuple(messages), {name: holder[name] for name in _MESSAGE_FIELDS if holder.get(name) is not None}
@@ -316,24 +333,19 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, An
 
 def _rows(path: Path) -> Numbered:
     """Rows with their numbers; names in lower case, and numbers of a CSV file as such."""
-    text = path.name.removesuffix(".gz").endswith((".csv", ".tsv"))
     for row in rows_of_file(path):
         values = {name.lower(): value for name, value in row.values.items() if isinstance(name, str)}
-        yield row.number, {name: _cell(value) for name, value in values.items()} if text else values
+        for name in values.keys() & _NUMBERS if row.delimiter else ():
+            values[name] = _number_in(values[name], decimal_comma=row.delimiter == ";")
+        yield row.number, values
 
 
-def _cell(text: str | None) -> Any:
-    """What a cell says; a decimal comma is one where semicolons part the columns."""
-    plain = (text or "").strip()
+def _number_in(cell: str | None, *, decimal_comma: bool = False) -> int | float | str | None:
+    """The number that a cell holds, else its text."""
+    plain = (cell or "").strip()
+    if decimal_comma:
+        plain = plain.replace(",", ".")
     try:
-        number = float(plain.replace(",", "."))
+        return int(plain) if re.fullmatch(r"-?\d{1,18}", plain) else float(plain)
     except ValueError:
         return plain or None
-    return int(number) if re.fullmatch(r"-?\d+", plain) else number
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False

@@ -128,7 +128,7 @@ def test_import_directory_reads_all_files_in_order(tmp_path: Path) -> None:
         ("a.json", b'"text"', r"a JSON array of objects"),
         ("a.json", b'[{"question": "q", "answer": "a"}', r"row 1: no valid JSON"),
         ("a.parquet", b"PAR1 this is none", r"no readable Parquet file"),
-        ("a.jsonl.gz", b"no gzip", r"cannot be read"),
+        ("a.jsonl.gz", b"\x1f\x8bno gzip", r"cannot be read"),
         ("a.txt", b"text", r"its name must end in"),
         (
             "a.jsonl",

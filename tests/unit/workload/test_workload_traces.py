@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,6 +212,45 @@ def test_decimal_commas_and_line_breaks_in_cells(tmp_path: Path) -> None:
     path = tmp_path / "own.csv"
     path.write_text('timestamp;input_tokens;note\n0,5;8.0;"two\nlines; here"\n2;9;\n;;\n')
     assert load_trace(path) == [TraceRow(0.0, 8), TraceRow(1.5, 9)]
+
+
+def test_a_quoted_comma_is_no_decimal_one_where_commas_part_the_columns(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text('timestamp,input_tokens\n"1,024",5\n')
+    with pytest.raises(UsageError, match="'1,024' is no date"):
+        load_trace(path)
+
+
+def test_whole_times_at_a_rate_that_no_service_has_are_asked_about(tmp_path: Path) -> None:
+    """Without Mooncake's hash_ids, whole seconds look like milliseconds; three requests in each say which they are."""
+    rows = [{"timestamp": number // 3, "input_length": 5, "output_length": 8} for number in range(30)]
+    with pytest.raises(UsageError, match=r"its 9 are 9 s or 0.009 s. Say which with --trace-unit"):
+        load_trace(jsonl(tmp_path, *rows))
+    assert starts(jsonl(tmp_path, *(row | {"hash_ids": [1]} for row in rows)))[-1] == 0.009
+
+
+def test_a_rows_own_prompt_is_sent_and_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    row = {"timestamp": 0, "prompt": "hello", "output_tokens": 5, "conversations": [], "id": "a"}
+    trace = read_trace(jsonl(tmp_path, row))
+    assert trace.rows[0].messages == ({"role": "user", "content": "hello"},)
+    assert trace.note.endswith("not read: conversations, id")
+
+
+@pytest.mark.parametrize("name", ["azure.csv", "azure.csv.zst", "azure.csv.gz", "azure.csv.bz2"])
+@pytest.mark.parametrize("codec", ["zstd", "gzip", "bz2", None])
+def test_packed_files_are_told_by_their_bytes(tmp_path: Path, name: str, codec: str | None) -> None:
+    text = AZURE.format(",").encode()
+    path = tmp_path / name
+    with pa.CompressedOutputStream(str(path), codec) if codec else path.open("wb") as file:
+        file.write(text)
+    assert load_trace(path) == [TraceRow(0.0, 374, 44), TraceRow(1.5, 396, 109)]
+
+
+def test_an_archive_is_to_be_unpacked_first(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "trace.csv", "w") as archive:
+        archive.writestr("azure.csv", AZURE.format(","))
+    with pytest.raises(UsageError, match=r"trace.csv: is a ZIP archive. Unpack it first"):
+        load_trace(tmp_path / "trace.csv")
 
 
 @pytest.mark.parametrize(

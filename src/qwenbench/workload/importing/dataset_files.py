@@ -21,13 +21,20 @@ from typing import IO, Any
 import orjson
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, check_input, open_unpacked
+from qwenbench.input_files import GIB, PACKED, check_input, open_unpacked, plain_name
 
 MAX_ROW_BYTES = 16 * 1024 * 1024
 """A row above this is no prompt: 16 MiB are about four million tokens."""
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".json", ".csv", ".csv.gz", ".tsv", ".parquet")
-"""Endings of the files that can be read."""
+_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+READABLE = f"{', '.join(_SUFFIXES)} (all but the last also {', '.join(PACKED)})"
+"""Endings of the files that can be read, for people."""
+
+
+def is_readable(name: str) -> bool:
+    """Whether a file of this name can be read."""
+    return plain_name(name).endswith(_SUFFIXES)
+
 
 _CHUNK = 1 << 20
 _DECODER = json.JSONDecoder()
@@ -40,6 +47,8 @@ class DatasetRow:
     file: Path
     number: int
     values: Mapping[str, Any]
+    delimiter: str = ""
+    """What parts the cells of a CSV file, whose values are text."""
 
     @property
     def where(self) -> str:
@@ -50,14 +59,14 @@ class DatasetRow:
 def dataset_files(source: Path) -> list[Path]:
     """The files of a source, sorted by name. Raises UsageError: no such file, nothing readable in the directory."""
     if source.is_dir():
-        found = sorted(path for path in source.rglob("*") if path.is_file() and path.name.endswith(SUFFIXES))
+        found = sorted(path for path in source.rglob("*") if path.is_file() and is_readable(path.name))
         if not found:
-            raise UsageError(f"{source}: holds no file that ends in {', '.join(SUFFIXES)}.")
+            raise UsageError(f"{source}: holds no file that ends in {READABLE}.")
         return found
     if not source.exists():
         raise UsageError(f"{source}: no such file or directory.")
-    if not source.name.endswith(SUFFIXES):
-        raise UsageError(f"{source}: its name must end in {', '.join(SUFFIXES)}.")
+    if not is_readable(source.name):
+        raise UsageError(f"{source}: its name must end in {READABLE}.")
     return [source]
 
 
@@ -81,13 +90,13 @@ def read_rows(source: Path, skip: Skip = _raise) -> Iterator[DatasetRow]:
 
 def rows_of_file(path: Path, skip: Skip = _raise) -> Iterator[DatasetRow]:
     """Every row of one file, which is read as JSON Lines unless its name says otherwise; see `read_rows`."""
-    name = path.name.removesuffix(".gz")
+    name = plain_name(path.name)
     try:
         if name.endswith(".parquet"):
             yield from _parquet_rows(path)
         elif name.endswith((".csv", ".tsv")):
             yield from _csv_rows(path)
-        elif path.name.endswith(".json"):
+        elif name.endswith(".json"):
             yield from _json_rows(path, skip)
         else:
             yield from _jsonl_rows(path, skip)
@@ -109,7 +118,8 @@ def _csv_rows(path: Path) -> Iterator[DatasetRow]:
             for cells in csv.reader(file, delimiter=delimiter):
                 number += 1
                 if any(cell.strip() for cell in cells):
-                    yield DatasetRow(path, number, dict(zip(names, (cell or None for cell in cells), strict=False)))
+                    values = dict(zip(names, (cell or None for cell in cells), strict=False))
+                    yield DatasetRow(path, number, values, delimiter)
         except UnicodeDecodeError as error:
             raise _wrong_encoding(path, number + 1, error) from error
 
@@ -229,7 +239,7 @@ class _JsonWindow:
 
 def _json_rows(path: Path, skip: Skip) -> Iterator[DatasetRow]:
     """Elements of a JSON array, read one by one. JSON Lines in a file named .json are read as such."""
-    with path.open("rb") as file:
+    with open_unpacked(path) as file:
         window = _JsonWindow(file, path)
         first = window.next_sign()
         if first == "[":
@@ -306,17 +316,17 @@ class HubDataset:
 
 def is_hub_id(text: str) -> bool:
     """Whether a source reads like `owner/name` and is no path that exists."""
-    return bool(_ID.match(text)) and not Path(text).exists() and not text.endswith(SUFFIXES)
+    return bool(_ID.match(text)) and not Path(text).exists() and not is_readable(text)
 
 
 def choose_files(names: list[str], folder: str = "", split: str = "") -> list[str]:
     """The data files of a split among a repository's files: those that name it, else all below the folder."""
-    readable = [name for name in sorted(names) if name.endswith(SUFFIXES) and name.startswith(folder)]
+    readable = [name for name in sorted(names) if is_readable(name) and name.startswith(folder)]
     named = [name for name in readable if split and re.search(rf"(?:^|[/._-]){re.escape(split)}(?:[/._-]|$)", name)]
     chosen = named or readable
     # one dataset is often there in several formats: its rows must not count twice
-    for suffix in (".parquet", ".jsonl", ".jsonl.gz", ".ndjson", ".json"):
-        of_kind = [name for name in chosen if name.endswith(suffix)]
+    for suffix in (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv"):
+        of_kind = [name for name in chosen if plain_name(name).endswith(suffix)]
         if of_kind:
             return of_kind
     return []
@@ -339,7 +349,7 @@ def fetch_dataset(dataset_id: str, *, folder: str = "", split: str = "", revisio
         info: Any = api.dataset_info(dataset_id, revision=revision)
         names = choose_files([sibling.rfilename for sibling in info.siblings or ()], folder, split)
         if not names:
-            raise UsageError(f"dataset {dataset_id}: holds no file that ends in {', '.join(SUFFIXES)}.")
+            raise UsageError(f"dataset {dataset_id}: holds no file that ends in {READABLE}.")
         files = [
             Path(huggingface_hub.hf_hub_download(dataset_id, name, repo_type="dataset", revision=info.sha))
             for name in names
