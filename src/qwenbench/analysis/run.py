@@ -17,16 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from qwenbench.analysis.columns import (
-    BOOLEAN,
-    COLUMN_NAMES,
-    INTEGER,
-    NUMBER,
-    POINT_COLUMNS,
-    TEXT,
-    Kind,
-    varied_column,
-)
+from qwenbench.analysis.columns import BOOLEAN, COLUMN_NAMES, INTEGER, NUMBER, POINT_COLUMNS, TEXT, Kind, varied_column
 from qwenbench.analysis.machines import by_machine, told_apart
 from qwenbench.analysis.window import Window
 from qwenbench.errors import UsageError

@@ -28,9 +28,7 @@ def deployments(context: typer.Context) -> None:
 
 
 @app.command("list")
-def list_deployments(
-    as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False,
-) -> None:
+def list_deployments(as_json: Annotated[bool, option("Print one JSON object.", "--json")] = False) -> None:
     """Names of the deployments and what they are for."""
     from qwenbench.engine.deployments import deployment_names, load_deployment
 

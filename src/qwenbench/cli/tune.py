@@ -27,8 +27,7 @@ _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 def command(
     given: dict[str, Any],
     users: Annotated[
-        int | None,
-        typer.Option(help="Concurrent users", rich_help_panel=SEARCH, min=1, max=4096, show_default=False),
+        int | None, typer.Option(help="Concurrent users", rich_help_panel=SEARCH, min=1, max=4096, show_default=False)
     ] = None,
     slo: Annotated[
         str | None,

@@ -10,18 +10,7 @@ from typing import Any
 
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import start_differences
-from qwenbench.report.document import (
-    Block,
-    Bullets,
-    Config,
-    Inline,
-    Number,
-    Paragraph,
-    Row,
-    Span,
-    Table,
-    counted,
-)
+from qwenbench.report.document import Block, Bullets, Config, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData, number_or_none
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
@@ -213,12 +202,7 @@ def _hint(launch: LaunchCourse) -> str:
     return f"{launch.config}, launch {launch.launch}\n{ready}\n{points}"
 
 
-_VERDICTS = {
-    "shown": "shown to hold",
-    "broken": "broken",
-    "open": "not decided",
-    "failed": "failed",
-}
+_VERDICTS = {"shown": "shown to hold", "broken": "broken", "open": "not decided", "failed": "failed"}
 
 
 def search_path(run: Run) -> Iterator[Block]:

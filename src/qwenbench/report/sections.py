@@ -93,12 +93,7 @@ def points(data: PageData) -> Iterator[Block]:
     head = ["Configuration", "Scenario", "Load", *(term(key) for key in _POINT_KEYS)]
     rows = [
         Row(
-            (
-                Config(point.config),
-                point.workload,
-                point.load,
-                *(_estimate(point, key) for key in _POINT_KEYS),
-            ),
+            (Config(point.config), point.workload, point.load, *(_estimate(point, key) for key in _POINT_KEYS)),
             config=point.config,
             workload=point.workload,
         )

@@ -77,10 +77,7 @@ def run_summary(run: Run) -> Iterator[Block]:
         yield Heading("Failures", 3)
         yield Bullets(
             [
-                (
-                    config,
-                    f": {failure.get('class')}. {failure.get('evidence') or ''} {failure.get('advice') or ''}",
-                )
+                (config, f": {failure.get('class')}. {failure.get('evidence') or ''} {failure.get('advice') or ''}")
                 for config, failure in run.failures.items()
             ]
         )

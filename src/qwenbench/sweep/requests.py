@@ -19,13 +19,7 @@ from qwenbench.sweep.option_values import long_prompts
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.arrivals import Shape, arrival_times, arrivals_within, sessions_of
-from qwenbench.workload.planning import (
-    PlannedSessions,
-    RequestOptions,
-    SaltMode,
-    point_seed,
-    request_body,
-)
+from qwenbench.workload.planning import PlannedSessions, RequestOptions, SaltMode, point_seed, request_body
 from qwenbench.workload.profiles import REQUEST_PROFILES
 from qwenbench.workload.scenario import CHARS_PER_TOKEN, Lengths, Scenario, synthetic_scenario
 
