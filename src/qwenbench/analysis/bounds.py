@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from qwenbench.analysis.run import grouped
-from qwenbench.analysis.server_samples import column_values
+from qwenbench.analysis.server_samples import column_values, known_values
 
 BOUNDS = {
     "client": "the load generator could not keep up",
@@ -43,7 +43,8 @@ HALF = 0.5
 """Share of samples, or of the step budget, from which on a bound holds."""
 
 Values = NDArray[np.float64]
-
+Check = tuple[bool, str] | None
+"""Whether a bound holds and the figures that say so; None: not known."""
 
 NEARLY = 0.95
 """Share of the places that must run for them to count as taken."""
@@ -120,27 +121,25 @@ def bounds(
     (engine/speed_settings.py): it outranks what the number of running requests lets expect. Unknown limits and gauges
     leave their bound unchecked. Whether a higher load gives more cannot be seen in one point: see `settle_load`.
     """
-    evidence: dict[str, str] = {}
-    holding: list[str] = []
     running, waiting, usage = (column_values(metrics, name) for name in ("running", "waiting", "kv_cache_usage"))
     queue = _queue(waiting, shares)
-    checks = {
+    checks: dict[str, Check] = {
         "client": (client_saturated, "the client was saturated") if client_saturated else None,
         "kv": _kv(metrics, waiting, usage),
         "scheduler": _scheduler(running, max_num_seqs, queue),
         "graph-miss": _graph_miss(running, capture_effective_full, 1 + drafted, full_graph_share),
     }
     checks["prefill"] = _prefill(metrics, max_num_batched_tokens, shares, queue, _holds(checks, "kv", "scheduler"))
-    for name, outcome in checks.items():
-        if outcome is None:
-            continue
-        holds, evidence[name] = outcome
-        if holds:
-            holding.append(name)
-    if not holding and _known(running).any():
-        name, evidence[name] = _load_or_decode(running, max_num_seqs)
-        if name == "decode":
-            holding.append(name)
+    evidence = {name: found[1] for name, found in checks.items() if found is not None}
+    holding = [name for name in checks if _holds(checks, name)]
+    if not holding and known_values(running).size:
+        most = float(np.nanmax(running))
+        if max_num_seqs is not None and most >= max_num_seqs:
+            evidence["decode"] = f"all {max_num_seqs} places were in use, and none of the other bounds holds"
+            holding.append("decode")
+        else:
+            limit = "" if max_num_seqs is None else f" of {max_num_seqs} places"
+            evidence["load"] = f"at most {most:.0f}{limit} were running, and nothing is full"
     return Bound(holding[0] if holding else None, tuple(holding), evidence)
 
 
@@ -181,40 +180,35 @@ def _settled(row: Mapping[str, Any], rates: Mapping[float | None, float]) -> Map
     return {**row, "bound": bound, "bound_all": told.replace(NOT_KNOWN, words, 1)}
 
 
-def _holds(checks: Mapping[str, tuple[bool, str] | None], *names: str) -> bool:
+def _holds(checks: Mapping[str, Check], *names: str) -> bool:
     return any(outcome[0] for name in names if (outcome := checks[name]) is not None)
 
 
-def _queue(waiting: Values, shares: TimeShares | None) -> tuple[bool, str] | None:
+def _queue(waiting: Values, shares: TimeShares | None) -> Check:
     """Whether requests wait in the server, from its gauge and from its own clock."""
-    known, parts = waiting[_known(waiting)], []
-    share = float((known > 0).mean()) if known.size else None
-    if share is not None:
+    known, parts, waits = known_values(waiting), [], False
+    if known.size:
+        share = float((known > 0).mean())
+        waits = share >= HALF
         parts.append(f"requests waiting in {share:.0%} of {known.size} samples, {known.max():.0f} at the peak")
-    spent = shares.queue if shares is not None else None
-    if spent is not None:
-        parts.append(f"{spent:.0%} of their time was in the queue")
-    if not parts:
-        return None
-    return (share or 0.0) >= HALF or (spent or 0.0) >= QUEUE_SHARE, ", ".join(parts)
+    if shares is not None and shares.queue is not None:
+        waits = waits or shares.queue >= QUEUE_SHARE
+        parts.append(f"{shares.queue:.0%} of their time was in the queue")
+    return (waits, ", ".join(parts)) if parts else None
 
 
-def _kv(metrics: pa.Table, waiting: Values, usage: Values) -> tuple[bool, str] | None:
+def _kv(metrics: pa.Table, waiting: Values, usage: Values) -> Check:
     preempted = _grown(column_values(metrics, "preemptions_total"))
-    both = _known(waiting) & _known(usage)
-    if preempted is None and not both.any():
-        return None
+    both = ~np.isnan(waiting) & ~np.isnan(usage)
     full = (usage[both] >= KV_FULL) & (waiting[both] > 0)
-    parts = []
-    if preempted is not None:
-        parts.append(f"{preempted:.0f} preemptions")
+    parts = [] if preempted is None else [f"{preempted:.0f} preemptions"]
     if both.any():
         parts.append(f"usage >= {KV_FULL:g} with requests waiting in {full.mean():.0%} of {both.sum()} samples")
         parts.append(f"peak usage {usage[both].max():.2f}")
-    return bool((preempted or 0) > 0 or full.any()), ", ".join(parts)
+    return (bool((preempted or 0) > 0 or full.any()), ", ".join(parts)) if parts else None
 
 
-def _scheduler(running: Values, max_num_seqs: int | None, queue: tuple[bool, str] | None) -> tuple[bool, str] | None:
+def _scheduler(running: Values, max_num_seqs: int | None, queue: Check) -> Check:
     """Requests wait, and the places were taken in a quarter of the samples or more. The two gauges of one sample need
     not agree: they are a step old, and a place is empty for a moment between two requests (recorded: 62 to 64 of 64
     running while 64 waited).
@@ -222,7 +216,7 @@ def _scheduler(running: Values, max_num_seqs: int | None, queue: tuple[bool, str
     Without a known --max-num-seqs (a server that was already there) the places are as many as ran at the most, if that
     is where it stayed: in half the samples or more.
     """
-    known = running[_known(running)]
+    known = known_values(running)
     if queue is None or not known.size:
         return None
     most, places = float(known.max()), max_num_seqs
@@ -235,10 +229,10 @@ def _scheduler(running: Values, max_num_seqs: int | None, queue: tuple[bool, str
     return taken >= TAKEN and queue[0], words
 
 
-def _graph_miss(running: Values, capture: int | None, rows: int, counted: float | None) -> tuple[bool, str] | None:
+def _graph_miss(running: Values, capture: int | None, rows: int, counted: float | None) -> Check:
     if counted is not None:
         return 1.0 - counted >= HALF, f"measured: {1.0 - counted:.0%} of decode steps ran outside of a full graph"
-    known = running[_known(running)]
+    known = known_values(running)
     if capture is None or not known.size:
         return None
     share = float((known * rows > capture).mean())
@@ -247,12 +241,8 @@ def _graph_miss(running: Values, capture: int | None, rows: int, counted: float 
 
 
 def _prefill(
-    metrics: pa.Table,
-    budget: int | None,
-    shares: TimeShares | None,
-    queue: tuple[bool, str] | None,
-    places_or_blocks: bool,
-) -> tuple[bool, str] | None:
+    metrics: pa.Table, budget: int | None, shares: TimeShares | None, queue: Check, places_or_blocks: bool
+) -> Check:
     """Stalls hold the largest share of the requests' time; or prompt tokens computed (found in the prefix cache: not
     computed) take half of each step's budget; or requests wait though places and blocks are free."""
     parts, holds = [], False
@@ -272,21 +262,9 @@ def _prefill(
     return (holds, ", ".join(parts)) if parts else None
 
 
-def _load_or_decode(running: Values, max_num_seqs: int | None) -> tuple[str, str]:
-    peak = float(np.nanmax(running))
-    if max_num_seqs is None or peak < max_num_seqs:
-        limit = "" if max_num_seqs is None else f" of {max_num_seqs} places"
-        return "load", f"at most {peak:.0f}{limit} were running, and nothing is full"
-    return "decode", f"all {max_num_seqs} places were in use, and none of the other bounds holds"
-
-
-def _known(values: Values) -> NDArray[np.bool_]:
-    return ~np.isnan(values)
-
-
 def _grown(counter: Values) -> float | None:
     """How much a counter grew within the window; None without two values, a restart counts from 0."""
-    known = counter[_known(counter)]
+    known = known_values(counter)
     if known.size < 2:
         return None
     steps = np.diff(known)

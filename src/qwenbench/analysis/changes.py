@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -38,8 +38,7 @@ class MetricChange:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        row = {name: getattr(self, name) for name in self.__slots__}
-        return {("metric" if name == "key" else name): value for name, value in row.items()}
+        return {("metric" if name == "key" else name): value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)

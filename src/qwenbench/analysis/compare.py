@@ -26,7 +26,7 @@ from qwenbench.analysis.conditions import Difference, differences, refusals
 from qwenbench.analysis.limit_text import metric_key
 from qwenbench.analysis.machines import Place, places_of
 from qwenbench.analysis.run import Run
-from qwenbench.analysis.spread import spread_of
+from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import load_label
@@ -125,12 +125,10 @@ class Comparison:
         return {
             "runs": list(self.runs),
             "simulated": self.simulated,
-            "conditions": [
-                {"run": run, "what": d.what, "before": d.before, "after": d.after} for run, d in self.conditions
-            ],
+            "conditions": [{"run": run, **asdict(difference)} for run, difference in self.conditions],
             "forced": list(self.forced),
             "rows": [row.to_json() for row in self.rows],
-            "capacities": [{n: getattr(c, n) for n in c.__slots__} for c in self.capacities],
+            "capacities": [asdict(change) for change in self.capacities],
             "unmatched": list(self.unmatched),
             "machines": [{"run": run, **asdict(place)} for run, place in self.places],
             "correction": {"method": self.correction, "false_discovery_rate": FALSE_DISCOVERIES},
@@ -158,83 +156,81 @@ def compare(runs: Sequence[Run], rules: Sequence[GateRule] = (), *, force: bool 
     if refused and not force:
         raise UsageError(f"not comparable: {'; '.join(refused)}. --force compares them nevertheless.")
     any_name = all(run.points["config_id"].nunique() == 1 for run in runs if len(run.points))
-    base = _table(first)
-    pairs = [_Pair(first, other, base, _table(other), any_name) for other in others]
+    base, *sides = (_Side.of(run, any_name) for run in runs)
+    pairs = [_Pair(base, side) for side in sides]
     for pair in pairs:
         if not pair.shared:
-            raise UsageError(f"{first.path} and {pair.after.path} have no load point in common.")
+            raise UsageError(f"{first.path} and {pair.after.run.path} have no load point in common.")
     rows = _rows(pairs)
     return Comparison(
         runs=tuple(run.run_id for run in runs),
         simulated=any(run.simulated for run in runs),
-        conditions=tuple((pair.after.run_id, found) for pair in pairs for found in differences(first, pair.after)),
+        conditions=tuple((run.run_id, found) for run in others for found in differences(first, run)),
         forced=tuple(refused),
         rows=tuple(rows),
         capacities=tuple(row for pair in pairs for row in _capacities(pair)),
         unmatched=tuple(line for pair in pairs for line in pair.unmatched()),
         gate=judge_gate(rules, rows) if rules else None,
-        tables=(base, *(pair.theirs for pair in pairs)),
+        tables=(base.table, *(side.table for side in sides)),
         notes=tuple(_notes(rows, pairs)),
         places=tuple((run.run_id, place) for run in runs for place in places_of(run)),
     )
 
 
-def _table(run: Run) -> RepeatTable:
-    return repeat_table(run.points, requests_under(run.path)) if len(run.points) else repeat_table(pd.DataFrame())
+@dataclass(frozen=True)
+class _Side:
+    """A run with its figures by load point."""
+
+    run: Run
+    table: RepeatTable
+    spread: Spread
+    names: Mapping[tuple[Any, ...], int]
+    """Load point -> its place in the table."""
+
+    @classmethod
+    def of(cls, run: Run, any_name: bool) -> _Side:
+        table = repeat_table(run.points, requests_under(run.path))
+        names = {_name(point, any_name): place for place, point in enumerate(table.load_points)}
+        return cls(run, table, spread_of(run), names)
 
 
 class _Pair:
     """Two runs and the load points that both have."""
 
-    def __init__(self, before: Run, after: Run, ours: RepeatTable, theirs: RepeatTable, any_name: bool) -> None:
+    def __init__(self, before: _Side, after: _Side) -> None:
         self.before, self.after = before, after
-        self.ours, self.theirs = ours, theirs
-        self.spreads = (spread_of(before), spread_of(after))
-        self._our_names = {_name(point, any_name): index for index, point in enumerate(ours.load_points)}
-        self._their_names = {_name(point, any_name): index for index, point in enumerate(theirs.load_points)}
-        self.shared = [name for name in self._our_names if name in self._their_names]
-        self.paired = pair_repeats(ours, theirs, [(i, j) for _, i, j in self.places()])
+        self.shared = [name for name in before.names if name in after.names]
+        self.ours, self.theirs = ([side.names[name] for name in self.shared] for side in (before, after))
+        places = list(zip(self.ours, self.theirs, strict=True))
+        self.paired = pair_repeats(before.table, after.table, places)
 
     def changes(self) -> Changes:
         """Shared load points x KEYS."""
-        ours = [self._our_names[name] for name in self.shared]
-        theirs = [self._their_names[name] for name in self.shared]
-        a, b = self.ours, self.theirs
+        a, b, ours, theirs = self.before.table, self.after.table, self.ours, self.theirs
         once = [
-            np.where(table.launches[places] == 1, spread.launch**2, 0.0)
-            for table, places, spread in ((a, ours, self.spreads[0]), (b, theirs, self.spreads[1]))
+            np.where(side.table.launches[places] == 1, side.spread.launch**2, 0.0)
+            for side, places in ((self.before, ours), (self.after, theirs))
         ]
-        between = Between(once[0] + once[1], min(spread.degrees for spread in self.spreads))
+        between = Between(once[0] + once[1], min(self.before.spread.degrees, self.after.spread.degrees))
         return relative_changes(
             a.n[ours], a.value[ours], a.se[ours], b.n[theirs], b.value[theirs], b.se[theirs], self.paired, between
         )
 
     def launched_once(self) -> str | None:
         """Which spread between launches the intervals hold; None where both sides have several, or play none."""
-        for table, names, spread in (
-            (self.ours, self._our_names, self.spreads[0]),
-            (self.theirs, self._their_names, self.spreads[1]),
-        ):
-            if spread.launch > 0 and (table.launches[[names[name] for name in self.shared]] == 1).any():
-                return spread.source
+        for side, places in ((self.before, self.ours), (self.after, self.theirs)):
+            if side.spread.launch > 0 and (side.table.launches[places] == 1).any():
+                return side.spread.source
         return None
-
-    def places(self) -> list[tuple[Mapping[str, Any], int, int]]:
-        """Each shared load point with its place in either table."""
-        found = ((self._our_names[name], self._their_names[name]) for name in self.shared)
-        return [(self.ours.load_points[i], i, j) for i, j in found]
 
     def unmatched(self) -> list[str]:
         """Load points of one run only, for people."""
-        lines = []
-        for run, names, others, table in (
-            (self.before, self._our_names, self._their_names, self.ours),
-            (self.after, self._their_names, self._our_names, self.theirs),
-        ):
-            lines += [
-                f"only in {run.run_id}: {where(table.load_points[i])}" for n, i in names.items() if n not in others
-            ]
-        return lines
+        return [
+            f"only in {side.run.run_id}: {where(side.table.load_points[place])}"
+            for side in (self.before, self.after)
+            for name, place in side.names.items()
+            if name not in self.shared
+        ]
 
 
 def _name(point: Mapping[str, Any], any_config: bool) -> tuple[Any, ...]:
@@ -253,29 +249,34 @@ def _rows(pairs: Sequence[_Pair]) -> list[MetricChange]:
     rows: list[MetricChange] = []
     for pair, found in zip(pairs, changes, strict=True):
         stands, standing = standing[: len(found.p)], standing[len(found.p) :]
-        for place, (point, i, j) in enumerate(pair.places()):
+        for place, (i, j) in enumerate(zip(pair.ours, pair.theirs, strict=True)):
+            point = pair.before.table.load_points[i]
             for column, key in enumerate(KEYS):
-                before, after = pair.ours.value[i, column], pair.theirs.value[j, column]
-                if np.isnan(before) and np.isnan(after):
+                before, after, change, low, high, p = (
+                    None if np.isnan(value) else float(value)
+                    for value in (
+                        pair.before.table.value[i, column], pair.after.table.value[j, column],
+                        *(figures[place, column] for figures in (found.change, found.low, found.high, found.p)),
+                    )
+                )  # fmt: skip
+                if before is None and after is None:
                     continue
-                change = _number(found.change[place, column])
-                judged = not np.isnan(found.p[place, column])
-                known = not (np.isnan(before) or np.isnan(after))
+                known, stated = before is not None and after is not None, bool(stands[place, column])
                 rows.append(
                     MetricChange(
-                        run=pair.after.run_id,
+                        run=pair.after.run.run_id,
                         config=str(point["config_id"]),
                         scenario=str(point["scenario"]),
                         profile=str(point["profile"]),
                         concurrency=None if point["concurrency"] is None else int(point["concurrency"]),
                         rate=point["rate"],
                         key=key,
-                        before=_number(before),
-                        after=_number(after),
+                        before=before,
+                        after=after,
                         change=change,
-                        low=_number(found.low[place, column]),
-                        high=_number(found.high[place, column]),
-                        verdict=_verdict(key, change, known, judged, bool(stands[place, column])),
+                        low=low,
+                        high=high,
+                        verdict=_verdict(key, change, known, p is not None, stated),
                     )
                 )
     return rows
@@ -291,17 +292,15 @@ def _verdict(key: str, change: float | None, known: bool, judged: bool, stands: 
     return "better" if (change > 0) == (METRICS[key].better == "higher") else "worse"
 
 
-def _number(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
 def _capacities(pair: _Pair) -> list[CapacityChange]:
     """Capacities by configuration: the median over its points (they hardly differ between launches)."""
-    before, after = _medians(pair.before.points), _medians(pair.after.points)
-    names = {str(point["config_id"]): str(pair.theirs.load_points[j]["config_id"]) for point, _, j in pair.places()}
+    before, after = _medians(pair.before.run.points), _medians(pair.after.run.points)
+    ours, theirs = pair.before.table.load_points, pair.after.table.load_points
+    places = zip(pair.ours, pair.theirs, strict=True)
+    names = {str(ours[i]["config_id"]): str(theirs[j]["config_id"]) for i, j in places}
     found = [
-        CapacityChange(pair.after.run_id, ours, name, before.get((ours, name)), after.get((theirs, name)))
-        for ours, theirs in names.items()
+        CapacityChange(pair.after.run.run_id, mine, name, before.get((mine, name)), after.get((yours, name)))
+        for mine, yours in names.items()
         for name in CAPACITIES
     ]
     return [row for row in found if row.before is not None or row.after is not None]
@@ -319,7 +318,7 @@ def _medians(points: pd.DataFrame) -> dict[tuple[str, str], float]:
 
 def _notes(rows: Sequence[MetricChange], pairs: Sequence[_Pair]) -> list[str]:
     notes = [
-        f"{pair.before.run_id} and {pair.after.run_id} drew the same requests (same seeds): repeats are paired."
+        f"{pair.before.run.run_id} and {pair.after.run.run_id} drew the same requests (same seeds): repeats are paired."
         for pair in pairs
         if pair.paired is not None
     ]
@@ -328,10 +327,9 @@ def _notes(rows: Sequence[MetricChange], pairs: Sequence[_Pair]) -> list[str]:
         notes.append(
             f"{indicative} of {len(rows)} rows are indicative only: a side has one repeat. Run with --repeats 3."
         )
-    held = [(pair, pair.launched_once()) for pair in pairs] if indicative < len(rows) else []
     notes += [
-        f"{pair.before.run_id} or {pair.after.run_id} was launched once: the intervals hold {source}."
-        for pair, source in held
-        if source is not None
+        f"{pair.before.run.run_id} or {pair.after.run.run_id} was launched once: the intervals hold {source}."
+        for pair in (pairs if indicative < len(rows) else ())
+        if (source := pair.launched_once()) is not None
     ]
     return notes

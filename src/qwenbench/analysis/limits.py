@@ -5,7 +5,7 @@ shown, broken or open. See docs/statistics.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,25 +166,18 @@ def pooled_test(limit: Limit, points: Sequence[Point], requests_of: RequestsOf) 
     if limit.share is None:
         return None
     parts = [_counted(limit, point, requests_of) or _from_percentiles(limit, point) for point in points]
-    known = [part for part in parts if part is not None]
-    return _added(limit.share, known) if known and len(known) == len(parts) else None
-
-
-def _added(needed: float, parts: Iterable[ShareTest]) -> ShareTest:
-    trials, within, most = (
-        sum(numbers) for numbers in zip(*((p.trials, p.within, p.within_most) for p in parts), strict=True)
-    )
-    return ShareTest(needed, trials, within, most)
+    known = [(part.trials, part.within, part.within_most) for part in parts if part is not None]
+    if not known or len(known) < len(parts):
+        return None
+    return ShareTest(limit.share, *map(sum, zip(*known, strict=True)))
 
 
 def _counted(limit: Limit, point: Point, requests_of: RequestsOf) -> ShareTest | None:
     """A failed request, or an answer that never came, is beyond its limit; one too short to have a TPOT is no trial."""
     requests = requests_of(point.cell.cell_id)
-    if requests is None or limit.share is None:
-        return None
-    arrays = RequestArrays.of(requests)
-    window = window_of_point(arrays, point)
-    if window is None:
+    arrays = None if requests is None else RequestArrays.of(requests)
+    window = None if arrays is None else window_of_point(arrays, point)
+    if arrays is None or window is None or limit.share is None:
         return None
     started = window.holds_start(arrays.begin_ns)
     values = arrays.latencies_ms()[limit.latency][started]

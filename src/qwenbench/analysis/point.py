@@ -128,10 +128,10 @@ def summarise_point(
         row |= _rates(arrays, window, context)
         row |= _latencies(requests, arrays, started)
         row["goodput_rps"] = _goodput(requests, arrays, window, context.slo)
-    row |= _work(requests, arrays, metrics)
-    if row["broken_share"] is None:
-        row["broken_share"] = context.natural_broken_share
-    row |= _memory(arrays, context)
+    row["prefix_hit_rate"] = _prefix_hit_rate(arrays, metrics)
+    broken = pc.mean(pc.greater(pc.list_value_length(requests["broken"]), 0)).as_py()  # of the answers that were judged
+    row["broken_share"] = context.natural_broken_share if broken is None else broken
+    row["requests_that_fit"] = _requests_that_fit(arrays, context)
     row |= _server(metrics)
     row |= drafting_columns(metrics)
     row |= clock_columns(nvml, window)
@@ -227,39 +227,28 @@ def _goodput(requests: pa.Table, arrays: RequestArrays, window: Window, slo: Map
     return int(good.sum()) / window.duration_s
 
 
-def _work(requests: pa.Table, arrays: RequestArrays, metrics: pa.Table | None) -> dict[str, Any]:
-    judged = requests["broken"].drop_null()
-    broken = pc.sum(pc.greater(pc.list_value_length(judged), 0)).as_py() or 0 if len(judged) else None
-    return {
-        "prefix_hit_rate": _prefix_hit_rate(arrays, metrics),
-        "broken_share": broken / len(judged) if broken is not None else None,
-    }
-
-
 def _prefix_hit_rate(arrays: RequestArrays, metrics: pa.Table | None) -> float | None:
     """From the server's counters, else from what `usage` said per request."""
-    queries = server.growth(metrics, "prefix_queries_total") if metrics is not None else None
-    hits = server.growth(metrics, "prefix_hits_total") if metrics is not None else None
-    if queries and hits is not None:
-        return hits / queries
+    if metrics is not None:
+        queries, hits = server.growth(metrics, "prefix_queries_total"), server.growth(metrics, "prefix_hits_total")
+        if queries and hits is not None:
+            return hits / queries
     told = ~np.isnan(arrays.cached_tokens) & (arrays.input_tokens > 0)
     if not told.any():
         return None
     return float(arrays.cached_tokens[told].sum() / arrays.input_tokens[told].sum())
 
 
-def _memory(arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
-    """requests_that_fit: floor(usable blocks / blocks of the scenario's p95 request; unknown: of this point's)."""
-    tokens = (arrays.input_tokens + arrays.output_tokens)[arrays.ok]
-    tokens = tokens[~np.isnan(tokens)]
-    total = context.ledger.kv_cache_blocks
-    length = context.request_tokens
+def _requests_that_fit(arrays: RequestArrays, context: PointContext) -> int | None:
+    """floor(usable blocks / blocks of the scenario's p95 request; unknown: of this point's)."""
+    tokens = server.known_values((arrays.input_tokens + arrays.output_tokens)[arrays.ok])
+    total, length = context.ledger.kv_cache_blocks, context.request_tokens
     if length is None and len(tokens):
         length = int(np.ceil(np.percentile(tokens, 95)))
     if total is None or context.layout is None or length is None:
-        return {}
+        return None
     blocks = context.layout.blocks_held(length)
-    return {"requests_that_fit": (total - NULL_BLOCKS) // blocks if blocks > 0 else None}
+    return (total - NULL_BLOCKS) // blocks if blocks > 0 else None
 
 
 def _server(metrics: pa.Table | None) -> dict[str, Any]:
@@ -289,8 +278,10 @@ def _cards(
         "vram_over_budget_mib": over,
     }
     if window is not None:
-        row["gpu_util_mean"] = server.mean_utilization_pct(cards, window)
-        row["power_w_mean"] = server.mean_power_w(cards, window)
+        busy = server.card_means(cards, window, lambda card: card.util_pct)
+        watts = server.card_means(cards, window, lambda card: card.power_w)
+        row["gpu_util_mean"] = None if busy is None else float(np.mean(busy))
+        row["power_w_mean"] = None if watts is None else sum(watts)
         row["energy_j_per_output_token"] = server.energy_per_token_j(cards, window, arrays.tokens_between)
     return row
 
@@ -313,40 +304,28 @@ def _validity(row: Mapping[str, Any], broken_kinds: str, context: PointContext) 
     return {"valid": not reasons, "invalid_reason": "; ".join(reasons) or None}
 
 
-def _full_graph_share(context: PointContext) -> float | None:
-    seqs = context.configuration.server.max_num_seqs
-    rows = 1 + (context.ledger.startup.speculative_tokens or 0)
-    return full_graph_share(context.graph_steps, None if seqs is None else seqs * rows)
-
-
 def _bounds(
     requests: pa.Table, arrays: RequestArrays, metrics: pa.Table | None, window: Window, context: PointContext
 ) -> dict[str, Any]:
     if metrics is None or metrics.num_rows == 0:
         return {"bound": "client", "bound_all": "client"} if context.client_saturated else {}
-    times = server.sample_times(metrics)
-    inside = metrics.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns)))
+    inside = server.during(metrics, window)
     clock = server.server_clock(inside)
-    shares = _time_shares(requests, arrays, window.holds_start(arrays.begin_ns) & arrays.ok, clock.queue_ms_mean)
+    started = window.holds_start(arrays.begin_ns) & arrays.ok
+    shares = _time_shares(requests, arrays, started, clock["server_queue_ms_mean"])
+    startup, seqs = context.ledger.startup, context.configuration.server.max_num_seqs
+    drafted = startup.speculative_tokens or 0
     found = bounds(
         inside,
-        max_num_seqs=context.configuration.server.max_num_seqs,
-        capture_effective_full=context.ledger.startup.capture_effective_full,
+        max_num_seqs=seqs,
+        capture_effective_full=startup.capture_effective_full,
         max_num_batched_tokens=context.max_num_batched_tokens,
         client_saturated=context.client_saturated,
-        drafted=context.ledger.startup.speculative_tokens or 0,
+        drafted=drafted,
         shares=shares,
-        full_graph_share=_full_graph_share(context),
+        full_graph_share=full_graph_share(context.graph_steps, None if seqs is None else seqs * (1 + drafted)),
     )
-    return {
-        "bound": found.first,
-        "bound_all": found.told(shares),
-        "server_steps": clock.steps,
-        "server_tokens_per_step": clock.tokens_per_step,
-        "server_prefill_step_share": clock.prefill_step_share,
-        "server_queue_ms_mean": clock.queue_ms_mean,
-        "server_prefill_ms_mean": clock.prefill_ms_mean,
-    }
+    return {"bound": found.first, "bound_all": found.told(shares), **clock}
 
 
 def _time_shares(
@@ -369,12 +348,8 @@ def _time_shares(
     )
 
 
-def _known(values: np.ndarray) -> bool:
-    return bool((~np.isnan(values)).any())
-
-
 def _sum(values: np.ndarray) -> float | None:
-    return float(np.nansum(values)) if _known(values) else None
+    return None if np.isnan(values).all() else float(np.nansum(values))
 
 
 def _whole(value: float | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -82,14 +82,9 @@ class Answer:
             "docker_powershell": self.lines.powershell,
             "compose": self.lines.compose,
             "expected": _figures(self.expected),
-            "runner_up": runner_up
-            and {
-                "config_id": runner_up.config_id,
-                "to_win": runner_up.to_win,
-                "expected": _figures(runner_up.expected),
-            },
+            "runner_up": runner_up and {**asdict(runner_up), "expected": _figures(runner_up.expected)},
             "decided": self.decided,
-            "would_decide": [{name: getattr(point, name) for name in point.__slots__} for point in self.would_decide],
+            "would_decide": [asdict(point) for point in self.would_decide],
             "would_decide_command": self.command,
             "excluded": dict(self.excluded),
             "nearest_miss": self.nearest_miss,
@@ -319,10 +314,10 @@ def _too_wide(winner: Candidate) -> Iterator[str]:
     if not wide:
         return
     needed = [repeats_within(winner.expected[key], NARROW) for key in wide]
-    count = (
-        "no number of launches would help soon" if None in needed else f"about {max(n or 0 for n in needed)} launches"
-    )
-    how = count if None in needed else f"{count} (--relaunch-repeats) would bring them within {NARROW:.0%}"
+    how = "no number of launches would help soon"
+    if None not in needed:
+        count = max(number or 0 for number in needed)
+        how = f"about {count} launches (--relaunch-repeats) would bring them within {NARROW:.0%}"
     measured = min(winner.expected[key].n for key in wide)
     yield f"{measured} measurements say little: the intervals of {', '.join(map(in_words, wide))} reach 0; {how}"
 

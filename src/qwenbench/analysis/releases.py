@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -15,6 +15,7 @@ from qwenbench.runfolder.damage import text_or_none
 
 CHANGED = ("worse", "better")
 """Verdicts that state a change."""
+_PLACE = ("config", "scenario", "profile", "concurrency", "rate")
 HELD = "kv_cache_blocks"
 """What a configuration holds, as its server counts it: no sample, so any difference is one."""
 
@@ -116,15 +117,10 @@ class Releases:
             },
             "figures": [
                 {
-                    **{
-                        name: getattr(f.change, name)
-                        for name in ("config", "scenario", "profile", "concurrency", "rate")
-                    },
+                    **{name: getattr(f.change, name) for name in _PLACE},
                     "metric": f.change.key,
                     "first_changed": None if f.first is None else names[f.first],
-                    "change": f.change.change,
-                    "low": f.change.low,
-                    "high": f.change.high,
+                    **{name: getattr(f.change, name) for name in ("change", "low", "high")},
                     "values": [
                         {"release": name, "value": e.value, "low": e.low, "high": e.high, "verdict": verdict or None}
                         for name, e, verdict in zip(names, f.values, f.verdicts, strict=True)
@@ -155,30 +151,20 @@ def _figures(comparison: Comparison, releases: Sequence[Release]) -> list[Figure
     runs = [release.run.run_id for release in releases]
     changes: dict[tuple[Any, ...], dict[int, MetricChange]] = {}
     for row in comparison.rows:
-        name = (row.config, row.scenario, row.profile, row.concurrency, row.rate, row.key)
+        name = (*(getattr(row, part) for part in _PLACE), row.key)
         changes.setdefault(name, {})[runs.index(row.run)] = row
-    unknown = Estimate(0, None)
-    estimates: list[dict[tuple[Any, ...], Estimate]] = []
-    for table in comparison.tables:
-        estimates.append(
-            {
-                (*_place(point), key): estimate
-                for index, point in enumerate(table.load_points)
-                for key, estimate in table.estimates(index).items()
-            }
-        )
+    estimates = [
+        {
+            (*(point["config_id" if part == "config" else part] for part in _PLACE), key): estimate
+            for index, point in enumerate(table.load_points)
+            for key, estimate in table.estimates(index).items()
+        }
+        for table in comparison.tables
+    ]
     found = []
     for name, by_release in changes.items():
-        verdicts = tuple("" if place == 0 else _verdict(by_release, place) for place in range(len(releases)))
-        first = next((place for place, verdict in enumerate(verdicts) if verdict in CHANGED), None)
-        change = by_release[first] if first is not None else by_release[max(by_release)]
-        found.append(FigureOver(change, tuple(known.get(name, unknown) for known in estimates), verdicts))
+        told = (by_release[place].verdict if place in by_release else "missing" for place in range(1, len(runs)))
+        values = tuple(known.get(name, Estimate(0, None)) for known in estimates)
+        figure = FigureOver(by_release[max(by_release)], values, ("", *told))
+        found.append(figure if figure.first is None else replace(figure, change=by_release[figure.first]))
     return found
-
-
-def _verdict(changes: Mapping[int, MetricChange], place: int) -> str:
-    return changes[place].verdict if place in changes else "missing"
-
-
-def _place(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    return tuple(point[name] for name in ("config_id", "scenario", "profile", "concurrency", "rate"))

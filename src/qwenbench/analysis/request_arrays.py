@@ -20,10 +20,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-COLUMNS = (
-    "session_id", "scheduled_ns", "sent_ns", "ended_ns", "ttft_ms", "ttfo_ms", "e2e_ms", "decode_ms",
-    "input_tokens", "cached_tokens", "output_tokens", "error",
-)  # fmt: skip
+_NUMBERS_OF = ("ttft_ms", "ttfo_ms", "e2e_ms", "decode_ms", "input_tokens", "cached_tokens", "output_tokens")
+COLUMNS = ("session_id", "scheduled_ns", "sent_ns", "ended_ns", *_NUMBERS_OF, "error")
 """The columns of REQUEST_SCHEMA that are needed here; the gaps (`itl_ms`) stay in the table, they are large."""
 
 
@@ -71,13 +69,7 @@ class RequestArrays:
             # a record without an end (its client died) counts as over when it began
             ended_ns=_ints(pc.coalesce(requests["ended_ns"], begin)),
             ok=np.asarray(requests["error"].is_null().to_numpy(), dtype=np.bool_),
-            ttft_ms=_floats(requests["ttft_ms"]),
-            ttfo_ms=_floats(requests["ttfo_ms"]),
-            e2e_ms=_floats(requests["e2e_ms"]),
-            decode_ms=_floats(requests["decode_ms"]),
-            input_tokens=_floats(requests["input_tokens"]),
-            cached_tokens=_floats(requests["cached_tokens"]),
-            output_tokens=_floats(requests["output_tokens"]),
+            **{name: _floats(requests[name]) for name in _NUMBERS_OF},
         )
 
     def tokens_between(self, start_ns: int, end_ns: int) -> float | None:
@@ -279,9 +271,7 @@ def _counted(reasons: Iterable[tuple[str, str]]) -> str | None:
         kind = (head, _NUMBERS.sub("0", words))
         counts[kind] += 1
         shown.setdefault(kind, words[:_LONGEST_REASON])
-    told = [
-        f"{kind[0]} x {count}" + (f": {shown[kind]}" if shown[kind] else "")
-        for kind, count in counts.most_common(MOST_REASONS)
-    ]
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(MOST_REASONS))
+    most = counts.most_common(MOST_REASONS)
+    told = [f"{kind[0]} x {count}" + (f": {shown[kind]}" if shown[kind] else "") for kind, count in most]
+    rest = counts.total() - sum(count for _, count in most)
     return "; ".join([*told, *([f"{rest} more of other kinds"] if rest else [])]) or None

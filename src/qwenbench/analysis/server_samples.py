@@ -46,20 +46,27 @@ def sample_times(table: pa.Table) -> NDArray[np.int64]:
     return np.asarray(table["t_ns"].to_numpy(), dtype=np.int64)
 
 
+def known_values(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Without what is not known."""
+    return values[~np.isnan(values)]
+
+
+def during(table: pa.Table, window: Window) -> pa.Table:
+    """The samples within the window."""
+    times = sample_times(table)
+    return table.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns)))
+
+
 def peak(table: pa.Table, name: str) -> float | None:
     """Largest value of a gauge; None when it was never seen."""
-    values = column_values(table, name)
-    values = values[~np.isnan(values)]
+    values = known_values(column_values(table, name))
     return float(values.max()) if len(values) else None
 
 
 def growth(table: pa.Table, name: str) -> float | None:
     """Last minus first value of a counter; None when it was seen fewer than two times, or went backwards."""
-    values = column_values(table, name)
-    values = values[~np.isnan(values)]
-    if len(values) < 2 or (np.diff(values) < 0).any():
-        return None
-    return float(values[-1] - values[0])
+    values = known_values(column_values(table, name))
+    return None if len(values) < 2 or (np.diff(values) < 0).any() else float(values[-1] - values[0])
 
 
 def cards_of(nvml: pa.Table | None, metrics: pa.Table | None, simulated: bool) -> Mapping[str, CardSamples]:
@@ -85,7 +92,7 @@ def _card(table: pa.Table, used: str) -> CardSamples:
 
 def vram_peaks_mib(cards: Mapping[str, CardSamples]) -> dict[str, float]:
     """Largest used memory of each card that reported any, over the whole point."""
-    known = {name: card.used_mib[~np.isnan(card.used_mib)] for name, card in cards.items()}
+    known = {name: known_values(card.used_mib) for name, card in cards.items()}
     return {name: float(values.max()) for name, values in known.items() if len(values)}
 
 
@@ -94,7 +101,7 @@ def own_peaks_mib(cards: Mapping[str, CardSamples], before_mib: Mapping[str, flo
     was used before the launch; a card of which neither is known is missing."""
     own = {}
     for name, peak_mib in vram_peaks_mib(cards).items():
-        told = cards[name].own_mib[~np.isnan(cards[name].own_mib)]
+        told = known_values(cards[name].own_mib)
         if len(told):
             own[name] = float(told.max())
         elif name in before_mib or name == SIMULATED_CARD:
@@ -102,17 +109,15 @@ def own_peaks_mib(cards: Mapping[str, CardSamples], before_mib: Mapping[str, flo
     return own
 
 
-def mean_power_w(cards: Mapping[str, CardSamples], window: Window) -> float | None:
-    """Mean power over the window, summed over the cards; None when a card's is not known."""
-    if not cards:
-        return None
-    total = 0.0
-    for card in cards.values():
-        inside = (card.t_ns >= window.start_ns) & (card.t_ns <= window.end_ns) & ~np.isnan(card.power_w)
-        if not inside.any():
-            return None
-        total += float(card.power_w[inside].mean())
-    return total
+def card_means(
+    cards: Mapping[str, CardSamples], window: Window, column: Callable[[CardSamples], NDArray[np.float64]]
+) -> list[float] | None:
+    """Each card's mean over the window; None without cards, or when a card's is not known."""
+    inside = [
+        known_values(column(card)[(card.t_ns >= window.start_ns) & (card.t_ns <= window.end_ns)])
+        for card in cards.values()
+    ]
+    return [float(values.mean()) for values in inside] if inside and all(map(len, inside)) else None
 
 
 def energy_per_token_j(
@@ -122,7 +127,8 @@ def energy_per_token_j(
 
     None under 10 s, without tokens or where their number is unknown, or when a counter is missing or went backwards.
     """
-    counters = [(card.t_ns[known], card.energy_j[known]) for card in cards.values() for known in [_known(card)]]
+    known = {name: ~np.isnan(card.energy_j) for name, card in cards.items()}
+    counters = [(card.t_ns[known[name]], card.energy_j[known[name]]) for name, card in cards.items()]
     if not counters or any(len(times) < 2 or (np.diff(joules) < 0).any() for times, joules in counters):
         return None
     start = max(window.start_ns, *(int(times[0]) for times, _ in counters))
@@ -139,43 +145,21 @@ def energy_per_token_j(
     return joules_used / tokens
 
 
-def mean_utilization_pct(cards: Mapping[str, CardSamples], window: Window) -> float | None:
-    """NVML's utilisation over the window, mean over time and cards; None when a card tells none."""
-    means = []
-    for card in cards.values():
-        inside = (card.t_ns >= window.start_ns) & (card.t_ns <= window.end_ns) & ~np.isnan(card.util_pct)
-        if not inside.any():
-            return None
-        means.append(float(card.util_pct[inside].mean()))
-    return float(np.mean(means)) if means else None
-
-
-@dataclass(frozen=True, slots=True)
-class ServerClock:
-    """What the server counted itself between two samples. None: not told."""
-
-    steps: int | None = None
-    tokens_per_step: float | None = None
-    prefill_step_share: float | None = None
-    queue_ms_mean: float | None = None
-    prefill_ms_mean: float | None = None
-
-
-def server_clock(metrics: pa.Table) -> ServerClock:
-    """The server's own counts over these samples (those within the window).
+def server_clock(metrics: pa.Table) -> dict[str, Any]:
+    """Columns of a point: what the server counted itself over these samples (those within the window).
 
     A step of more tokens than the most requests that ran at once carried a prefill; the histogram tells how many steps
     had more than the next bucket's edge, so the share is a lower bound. (With a drafter a step has up to 1 + n tokens a
     request, and then more steps count than carried one: the share is left out where no edge separates them.)
     """
     steps, tokens = growth(metrics, "iteration_tokens_count"), growth(metrics, "iteration_tokens_sum")
-    return ServerClock(
-        steps=None if steps is None else round(steps),
-        tokens_per_step=tokens / steps if steps and tokens is not None else None,
-        prefill_step_share=_prefill_share(metrics),
-        queue_ms_mean=_mean_ms(metrics, "queue_time"),
-        prefill_ms_mean=_mean_ms(metrics, "prefill_time"),
-    )
+    return {
+        "server_steps": None if steps is None else round(steps),
+        "server_tokens_per_step": tokens / steps if steps and tokens is not None else None,
+        "server_prefill_step_share": _prefill_share(metrics),
+        "server_queue_ms_mean": _mean_ms(metrics, "queue_time"),
+        "server_prefill_ms_mean": _mean_ms(metrics, "prefill_time"),
+    }
 
 
 def _mean_ms(metrics: pa.Table, name: str) -> float | None:
@@ -196,10 +180,6 @@ def _prefill_share(metrics: pa.Table) -> float | None:
         return None
     small = known[-1][edges[0]] - known[0].get(edges[0], 0.0)
     return float(max(0.0, 1 - small / total))
-
-
-def _known(card: CardSamples) -> NDArray[np.bool_]:
-    return np.asarray(~np.isnan(card.energy_j))
 
 
 REASONS = {
@@ -223,40 +203,32 @@ def clock_columns(nvml: pa.Table | None, window: Window | None) -> dict[str, Any
     if nvml is None or nvml.num_rows == 0:
         return {}
     if window is not None:
-        times = sample_times(nvml)
-        inside = nvml.filter(pa.array((times >= window.start_ns) & (times <= window.end_ns)))
+        inside = during(nvml, window)
         nvml = inside if inside.num_rows else nvml
-    return {"sm_clock_mhz_mean": _mean(column_values(nvml, "sm_clock_mhz")), **_power_limit(nvml), **_held_back(nvml)}
+    clock = known_values(column_values(nvml, "sm_clock_mhz"))
+    watts = column_values(nvml, "power_limit_w").tolist()
+    # the last sample's of each card: a limit that was changed meanwhile holds from now on
+    limit = sum(dict(zip(nvml["gpu"].to_pylist(), watts, strict=True)).values())
+    return {
+        "sm_clock_mhz_mean": float(clock.mean()) if len(clock) else None,
+        "power_limit_w": None if np.isnan(limit) else float(limit),
+        **_held_back(nvml),
+    }
 
 
-def throttle_note(point: dict[str, Any] | Any) -> str | None:
+def throttle_note(point: Mapping[str, Any]) -> str | None:
     """What people are told of a point that was held back by heat or a power brake; None when it was not.
 
     A power limit that is reached is a card at work, and stands in its column only.
     """
     reasons = point.get("throttle_reasons")
-    hot = [name for bit, name in REASONS.items() if bit & HEAT and reasons and name in reasons]
-    if not hot:
+    if not any(bit & HEAT and name in (reasons or "") for bit, name in REASONS.items()):
         return None
     return f"the card was slowed down during the point ({reasons}): check cooling and power before comparing it"
 
 
-def _mean(values: np.ndarray) -> float | None:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if len(known) else None
-
-
-def _power_limit(nvml: pa.Table) -> dict[str, float | None]:
-    limits = {}
-    for gpu, watts in zip(nvml["gpu"].to_pylist(), column_values(nvml, "power_limit_w").tolist(), strict=True):
-        limits[gpu] = watts  # the last sample's: a limit that was changed meanwhile holds from now on
-    total = sum(limits.values())
-    return {"power_limit_w": None if np.isnan(total) else float(total)}
-
-
 def _held_back(nvml: pa.Table) -> dict[str, Any]:
-    told = column_values(nvml, "throttle")
-    known = told[~np.isnan(told)].astype(np.int64)
+    known = known_values(column_values(nvml, "throttle")).astype(np.int64)
     if not len(known):
         return {"throttled_share": None, "throttle_reasons": None}
     shares = {name: float(((known & bit) != 0).mean()) for bit, name in REASONS.items()}
@@ -276,26 +248,20 @@ def interference(requests: pa.Table, beside: pa.Table) -> str | None:
     out.
     """
     spans = np.array([(start, end) for start, end, _ in _streams(beside) if end > start], np.float64).reshape(-1, 2)
-    tokens = [count for count in beside["input_tokens"].to_pylist() if count is not None]
-    if not len(spans):
+    streams = list(_streams(requests))
+    if not len(spans) or not streams:
         return None
-    starts, ends = np.sort(spans[:, 0]), np.sort(spans[:, 1])
-    gaps: list[NDArray[np.float64]] = []
-    hit: list[NDArray[np.bool_]] = []
-    for _, first, itl in _streams(requests):
-        close = first + np.cumsum(itl) * 1e6
-        open_ = close - itl * 1e6
-        gaps.append(itl)
-        # spans that began before the gap's end, less those that ended before its beginning
-        hit.append(np.searchsorted(starts, close) > np.searchsorted(ends, open_))
-    if not gaps:
-        return None
-    every, during = np.concatenate(gaps), np.concatenate(hit)
-    ttft = float(np.mean((spans[:, 1] - spans[:, 0]) / 1e6))
+    starts, ends = np.sort(spans, axis=0).T
+    every = np.concatenate([itl for _, _, itl in streams])
+    close = np.concatenate([first + np.cumsum(itl) * 1e6 for _, first, itl in streams])
+    # spans that began before the gap's end, less those that ended before its beginning
+    during_one = np.searchsorted(starts, close) > np.searchsorted(ends, close - every * 1e6)
+    tokens = beside["input_tokens"].drop_null().to_pylist()
     length = f" of {round(np.mean(tokens))} tokens" if tokens else ""
+    ttft = float(np.mean(np.diff(spans) / 1e6))
     return (
         f"{len(spans)} prompts{length} beside (TTFT {ttft:.0f} ms): the others' ITL p50/p99 was "
-        f"{_told(every[during])} while one was read, {_told(every[~during])} otherwise"
+        f"{_told(every[during_one])} while one was read, {_told(every[~during_one])} otherwise"
     )
 
 

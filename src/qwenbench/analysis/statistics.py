@@ -130,7 +130,9 @@ def _within(
 
 def _cell_variances(requests_of: RequestsOf, point: Point) -> list[float]:
     requests = requests_of(point.cell.cell_id)
-    return _variances(latencies_in_window(requests, point) if requests is not None else {})
+    latencies = latencies_in_window(requests, point) if requests is not None else {}
+    ordered = {name: np.sort(values) for name, values in latencies.items() if len(values)}
+    return [_variance(ordered, *key.rpartition("_")[::2]) for key in KEYS]
 
 
 def latencies_in_window(requests: pa.Table, point: Point) -> dict[str, Floats]:
@@ -157,11 +159,6 @@ def window_of_point(arrays: RequestArrays, point: Point) -> Window | None:
     return window_of(arrays, CLOSED, point.cell.point.concurrency) if point.load_shape == CLOSED else None
 
 
-def _variances(latencies: Mapping[str, Floats]) -> list[float]:
-    ordered = {name: np.sort(values) for name, values in latencies.items() if len(values)}
-    return [_variance(ordered, *key.rpartition("_")[::2]) for key in KEYS]
-
-
 def _variance(ordered: Mapping[str, Floats], name: str, statistic: str) -> float:
     if name not in ordered:
         return float("nan")
@@ -176,17 +173,13 @@ def summary_rows(points: pd.DataFrame, requests_of: RequestsOf | None = None) ->
     low and high are empty with one repeat.
     """
     table = repeat_table(points, requests_of)
-    rows: list[dict[str, Any]] = []
-    for index, load_point in enumerate(table.load_points):
-        row = dict(load_point)
-        for key, estimate in table.estimates(index).items():
-            row |= {
-                key: estimate.value,
-                f"{key}_n": estimate.n,
-                f"{key}_low": estimate.low,
-                f"{key}_high": estimate.high,
-            }
-        rows.append(row)
+    rows = [
+        [
+            *load_point.values(),
+            *(figure for e in table.estimates(index).values() for figure in (e.value, e.n, e.low, e.high)),
+        ]
+        for index, load_point in enumerate(table.load_points)
+    ]
     return pd.DataFrame(rows, columns=summary_columns())
 
 
