@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import ClusterOption, NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.option_parameters import ClusterOption, takes_options
+from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:

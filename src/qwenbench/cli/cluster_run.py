@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,7 +172,8 @@ async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dic
     if options.client == "remote" and len(alive) < 2:
         raise UsageError("--client remote: the cluster has one node only, and the load needs one beside it.")
     await check_versions(ray, alive if options.client == "remote" else fleet.nodes())
-    hardware = await check_nodes(ray, fleet.nodes(), options, servers, kind)
+    hardware, notes = await check_nodes(ray, fleet.nodes(), options, servers, kind)
+    plan = replace(plan, notes=(*plan.notes, *notes))
     site = find_site(options) if options.launcher == "sim" else _site_of_nodes(options)
     about = {"on": kind, "address": address, "hardware": hardware}
     return _KindRun(kind, plan, fleet, about, site, folder)

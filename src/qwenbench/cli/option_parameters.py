@@ -11,9 +11,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from qwenbench.sweep.options import Flag, SweepOptions, flags_of, option_name
+from qwenbench.cli.runs import option
+from qwenbench.sweep.options import CLUSTER, Flag, SweepOptions, flags_of, option_name
 
 Command = Callable[..., int]
+
+ClusterOption = Annotated[
+    str | None,
+    option(
+        "Ray cluster whose nodes run the servers (sweep) or send the load (bench); needs qwenbench[ray]", panel=CLUSTER,
+        metavar="auto|HOST:PORT|ray://HOST:PORT",
+    ),
+]  # fmt: skip
 
 
 def takes_options(command: str, without: Collection[str] = ()) -> Callable[[Command], Command]:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, cast
 import typer
 
 from qwenbench.errors import RunError, UsageError
-from qwenbench.sweep.options import CLUSTER
 
 
 def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:
@@ -30,13 +29,6 @@ ResumeOption = Annotated[
     str | None,
     option("Go on with this run, or add to it (folder or name; the newest when left out)", panel=RUN, metavar="[RUN]"),
 ]
-ClusterOption = Annotated[
-    str | None,
-    option(
-        "Ray cluster whose nodes run the servers (sweep) or send the load (bench); needs qwenbench[ray]", panel=CLUSTER,
-        metavar="auto|HOST:PORT|ray://HOST:PORT",
-    ),
-]  # fmt: skip
 RunArgument = Annotated[
     str | None,
     typer.Argument(help="The run's folder or its name; the newest in results/ when left out.", show_default=False),

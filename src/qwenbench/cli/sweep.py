@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, ClusterOption, NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.option_parameters import ClusterOption, takes_options
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, ResumeOption, RunIdOption
 from qwenbench.errors import UsageError
 from qwenbench.sweep.options import CLUSTER
 

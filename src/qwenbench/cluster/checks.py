@@ -12,7 +12,7 @@ from typing import Any
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.cluster.fleet import LostError, card_name
-from qwenbench.cluster.node import plain_environment
+from qwenbench.cluster.node import niceness, plain_environment
 from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import image_digest
@@ -20,6 +20,11 @@ from qwenbench.errors import UsageError
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.record import find_site
 from qwenbench.sweep.sweep import resolve_headers
+
+_NICE = (
+    "Ray puts servers and load behind other processes (niceness 15), and raising them takes root: start its nodes with "
+    "RAY_worker_niceness=0 ray start ..."
+)
 
 
 def _version_function() -> Callable[[], str | None]:
@@ -62,7 +67,7 @@ async def _look(options: SweepOptions, servers: Sequence[ServerConfig]) -> dict[
             raise UsageError(f"the image {server.docker.image} is missing: docker pull it there.")
         if options.launcher == "process" and _is_folder(server.model) and not Path(server.model).expanduser().exists():
             raise UsageError(f"--model {server.model}: no such folder there. Put the model at this path on every node.")
-    return {"problem": None, "hardware": site.hardware.to_json()}
+    return {"problem": None, "hardware": site.hardware.to_json(), "niceness": niceness()}
 
 
 def _is_folder(model: str) -> bool:
@@ -84,8 +89,9 @@ async def check_versions(ray: ModuleType, nodes: Sequence[Mapping[str, Any]]) ->
 async def check_nodes(
     ray: ModuleType, nodes: Sequence[Mapping[str, Any]], options: SweepOptions, servers: Sequence[ServerConfig],
     kind: str | None,
-) -> dict[str, Any]:  # fmt: skip
-    """Looks at all nodes, of which the versions are known to be alike; the hardware of the first stands for the kind.
+) -> tuple[dict[str, Any], tuple[str, ...]]:  # fmt: skip
+    """Looks at all nodes, of which the versions are known to be alike: the hardware of the first, which stands for the
+    kind, and what the user should know of them.
 
     Raises UsageError for the first node on which a launch could not go well, and for nodes of unlike cards.
     """
@@ -102,8 +108,9 @@ async def check_nodes(
                 f"--cluster: the nodes have unlike cards: {kinds}. Give each kind a resource of its own (ray start "
                 "--resources '{\"KIND\": N}') and name them with --on: each becomes a run of its own."
             )
-    hardware: dict[str, Any] = found[0]["hardware"]
-    return hardware
+    slowed = [node_name(node) for node, one in zip(nodes, found, strict=True) if one["niceness"] > 0]
+    notes = (f"on {', '.join(slowed)} {_NICE}",) if slowed else ()
+    return found[0]["hardware"], notes
 
 
 def _refuse_other_card(kind: str | None, node: str, hardware: Mapping[str, Any]) -> None:

@@ -38,10 +38,14 @@ _HELD = ".held"
 
 
 def plain_environment() -> None:
-    """Gives this process the environment that its raylet was started with, but for the cards that Ray gave it.
+    """Gives this process the environment and the priority that its raylet was started with, but for the cards that Ray
+    gave it.
 
-    Ray's workers get variables of its own (OMP_NUM_THREADS=1 is one) that would change what a server does.
+    Ray's workers get variables of its own (OMP_NUM_THREADS=1 is one) and niceness 15, which would change what a server
+    and a load do. Raising a priority needs root: see `niceness`.
     """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, os.getppid()))
     with contextlib.suppress(OSError):
         raw = Path(f"/proc/{os.getppid()}/environ").read_bytes()
         given = dict(line.split("=", 1) for line in raw.decode(errors="surrogateescape").split("\0") if "=" in line)
@@ -49,6 +53,11 @@ def plain_environment() -> None:
         if given:
             os.environ.clear()
             os.environ.update(given | kept)
+
+
+def niceness() -> int:
+    """How much this process is put behind others by Ray; 0: not at all."""
+    return os.getpriority(os.PRIO_PROCESS, 0) - os.getpriority(os.PRIO_PROCESS, os.getppid())
 
 
 class Node:

@@ -96,8 +96,12 @@ class LoadClient:
         identity = ProcessIdentity.current()
         self._folder = tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{identity.pid}-{identity.start_time}-", dir=memory)
         self._points = 0
+        self._starting = asyncio.Lock()
+        self._first: asyncio.Future[None] | None = None
+        """The first process's start, which nobody waits for before there is a load."""
 
     async def __aenter__(self) -> LoadClient:
+        self._first = asyncio.ensure_future(self.start(1))  # while a server starts
         return self
 
     async def __aexit__(
@@ -106,20 +110,23 @@ class LoadClient:
         await self.close()
 
     async def close(self) -> None:
+        if self._first is not None:
+            await asyncio.gather(self._first, return_exceptions=True)  # what it raised a load has told
         processes, self._processes = self._processes, []
         await asyncio.gather(*(process.close() for process in processes))
         self._folder.cleanup()
 
     async def start(self, processes: int) -> None:
         """Start client processes beforehand, while something else is waited for."""
-        dead = [process for process in self._processes if not process.alive]
-        self._processes = [process for process in self._processes if process.alive]
-        await asyncio.gather(*(process.close() for process in dead))
-        missing = processes - len(self._processes)
-        if missing > 0:
-            folder = Path(self._folder.name)
-            started = await asyncio.gather(*(ClientProcess.start(folder) for _ in range(missing)))
-            self._processes.extend(started)
+        async with self._starting:
+            dead = [process for process in self._processes if not process.alive]
+            self._processes = [process for process in self._processes if process.alive]
+            await asyncio.gather(*(process.close() for process in dead))
+            missing = processes - len(self._processes)
+            if missing > 0:
+                folder = Path(self._folder.name)
+                started = await asyncio.gather(*(ClientProcess.start(folder) for _ in range(missing)))
+                self._processes.extend(started)
 
     async def run(
         self,
