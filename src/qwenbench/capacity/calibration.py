@@ -6,7 +6,6 @@ max-num-seqs, and takes off the budget what the largest of them needed (gpu_work
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from qwenbench.capacity.cards import Card
@@ -17,6 +16,7 @@ from qwenbench.capacity.kv import (
     blocks_range_for_printed_gib,
     gib_for_blocks,
     kv_layout,
+    release_of,
 )
 from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, LayerWidths, ModelShape
 from qwenbench.capacity.settings import Settings, default_batched_tokens, default_max_num_seqs, settings_of_log
@@ -245,8 +245,7 @@ def weights_on_card(shape: ModelShape, settings: Settings) -> tuple[float, float
         why = shape.weights_unknown or "its config.json does not tell enough"
         raise UsageError(f"{shape.name}: the weights' size is not known: {why}; or give a start-up log with --probe")
     whole = shape.weights.total_gib(
-        text_only=settings.text_only,
-        drafter=settings.drafter is not None and settings.drafter.method == "mtp",
+        text_only=settings.text_only, drafter=settings.drafter is not None and settings.drafter.method == "mtp"
     )
     return whole / settings.tensor_parallel / settings.pipeline_parallel, shape.weights.error
 
@@ -340,7 +339,7 @@ def built_in_calibration(
         basis=f"no probe: {words}; give a start-up log with --probe to narrow it",
         load=load,
         weights_error=error,
-        graphs_error=0.0 if _is_seed(shape) and _release(version) >= (0, 20, 0) else UNSEEN_GRAPHS_ERROR,
+        graphs_error=0.0 if _is_seed(shape) and release_of(version) >= (0, 20, 0) else UNSEEN_GRAPHS_ERROR,
         text_only=settings.text_only,
         drafter=settings.drafter is not None,
     )
@@ -355,7 +354,7 @@ def _rest_of(
 ) -> tuple[float, float, float, str]:
     """Middle, least and most of what a server takes beside weights, graphs and KV cache, with its ground."""
     rtx50 = card is not None and card.capability.startswith("12.")
-    outside = non_torch(_release(version), tensor_parallel=load.tensor_parallel, rtx50=rtx50, platform=platform)
+    outside = non_torch(release_of(version), tensor_parallel=load.tensor_parallel, rtx50=rtx50, platform=platform)
     if widths is None:
         low, high = UNKNOWN_REST_GIB
         return (low + high) / 2, low, high, f"everything else taken as {low:g} to {high:g} GiB, as servers were seen"
@@ -374,14 +373,6 @@ def _graphs_scale_of(shape: ModelShape) -> float:
     if widths is None or seed is None:
         return 1.0
     return (shape.layers * widths.hidden) / (SEED_SHAPE.layers * seed.hidden)
-
-
-def _release(version: str) -> tuple[int, int, int]:
-    """The three numbers of a version; 0.20 without a patch number stands for its later releases."""
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
-    if found is None:
-        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2")
-    return int(found[1]), int(found[2]), int(found[3]) if found[3] else 99
 
 
 def _same_release(seen: str | None, asked: str) -> bool:

@@ -57,43 +57,20 @@ def cannot_start(
 
     `layout` and `model_max_len` come from the model, `prediction` from `predict`; what is missing is not checked.
     """
-    return (
-        _bad_utilization(settings)
-        or _bad_batch(settings, default_batched_tokens)
-        or _bad_capture(settings)
-        or _no_cache(prediction)
-        or (_too_few_blocks(settings, layout, prediction, version, model_max_len, on_gpu) if layout else None)
-    )
-
-
-def _bad_utilization(settings: Settings) -> str | None:
-    share = settings.utilization
+    share, seqs, rows = settings.utilization, settings.max_num_seqs, settings.rows_per_sequence
+    batched = settings.batched_tokens or default_batched_tokens
     if share is not None and not 0 < share <= 1:
         return f"--gpu-memory-utilization {share:g} is not within (0, 1]"
-    return None
-
-
-def _bad_batch(settings: Settings, default_batched_tokens: int | None) -> str | None:
-    batched, seqs = settings.batched_tokens or default_batched_tokens, settings.max_num_seqs
     if batched is not None and seqs is not None and batched < seqs:
         return f"--max-num-batched-tokens {batched} is less than --max-num-seqs {seqs}, which vLLM refuses"
-    return None
-
-
-def _bad_capture(settings: Settings) -> str | None:
-    rows = settings.rows_per_sequence
-    if settings.capture and settings.drafter is not None and settings.capture < rows:
+    if settings.drafter is not None and settings.capture and settings.capture < rows:
         return (
             f"--max-cudagraph-capture-size {settings.capture} is less than the {rows} rows of one sequence (1 + "
             f"{settings.drafter.tokens} drafted tokens): vLLM finds no valid graph size"
         )
-    return None
-
-
-def _no_cache(prediction: Prediction | None) -> str | None:
     if prediction is not None and prediction.kv_cache_gib_high is None:
         return prediction.basis
-    return None
+    return _too_few_blocks(settings, layout, prediction, version, model_max_len, on_gpu) if layout else None
 
 
 def _too_few_blocks(
@@ -200,8 +177,13 @@ def plan_config(
     layouts = _layouts(settings, shape, version, batched or SEEN_BATCHED_TOKENS, on_gpu, cpu_bf16, probe, drafter_shape)
     prediction = target = calibration = None
     if total is not None and on_gpu:
-        calibration, same = _calibration(settings, shape, version, total, card, platform, probe, probe_cuda_total_gib)
-        target = _target(settings, version, total, card, platform, same, request_tokens)
+        seen_total = total
+        if probe is None:
+            calibration = built_in_calibration(shape, settings, card, platform, version, total)
+        else:
+            seen_total = probe_cuda_total_gib or probe.cuda_total_gib or total
+            calibration = calibrate(probe, shape, layout_of_server(shape, probe), cuda_total_gib=seen_total)
+        target = _target(settings, version, total, card, platform, abs(seen_total - total) < 0.2, request_tokens)
         prediction = predict(target, shape, layouts[0], calibration)
     reasons = [
         cannot_start(
@@ -234,9 +216,9 @@ def layout_of_server(
     """
     labels = {name: value for name, value in (cache_config or {}).items() if value not in ("", "None")}
     settings = settings_of_log(startup)
-    block = startup.attention_block_tokens or _label_int(labels.get("effective_attention_block_size"))
+    block = startup.attention_block_tokens or label_int(labels.get("effective_attention_block_size"))
     if block is None and not shape.hybrid:
-        block = _label_int(labels.get("block_size"))
+        block = label_int(labels.get("block_size"))
     told = labels.get("mamba_cache_mode") or settings.mamba_cache_mode
     modes = [told] if told else ["align", "none"] if settings.prefix_caching else ["none", "align"]
     layouts = [
@@ -272,7 +254,8 @@ def _meets(layout: KvLayout, startup: StartupLog) -> bool:
     return fewest <= high and low <= most
 
 
-def _label_int(text: str | None) -> int | None:
+def label_int(text: str | None) -> int | None:
+    """A whole number in a label of /metrics; None where it is none (`None`, `auto`)."""
     try:
         return int(text) if text is not None else None
     except ValueError:
@@ -318,7 +301,7 @@ def _layouts(
             pipeline_parallel=settings.pipeline_parallel,
             max_num_batched_tokens=batched_tokens,
         )
-        for state_dtype in (dtypes[:1] if block is not None and dtypes[0] is None else _fitting(dtypes, block, shape))
+        for state_dtype in _fitting(dtypes, block, shape)
     ]
 
 
@@ -338,23 +321,6 @@ def _cpu_state_dtypes(version: str, cpu_bf16: bool | None) -> list[str | None]:
     if release_minor(version) <= 28 or cpu_bf16 is False:
         return [None]
     return ["float32"] if cpu_bf16 else ["float32", None]
-
-
-def _calibration(
-    settings: Settings,
-    shape: ModelShape,
-    version: str,
-    total: float,
-    card: Card | None,
-    platform: str,
-    probe: StartupLog | None,
-    probe_total: float | None,
-) -> tuple[Calibration, bool]:
-    if probe is None:
-        return built_in_calibration(shape, settings, card, platform, version, total), True
-    seen_total = probe_total or probe.cuda_total_gib or total
-    found = calibrate(probe, shape, layout_of_server(shape, probe), cuda_total_gib=seen_total)
-    return found, abs(seen_total - total) < 0.2
 
 
 def _target(

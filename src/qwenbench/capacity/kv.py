@@ -13,6 +13,7 @@ Checked against four recorded servers and two published ones (docs/memory.md).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -332,13 +333,17 @@ def blocks_from_printed_tokens(tokens: int, formula: str, layout: KvLayout, max_
     return fitting[0], fitting[-1]
 
 
+def release_of(version: str) -> tuple[int, int, int]:
+    """The three numbers of a version; 0.20 without a patch number stands for its later releases. Raises UsageError."""
+    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if found is None:
+        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2")
+    return int(found[1]), int(found[2]), int(found[3]) if found[3] else 99
+
+
 def release_minor(version: str) -> int:
     """The y of a version 0.y.z. Raises UsageError for a text that is no version."""
-    parts = version.lstrip("v").split(".")
-    try:
-        major, minor = int(parts[0]), int(parts[1])
-    except (ValueError, IndexError):
-        raise UsageError(f"{version!r} is no vLLM version: give it as 0.18 or 0.20.2") from None
+    major, minor, _ = release_of(version)
     return minor if major == 0 else 1000
 
 

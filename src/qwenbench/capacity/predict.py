@@ -79,18 +79,18 @@ class Target:
 class Prediction:
     """Exactly plan's keys. Sizes in GiB on one card; None is not known or does not exist."""
 
-    weights_gib: float | None
-    graphs_gib: float | None
-    kv_cache_gib: float | None
-    kv_cache_gib_low: float | None
-    kv_cache_gib_high: float | None
-    kv_cache_blocks: int | None
-    kv_cache_tokens: int | None
-    kv_cache_tokens_printed: int | None
-    requests_that_fit: int | None
-    risk: str
+    weights_gib: float | None = None
+    graphs_gib: float | None = None
+    kv_cache_gib: float | None = None
+    kv_cache_gib_low: float | None = None
+    kv_cache_gib_high: float | None = None
+    kv_cache_blocks: int | None = None
+    kv_cache_tokens: int | None = None
+    kv_cache_tokens_printed: int | None = None
+    requests_that_fit: int | None = None
+    risk: str = "startup"
     """`none`, `startup` (may not start) or `load` (VRAM may run out under load)."""
-    basis: str
+    basis: str = ""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -128,15 +128,18 @@ def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Ca
     weights, graphs = round(parts.weights, 2), round(parts.graphs, 3)
     if parts.high <= 0:
         basis = f"nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
-        return Prediction(weights, graphs, None, None, None, None, None, None, None, "startup", basis)
+        return Prediction(weights, graphs, basis=basis)
     if parts.kv <= 0:
         basis = f"most likely nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
-        high = round(parts.high, 3)
-        return Prediction(weights, graphs, None, 0.0, high, None, None, None, None, "startup", basis)
+        return Prediction(weights, graphs, None, 0.0, round(parts.high, 3), basis=basis)
     blocks = blocks_for_gib(parts.kv, layout)
     length = target.max_model_len or shape.max_position
     tokens = kv_cache_tokens(blocks, layout, length)
     risk, reason = _risk(target, parts, layout)
+    another = (
+        f"another machine than the probe's: +-{OTHER_MACHINE_GIB:g} GiB for its CUDA context, libraries and kernels"
+    )
+    elsewhere = "" if target.same_machine else another
     fit = requests_that_fit(blocks, layout, target.request_tokens) if target.request_tokens else None
     return Prediction(
         weights_gib=weights,
@@ -149,7 +152,7 @@ def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Ca
         kv_cache_tokens_printed=printed_tokens(target.version, blocks, layout, tokens) if tokens else None,
         requests_that_fit=fit,
         risk=risk,
-        basis="; ".join(part for part in (arithmetic, calibration.basis, _elsewhere(target), reason) if part),
+        basis="; ".join(part for part in (arithmetic, calibration.basis, elsewhere, reason) if part),
     )
 
 
@@ -229,12 +232,6 @@ def _activations_change(target: Target, shape: ModelShape, calibration: Calibrat
     most = (1 + LANGUAGE_ERROR) * language_gib(shape.widths, asked)
     spread = max(0.0, most - after) if most > before or after != before else 0.0
     return after - before, spread
-
-
-def _elsewhere(target: Target) -> str:
-    if target.same_machine:
-        return ""
-    return f"another machine than the probe's: +-{OTHER_MACHINE_GIB:g} GiB for its CUDA context, libraries and kernels"
 
 
 def _risk(target: Target, parts: _Parts, layout: KvLayout) -> tuple[str, str]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
+from qwenbench.capacity.configuration import label_int
 from qwenbench.capacity.kv import (
     KvLayout,
     blocks_from_printed_tokens,
@@ -20,6 +22,16 @@ from qwenbench.engine.speed_settings import SpeedSetting, speed_settings
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 from qwenbench.observe.nvml import MIB_PER_GIB, NOT_WATCHED, VramPhases
+
+KEYS = tuple(
+    """vllm_version budget_gib weights_gib activations_gib graphs_estimated_gib graphs_actual_gib kv_cache_gib rest_gib
+    kv_cache_blocks attention_block_tokens kv_cache_tokens kv_cache_tokens_logged kv_cache_tokens_formula
+    max_concurrency_logged capture_effective capture_effective_full max_model_len_effective attention_backend
+    quantization_backend compile_s profile_s capture_s init_s vram_before_mib vram_ready_mib vram_peak_mib
+    vram_after_mib warnings non_torch_gib workers speculative_tokens sampler async_scheduling speed_settings setup_s
+    load_s startup_log_s compile_cache died graph_steps""".split()
+)
+"""Keys of memory.json, in their order: attributes of StartupLog, but for those that `to_json` makes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,49 +53,19 @@ class MemoryLedger:
 
     def to_json(self) -> dict[str, Any]:
         """The object that memory.json holds; GiB as printed, times in seconds."""
-        log, vram = self.startup, self.vram
-        return {
-            "vllm_version": log.vllm_version,
-            "budget_gib": self.budget_gib,
-            "weights_gib": log.weights_gib,
-            "activations_gib": log.activations_gib,
-            "graphs_estimated_gib": log.graphs_estimated_gib,
-            "graphs_actual_gib": log.graphs_actual_gib,
-            "kv_cache_gib": log.kv_cache_gib,
-            "rest_gib": self.rest_gib,
-            "kv_cache_blocks": self.kv_cache_blocks,
-            "attention_block_tokens": self.attention_block_tokens,
-            "kv_cache_tokens": self.kv_cache_tokens,
-            "kv_cache_tokens_logged": log.kv_cache_tokens_logged,
-            "kv_cache_tokens_formula": log.kv_cache_tokens_formula,
-            "max_concurrency_logged": log.max_concurrency_logged,
-            "capture_effective": log.capture_effective,
-            "capture_effective_full": log.capture_effective_full,
-            "max_model_len_effective": log.max_model_len_effective,
-            "attention_backend": log.attention_backend,
-            "quantization_backend": log.quantization_backend,
-            "compile_s": log.compile_s,
-            "profile_s": log.profile_s,
-            "capture_s": log.capture_s,
-            "init_s": log.init_s,
-            "vram_before_mib": vram.before_mib,
-            "vram_ready_mib": vram.ready_mib,
-            "vram_peak_mib": vram.peak_mib,
-            "vram_after_mib": vram.after_mib,
+        log = self.startup
+        own = {
+            **{f"vram_{name}": mib for name, mib in asdict(self.vram).items()},
+            **{name: getattr(self, name) for name in ("budget_gib", "rest_gib")},
+            **{name: getattr(self, name) for name in ("kv_cache_blocks", "attention_block_tokens", "kv_cache_tokens")},
             "warnings": list(log.warnings),
-            "non_torch_gib": log.non_torch_gib,
             "workers": [asdict(worker) for worker in log.workers] if len(log.workers) > 1 else None,
-            "speculative_tokens": log.speculative_tokens,
-            "sampler": log.sampler,
-            "async_scheduling": log.async_scheduling,
             "speed_settings": [asdict(setting) for setting in self.speed_settings] if log.recognised else None,
-            "setup_s": log.setup_s,
-            "load_s": log.load_s,
             "startup_log_s": log.total_s,
-            "compile_cache": log.compile_cache,
-            "died": True if log.died else None,
+            "died": log.died or None,
             "graph_steps": self._graph_steps() or None,
         }
+        return {key: own[key] if key in own else getattr(log, key) for key in KEYS}
 
     def _graph_steps(self) -> dict[str, int]:
         """Steps by how they ran (FULL, PIECEWISE, NONE), as --cudagraph-metrics counted them."""
@@ -157,7 +139,7 @@ def build_ledger(
 
 def _blocks(startup: StartupLog, labels: Mapping[str, str], layout: KvLayout | None) -> int | None:
     """From /metrics, else from the log, else from the printed tokens where only one number fits."""
-    label = _int(labels.get("num_gpu_blocks"))
+    label = label_int(labels.get("num_gpu_blocks"))
     if label is not None:
         return label
     if startup.kv_cache_blocks is not None:
@@ -181,7 +163,7 @@ def _block_tokens(startup: StartupLog, labels: Mapping[str, str]) -> int | None:
     but every hybrid logs its block size."""
     if startup.attention_block_tokens is not None:
         return startup.attention_block_tokens
-    return _int(labels.get("effective_attention_block_size")) or _int(labels.get("block_size"))
+    return label_int(labels.get("effective_attention_block_size")) or label_int(labels.get("block_size"))
 
 
 def _budget(
@@ -216,16 +198,10 @@ def _rest(startup: StartupLog, budget: float | None) -> float | None:
     return round(budget - parts, 4)
 
 
-def _int(text: str | None) -> int | None:
-    try:
-        return int(text) if text is not None else None
-    except ValueError:
-        return None
-
-
 CARD_DIFFERS = 0.03
 """Share by which a card's total may differ from the log's before it is another card: driver and ECC move it by less."""
 STARTS_DIFFER_GIB = 0.05
+CACHES = {"cold": "compiled", "warm": "from the cache"}
 
 
 def questions(ledger: MemoryLedger, *, card_total_gib: float | None = None, card: str | None = None) -> tuple[str, ...]:
@@ -261,29 +237,28 @@ def compare_starts(named: Sequence[tuple[str, MemoryLedger]]) -> list[str]:
     restart, and a comparison of configurations must not mix the two.
     """
     remarks = []
-    cold = [(name, ledger) for name, ledger in named if ledger.startup.compile_cache == "cold"]
-    warm = [(name, ledger) for name, ledger in named if ledger.startup.compile_cache == "warm"]
-    for cold_name, first in cold:
-        for warm_name, again in warm:
-            one, two = first.startup, again.startup
-            same = one.requested == two.requested and one.vllm_version == two.vllm_version
-            if not same or one.kv_cache_gib is None or two.kv_cache_gib is None:
-                continue
-            change = two.kv_cache_gib - one.kv_cache_gib
-            activations = ""
-            if one.activations_gib is not None and two.activations_gib is not None:
-                activations = f", peak activations {one.activations_gib:.2f} and {two.activations_gib:.2f} GiB"
-            if abs(change) >= STARTS_DIFFER_GIB:
-                remarks.append(
-                    f"{cold_name} (compiled) held {one.kv_cache_gib:.2f} GiB of KV cache, {warm_name} (from the cache) "
-                    f"{two.kv_cache_gib:.2f}{activations}: compiling may be charged as activations (vllm issue 54122), "
-                    "so compare warm starts with warm ones"
-                )
-            else:
-                remarks.append(
-                    f"{cold_name} (compiled) and {warm_name} (from the cache) held the same KV cache{activations}: "
-                    "compiling was not charged"
-                )
+    starts = [
+        (f"{name} ({CACHES[cache]})", log) for name, ledger in named if (cache := (log := ledger.startup).compile_cache)
+    ]
+    for (cold_name, one), (warm_name, two) in product(starts, starts):
+        same = one.requested == two.requested and one.vllm_version == two.vllm_version
+        if (one.compile_cache, two.compile_cache) != ("cold", "warm") or not same:
+            continue
+        if one.kv_cache_gib is None or two.kv_cache_gib is None:
+            continue
+        activations = ""
+        if one.activations_gib is not None and two.activations_gib is not None:
+            activations = f", peak activations {one.activations_gib:.2f} and {two.activations_gib:.2f} GiB"
+        if abs(two.kv_cache_gib - one.kv_cache_gib) >= STARTS_DIFFER_GIB:
+            remarks.append(
+                f"{cold_name} held {one.kv_cache_gib:.2f} GiB of KV cache, {warm_name} {two.kv_cache_gib:.2f}"
+                f"{activations}: compiling may be charged as activations (vllm issue 54122), so compare warm starts "
+                "with warm ones"
+            )
+        else:
+            remarks.append(
+                f"{cold_name} and {warm_name} held the same KV cache{activations}: compiling was not charged"
+            )
     return remarks
 
 
@@ -297,10 +272,8 @@ def with_cache_labels(
 
     `max_model_len` is /v1/models' figure, in tokens; `version` is /version's.
     """
-    tokens, concurrency = (
-        _label_number(labels, "kv_cache_size_tokens"),
-        _label_number(labels, "kv_cache_max_concurrency"),
-    )
+    tokens = _label_number(labels, "kv_cache_size_tokens")
+    concurrency = _label_number(labels, "kv_cache_max_concurrency")
     length = max_model_len
     if length is None and tokens and concurrency:
         length = round(tokens / concurrency)
@@ -314,7 +287,7 @@ def with_cache_labels(
         "max_concurrency_logged": concurrency,
         "max_concurrency_tokens": length if concurrency is not None else None,
         "max_model_len_effective": length,
-        "enable_prefix_caching": _label_flag(labels, "enable_prefix_caching"),
+        "enable_prefix_caching": {"True": True, "False": False}.get(labels.get("enable_prefix_caching", "")),
         "mamba_cache_mode": labels.get("mamba_cache_mode"),
         "kv_cache_dtype": labels.get("cache_dtype"),
     }
@@ -331,7 +304,3 @@ def _label_number(labels: Mapping[str, str], name: str) -> float | None:
         return float(labels[name])
     except (KeyError, ValueError):
         return None  # `None` is how a label says that it is not set
-
-
-def _label_flag(labels: Mapping[str, str], name: str) -> bool | None:
-    return {"True": True, "False": False}.get(labels.get(name, ""))
