@@ -140,7 +140,7 @@ def _scenario(name: str, options: SweepOptions) -> LoadedScenario:
     scenario = with_overrides(
         file.scenario, input_tokens=given_input, output_tokens=given_output, requests=options.requests
     )
-    overridden = ScenarioFile(scenario, file.path, file.text, file.sha256)
+    overridden = ScenarioFile(scenario, file.path, file.text)
     if overridden.prompts_path is None:
         if scenario.input_tokens is None:
             raise UsageError(f"scenario {file.path}: give prompts (a JSONL file) or input_tokens for synthetic ones.")

@@ -55,15 +55,13 @@ def point_seed(seed: int, scenario: str, concurrency: float, repeat: int, purpos
     return zlib.crc32(f"{seed}|{scenario}|{concurrency:g}|{repeat}|{purpose}".encode())
 
 
-def _messages(prompt: Prompt, users: Sequence[str], turn: int, nonce: str) -> list[dict[str, str]]:
-    """The conversation up to this turn; the nonce comes before all that could be cached, the system message too."""
+def _messages(prompt: Prompt, users: Sequence[str], turn: int) -> list[dict[str, str]]:
+    """The conversation up to this turn."""
     messages = [{"role": "system", "content": prompt.system}] if prompt.system else []
     for number in range(turn):
         messages.append({"role": "user", "content": users[number]})
         messages.append({"role": "assistant", "content": prompt.turns[number].assistant or ""})
-    messages.append({"role": "user", "content": users[turn]})
-    messages[0]["content"] = nonce + messages[0]["content"]
-    return messages
+    return [*messages, {"role": "user", "content": users[turn]}]
 
 
 def _with_nonce(messages: Sequence[Mapping[str, Any]], nonce: str) -> Sequence[Mapping[str, Any]]:
@@ -185,38 +183,26 @@ class PlannedSessions(Sequence[SessionPlan]):
             return self._replayed(index, rows, random)
         trace = rows[0] if rows else None
         prompt = self._prompt(index) or self._synthetic(index, trace, random)
-        session_id = f"s{index:05d}"
         users = self._users(prompt, trace, random)
-        nonce = f"[{self._options.salt}-{session_id}] " if self._options.salt_mode == "prefix" else ""
-        lengths = self._scenario.output_tokens
         turns = []
         for number in range(self._turn_limits[index]):
             own = prompt.output_tokens if self._options.own_lengths else None
-            drawn = trace.output_tokens if trace and trace.output_tokens else own or lengths.draw(random)
-            limit = answer_limit(self._options, drawn)
+            drawn = trace.output_tokens if trace and trace.output_tokens else own
             turns.append(
-                TurnPlan(
-                    request_id=f"{session_id}.{number}",
-                    turn=number,
+                self._turn(
+                    index,
+                    number,
+                    _messages(prompt, users, number),
+                    drawn or self._scenario.output_tokens.draw(random),
                     prompt_id=prompt.id,
                     language=prompt.language,
-                    payload=request_body(self._options, _messages(prompt, users, number, nonce), limit, session_id),
-                    output_tokens=limit,
                     think_s=self._scenario.think_time_s if number else 0.0,
                 )
             )
-        return SessionPlan(
-            session_id=session_id,
-            scenario=self._scenario.name,
-            turns=tuple(turns),
-            start_s=None if self._starts is None else self._starts[index],
-            feed_back=self._scenario.replay == "live" and self._options.endpoint == "chat",
-        )
+        return self._session(index, turns, live=True)
 
     def _replayed(self, index: int, rows: Sequence[TraceRow], random: np.random.Generator) -> SessionPlan:
         """A session whose turns a trace tells: their messages as they are, or words of their lengths."""
-        session_id = f"s{index:05d}"
-        nonce = f"[{self._options.salt}-{session_id}] " if self._options.salt_mode == "prefix" else ""
         talk: list[Mapping[str, Any]] = []
         said = 0
         turns = []
@@ -232,23 +218,35 @@ class PlannedSessions(Sequence[SessionPlan]):
                 messages = [*talk, {"role": "user", "content": fresh}]
                 talk = [*messages, {"role": "assistant", "content": plain_words(drawn, random)}]
                 said = max(wanted, said + 1) + drawn
-            limit = answer_limit(self._options, drawn)
-            body = request_body(self._options, _with_nonce(messages, nonce), limit, session_id)
-            turns.append(
-                TurnPlan(
-                    request_id=f"{session_id}.{number}",
-                    turn=number,
-                    prompt_id=f"trace-{index}",
-                    language="und" if row.messages else "en",
-                    payload={**body, **row.fields} if self._options.endpoint == "chat" else body,
-                    output_tokens=limit,
-                    think_s=row.think_s or 0.0,
-                    due_s=row.start_s if number and row.think_s is None else None,
-                )
+            turn = self._turn(
+                index,
+                number,
+                messages,
+                drawn,
+                prompt_id=f"trace-{index}",
+                language="und" if row.messages else "en",
+                think_s=row.think_s or 0.0,
+                due_s=row.start_s if number and row.think_s is None else None,
             )
+            chat = self._options.endpoint == "chat"
+            turns.append(replace(turn, payload={**turn.payload, **row.fields}) if chat else turn)
+        return self._session(index, turns, live=bool(talk))
+
+    def _turn(
+        self, index: int, number: int, messages: Sequence[Mapping[str, Any]], drawn: int, **told: Any
+    ) -> TurnPlan:
+        """A session's request, salted as the options say; `drawn`: the answer's length, `told`: the plan's other
+        fields."""
+        session_id = f"s{index:05d}"
+        nonce = f"[{self._options.salt}-{session_id}] " if self._options.salt_mode == "prefix" else ""
+        limit = answer_limit(self._options, drawn)
+        body = request_body(self._options, _with_nonce(messages, nonce), limit, session_id)
+        return TurnPlan(f"{session_id}.{number}", number, payload=body, output_tokens=limit, **told)
+
+    def _session(self, index: int, turns: Sequence[TurnPlan], *, live: bool) -> SessionPlan:
         start_s = None if self._starts is None else self._starts[index]
-        live = self._scenario.replay == "live" and self._options.endpoint == "chat" and bool(talk)
-        return SessionPlan(session_id, self._scenario.name, tuple(turns), start_s, live)
+        live = live and self._scenario.replay == "live" and self._options.endpoint == "chat"
+        return SessionPlan(f"s{index:05d}", self._scenario.name, tuple(turns), start_s, live)
 
     def _synthetic(self, index: int, trace: TraceRow | None, random: np.random.Generator) -> Prompt:
         lengths = self._scenario.input_tokens or Lengths(min=256, max=256)

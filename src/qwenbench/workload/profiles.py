@@ -11,6 +11,9 @@ from qwenbench.errors import UsageError
 # the values of iguanesolutions/qwen35-rp, the profile proxy named by the model card ig1/Qwen3.5-9B-NVFP4
 
 
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "repetition_penalty")
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingProfile:
     """Sampling parameters of one profile. All are sent, zeros included, so that no server default fills in."""
@@ -26,19 +29,14 @@ class SamplingProfile:
     note: str = ""
 
     def sampling(self) -> dict[str, Any]:
-        return {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty,
-            "repetition_penalty": self.repetition_penalty,
-        }
+        return {name: getattr(self, name) for name in _SAMPLING}
 
     def request_fields(self) -> dict[str, Any]:
         """All seven parameters as they stand in a chat request body."""
         return {**self.sampling(), "chat_template_kwargs": {"enable_thinking": self.enable_thinking}}
 
+
+_OTHER_COPIES = "The model card calls it Instruct Creative; other copies give 1.0/1.0/40/0/2.0/1.0."
 
 PROFILES: Mapping[str, SamplingProfile] = {
     profile.name: profile
@@ -46,17 +44,7 @@ PROFILES: Mapping[str, SamplingProfile] = {
         SamplingProfile("thinking-general", 1.0, 0.95, 20, 0.0, 1.5, 1.0, True),
         SamplingProfile("thinking-coding", 0.6, 0.95, 20, 0.0, 0.0, 1.0, True),
         SamplingProfile("instruct-general", 0.7, 0.8, 20, 0.0, 1.5, 1.0, False),
-        SamplingProfile(
-            "instruct-reasoning",
-            1.0,
-            0.95,
-            20,
-            0.0,
-            1.5,
-            1.0,
-            False,
-            note="The model card calls it Instruct Creative; other copies give 1.0/1.0/40/0/2.0/1.0.",
-        ),
+        SamplingProfile("instruct-reasoning", 1.0, 0.95, 20, 0.0, 1.5, 1.0, False, _OTHER_COPIES),
     )
 }
 

@@ -153,7 +153,10 @@ class ScenarioFile:
     scenario: Scenario
     path: Path | None
     text: str
-    sha256: str
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def prompts_path(self) -> Path | None:
@@ -189,8 +192,7 @@ def load_scenario(name_or_path: str) -> ScenarioFile:
         otherwise="the path of a .yaml scenario or a .jsonl prompt set",
     )  # fmt: skip
     text = read_yaml_text(path, "scenario")
-    scenario = parse_yaml_model(Scenario, text, f"scenario {path}")
-    return ScenarioFile(scenario, path, text, hashlib.sha256(text.encode()).hexdigest())
+    return ScenarioFile(parse_yaml_model(Scenario, text, f"scenario {path}"), path, text)
 
 
 def _of_prompt_set(path: Path) -> ScenarioFile:
@@ -198,12 +200,10 @@ def _of_prompt_set(path: Path) -> ScenarioFile:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._")[:40] or "prompts"
     lengths = Lengths(median=120, sigma=0.7, min=16, max=512)
     scenario = Scenario(name=name, prompts=str(path.absolute()), output_tokens=lengths)
-    text = scenario.model_dump_json(exclude={"prompts"})
-    return ScenarioFile(scenario, None, text, hashlib.sha256(text.encode()).hexdigest())
+    return ScenarioFile(scenario, None, scenario.model_dump_json(exclude={"prompts"}))
 
 
 def synthetic_scenario(input_tokens: Lengths, output_tokens: Lengths) -> ScenarioFile:
     """Prompts made of plain words, of given lengths."""
     scenario = Scenario(name="synthetic", input_tokens=input_tokens, output_tokens=output_tokens)
-    text = scenario.model_dump_json()
-    return ScenarioFile(scenario, None, text, hashlib.sha256(text.encode()).hexdigest())
+    return ScenarioFile(scenario, None, scenario.model_dump_json())
