@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 import real_servers
+from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.sweep.probing import probe_fields, wait_for_server
@@ -51,7 +52,7 @@ async def found_of(name: str, server: RealServer) -> str:
         "probe",
     )
     async with LoadClient() as client, aiohttp.ClientSession() as session:
-        probe = await probe_fields(session, server.url, {}, "chat", body, (), 60)
+        probe = await probe_fields(Questions(session, server.url, {}, WaitLimit(60)), "chat", body, ())
         refused = ", ".join(probe.refused) or "nothing"
         table = await _load(client, server, server.url, 2, 8, f"found{name}", frozenset(probe.refused))
     ok = table.filter(table["error"].is_null())
@@ -93,7 +94,8 @@ async def both_ways(name: str, server: RealServer, proxied: str, rounds: int) ->
     rows = []
     ways = {"straight": server.url, "through LiteLLM": proxied}
     async with LoadClient() as client, aiohttp.ClientSession() as session:
-        await wait_for_server(session, proxied, {}, model=server.model, endpoint="chat", limit_s=120, starting=True)
+        questions = Questions(session, proxied, {}, WaitLimit(120))
+        await wait_for_server(questions, model=server.model, endpoint="chat", starting=True)
         for streams in STREAMS:
             found: dict[str, list[pa.Table]] = {way: [] for way in ways}
             for number in range(rounds + 1):  # the first warms up

@@ -21,6 +21,7 @@ import numpy as np
 
 from habit_server import HABITS, Habit
 from qwenbench.analysis.request_arrays import disagreements, failure_reasons
+from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import ClosedLoop, LoadSpec, Target
 from qwenbench.sweep.probing import probe_fields
@@ -37,7 +38,7 @@ async def measure(client: LoadClient, session: aiohttp.ClientSession, url: str, 
     base = f"{url}/{name}"
     common = RequestOptions(model="m", profile="instruct-general", salt_mode="off")
     body = request_body(common, [{"role": "user", "content": "Say hello."}], 1, "probe")
-    probe = await probe_fields(session, base, {}, "chat", body, (), 10)
+    probe = await probe_fields(Questions(session, base, {}, WaitLimit(10)), "chat", body, ())
     common = RequestOptions(model="m", profile="instruct-general", salt_mode="off", left_out=frozenset(probe.refused))
     sessions = [_session(f"{name}-{number}", common) for number in range(REQUESTS)]
     result = await client.run(LoadSpec(Target(base), ClosedLoop(STREAMS), sessions, timeout_s=20, processes=1))

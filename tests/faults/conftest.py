@@ -13,9 +13,10 @@ import pytest
 ABOUT = {
     "Servers": (
         "A server that misbehaves in one place and is good everywhere else, asked by `qwenbench bench --timeout 2` "
-        "with two streams. Each must end as it says here, with that exit status, within a minute on a busy machine, "
-        "under 400 MB in every process, without a traceback, a control character or a secret in what is printed and "
-        "written, and with nothing sent to another host."
+        "with two streams. Each must end as it says here, with that exit status, within 5 s beyond the time-out after "
+        "its first misbehaviour (the client's own start and self-check apart), under 400 MB in every process, without "
+        "a traceback, a control character or a secret in what is printed and written, and with nothing sent to another "
+        "host."
     ),
     "Kills": (
         "One part of a simulated sweep of four points is sent a signal at a moment drawn with a fixed seed; then "

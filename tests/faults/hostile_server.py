@@ -11,12 +11,14 @@ import gzip
 import json
 import re
 import threading
+import time
 import zlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
-At = Literal["models", "health", "version", "metrics", "tokenize", "answer", "probe"]
+At = Literal["models", "health", "version", "metrics", "tokenize", "answer", "probe", "everything"]
 ELSEWHERE = "127.0.0.2"
 """The host that redirects point to: nothing may ever come there."""
 _PATHS: dict[str, At] = {
@@ -72,6 +74,8 @@ class Mode:
     ends: str
     """`measured`: exit 0; one of load.records.ERRORS: exit 1, every request failed so; `refused: WORDS`: exit 2."""
     options: tuple[str, ...] = ()
+    after: int = 0
+    """So many requests of the load are answered well before."""
 
 
 # how answers are written
@@ -177,6 +181,8 @@ def modes(ends: str, at: At, acts: dict[str, Act], *options: str) -> list[Mode]:
 LENGTHS = ("--input-tokens", "50-60")
 """/tokenize is asked only when lengths are."""
 WITH_MODEL = ("--model", "m")
+LOAD_ONLY = ("--no-natural-stop-check", "--no-prefill-cost")
+NO_ANSWER = "refused: no whole answer"
 _OK = "HTTP/1.1 200 X\r\n"
 
 MODES: tuple[Mode, ...] = (
@@ -285,7 +291,6 @@ MODES: tuple[Mode, ...] = (
         "probe",
         {
             "probe: redirect": redirect(307),
-            "probe: silence": then("silence"),
             "probe: silence after [DONE]": then("silence", stream(*EVENTS)[: -len(LAST)]),
             "probe: endless": endless(HEAD, chunk(token() * 200)),
             "probe: HTTP 500 in words that steer": says(page(b'{"error":{"message":"\\u001b[2J"}}', status="500 X")),
@@ -294,6 +299,7 @@ MODES: tuple[Mode, ...] = (
             "probe: deep error": says(page(DEEP, status="400 X")),
         },
     ),
+    Mode("probe: silence", "probe", then("silence"), NO_ANSWER),
     # the load itself: good in an odd way
     *modes(
         "measured",
@@ -344,8 +350,9 @@ MODES: tuple[Mode, ...] = (
             "HTTP 599": says(page(b"", status="599 ")),
         },
     ),
+    # requests for tokens that are never answered whole, from the first one on
     *modes(
-        "timeout",
+        NO_ANSWER,
         "answer",
         {
             "silence": then("silence"),
@@ -359,6 +366,17 @@ MODES: tuple[Mode, ...] = (
             "a token every 0.1 s": endless(HEAD, chunk(token()), 0.1),
         },
     ),
+    # a server that was good until the load: the warm-up takes two requests
+    *(
+        Mode(f"stops in the load: {name}", at, act, NO_ANSWER, (*LOAD_ONLY, "--requests", "40"), after=5)
+        for at in ("answer", "everything")
+        for name, act in (
+            (f"silence of {at}", then("silence")),
+            (f"{at}: heads alone", then("silence", HEAD)),
+        )
+    ),
+    Mode("stops in the load: drip", "answer", drip(GOOD, 0.3), "timeout", LOAD_ONLY, after=2),
+    Mode("stops in the load: refuses", "everything", then("reset"), "refused: unreachable", LOAD_ONLY, after=3),
     *modes(
         "reset",
         "answer",
@@ -434,6 +452,10 @@ class HostileServer:
 
     port: int = 0
     elsewhere: list[bytes] = field(default_factory=list)
+    began: dict[str, float] = field(default_factory=dict)
+    """Mode -> monotonic time of its first misbehaviour."""
+    answered: Counter[str] = field(default_factory=Counter)
+    """Mode -> requests of the load that came."""
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError):
@@ -444,17 +466,22 @@ class HostileServer:
                 if writer.get_extra_info("sockname")[0] == ELSEWHERE:
                     self.elsewhere.append(head + body)
                 name, _, path = head.split()[1].decode().removeprefix("/").partition("/")
-                await _answer(Call(writer, self.port, name), f"/{path}", body)
+                await self._answer(Call(writer, self.port, name), f"/{path}", body)
         writer.close()
 
+    async def _answer(self, call: Call, path: str, body: bytes) -> None:
+        mode = BY_NAME[call.mode]
+        probing = b'"max_tokens":1,' in body or b'"max_tokens":1}' in body
+        at = _PATHS.get(path) or ("probe" if probing else "answer")
+        self.answered[call.mode] += at == "answer"
+        if mode.at in (at, "everything") and (not mode.after or self.answered[call.mode] > mode.after):
+            self.began.setdefault(call.mode, time.monotonic())
+            await mode.act(call)
+        else:
+            await _good_answer(call, mode, at)
 
-async def _answer(call: Call, path: str, body: bytes) -> None:
-    mode = BY_NAME[call.mode]
-    probing = b'"max_tokens":1,' in body or b'"max_tokens":1}' in body
-    at = _PATHS.get(path) or ("probe" if probing else "answer")
-    if at == mode.at:
-        await mode.act(call)
-        return
+
+async def _good_answer(call: Call, mode: Mode, at: At) -> None:
     if mode.at == "health" and at == "models":  # only then is it asked
         await call.say(page(b"{}", status="404 X"))
         return

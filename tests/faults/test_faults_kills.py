@@ -59,6 +59,29 @@ def leftovers(folder: Path, pid: int) -> list[Path]:
     return [*folder.rglob("*.tmp"), *Path("/dev/shm").glob(f"qwenbench-client-{pid}-*")]
 
 
+def test_a_stopped_client_process_fails_its_point_and_the_run_goes_on(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    folder, port = tmp_path / "r", free_port()
+    target = ("--port", str(port), "--out", str(tmp_path), "--run-id", "r")
+    with started("sweep", *PLAN, *QUICK, "--timeout", "2", *target) as process:
+        wait_until(lambda: find("client", process, folder) and journal(folder), "no point was measured", LIMIT_S)
+        for pid in find("client", process, folder):
+            os.kill(pid, signal.SIGSTOP)
+        out, err = process.communicate(timeout=LIMIT_S)
+        wait_until(lambda: not relatives(process), f"still running: {relatives(process)}", LIMIT_S)
+    done = journal(folder)
+    record_property("fault", ("Kills", ["client, SIGSTOP, after the first point", str(len(done))]))
+    assert process.returncode == 1, err
+    assert "Traceback" not in out + err, err
+    assert "it said nothing for" in err
+    assert len(done) == len(POINTS) - 1, "one point is lost, and the others are measured by another process"
+    ended = qwenbench("sweep", "--resume", str(folder))
+    assert ended.completed, ended.err
+    assert journal(folder)[: len(done)] == done
+    assert len(points(folder)) == len(POINTS)
+
+
 @pytest.mark.parametrize(("part", "number", "moment_s"), kills())
 def test_a_part_is_killed_and_the_run_goes_on(
     part: str, number: signal.Signals, moment_s: float, tmp_path: Path, record_property: Callable[[str, object], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import aiohttp
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.bounded_http import NoReplyError, ask, ask_lines, server_base
+from qwenbench.bounded_http import NoReplyError, Questions, WaitLimit, server_base
 from qwenbench.server_words import error_message, visible
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -69,9 +70,13 @@ def test_an_address_is_taken_however_much_of_the_api_it_holds(base: str, rest: s
     assert server_base(base + rest) == base
 
 
+def asking(session: aiohttp.ClientSession, url: str, limit_s: float = 60) -> Questions:
+    return Questions(session, url, {}, WaitLimit(limit_s))
+
+
 async def test_an_answer_and_its_json() -> None:
     async with served(page(b'{"count": 3}')) as url, aiohttp.ClientSession() as session:
-        reply = await ask(session, url, timeout_s=10)
+        reply = await asking(session, url).ask("")
     assert (reply.status, reply.json()) == (200, {"count": 3})
 
 
@@ -87,7 +92,7 @@ async def test_no_redirect_is_followed_and_its_target_is_named_without_its_query
         leading = page(b"", status, f"location: {elsewhere}/x?key=secret")
         async with served(leading) as url, aiohttp.ClientSession() as session:
             with pytest.raises(NoReplyError, match=f"redirect .* to {elsewhere}/x, which") as caught:
-                await ask(session, url, body={"prompt": "text"}, timeout_s=10)
+                await asking(session, url).ask("", {"prompt": "text"})
     assert caught.value.kind == "redirect"
     assert "secret" not in str(caught.value)
     assert asked == []
@@ -96,15 +101,77 @@ async def test_no_redirect_is_followed_and_its_target_is_named_without_its_query
 async def test_an_endless_answer_ends_at_the_limit() -> None:
     async with served(endless) as url, aiohttp.ClientSession() as session:
         with pytest.raises(NoReplyError) as caught:
-            await ask(session, url, timeout_s=60)
+            await asking(session, url).ask("")
     assert caught.value.kind == "too_long"
 
 
 async def test_a_silent_server_ends_at_the_time_limit() -> None:
     async with served(silent) as url, aiohttp.ClientSession() as session:
         with pytest.raises(NoReplyError) as caught:
-            await ask(session, url, timeout_s=0.05)
+            await asking(session, url, 0.1).ask("")
     assert caught.value.kind == "timeout"
+
+
+async def test_all_questions_to_a_silent_server_end_within_one_limit() -> None:
+    """However many there are, and whether they are asked one by one or at a time: what is left only shrinks."""
+    async with served(silent) as url, aiohttp.ClientSession() as session:
+        questions = asking(session, url, 0.4)
+        for number in range(50):
+            with pytest.raises(NoReplyError):
+                await questions.ask(f"/{number}")
+        with pytest.raises(NoReplyError):
+            await questions.ask_lines("/metrics", (b"vllm:",))
+        with pytest.raises(NoReplyError):
+            await questions.ask_many("/tokenize", [{"n": number} for number in range(20)])
+        assert questions.limit.left_s > 0, "a small question leaves something for the others"
+        with pytest.raises(NoReplyError):
+            await questions.ask("/completions", {}, tokens=True)
+        assert questions.limit.over
+        with pytest.raises(NoReplyError):
+            await questions.ask("/another", {}, tokens=True)
+    assert questions.limit._in_vain_s == pytest.approx(0.4, abs=0.1)
+
+
+async def test_a_path_that_was_silent_is_not_asked_again_until_that_is_forgotten() -> None:
+    asked: list[bytes] = []
+
+    async def quiet(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        asked.append(b"")
+        await reader.read()
+
+    async with served(quiet) as url, aiohttp.ClientSession() as session:
+        questions = asking(session, url, 0.2)
+        for forgotten in (False, False, True):
+            if forgotten:
+                questions.forget()
+            with pytest.raises(NoReplyError):
+                await questions.ask("/version")
+    assert len(asked) == 2
+
+
+async def test_what_is_answered_slowly_costs_other_small_questions_but_not_the_load() -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.05)  # the slowness itself
+        await page(b"{}")(reader, writer)
+
+    async with served(slow) as url, aiohttp.ClientSession() as session:
+        questions = asking(session, url, 1.0)
+        await questions.ask("/version")
+    assert questions.limit.left_s == 1.0
+    assert questions.limit.look_s < 0.5
+
+
+def test_waits_that_overlap_count_once_and_an_answer_lets_the_count_begin_anew() -> None:
+    limit, began = WaitLimit(10.0), time.monotonic() - 4.0
+    limit.count(began, in_vain=True)
+    limit.count(began + 1, in_vain=True)
+    assert limit.left_s == pytest.approx(6.0, abs=0.1)
+    limit.tighten(3.0)
+    assert limit.left_s == pytest.approx(3.0, abs=0.1)
+    limit.spend(3.0)
+    assert limit.over
+    limit.restart(5.0)
+    assert limit.left_s == 5.0
 
 
 async def test_a_port_without_a_server_is_refused() -> None:
@@ -112,7 +179,7 @@ async def test_a_port_without_a_server_is_refused() -> None:
         pass
     async with aiohttp.ClientSession() as session:
         with pytest.raises(NoReplyError) as caught:
-            await ask(session, url, timeout_s=10)
+            await asking(session, url).ask("")
     assert caught.value.kind == "refused"
 
 
@@ -123,27 +190,27 @@ async def test_bytes_that_are_no_http() -> None:
 
     async with served(garbage) as url, aiohttp.ClientSession() as session:
         with pytest.raises(NoReplyError) as caught:
-            await ask(session, url, timeout_s=10)
+            await asking(session, url).ask("")
     assert caught.value.kind == "broken"
 
 
 async def test_of_a_long_page_only_wanted_lines_are_kept() -> None:
     body = b"noise 1\n" * 1_000_000 + b"vllm:running 3\nnoise 2\nvllm:last 4"
     async with served(page(body)) as url, aiohttp.ClientSession() as session:
-        reply = await ask_lines(session, url, (b"vllm:",), timeout_s=60, max_bytes=1000)
+        reply = await asking(session, url).ask_lines("", (b"vllm:",), max_bytes=1000)
     assert reply.body == b"vllm:running 3\nvllm:last 4\n"
 
 
 async def test_a_line_without_end_is_refused() -> None:
     async with served(page(b"vllm:" + b"x" * 1_000_000)) as url, aiohttp.ClientSession() as session:
         with pytest.raises(NoReplyError) as caught:
-            await ask_lines(session, url, (b"vllm:",), timeout_s=60)
+            await asking(session, url).ask_lines("", (b"vllm:",))
     assert caught.value.kind == "too_long"
 
 
 async def test_deep_json_is_no_value() -> None:
     async with served(page(b'{"a":' * 200_000 + b"1" + b"}" * 200_000)) as url, aiohttp.ClientSession() as session:
-        reply = await ask(session, url, timeout_s=10)
+        reply = await asking(session, url).ask("")
     assert reply.json() is None
 
 

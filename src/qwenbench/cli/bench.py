@@ -15,11 +15,9 @@ from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOpt
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
+    from qwenbench.bounded_http import WaitLimit
     from qwenbench.engine.config import ServerConfig
     from qwenbench.sweep.options import SweepOptions
-
-_WAIT_S = 30.0
-"""A server that is already there is waited for so long, unless --startup-timeout says otherwise."""
 
 
 @takes_options("bench")
@@ -62,7 +60,7 @@ def command(
     if options.client_nodes is not None and cluster is None:
         raise UsageError("--client-nodes are nodes of a cluster: give --cluster as well.")
     launcher = AttachedLauncher(url, options.server_log)
-    server, version = run_asyncio(_attached_server(url, model, options))
+    server, version = run_asyncio(_attached_server(url, model, options, launcher.limit))
     launcher.simulated = says_simulated(version)
     plan = make_bench_plan(options, server)
     local = is_local(url) and not launcher.simulated
@@ -79,40 +77,41 @@ def command(
     return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report, clients=clients)
 
 
-async def _attached_server(url: str, model: str | None, options: SweepOptions) -> tuple[ServerConfig, str | None]:
+async def _attached_server(
+    url: str, model: str | None, options: SweepOptions, limit: WaitLimit
+) -> tuple[ServerConfig, str | None]:
     """The server's description, and the version that it tells.
 
     Raises UsageError when it does not answer or does not serve the model.
     """
     import aiohttp
 
-    from qwenbench.bounded_http import server_base
+    from qwenbench.bounded_http import Questions, server_base
     from qwenbench.engine.config import ServerConfig
-    from qwenbench.sweep.probing import check_answers_for, model_facts, wait_for_server
+    from qwenbench.sweep.probing import check_answers_for, model_facts, server_version, wait_for_server
     from qwenbench.sweep.sweep import resolve_headers
 
     base = server_base(url)
     named = options.served_model_name or model
     headers = resolve_headers(options)
     starting = "startup_timeout_s" in options.model_fields_set
+    limit.restart(options.startup_timeout_s if starting else min(limit.limit_s, options.timeout_s))
     async with aiohttp.ClientSession() as session:
+        questions = Questions(session, base, headers, limit)
         found = await wait_for_server(
-            session,
-            base,
-            headers,
+            questions,
             model=named,
             endpoint=options.endpoint,
-            limit_s=options.startup_timeout_s if starting else _WAIT_S,
             starting=starting,
             tell=lambda text: print(text, file=sys.stderr, flush=True),
         )
+        limit.tighten(options.timeout_s)
+        version = await server_version(questions)
         chosen = named or (found.models[0] if found.models else None)
         if chosen is None:
             raise UsageError(f"--url {url}: it answers but lists no model at /v1/models; name one with --model.")
-        if found.models and (
-            told := await check_answers_for(session, base, headers, chosen, found.models, options.endpoint)
-        ):
+        if found.models and (told := await check_answers_for(questions, chosen, found.models, options.endpoint)):
             print(told, file=sys.stderr, flush=True)
-        root, length = await model_facts(session, base, headers, chosen)
+        root, length = model_facts(found.listed, chosen)
     weights = model if options.served_model_name is not None else None  # --model is then the model, not its name here
-    return ServerConfig(model=weights or root or chosen, served_model_name=chosen, max_model_len=length), found.version
+    return ServerConfig(model=weights or root or chosen, served_model_name=chosen, max_model_len=length), version

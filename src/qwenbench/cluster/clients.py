@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from qwenbench.bounded_http import WaitLimit
 from qwenbench.cluster.fleet import LostError
 from qwenbench.cluster.load_node import Hello, LoadNode
 from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
@@ -25,7 +26,7 @@ from qwenbench.load.client_error import ClientError
 from qwenbench.load.clients import Client
 from qwenbench.load.clock import NS_PER_MS, now_ns
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.load.run import OnProgress, default_processes, streams_to_open, total_progress
+from qwenbench.load.run import OnProgress, count_waits, default_processes, streams_to_open, total_progress
 from qwenbench.load.spec import ClientHealth, Decided, LoadProgress, LoadResult, LoadSpec
 from qwenbench.sweep.options import SweepOptions
 
@@ -172,9 +173,10 @@ class RemoteClients:
         on_progress: OnProgress | None = None,
         stop: asyncio.Event | None = None,
         decided: Decided | None = None,
+        limit: WaitLimit | None = None,
     ) -> LoadResult:
-        """See LoadClient.run, but that nothing else than the plan decides when a load ends. A node that is lost makes
-        the result `client_lost`."""
+        """See LoadClient.run, but that nothing else than the plan decides when a load ends, and that each node waits
+        for answers as long as one request may take. A node that is lost makes the result `client_lost`."""
         assert decided is None, "searches run on one machine"
         nodes = self._known[: streams_to_open(spec)]
         hosts = [known.host for known in nodes]
@@ -196,7 +198,10 @@ class RemoteClients:
         offsets = [first.with_later(last) for first, last in zip(before, after, strict=True)]
         for known, offset in zip(nodes, offsets, strict=True):
             known.keep(offset)
-        return joined(results, [offset.ns for offset in offsets], started_ns)
+        result = joined(results, [offset.ns for offset in offsets], started_ns)
+        if limit is not None and result.client_lost is None:
+            count_waits(result, limit)
+        return result
 
 
 async def _all(
@@ -277,7 +282,8 @@ def joined(results: Sequence[LoadResult], ahead_ns: Sequence[int], started_ns: i
     texts = {name: text for result in results for name, text in result.texts.items()}
     ended = max(result.ended_ns - ahead for result, ahead in zip(results, ahead_ns, strict=True))
     lost = next((result.client_lost for result in results if result.client_lost is not None), None)
-    return LoadResult(requests, started_ns, ended, health, texts, lost)
+    waited_s = min(result.waited_s for result in results)
+    return LoadResult(requests, started_ns, ended, health, texts, lost, waited_s)
 
 
 def worst_error(found: Sequence[ClientError], concurrency: int) -> ClientError:

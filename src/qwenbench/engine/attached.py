@@ -12,14 +12,14 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from qwenbench.bounded_http import server_base
+from qwenbench.bounded_http import WaitLimit, server_base
 from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import LaunchRecord, described, write_launch_record
 from qwenbench.engine.log_lines import LogSink
-from qwenbench.engine.server import Server, StopReport
+from qwenbench.engine.server import STOP_GRACE_S, Server, StopReport
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input
 from qwenbench.masking import Masker
@@ -32,6 +32,10 @@ _TUNNELS = ("ssh", "sshd", "kubectl", "socat", "nginx", "haproxy", "caddy", "env
 """Programs behind which the server may be on any machine."""
 _MOST_LOG_BYTES = GIB
 _HALF_READ_S = 60.0
+_LAST_LOOK_S = 1.0
+START_S = 60.0
+"""A server that is already there has so long to answer, unless --startup-timeout says otherwise: time for one that
+loads its model at the first request."""
 
 
 def is_local(url: str) -> bool:
@@ -118,9 +122,17 @@ class ServerLog:
 
 class AttachedServer(Server):
     def __init__(
-        self, url: str, folder: Path, record: LaunchRecord, model: str, pids: Sequence[int], log: ServerLog | None
+        self,
+        url: str,
+        folder: Path,
+        record: LaunchRecord,
+        model: str,
+        pids: Sequence[int],
+        log: ServerLog | None,
+        limit: WaitLimit,
     ) -> None:
         super().__init__(url, folder / "server.log", record, model, time.monotonic())
+        self.limit = limit
         self._pids = tuple(pids)
         self._log = log
 
@@ -146,7 +158,7 @@ class AttachedServer(Server):
             if known.kind not in ("unknown", "silent_exit"):
                 return known
         try:
-            await readiness.poll_ready(self.base_url, 0.0, lambda: None)
+            await readiness.poll_ready(self.base_url, WaitLimit(_LAST_LOOK_S), lambda: None)
         except readiness.NotReadyError as error:
             seen = str(error)
         else:
@@ -157,7 +169,7 @@ class AttachedServer(Server):
             return Failure(kind, f"{said[0]} (then {seen})", advice, phase=phase)
         return Failure("unreachable", f"{self.base_url}: {seen}", advice, phase=phase)
 
-    async def stop(self, grace_s: float = 30.0) -> StopReport:
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> StopReport:
         """Does nothing: it is not ours."""
         return StopReport(exit_code=None, seconds=0.0, killed=False)
 
@@ -185,6 +197,8 @@ class AttachedLauncher:
         self.simulated = False
         self.pids: tuple[int, ...] = ()
         """The server's processes on this host, where they were found."""
+        self.limit = WaitLimit(START_S)
+        """On all waiting for it, from the first question on."""
         self._log = None if log is None else ServerLog(log)
 
     def shown_line(self, config: ServerConfig) -> list[str]:
@@ -198,4 +212,4 @@ class AttachedLauncher:
         record = LaunchRecord(self.name, (), (self.url,), (), run_id=run_id, server=described(config))
         record = replace(record, simulated=self.simulated)
         write_launch_record(folder, record)
-        return AttachedServer(self.url, folder, record, config.served_model_name, self.pids, self._log)
+        return AttachedServer(self.url, folder, record, config.served_model_name, self.pids, self._log, self.limit)

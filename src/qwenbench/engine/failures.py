@@ -328,6 +328,13 @@ def never_healthy(timeout_s: float, seen: str, log_tail: Sequence[str]) -> Failu
     return Failure("never_healthy", Masker.from_environment()(evidence)[:_LONGEST], advice, phase=log.phase)
 
 
+def no_answer(limit_s: float, when: str) -> Failure:
+    """A server that is there and gave nothing whole for so long."""
+    evidence = f"no whole answer to a request for tokens within {limit_s:.3g} s, {when}"
+    advice = "It hangs or is too slow for the limit: raise --timeout (before the load also --startup-timeout)."
+    return Failure("no_answer", evidence, advice, phase="load")
+
+
 def wrong_model(wanted: str, served: Sequence[str]) -> Failure:
     """A server that got ready but serves something else."""
     evidence = f"it serves {', '.join(served)}, not {wanted}"

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 
 import aiohttp
 
-from qwenbench.bounded_http import NoReplyError, ask
+from qwenbench.bounded_http import NoReplyError, Questions, WaitLimit
 from qwenbench.engine.failures import LaunchError, port_taken
 from qwenbench.processes import listener_pid, process_start_time
 
 POLL_S = 0.03
-_PROBE_TIMEOUT_S = 5.0
-_LEAST_PROBE_S = 2.0
-"""A server that is busy may take so long, however short the wait for it is."""
+_LEAST_LOOK_S = 0.25
+"""A shorter look at a server that is starting tells nothing."""
 
 
 def reachable_host(host: str) -> str:
@@ -81,35 +80,37 @@ class NotReadyError(Exception):
     """The time is over; the text says what was seen last."""
 
 
-async def poll_ready(url: str, timeout_s: float, check_alive: Callable[[], None]) -> tuple[str, ...]:
+async def poll_ready(url: str, limit: WaitLimit, check_alive: Callable[[], None]) -> tuple[str, ...]:
     """Asks /health, then /v1/models, every 30 ms until both answer 200; the models that it serves.
 
     None are told behind an API key. `check_alive` is called before each round and raises what ends the wait.
     Raises NotReadyError.
     """
-    deadline = time.monotonic() + timeout_s
     # a proxy from the environment has no business between here and the server
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), trust_env=False) as session:
+        questions = Questions(session, url, {}, limit)
         while True:
             check_alive()
-            left_s = min(_PROBE_TIMEOUT_S, max(_LEAST_PROBE_S, deadline - time.monotonic()))
-            answer = await _look(session, url, left_s)
+            began = time.monotonic()
+            answer = await _look(questions)
             if isinstance(answer, tuple):
                 return answer
-            if time.monotonic() >= deadline:
+            if limit.look_s < min(_LEAST_LOOK_S, limit.limit_s / 8):
                 raise NotReadyError(answer)
             await asyncio.sleep(POLL_S)
+            limit.count(began, in_vain=True)
+            questions.forget()
 
 
-async def _look(session: aiohttp.ClientSession, url: str, timeout_s: float) -> tuple[str, ...] | str:
+async def _look(questions: Questions) -> tuple[str, ...] | str:
     """One round: the models of a server that is ready, or what was seen instead."""
     path = "/health"
     try:
-        health = await ask(session, f"{url}/health", timeout_s=timeout_s)
+        health = await questions.ask(path)
         if health.status != 200:
             return f"/health answered {health.status}"
         path = "/v1/models"
-        models = await ask(session, f"{url}/v1/models", timeout_s=timeout_s)
+        models = await questions.ask(path)
     except NoReplyError as problem:
         return "no connection" if problem.kind == "refused" else f"{path} gave {problem}"
     if models.status in (401, 403):

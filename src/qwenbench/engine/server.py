@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from qwenbench.bounded_http import WaitLimit
 from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import DeathWatch, Failure, LaunchError
@@ -24,6 +25,8 @@ from qwenbench.engine.supervised import SupervisedProcess
 
 DYING_S = 5.0
 """A server that prints its own death gets these seconds to print the rest of the reason and to exit."""
+STOP_GRACE_S = 30.0
+"""Time for a server to end in order."""
 _TAIL_LINES = 40
 
 
@@ -41,13 +44,16 @@ class Server(ABC):
         self.base_url = base_url
         self.log_path = log_path
         self.record = record
+        self.limit = WaitLimit(0.0)
+        """How long it may keep us waiting, from its start on."""
         self._model = model
         self._began = began
 
     async def wait_ready(self, timeout_s: float) -> float:
         """Seconds from launch until it answers and serves its model. Raises LaunchError."""
+        self.limit.restart(timeout_s)
         try:
-            models = await readiness.poll_ready(self.base_url, timeout_s, self._check_alive)
+            models = await readiness.poll_ready(self.base_url, self.limit, self._check_alive)
         except readiness.DiedError:
             raise LaunchError(await self.failure("start")) from None
         except readiness.NotReadyError as error:
@@ -72,7 +78,7 @@ class Server(ABC):
         frequent first."""
 
     @abstractmethod
-    async def stop(self, grace_s: float = 30.0) -> StopReport:
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> StopReport:
         """SIGTERM, wait, SIGKILL; returns when nothing of it is left. Safe to call twice."""
 
     def _check_alive(self) -> None:
@@ -130,7 +136,7 @@ class LaunchedServer(Server):
             return failures.explain(end.engine_said, end.exit_code, phase=phase)
         return failure
 
-    async def stop(self, grace_s: float = 30.0) -> StopReport:
+    async def stop(self, grace_s: float = STOP_GRACE_S) -> StopReport:
         """SIGTERM, wait, SIGKILL; returns when nothing of it is left. Safe to call twice."""
         if self._stopped is None:
             began = time.monotonic()

@@ -11,12 +11,10 @@ from typing import Any
 import aiohttp
 
 from qwenbench.load.clock import NS_PER_MS, now_ns
-from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
+from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
 from qwenbench.load.socket_transport import END_GRACE_S, END_MARK, may_send_again
 from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
-
-_OPEN_TIMEOUT_S = 10.0
 
 
 class AiohttpChannel:
@@ -90,13 +88,13 @@ class AiohttpTransport:
             auto_decompress=False,
         )
 
-    async def connect(self, count: int) -> list[Channel]:
+    async def connect(self, count: int, limit_s: float) -> list[Channel]:
         """Open `count` connections by asking for the model list on each at the same time."""
         url = self._url.rsplit("/v1/", 1)[0] + "/v1/models"
 
         async def visit() -> None:
             with contextlib.suppress(aiohttp.ClientError, OSError):
-                async with asyncio.timeout(_OPEN_TIMEOUT_S), self._session.get(url) as answer:
+                async with asyncio.timeout(min(limit_s, OPEN_LIMIT_S)), self._session.get(url) as answer:
                     await answer.read()
 
         await asyncio.gather(*(visit() for _ in range(count)))

@@ -106,7 +106,7 @@ async def measure_client_error(
             Target(server.base_url),
             ClosedLoop(concurrency),
             _sessions(concurrency, timing),
-            timeout_s=30.0,
+            timeout_s=10.0,
             duration_s=_SECONDS,
             processes=count,
             cpus=cpus,

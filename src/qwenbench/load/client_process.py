@@ -50,6 +50,8 @@ class Go:
 class Stop:
     """End the point early."""
 
+    reason: str = "stopped by the user"
+
 
 @dataclass(frozen=True, slots=True)
 class WindDown:
@@ -63,6 +65,8 @@ class Finished:
     table: bytes = field(repr=False)
     ended_ns: int
     health: ProcessHealth
+    waiting_since_ns: int
+    """As in LoadProgress; not 0: the last requests got no whole answer."""
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
@@ -151,8 +155,6 @@ def read_sent_log(path: Path) -> list[SentEntry]:
     return [SentEntry(*entry) for entry in _ENTRY.iter_unpack(raw[:whole])]
 
 
-_SILENCE_S = 120.0
-"""A process that says nothing for this long (it reports every second) is given up."""
 _CLOSE_S = 5.0
 
 
@@ -209,16 +211,16 @@ class ClientProcess:
         except (BrokenPipeError, ConnectionResetError):
             raise ProcessLost(self._obituary()) from None
 
-    async def receive(self) -> Message:
-        """Its next message. Raises ProcessLost when it is gone or silent."""
+    async def receive(self, limit_s: float) -> Message:
+        """Its next message. Raises ProcessLost when it is gone, or silent for `limit_s` seconds (it is ended then)."""
         stdout = self._process.stdout
         assert stdout is not None
         try:
-            async with asyncio.timeout(_SILENCE_S):
+            async with asyncio.timeout(limit_s):
                 message = await read_message(stdout)
         except TimeoutError:
             self.kill()
-            raise ProcessLost(f"it said nothing for {_SILENCE_S:g} s and was ended") from None
+            raise ProcessLost(f"it said nothing for {limit_s:.3g} s and was ended") from None
         if message is None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CLOSE_S):

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from qwenbench.bounded_http import WaitLimit
 from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.run import LoadClient, OnProgress
 from qwenbench.load.spec import Decided, LoadResult, LoadSpec
@@ -21,6 +22,7 @@ class Client(Protocol):
         on_progress: OnProgress | None = None,
         stop: asyncio.Event | None = None,
         decided: Decided | None = None,
+        limit: WaitLimit | None = None,
     ) -> LoadResult:
         """See LoadClient.run."""
 

@@ -81,8 +81,8 @@ class Transport(Protocol):
     stamp_source: str
     """`kernel` or `user`: who stamps what arrives."""
 
-    async def connect(self, count: int) -> list[Channel]:
-        """`count` channels with connections that are open already (or failed: the request will tell)."""
+    async def connect(self, count: int, limit_s: float) -> list[Channel]:
+        """`count` channels, their connections open unless `limit_s` did not suffice: the request will tell."""
         ...
 
     def channel(self) -> Channel:
@@ -94,6 +94,8 @@ class Transport(Protocol):
         ...
 
 
+OPEN_LIMIT_S = 10.0
+"""Longest time for opening connections before they are needed."""
 MAX_ANSWER_BYTES = 48 * 1024 * 1024
 """More than 150,000 tokens with an event each."""
 MAX_ERROR_BYTES = 256 * 1024

@@ -83,7 +83,7 @@ class PointRunner:
         self._active = 0
         """Streams with a session (open loop), or that have not run out of sessions (closed loop)."""
         self._arrivals_left = self._open_loop
-        self._stopping = False
+        self.stopped = False
         self._winding_down = False
         self._e2e_ms: list[float] = []
         """Of the requests that were answered; kept only while LoadSpec.enough is waited for."""
@@ -95,7 +95,9 @@ class PointRunner:
         self._decoding = False
         self._finished: asyncio.Future[None] = self._loop.create_future()
         self._looks = self._idle_looks = 0
-        self._sent = self._failed = self._tokens = 0
+        self._sent = self._failed = self._tokens = self._under_way = 0
+        self.waiting_since_ns = 0
+        """As in LoadProgress."""
 
     async def run(self, start_ns: int, on_enough: Callable[[], None]) -> None:
         """Let the streams go at `start_ns` (CLOCK_REALTIME) and return when every answer is decoded.
@@ -113,16 +115,17 @@ class PointRunner:
             for task in self._opening:
                 task.cancel()
 
-    def stop(self) -> None:
-        if self._stopping:
+    def stop(self, reason: str) -> None:
+        """End what is under way as `cancelled`, and send nothing more."""
+        if self.stopped:
             return
-        self._stopping = True
+        self.stopped = True
         self._calls.clear()
         self._active = 0
         self._arrivals_left = False
         for stream in self._streams:
             if stream.busy:
-                stream.channel.abort("cancelled", "stopped by the user")
+                stream.channel.abort("cancelled", reason)
         self._maybe_finish()
 
     def wind_down(self) -> None:
@@ -142,9 +145,20 @@ class PointRunner:
         in_flight = sum(len(exchange.stamps) for exchange in busy if exchange is not None)
         done = self._sent - len(busy)
         tokens = self._tokens + in_flight
+        read_ns = max((one.stamps[-1] for one in busy if one is not None and len(one.stamps) > 1), default=0)
         news, self._news = tuple(self._news), []
         return LoadProgress(
-            self._sent, done, self._failed, len(busy), tokens, self._ttft_sum_ms, self._ttft_count, news, self._enough
+            self._sent,
+            done,
+            self._failed,
+            len(busy),
+            tokens,
+            self._ttft_sum_ms,
+            self._ttft_count,
+            news,
+            self._enough,
+            self.waiting_since_ns,
+            read_ns,
         )
 
     # sending
@@ -174,7 +188,7 @@ class PointRunner:
 
     def _arrive(self) -> None:
         session = self._source.take()
-        if session is None or self._stopping:
+        if session is None or self.stopped:
             return
         stream = self._idle.pop() if self._idle else self._another_stream()
         self._active += 1
@@ -193,13 +207,13 @@ class PointRunner:
 
     async def _open_spare(self) -> None:
         """Open connections before they are needed, so that a request does not wait for one."""
-        for channel in await self._transport.connect(2 * _SPARE_CHANNELS):
+        for channel in await self._transport.connect(2 * _SPARE_CHANNELS, self._spec.timeout_s):
             stream = _Stream(next(self._numbers), channel)
             self._streams.append(stream)
             self._idle.insert(0, stream)
 
     def _next_session(self, stream: _Stream, free_ns: int) -> None:
-        if self._stopping or stream.over:
+        if self.stopped or stream.over:
             return
         stream.session = None
         if self._open_loop:
@@ -218,7 +232,7 @@ class PointRunner:
     def _send(self, stream: _Stream, due_ns: int) -> None:
         """Send the stream's turn, which was due (open loop) or possible (closed loop) at `due_ns`."""
         session = stream.session
-        if session is None or self._stopping:
+        if session is None or self.stopped:
             return
         turn = session.plan.turns[stream.at]
         body = session.first_body if stream.at == 0 else encode(turn, stream.answers)
@@ -227,8 +241,10 @@ class PointRunner:
         now = now_ns()
         self._sent_log.add(SentEntry(now, due_ns, session.index, stream.number, stream.at))
         self._sent += 1
+        self.waiting_since_ns = self.waiting_since_ns or now
         stream.deadline_ns = (now if scheduled is None else scheduled) + round(self._spec.timeout_s * 1e9)
         stream.busy = True
+        self._under_way += 1
         stream.exchange = stream.channel.start(body, partial(self._ended, stream, sending))
 
     # receiving
@@ -236,8 +252,11 @@ class PointRunner:
     def _ended(self, stream: _Stream, sending: Sending, exchange: RawExchange) -> None:
         stream.busy = False
         stream.exchange = None
+        self._under_way -= 1
         bad = exchange.error is not None or exchange.status != 200
-        if self._stopping:
+        if exchange.error is None:
+            self.waiting_since_ns = now_ns() if self._under_way else 0
+        if self.stopped:
             self._keep(sending, exchange)
             return
         stream.failures = stream.failures + 1 if bad else 0

@@ -18,6 +18,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
+from qwenbench.bounded_http import WaitLimit
 from qwenbench.errors import RunError, UsageError
 from qwenbench.load.client_process import (
     ClientProcess,
@@ -31,7 +32,7 @@ from qwenbench.load.client_process import (
     WindDown,
     read_sent_log,
 )
-from qwenbench.load.clock import NS_PER_MS, ClockWatch, ProcessHealth, now_ns
+from qwenbench.load.clock import NS_PER_MS, NS_PER_S, ClockWatch, ProcessHealth, now_ns
 from qwenbench.load.http1 import request_head
 from qwenbench.load.records import REQUEST_SCHEMA, Sending, lost_row, to_table
 from qwenbench.load.source import Share, shares
@@ -51,11 +52,17 @@ _FOLDER = "qwenbench-client-"
 STREAMS_PER_PROCESS = 256
 """Above this many streams another process is used, where there are cores for it."""
 _LOG_ROOM_BYTES = 4 * 1024 * 1024
-_OVERDUE_S = 20.0
-"""A request that is under way for so long beyond its time-out shows that its client process does not work."""
 _START_DELAY_NS = 30 * NS_PER_MS
 _PROGRESS_S = 1.0
-_PREPARE_TIMEOUT_S = 120.0
+_LOOK_S = 0.25
+_SIGN_OF_LIFE_S = 1.2
+"""Time for the next requests to bring something: longer than a process's news are apart."""
+_LONGEST_SILENCE_S = 60.0
+_GRACE_S = 4.0
+"""A client process says something every second; what it may be late by, besides the requests' own time."""
+
+_NO_ANSWER = frozenset({"refused", "reset", "timeout", "malformed", "tls", "cancelled", "client"})
+"""Classes of records.ERRORS without a whole answer of the server's."""
 
 OnProgress = Callable[[LoadProgress], None]
 StartAt = Callable[[], Awaitable[int]]
@@ -136,11 +143,16 @@ class LoadClient:
         stop: asyncio.Event | None = None,
         decided: Decided | None = None,
         start_at: StartAt | None = None,
+        limit: WaitLimit | None = None,
     ) -> LoadResult:
         """Run one load point; see `run_load`. `decided` is asked about once a second; then the streams drain.
 
         `start_at`: when to begin, where it is not at once. Of a load that several machines send (`spec.part`) only that
         share is sent, and its end is left to `decided`: whether all have enough is seen in their progress.
+
+        A server that gives no whole answer for as long as `limit` leaves (the time-out of a request, when left out)
+        ends the point, unless its streams' next requests bring something at once: what is under way is `cancelled`.
+        Afterwards the limit holds what was waited in vain.
         """
         _check(spec)
         machine, machines = spec.part
@@ -154,7 +166,12 @@ class LoadClient:
             for process, part in zip(self._processes[: len(parts)], parts, strict=True)
         ]
         try:
-            return await self._run(runs, on_progress, stop, partial(_look, runs, decided, machines == 1), start_at)
+            limit = limit or WaitLimit(spec.timeout_s)
+            result = await self._run(
+                runs, on_progress, stop, partial(_look, runs, decided, machines == 1), start_at, limit
+            )
+            count_waits(result, limit)
+            return result
         except BaseException:
             # processes in an unknown state are of no use to the next point
             for run in runs:
@@ -179,11 +196,12 @@ class LoadClient:
         stop: asyncio.Event | None,
         look: Callable[[], None],
         start_at: StartAt | None,
+        limit: WaitLimit,
     ) -> LoadResult:
         await asyncio.gather(*(run.prepare() for run in runs))
         started_ns = now_ns() + _START_DELAY_NS if start_at is None else await start_at()
         clock = ClockWatch()
-        side_tasks = []
+        side_tasks = [asyncio.ensure_future(_stop_when_silent(runs, limit))]
         if stop is not None:
             side_tasks.append(asyncio.ensure_future(_stop_when(stop, runs)))
         if on_progress is not None:
@@ -201,7 +219,8 @@ class LoadClient:
         health = _health([run.health for run in runs], clock.step_ms, table)
         ended_ns = max((run.ended_ns for run in runs), default=started_ns)
         lost = next((run.lost for run in runs if run.lost is not None), None)
-        return LoadResult(table, started_ns, ended_ns, health, texts, lost)
+        waited_s = max(0.0, min((ended_ns - run.waiting_since_ns) / NS_PER_S for run in runs)) if lost is None else 0.0
+        return LoadResult(table, started_ns, ended_ns, health, texts, lost, waited_s)
 
 
 def remove_abandoned_folders(where: Path) -> None:
@@ -234,22 +253,25 @@ class _ProcessRun:
         self.ended_ns = 0
         self.progress = LoadProgress(0, 0, 0, 0, 0)
         self.lost: str | None = None
+        self.waiting_since_ns = 0
+        """At the end: from when on the last requests got no whole answer; the end itself when they did."""
+        self.going = False
         self._spec = spec
-        self._moved = time.monotonic()
+        self._silence_s = min(spec.timeout_s, _LONGEST_SILENCE_S) + _GRACE_S
         self.has_enough = False
         self.finished: list[RequestTimes] = []
         self._winding_down = False
-        self._going = False
         self._stop_wanted = False
+        self._stopped_at = float("inf")
 
     async def prepare(self) -> None:
         """Have the process open its connections."""
         try:
-            async with asyncio.timeout(_PREPARE_TIMEOUT_S):
-                self.process.send(self.task)
-                answer = await self.process.receive()
-        except (TimeoutError, ProcessLost) as problem:
-            raise RunError(f"a client process did not get ready: {problem or 'no answer'}") from None
+            self.process.send(self.task)
+            answer = await self.process.receive(self._silence_s + _GRACE_S)
+        except ProcessLost as problem:
+            self._give_up(str(problem))
+            return
         if isinstance(answer, Failed):
             raise UsageError(answer.reason) if answer.usage else RunError(answer.reason)
         assert isinstance(answer, Prepared)
@@ -259,33 +281,32 @@ class _ProcessRun:
 
         `on_news` is called when the process has told how far it is, or is lost.
         """
-        self._moved = time.monotonic()
-        self._going = True
+        if self.lost is not None:
+            return
+        self.going = True
         try:
             self.process.send(Go(start_ns))
             if self._stop_wanted:
                 self.process.send(Stop())
-            while not isinstance(message := await self.process.receive(), Finished):
+            while not isinstance(message := await self.process.receive(self._silence_s), Finished):
                 if isinstance(message, Failed):
                     raise ProcessLost(message.reason)
+                if time.monotonic() - self._stopped_at > self._silence_s:
+                    raise ProcessLost("it was told to stop and did not")
                 if isinstance(message, LoadProgress):
-                    self._watch(message)
                     self.progress = message
                     self.finished.extend(message.finished)
                     self.has_enough = self.has_enough or message.enough
                     on_news()
         except ProcessLost as problem:
-            self.process.kill()
-            self.has_enough = True
+            self._give_up(str(problem))
             on_news()
-            self.lost = str(problem)
-            self.table = self._lost(self.lost)
-            self.ended_ns = now_ns()
         else:
             self.table = pa.ipc.open_stream(message.table).read_all()
             self.texts = dict(message.texts)
             self.health = message.health
             self.ended_ns = message.ended_ns
+            self.waiting_since_ns = message.waiting_since_ns or message.ended_ns
         failed = self.table.num_rows - self.table["error"].null_count
         tokens = int(np.nansum(self.table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0))
         ttft = self.table["ttft_ms"].drop_null().to_numpy()
@@ -293,30 +314,31 @@ class _ProcessRun:
         self.progress = LoadProgress(
             rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft), enough=self.has_enough
         )
-        self._going = False
+        self.going = False
 
-    def _watch(self, news: LoadProgress) -> None:
-        """Raises ProcessLost when requests are under way for longer than any may be."""
-        now = time.monotonic()
-        if news.in_flight == 0 or news.done != self.progress.done:
-            self._moved = now
-        if now - self._moved > self._spec.timeout_s + _OVERDUE_S:
-            raise ProcessLost(
-                f"no request of it ended within the time-out of {self._spec.timeout_s:g} s, nor was given up"
-            )
+    def _give_up(self, reason: str) -> None:
+        """The process is of no more use: what it had sent is told as lost."""
+        self.process.kill()
+        self.has_enough = True
+        self.lost = reason
+        self.table = self._lost(reason)
+        self.ended_ns = now_ns()
 
     def wind_down(self) -> None:
-        if self._going and not self._winding_down:
+        if self.going and not self._winding_down:
             self._winding_down = True
             with contextlib.suppress(ProcessLost):
                 self.process.send(WindDown())
 
-    def stop(self) -> None:
+    def stop(self, message: Stop | None = None) -> None:
         """Ask the process to end early, or as soon as it has begun."""
+        if self._stop_wanted:
+            return
         self._stop_wanted = True
-        if self._going:
+        self._stopped_at = time.monotonic()
+        if self.going:
             with contextlib.suppress(ProcessLost):
-                self.process.send(Stop())
+                self.process.send(message or Stop())
 
     def _lost(self, reason: str) -> pa.Table:
         rows = []
@@ -367,6 +389,36 @@ def _look(runs: list[_ProcessRun], decided: Decided | None, alone: bool) -> None
     if enough or (decided is not None and decided([times for run in runs for times in run.finished])):
         for run in runs:
             run.wind_down()
+
+
+def count_waits(result: LoadResult, limit: WaitLimit) -> None:
+    """A load's answers let the limit begin anew; what was waited in vain after the last one counts."""
+    if any(error not in _NO_ANSWER for error in result.requests["error"].unique().to_pylist()):
+        limit.restart()
+    limit.spend(result.waited_s)
+
+
+async def _stop_when_silent(runs: list[_ProcessRun], limit: WaitLimit) -> None:
+    """Ends the point when the server answers none of the processes any more."""
+    while not _silent([run.progress for run in runs if run.going], limit):  # noqa: ASYNC110 - silence is no event
+        await asyncio.sleep(_LOOK_S)
+    for run in runs:
+        run.stop(Stop(f"no whole answer for {limit.limit_s:g} s"))
+
+
+def _silent(news: list[LoadProgress], limit: WaitLimit) -> bool:
+    """Whether there was no whole answer for the whole limit.
+
+    Streams that timed out have sent their next requests: if these bring anything at once, one of the answers hung and
+    not the server, which then has as long again.
+    """
+    since_ns = [one.waiting_since_ns for one in news]
+    if not all(since_ns) or not since_ns:
+        return False
+    allowed_s = limit.limit_s if any(one.done > one.failed for one in news) else limit.left_s
+    over_ns = max(since_ns) + allowed_s * NS_PER_S
+    lives = any(one.read_ns > over_ns for one in news)
+    return now_ns() > over_ns + (allowed_s if lives else _SIGN_OF_LIFE_S) * NS_PER_S
 
 
 async def _stop_when(stop: asyncio.Event, runs: list[_ProcessRun]) -> None:

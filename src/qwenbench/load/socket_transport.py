@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
-from qwenbench.load.exchange import MAX_ERROR_BYTES, Channel, RawExchange, too_long
+from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
 from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
 from qwenbench.load.spec import Address
 from qwenbench.load.sse import MAX_EVENT_BYTES
@@ -33,7 +33,6 @@ END_GRACE_S = 0.01
 _OPEN_ENDS_KNOWN = 3
 _OPEN_ENDS_CHECKED = 32
 """Once a server is known to leave connections open, one of so many is waited for again."""
-_OPEN_TIMEOUT_S = 10.0
 CLOSING_NS = NS_PER_S
 """A kept connection that ends so soon after a request, before any answer, was being closed while it was written
 (llama.cpp's server closes after an answer and does not say so): the request is sent again, once, on a new one."""
@@ -126,9 +125,8 @@ class SocketChannel:
 
     async def open(self) -> None:
         """Connect now, for later. A failure is left for the request to meet."""
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(_OPEN_TIMEOUT_S):
-                await self._connect()
+        with contextlib.suppress(OSError):
+            await self._connect()
 
     def close(self) -> None:
         """Close the connection; an exchange under way must have been aborted before."""
@@ -474,11 +472,13 @@ class SocketTransport:
         if self._wiring.kernel_stamps:
             self._wiring.rest_s = _REST_S
 
-    async def connect(self, count: int) -> list[Channel]:
-        """Open `count` connections, at most 64 at a time so that no listen queue overflows."""
+    async def connect(self, count: int, limit_s: float) -> list[Channel]:
+        """Open `count` connections, at most 64 at a time so that no listen queue overflows, within `limit_s`."""
         channels = [self.channel() for _ in range(count)]
-        for at in range(0, count, 64):
-            await asyncio.gather(*(channel.open() for channel in channels[at : at + 64]))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(limit_s, OPEN_LIMIT_S)):
+                for at in range(0, count, 64):
+                    await asyncio.gather(*(channel.open() for channel in channels[at : at + 64]))
         return list(channels)
 
     def channel(self) -> SocketChannel:

@@ -142,6 +142,8 @@ class LoadResult:
     """request_id -> answer, only with save_text."""
     client_lost: str | None = None
     """Why a client process was lost during the point (its requests have error `client`); None: none was."""
+    waited_s: float = 0.0
+    """How long the last requests were waited for that got no whole answer, since the last one that did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,10 @@ class LoadProgress:
     """The requests that ended since the last message, where somebody decides by them."""
     enough: bool = False
     """This part of the point has what LoadSpec.enough asks for."""
+    waiting_since_ns: int = 0
+    """CLOCK_REALTIME from which on no whole answer came although requests were under way; 0: nothing is waited for."""
+    read_ns: int = 0
+    """When the latest bytes of an answer under way came, its first ones (often the head alone) aside; 0: none."""
 
     @property
     def ttft_ms(self) -> float | None:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import aiohttp
 
-from qwenbench.bounded_http import NoReplyError, ask
+from qwenbench.bounded_http import NoReplyError, Questions, Reply, WaitLimit
 from qwenbench.load.records import Digest
 from qwenbench.load.spec import Target
 
-_TIMEOUT_S = 15.0
-_AT_A_TIME = 8
+_WAIT_S = 8.0
+"""Limit on waiting for /tokenize after a load, which has ended by then."""
+_TOGETHER = 64
 
 
-async def text_tokens(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
-    model: str,
-    text: str,
-    timeout_s: float = _TIMEOUT_S,
-) -> int | None:
-    """Tokens of a text by the server's /tokenize; None where it has none or gives no count."""
+async def text_tokens(questions: Questions, model: str, texts: Sequence[str]) -> list[int | None]:
+    """Tokens of each text by the server's /tokenize; None where it gives no count, for all where it has none."""
     # vLLM and SGLang read `prompt`, llama.cpp `content`, TGI `inputs`
-    body = {"model": model, "prompt": text, "content": text, "inputs": text, "add_special_tokens": False}
+    bodies = [
+        {"model": model, "prompt": text, "content": text, "inputs": text, "add_special_tokens": False} for text in texts
+    ]
     try:
-        reply = await ask(session, f"{base_url}/tokenize", headers=headers, body=body, timeout_s=timeout_s)
+        replies = await questions.ask_many("/tokenize", bodies)
     except NoReplyError:
-        return None
-    document = reply.json() if reply.status == 200 else None
+        replies = []
+    return [*map(_count, replies), *[None] * (len(texts) - len(replies))]
+
+
+def _count(reply: Reply | None) -> int | None:
+    document = reply.json() if reply is not None and reply.status == 200 else None
     tokens = document.get("tokens") if isinstance(document, dict) else document
     count = document.get("count") if isinstance(document, dict) else None
     if count is None and isinstance(tokens, list):
@@ -44,16 +43,24 @@ async def count_unknown(digests: Sequence[Digest], target: Target, model: str) -
     The count is of the text: what a server generates beyond it (an end token) is not in it, and an answer with a tool
     call, whose text is not kept whole, stays unknown.
     """
-    gate = asyncio.Semaphore(_AT_A_TIME)
-
-    async def fill(one: Digest) -> None:
-        async with gate:
-            texts = [text for text in (one.reasoning, one.answer) if text]
-            counts = [await text_tokens(session, target.base_url, target.headers, model, text) for text in texts]
-        known = [count for count in counts if count is not None]
-        if known and len(known) == len(counts):
-            one.row["output_tokens"], one.row["tokens_from"] = sum(known), "tokenize"
-
+    unknown = [
+        one
+        for one in digests
+        if one.row["error"] is None and one.row["output_tokens"] is None and one.row["answer_chars"] == len(one.answer)
+    ]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=target.verify_tls)) as session:
-        unknown = [one for one in digests if one.row["error"] is None and one.row["output_tokens"] is None]
-        await asyncio.gather(*(fill(one) for one in unknown if one.row["answer_chars"] == len(one.answer)))
+        questions = Questions(session, target.base_url, target.headers, WaitLimit(_WAIT_S))
+        for at in range(0, len(unknown), _TOGETHER):
+            some = unknown[at : at + _TOGETHER]
+            parts = [(one, text) for one in some for text in (one.reasoning, one.answer) if text]
+            if not parts:
+                continue
+            counts = await text_tokens(questions, model, [text for _, text in parts])
+            if counts[0] is None:
+                return
+            questions.limit.restart()
+            for one in some:
+                own = [count for (of, _), count in zip(parts, counts, strict=True) if of is one]
+                known = [count for count in own if count is not None]
+                if known and len(known) == len(own):
+                    one.row["output_tokens"], one.row["tokens_from"] = sum(known), "tokenize"

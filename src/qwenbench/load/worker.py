@@ -107,7 +107,8 @@ class Worker:
         log = SentLog(Path(task.sent_log))
         try:
             source = SessionSource(task.share, streams + _SESSIONS_AHEAD)
-            point = PointRunner(task, source, transport, await transport.connect(streams), calls, log)
+            channels = await transport.connect(streams, spec.timeout_s)
+            point = PointRunner(task, source, transport, channels, calls, log)
             loop.set_exception_handler(partial(_end_point, point))
             gc.collect()
             gc.freeze()
@@ -127,7 +128,7 @@ class Worker:
         ended_ns = now_ns()
         if spec.judge_text:
             self._judge(point)
-        if spec.tokenize_as is not None:
+        if spec.tokenize_as is not None and not point.stopped:
             from qwenbench.load.text_tokens import count_unknown  # only where it was asked for
 
             ticking = asyncio.ensure_future(self._tick(point))  # a sign of life: a silent process is given up
@@ -136,7 +137,8 @@ class Worker:
             finally:
                 ticking.cancel()
         texts = {one.row["request_id"]: one.answer for one in point.digests} if spec.save_text else {}
-        return Finished(_ipc(to_table([one.row for one in point.digests])), ended_ns, seen, texts)
+        table = _ipc(to_table([one.row for one in point.digests]))
+        return Finished(table, ended_ns, seen, point.waiting_since_ns, texts)
 
     async def _run(self, point: PointRunner, stamp_source: str, start_ns: int) -> ProcessHealth:
         """Let the streams go; wind down when told to, stop when anything else comes in (stop, or the parent's end)."""
@@ -153,7 +155,8 @@ class Worker:
                 listening = asyncio.ensure_future(self._inbox.get())
                 await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                point.stop()
+                told = listening.result()
+                point.stop(told.reason if isinstance(told, Stop) else "the client's parent is gone")
             await running
             return health.stop(stamp_source)
         finally:

@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 
-from qwenbench.bounded_http import NoReplyError, ask_lines
+from qwenbench.bounded_http import NoReplyError, Questions
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -96,7 +95,6 @@ _BY_REASON = "vllm:num_requests_waiting_by_reason"
 _NAMES = (*_GAUGES, _BUCKETS, _BY_REASON, "vllm:cache_config_info")
 _WANTED = tuple(name.encode() for name in _NAMES)
 """Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
-_TIMEOUT_S = 5.0
 
 
 def _relevant(text: str) -> str:
@@ -137,10 +135,13 @@ def _add(left: float, right: float) -> float:
     return left + right
 
 
-async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> Scrape | None:
-    """One reading, or None when the server has no /metrics, none with a name of vLLM's, or none within 5 s."""
+async def scrape(questions: Questions, *, aside: bool = False) -> Scrape | None:
+    """One reading, or None when the server has no /metrics, none with a name of vLLM's, or none in time.
+
+    `aside`: see `ask_lines`.
+    """
     try:
-        reply = await ask_lines(session, f"{base_url}/metrics", _WANTED, headers=headers, timeout_s=_TIMEOUT_S)
+        reply = await questions.ask_lines("/metrics", _WANTED, aside=aside)
     except NoReplyError:
         return None
     if reply.status != 200:
@@ -155,16 +156,8 @@ async def scrape(session: aiohttp.ClientSession, base_url: str, headers: Mapping
 class MetricsScraper:
     """Reads /metrics every half second from `start` until `stop`, and once more at the end."""
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        base_url: str,
-        headers: Mapping[str, str] | None = None,
-        period_s: float = PERIOD_S,
-    ) -> None:
-        self._session = session
-        self._base_url = base_url
-        self._headers = headers or {}
+    def __init__(self, questions: Questions, period_s: float = PERIOD_S) -> None:
+        self._questions = questions
         self._period = period_s
         self._rows: list[dict[str, Any]] = []
         self._task: asyncio.Task[None] | None = None
@@ -175,8 +168,8 @@ class MetricsScraper:
         self._task = asyncio.create_task(self._run())
         return self
 
-    async def _read(self) -> None:
-        reading = await scrape(self._session, self._base_url, self._headers)
+    async def _read(self, *, aside: bool = False) -> None:
+        reading = await scrape(self._questions, aside=aside)
         if reading is not None:
             buckets = sorted(reading.step_buckets.items()) or None
             self._rows.append({"t_ns": time.time_ns(), **reading.values, "iteration_tokens_buckets": buckets})
@@ -187,7 +180,7 @@ class MetricsScraper:
         while True:
             due += self._period
             await asyncio.sleep(max(0.0, due - clock.time()))
-            await self._read()
+            await self._read(aside=True)
 
     @property
     def latest(self) -> Mapping[str, Any]:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from qwenbench.analysis.endurance import Growth, PrefillCost, growth_of, prefill_cost
-from qwenbench.engine.failures import Failure
+from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.server import Server
 from qwenbench.load.clients import Client
 from qwenbench.runfolder.files import write_json
-from qwenbench.sweep.load_point import ReadyServer, Watch, server_is_healthy
+from qwenbench.sweep.load_point import ReadyServer, Watch, state_after_load
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
@@ -85,6 +85,8 @@ class Endurance:
         for length in COST_LENGTHS:
             if length > longest or time.monotonic() - began > COST_LIMIT_S or self._sweep.stop.is_set():
                 break
+            if self._ready.questions.limit.over:
+                break
             requests = await self._send(length, 1, COST_REQUESTS)
             rows = [row for row in requests.to_pylist() if row["error"] is None and row["ttft_ms"] is not None]
             measured += [(row["input_tokens"], row["ttft_ms"]) for row in rows[1:] if row["input_tokens"] is not None]
@@ -93,7 +95,7 @@ class Endurance:
     async def _send(self, length: int, together: int, count: int) -> pa.Table:
         """Requests with prompts of about so many tokens, `together` at a time; their records."""
         spec = self._ready.loads.of_length(length, _ANSWER_TOKENS, together, count, f"{self._sweep.nonce}p")
-        return (await self._client.run(spec, stop=self._sweep.stop)).requests
+        return (await self._client.run(spec, stop=self._sweep.stop, limit=self._ready.questions.limit)).requests
 
     def _longest(self) -> int | None:
         known = self._ready.ledger.startup.max_model_len_effective or self._ready.server_config.max_model_len
@@ -112,8 +114,7 @@ class Endurance:
                     break
                 rung, said = await self._rung(length, together)
                 rungs.append(rung)
-                if not self._server.alive() or not await server_is_healthy(self._sweep, self._ready.target):
-                    failure = await self._server.failure("load", said)
+                failure = await self._failure(said)
         write_json(self._folder / "ladder.json", {"rungs": [asdict(rung) for rung in rungs]})
         self._sweep.note(ladder_verdict(rungs, died=failure is not None), self._config_id)
         return failure
@@ -151,7 +152,7 @@ class Endurance:
         sweep.note(f"soak: holding {point.label} for {seconds / 60:g} minutes", self._config_id)
         watch = await Watch(sweep, ready).start()
         try:
-            result = await self._client.run(load, stop=sweep.stop)
+            result = await self._client.run(load, stop=sweep.stop, limit=ready.questions.limit)
         finally:
             samples = await watch.stop()
         found = soak_growth(samples.nvml, samples.metrics, self._total_mib())
@@ -169,10 +170,14 @@ class Endurance:
         )
         for growth in found:
             sweep.note(f"soak, {growth.verdict()}", self._config_id)
-        if not self._server.alive() or not await server_is_healthy(sweep, ready.target):
-            said = [detail for detail in result.requests["error_detail"].to_pylist() if detail]
+        return await self._failure([detail for detail in result.requests["error_detail"].to_pylist() if detail])
+
+    async def _failure(self, said: Sequence[str]) -> Failure | None:
+        """Why the server is of no more use after a load; None: it is."""
+        dead, silent_s = await state_after_load(self._sweep, self._ready)
+        if dead or not self._server.alive():
             return await self._server.failure("load", said)
-        return None
+        return None if silent_s is None else no_answer(silent_s, "nor to one for a single token afterwards")
 
     def _total_mib(self) -> float | None:
         return min((gpu.total_mib for gpu in self._ready.hardware.gpus), default=None)

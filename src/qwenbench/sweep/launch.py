@@ -15,11 +15,12 @@ import pyarrow as pa
 
 from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.analysis.machines import machine_of
+from qwenbench.bounded_http import Questions
 from qwenbench.engine.config import Configuration
-from qwenbench.engine.failures import Failure, LaunchError
+from qwenbench.engine.failures import Failure, LaunchError, no_answer
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.log_lines import LogReader, StartPhases
-from qwenbench.engine.server import Server
+from qwenbench.engine.server import STOP_GRACE_S, Server
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.load.clients import Client
 from qwenbench.load.spec import Target
@@ -35,7 +36,6 @@ from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import (
-    QUESTION_S,
     chars_per_token,
     check_served,
     probe_fields,
@@ -50,10 +50,8 @@ from qwenbench.sweep.text_checks import TextChecks, check_texts, dummy_weights
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
 
-_CLIENT_LOST = (
-    "The point is not kept, and --resume measures it. If the kernel ended the process for want of memory (dmesg), use "
-    "fewer streams or more --client-processes."
-)
+_HANGING_GRACE_S = 2.0
+"""A server that hangs has so long to end in order."""
 ALIVE_EVERY_S = 0.25
 """How often a server under load is looked at."""
 START_TOLD_EVERY_S = 1.0
@@ -174,6 +172,7 @@ class LaunchRun:
             beyond = Endurance(sweep, server, ready, self._client)
             with sweep.timings.phase("prefill_cost"):
                 await beyond.before_points()
+            _must_answer(ready.questions)
             done, failure = await self._measure_all(server, ready)
             if failure is None and not sweep.stop.is_set():
                 with sweep.timings.phase("endurance"):
@@ -182,7 +181,8 @@ class LaunchRun:
             failure = error.failure
         finally:
             with sweep.timings.phase("stop"):
-                await server.stop()
+                hangs = failure is not None and failure.kind == "no_answer"
+                await server.stop(_HANGING_GRACE_S if hangs else STOP_GRACE_S)
         with sweep.timings.phase("vram_gate"):
             # after Ctrl-C no launch follows that could need the memory
             if ours and not sweep.stop.is_set():
@@ -234,12 +234,15 @@ class LaunchRun:
     async def _look_at(self, server: Server, startup_s: float | None, before: Mapping[str, float]) -> ReadyServer:
         """Reads the start-up log and /metrics, and asks the server what the load needs to know."""
         sweep = self._sweep
-        not_known = sweep.site.launcher.starts_servers and not sweep.site.simulated
-        if not_known and says_simulated(await server_version(sweep.http, server.base_url, sweep.headers)):
+        options, ours = sweep.plan.options, sweep.site.launcher.starts_servers
+        if ours:
+            server.limit.restart(min(options.timeout_s, options.startup_timeout_s))
+        questions = Questions(sweep.http, server.base_url, sweep.headers, server.limit)
+        if ours and not sweep.site.simulated and says_simulated(await server_version(questions)):
             sweep.found_simulated()
             self._write_launch_record(server)
         startup = parse_startup_log(_read(server.log_path))
-        reading = await scrape(sweep.http, server.base_url, sweep.headers)
+        reading = await scrape(questions)
         if reading is None:
             sweep.note(f"{server.base_url}/metrics gives nothing of vLLM's: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
@@ -263,7 +266,8 @@ class LaunchRun:
             server_config=self._server_config,
             hardware=self._hardware,
             vram_before_mib=before,
-            loads=await self._loads(server, startup),
+            loads=await self._loads(questions, startup, server.gpu_pids()),
+            questions=questions,
             startup_s=startup_s,
             ledger=ledger,
             layout=layout,
@@ -276,7 +280,9 @@ class LaunchRun:
         )
         with sweep.timings.phase("text_checks"):
             ready = replace(ready, request_tokens=await self._request_tokens(ready))
-            return replace(ready, texts=await check_texts(sweep, ready, self._client))
+            ready = replace(ready, texts=await check_texts(sweep, ready, self._client))
+        _must_answer(questions)
+        return ready
 
     async def _request_tokens(self, ready: ReadyServer) -> dict[tuple[str, str], int]:
         """How long each scenario's requests are; says which are longer than the server takes."""
@@ -286,7 +292,7 @@ class LaunchRun:
             if kind in sweep.request_lengths:
                 continue
             draw = ready.loads.whole_draw(point)
-            sweep.request_lengths[kind] = await request_lengths(sweep.http, ready.target, draw, QUESTION_S)
+            sweep.request_lengths[kind] = await request_lengths(ready.questions, draw)
         known = {kind: lengths for kind, lengths in sweep.request_lengths.items() if lengths is not None}
         for (scenario, _), lengths in known.items():
             limit = ready.ledger.startup.max_model_len_effective or lengths.max_model_len
@@ -299,30 +305,23 @@ class LaunchRun:
                 )
         return {kind: lengths.p95 for kind, lengths in known.items()}
 
-    async def _loads(self, server: Server, startup: StartupLog) -> Loads:
+    async def _loads(self, questions: Questions, startup: StartupLog, pids: Sequence[int]) -> Loads:
         """What can be sent to it: asks for its models, the fields that it refuses and its tokens."""
         sweep, options = self._sweep, self._sweep.plan.options
         model = self._server_config.served_model_name
-        if sweep.site.launcher.name != "url":  # `bench` has looked, and a server that is not ours may list others
-            check_served(model, await served_models(sweep.http, server.base_url, sweep.headers), server.base_url)
-        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, server.gpu_pids()))
-        loads = Loads(sweep.plan, Target(server.base_url, options.endpoint, sweep.headers), traits)
-        found = await probe_fields(
-            sweep.http,
-            server.base_url,
-            sweep.headers,
-            options.endpoint,
-            loads.probe_body(),
-            tuple(options.extra_body),
-            options.timeout_s,
-        )
+        if sweep.site.launcher.starts_servers:  # `bench` has looked, and a server that is not ours may list others
+            check_served(model, await served_models(questions), questions.base_url)
+        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, pids))
+        loads = Loads(sweep.plan, Target(questions.base_url, options.endpoint, sweep.headers), traits)
+        found = await probe_fields(questions, options.endpoint, loads.probe_body(), tuple(options.extra_body))
+        _must_answer(questions)
+        questions.limit.restart(options.timeout_s)
         for line in (found.note(), found.failed and f"a request for one token failed: {found.failed}"):
             if line:
                 sweep.note(f"{self._configuration.config_id}: {line}")
-        limit_s = min(QUESTION_S, options.timeout_s)
         counts = None
         if found.sends_usage is False:
-            counts = await text_tokens(sweep.http, server.base_url, sweep.headers, model, "Say hello.", limit_s)
+            counts = (await text_tokens(questions, model, ["Say hello."]))[0]
             told = "its tokens stay unknown" if counts is None else "its /tokenize counts the answers' text instead"
             sweep.note(f"{self._configuration.config_id}: the server sends no usage that counts tokens: {told}")
         traits = replace(
@@ -335,8 +334,7 @@ class LaunchRun:
         stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
         prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
         if stretches and prompts:
-            ratio = await chars_per_token(sweep.http, server.base_url, sweep.headers, model, prompts, limit_s)
-            traits = replace(traits, chars_per_token=ratio)
+            traits = replace(traits, chars_per_token=await chars_per_token(questions, model, prompts))
         return replace(loads, traits=traits)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:
@@ -350,8 +348,10 @@ class LaunchRun:
                 return done, None  # stopped by the user: nothing half-measured is kept
             if not server.alive() or result.engine_dead:
                 return done, await server.failure("load", most_frequent_errors(result.requests))
-            if result.client_lost is not None:
-                lost = Failure("client_lost", f"{cell.cell_id}: {result.client_lost}", _CLIENT_LOST, phase="load")
+            if result.silent_s is not None:
+                return done, no_answer(result.silent_s, f"in {cell.cell_id}, nor to one for a single token afterwards")
+            if result.lost is not None:
+                lost = result.lost
                 self._sweep.note(f"{lost.evidence}. {lost.advice}")
                 continue
             self._sweep.recorder.record(cell, result)
@@ -426,6 +426,12 @@ class LaunchRun:
         self._sweep.schedule.given_up(self._configuration.config_id, self._launch.number)
         self._sweep.progress.failed(self._configuration.config_id, failure)
         return LaunchOutcome(done, failure)
+
+
+def _must_answer(questions: Questions) -> None:
+    """Raises LaunchError when the server has used up all the time that it may keep us waiting."""
+    if questions.limit.over:
+        raise LaunchError(no_answer(questions.limit.limit_s, "before the load"))
 
 
 def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str, launch: int) -> list[LoadPoint]:

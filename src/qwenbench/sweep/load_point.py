@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.analysis.request_arrays import disagreements, failure_reasons
 from qwenbench.analysis.server_samples import interference, throttle_note
-from qwenbench.bounded_http import NoReplyError, ask
+from qwenbench.bounded_http import LOOK_S, NoReplyError, Questions, WaitLimit
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.config import Configuration, ServerConfig
+from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.flags import flags_of
 from qwenbench.engine.log_lines import LogReader
 from qwenbench.engine.speed_settings import GraphSteps, graph_steps
@@ -29,11 +30,11 @@ from qwenbench.load.clients import Client
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.observe.ledger import MemoryLedger
-from qwenbench.observe.metrics import MetricsScraper
+from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper
 from qwenbench.observe.nvml import NVML_SCHEMA, NvmlSampler
 from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.hardware import Hardware
-from qwenbench.sweep.probing import QUESTION_S
+from qwenbench.sweep.probing import gives_a_token
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.requests import Loads, Until, load_shape_name, seed_of
 from qwenbench.sweep.text_checks import TextChecks
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
 
 
+_CLIENT_LOST = (
+    "The point is not kept, and --resume measures it. If the kernel ended the process for want of memory (dmesg), use "
+    "fewer streams or more --client-processes."
+)
+_SIGN_OF_LIFE_S = 1.5
+"""After a load without a whole answer the server has so long to show that it lives."""
 UNCONTROLLED_SHARE = 0.02
 """Share of answers of another length than asked for up to which lengths count as controlled."""
 
@@ -61,6 +68,7 @@ class ReadyServer:
     vram_before_mib: Mapping[str, float]
     """UUID -> used memory of its cards before the launch, MiB."""
     loads: Loads
+    questions: Questions
     startup_s: float | None
     ledger: MemoryLedger
     layout: KvLayout | None
@@ -97,8 +105,10 @@ class CellResult:
     texts: Mapping[str, str]
     engine_dead: bool
     """The server stopped being healthy under this load: the point is not kept."""
-    client_lost: str | None = None
-    """Why a client process died under this load: the point is not kept either."""
+    lost: Failure | None = None
+    """Why the point is not kept although the server lives: a client process died, or the load was cut short."""
+    silent_s: float | None = None
+    """It gave no whole answer for so long, and afterwards none for a single token: the point is not kept either."""
 
 
 class PointMeter:
@@ -114,9 +124,15 @@ class PointMeter:
         """
         sweep, server, point = self._sweep, self._server, cell.point
         salt = f"{sweep.nonce}{zlib.crc32(cell.cell_id.encode()):08x}"
+        limit = server.questions.limit
         warm_up = server.loads.warm_up(point, salt + "w")
         with sweep.timings.phase("warm_up"):
-            await self._client.run(warm_up, on_progress=_Listener(sweep, cell, "warm-up", warm_up), stop=halt)
+            listener = _Listener(sweep, cell, "warm-up", warm_up)
+            result = await self._client.run(warm_up, on_progress=listener, stop=halt, limit=limit)
+        if result.client_lost is not None or limit.over:
+            # another wait as long would end the same way: the warm-up is the point, and every request of it failed
+            sweep.note(f"{cell.cell_id}: its warm-up got no whole answer, so it was not loaded")
+            return await self._result(cell, result, Samples(METRICS_SCHEMA.empty_table(), NVML_SCHEMA.empty_table()))
         load = server.loads.measured(point, salt, until)
         with sweep.timings.phase("self_check"):
             client_error = None if point.concurrency is None else await sweep.client_error(point.concurrency)
@@ -126,16 +142,29 @@ class PointMeter:
                 listener = _Listener(sweep, cell, "load", load, watch)
                 decided = until.decided if until is not None else None
                 async with _running_beside(server.loads.interfering(point, salt + "i")) as long_prompts:
-                    result = await self._client.run(load, on_progress=listener, stop=halt, decided=decided)
+                    result = await self._client.run(load, on_progress=listener, stop=halt, decided=decided, limit=limit)
         finally:
             samples = await watch.stop()
+        return await self._result(cell, result, samples, client_error, long_prompts, told=not halt.is_set())
+
+    async def _result(
+        self,
+        cell: Cell,
+        result: LoadResult,
+        samples: Samples,
+        client_error: ClientError | None = None,
+        long_prompts: Sequence[pa.Table] = (),
+        *,
+        told: bool = True,
+    ) -> CellResult:
+        sweep, server, limit = self._sweep, self._server, self._server.questions.limit
         if samples.problem:
             sweep.note(samples.problem)
         self._name_others(samples)
         self._count_unanswered(cell, result)
-        for told in (failure_reasons(result.requests), disagreements(result.requests)):
-            if told and not halt.is_set():
-                sweep.note(f"{cell.cell_id}: {told}")
+        for reason in (failure_reasons(result.requests), disagreements(result.requests)):
+            if reason and told:
+                sweep.note(f"{cell.cell_id}: {reason}")
         context = replace(self._context(cell, result, client_error), graph_steps=samples.graph_steps)
         row = summarise_point(result.requests, samples.metrics, samples.nvml, context)
         row["interference"] = next((interference(result.requests, table) for table in long_prompts), None)
@@ -143,8 +172,13 @@ class PointMeter:
             sweep.note(f"{cell.cell_id}: {row['interference']}")
         if (throttled := throttle_note(row)) is not None:
             sweep.note(f"{cell.cell_id}: {throttled}")
-        healthy = await server_is_healthy(sweep, server.target)
-        return CellResult(row, result.requests, samples, result.texts, not healthy, result.client_lost)
+        lost = None
+        if result.client_lost is not None:
+            lost = Failure("client_lost", f"{cell.cell_id}: {result.client_lost}", _CLIENT_LOST, phase="load")
+        elif limit.over and row["requests_ok"]:
+            lost = no_answer(limit.limit_s, f"in the middle of {cell.cell_id}")
+        dead, silent_s = await state_after_load(sweep, server)
+        return CellResult(row, result.requests, samples, result.texts, dead, lost, silent_s)
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
         """Counts the answers that reached their output limit before they answered: their TTFO is empty."""
@@ -234,12 +268,27 @@ class PointMeter:
         )
 
 
-async def server_is_healthy(sweep: Sweep, target: Target) -> bool:
+async def state_after_load(sweep: Sweep, server: ReadyServer) -> tuple[bool, float | None]:
+    """Whether the server died under a load, and for how long (s) it was silent where it hangs; None: it does not."""
+    target, limit = server.target, server.questions.limit
+    if not limit.over:
+        return not await _is_healthy(sweep, target), None
+    silent_s = limit.limit_s
+    limit.restart()
+    # too much load for the time-out, or does it not even answer a request for one token without it?
+    questions = Questions(sweep.http, target.base_url, sweep.headers, WaitLimit(_SIGN_OF_LIFE_S))
+    try:
+        return not await gives_a_token(questions, server.loads.traits.model, target.endpoint), None
+    except NoReplyError as problem:
+        return problem.kind == "refused", silent_s
+
+
+async def _is_healthy(sweep: Sweep, target: Target) -> bool:
     """Whether nothing speaks against a server's health. After an engine's death /health says 503 while /metrics and
     /v1/models still answer; a server that does not answer in time counts as dead."""
-    limit_s = min(QUESTION_S, sweep.plan.options.timeout_s)
+    limit = WaitLimit(min(2 * LOOK_S, sweep.plan.options.timeout_s))
     try:
-        reply = await ask(sweep.http, f"{target.base_url}/health", headers=sweep.headers, timeout_s=limit_s)
+        reply = await Questions(sweep.http, target.base_url, sweep.headers, limit).ask("/health")
     except NoReplyError as problem:
         return problem.kind == "redirect"  # not followed, and no sign of trouble either
     return reply.status < 500  # a gateway may have no /health, or none for us
@@ -267,7 +316,7 @@ class Watch:
 
     def __init__(self, sweep: Sweep, server: ReadyServer) -> None:
         nvml = server.hardware.nvml
-        self.scraper = MetricsScraper(sweep.http, server.target.base_url, sweep.headers)
+        self.scraper = MetricsScraper(server.questions)
         self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
         counts = server.log_path is not None and "cudagraph-metrics" in flags_of(server.server_config)
         self._log = LogReader(server.log_path) if counts and server.log_path is not None else None

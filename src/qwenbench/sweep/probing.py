@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import aiohttp
-
-from qwenbench.bounded_http import NoReplyError, Reply, ask
+from qwenbench.bounded_http import NoReplyError, Questions, Reply
 from qwenbench.engine.readiness import model_names
 from qwenbench.errors import UsageError
 from qwenbench.load.spec import ENDPOINT_PATHS
@@ -21,9 +19,6 @@ from qwenbench.server_words import visible
 from qwenbench.workload.prompts import Prompt
 from qwenbench.workload.scenario import CHARS_PER_TOKEN
 
-QUESTION_S = 15.0
-"""Longest wait for the answer to a small question; --timeout makes it shorter."""
-_LOOK_S = 5.0
 _PAUSE_S = 0.25
 _TELL_AFTER_S = 1.0
 _END_MARK = b"[DONE]"
@@ -45,17 +40,15 @@ _OTHER_NAMES = {"enable_thinking": "chat_template_kwargs", "include_usage": "str
 class Presence:
     models: tuple[str, ...]
     """As /v1/models lists them; empty where it has no such list."""
-    version: str | None
+    listed: object = None
+    """The whole answer of /v1/models."""
 
 
 async def wait_for_server(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
+    questions: Questions,
     *,
     model: str | None,
     endpoint: str,
-    limit_s: float,
     starting: bool = False,
     tell: Callable[[str], None] = lambda _text: None,
 ) -> Presence:
@@ -63,18 +56,18 @@ async def wait_for_server(
 
     The key goes with every question. `tell` is called once when it takes longer. Raises UsageError: it refuses the key
     or leads elsewhere, or nobody listens there (at once, unless it is known to be `starting`), or gives nothing usable
-    within `limit_s` seconds.
+    within the questions' limit.
     """
-    deadline = time.monotonic() + limit_s
+    base_url, limit = questions.base_url, questions.limit
     told = time.monotonic() + _TELL_AFTER_S
     while True:
-        left = deadline - time.monotonic()
-        look = _Look(session, base_url, headers, max(0.5, min(_LOOK_S, left)))
+        began = time.monotonic()
+        look = _Look(questions)
         models = await look.models()
         # /health is often open where the rest is not
         present = models is not None or (look.denied is None and await look.health())
         if present or (model and await look.request(model, endpoint)):
-            return Presence(models or (), await server_version(session, base_url, headers))
+            return Presence(models or (), look.listed)
         if look.denied is not None:
             raise UsageError(f"--url {base_url}: {look.denied}.")
         seen = "; ".join(look.seen)
@@ -83,22 +76,23 @@ async def wait_for_server(
                 f"--url {base_url}: nobody listens there ({seen}). Is it running, is that its address? "
                 "A server that is still starting is waited for with --startup-timeout."
             )
-        if time.monotonic() >= deadline:
+        if limit.look_s < _PAUSE_S:
             scheme = " with http://, not https://" if look.broken and base_url.startswith("http:") else ""
             raise UsageError(
-                f"--url {base_url}: no usable answer within {limit_s:g} s ({seen}). "
+                f"--url {base_url}: no usable answer within {limit.limit_s:g} s ({seen}). "
                 f"Is it running, is that its address{scheme}" + ("?" if model else ", and what is its --model?")
             )
         if time.monotonic() >= told:
             told = float("inf")
             tell(f"waiting for {base_url} ({seen})")
         await asyncio.sleep(_PAUSE_S)
+        limit.count(began, in_vain=True)
+        questions.forget()
 
 
 class _Look:
-    def __init__(
-        self, session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], timeout_s: float
-    ) -> None:
+    def __init__(self, questions: Questions) -> None:
+        self.listed: object = None
         self.seen: list[str] = []
         self.refused = False
         """Nobody listens there."""
@@ -106,17 +100,15 @@ class _Look:
         """What it gives is no HTTP."""
         self.denied: str | None = None
         """What it says of the key, where that is not enough."""
-        self._session = session
-        self._url = base_url
-        self._headers = headers
-        self._timeout_s = timeout_s
+        self._questions = questions
 
     async def models(self) -> tuple[str, ...] | None:
         """The models that it lists; None when it lists none."""
         reply = await self._ask("/v1/models")
         if reply is None or reply.status != 200:
             return None
-        names = model_names(reply.json())
+        self.listed = reply.json()
+        names = model_names(self.listed)
         if names is None:
             self.seen.append("/v1/models gave no list of models")
         return names
@@ -128,55 +120,47 @@ class _Look:
 
     async def request(self, model: str, endpoint: str) -> bool:
         """Whether it answers a request for one token."""
-        reply = await self._ask(ENDPOINT_PATHS[endpoint], {"model": model, **_hello(endpoint), "max_tokens": 1})
+        reply = await self._ask(ENDPOINT_PATHS[endpoint], one_token(model, endpoint), tokens=True)
         return reply is not None and reply.status == 200
 
-    async def _ask(self, path: str, body: Mapping[str, Any] | None = None) -> Reply | None:
+    async def _ask(self, path: str, body: Mapping[str, Any] | None = None, *, tokens: bool = False) -> Reply | None:
         try:
-            reply = await ask(
-                self._session, self._url + path, headers=self._headers, body=body, timeout_s=self._timeout_s
-            )
+            reply = await self._questions.ask(path, body, tokens=tokens)
         except NoReplyError as problem:
             if problem.kind == "redirect":
-                raise UsageError(f"--url {self._url}: {path} gives {problem}.") from None
+                raise UsageError(f"--url {self._questions.base_url}: {path} gives {problem}.") from None
             if problem.kind == "tls":
                 hint = "Is its address with http://, not https://?"
                 if "certificate" in str(problem):
                     hint = "The environment variable SSL_CERT_FILE may name a file with the certificate to trust."
-                raise UsageError(f"--url {self._url}: {problem}. {hint}") from None
+                raise UsageError(f"--url {self._questions.base_url}: {problem}. {hint}") from None
             self.broken |= problem.kind == "broken"
             if not self.refused:
                 self.seen.append(f"{path}: {problem}")
             self.refused |= problem.kind == "refused"
             return None
         if reply.status in (401, 403):
-            given = "does not accept the key it was given" if self._headers else "wants a key: --api-key-env NAME"
+            keyed = self._questions.headers
+            given = "does not accept the key it was given" if keyed else "wants a key: --api-key-env NAME"
             self.denied = f"{given} (HTTP {reply.status} for {path}: {reply.words()})"
         if reply.status != 200:
             self.seen.append(f"{path}: HTTP {reply.status}: {reply.words(120)}")
         return reply
 
 
-async def served_models(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> tuple[str, ...]:
+async def served_models(questions: Questions) -> tuple[str, ...]:
     """The names that /v1/models lists; empty when it does not answer."""
     try:
-        reply = await ask(session, f"{base_url}/v1/models", headers=headers, timeout_s=QUESTION_S)
+        reply = await questions.ask("/v1/models")
     except NoReplyError:
         return ()
     return (model_names(reply.json()) or ()) if reply.status == 200 else ()
 
 
-async def model_facts(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], model: str | None
-) -> tuple[str | None, int | None]:
-    """What /v1/models tells of a served model: the name or folder that it was loaded from, and its longest request
-    in tokens; None where it does not."""
-    try:
-        reply = await ask(session, f"{base_url}/v1/models", headers=headers, timeout_s=QUESTION_S)
-    except NoReplyError:
-        return None, None
-    data = reply.json() if reply.status == 200 else None
-    rows = data.get("data") if isinstance(data, dict) else None
+def model_facts(listed: object, model: str | None) -> tuple[str | None, int | None]:
+    """What an answer of /v1/models tells of a model: the name or folder that it was loaded from, and its longest
+    request in tokens; None where it does not."""
+    rows = listed.get("data") if isinstance(listed, dict) else None
     row = next((row for row in rows or [] if isinstance(row, dict) and row.get("id") == model), {})
     root, length = row.get("root"), row.get("max_model_len")
     return (
@@ -185,10 +169,10 @@ async def model_facts(
     )
 
 
-async def server_version(session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str]) -> str | None:
+async def server_version(questions: Questions) -> str | None:
     """What /version says, or None."""
     try:
-        reply = await ask(session, f"{base_url}/version", headers=headers, timeout_s=_LOOK_S)
+        reply = await questions.ask("/version")
     except NoReplyError:
         return None
     data = reply.json() if reply.status == 200 else None
@@ -208,21 +192,14 @@ def check_served(model: str, served: Sequence[str], base_url: str) -> None:
         raise UsageError(f"{base_url} does not serve {visible(model)!r} but {names}. Give one of these with --model.")
 
 
-async def check_answers_for(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
-    model: str,
-    served: Sequence[str],
-    endpoint: str,
-) -> str | None:
+async def check_answers_for(questions: Questions, model: str, served: Sequence[str], endpoint: str) -> str | None:
     """Raises UsageError unless the server lists the model or answers a request for one token of it, as gateways do
     for names that they pass on. The second is worth a line, which is returned."""
     if model in served:
         return None
-    if not await _Look(session, base_url, headers, QUESTION_S).request(model, endpoint):
-        check_served(model, served, base_url)
-    return f"{base_url} does not list {visible(model)!r} but answers for it."
+    if not await _Look(questions).request(model, endpoint):
+        check_served(model, served, questions.base_url)
+    return f"{questions.base_url} does not list {visible(model)!r} but answers for it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,21 +239,12 @@ class FieldProbe:
         return {"ignore_eos", "min_tokens"} <= set(self.refused)
 
 
-async def probe_fields(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
-    endpoint: str,
-    body: Mapping[str, Any],
-    own: Sequence[str],
-    timeout_s: float,
-) -> FieldProbe:
+async def probe_fields(questions: Questions, endpoint: str, body: Mapping[str, Any], own: Sequence[str]) -> FieldProbe:
     """Send one-token requests with the fields of `body`, leaving out what is refused until one is accepted.
 
-    `own` are fields that the user asked for (--extra-body). Raises UsageError when one of those is refused. `timeout_s`
-    is the longest wait for each answer, s.
+    `own` are fields that the user asked for (--extra-body). Raises UsageError when one of those is refused.
     """
-    probe = _FieldProbing(session, base_url + ENDPOINT_PATHS[endpoint], headers, dict(body), timeout_s)
+    probe = _FieldProbing(questions, endpoint, dict(body))
     try:
         found = await probe.run()
     except NoReplyError as problem:
@@ -295,19 +263,10 @@ class _Refusal(NamedTuple):
 
 
 class _FieldProbing:
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: str,
-        headers: Mapping[str, str],
-        body: dict[str, Any],
-        timeout_s: float,
-    ) -> None:
-        self._session = session
-        self._url = url
-        self._headers = headers
+    def __init__(self, questions: Questions, endpoint: str, body: dict[str, Any]) -> None:
+        self._questions = questions
+        self._path = ENDPOINT_PATHS[endpoint]
         self._body = body
-        self._timeout_s = timeout_s
         self._words = ""
         self._accepted: StreamFacts | None = None
 
@@ -349,15 +308,7 @@ class _FieldProbing:
 
     async def _refusal(self, body: Mapping[str, Any]) -> _Refusal | None:
         """What the server says against a body; None when it accepts it."""
-        reply = await ask(
-            self._session,
-            self._url,
-            headers=self._headers,
-            body=body,
-            timeout_s=self._timeout_s,
-            max_bytes=_PROBE_BYTES,
-            until=_END_MARK,
-        )
+        reply = await self._questions.ask(self._path, body, tokens=True, max_bytes=_PROBE_BYTES, until=_END_MARK)
         if reply.status != 200:
             return _Refusal(reply, f"HTTP {reply.status}: {reply.words()}", reply.status in _FIELD_STATUS)
         facts = decode_stream(reply.body)
@@ -400,25 +351,21 @@ def _places(value: Any) -> list[str]:
     return found
 
 
-def _hello(endpoint: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": "Say hello."}]} if endpoint == "chat" else {"prompt": "Hello"}
+def one_token(model: str, endpoint: str) -> dict[str, Any]:
+    """A request for one token."""
+    hello = {"messages": [{"role": "user", "content": "Say hello."}]} if endpoint == "chat" else {"prompt": "Hello"}
+    return {"model": model, **hello, "max_tokens": 1}
 
 
-async def chars_per_token(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
-    model: str,
-    prompts: Sequence[Prompt],
-    timeout_s: float,
-    sample: int = 12,
-) -> float:
+async def gives_a_token(questions: Questions, model: str, endpoint: str) -> bool:
+    """Whether it answers a request for one token, and be it by a refusal of its fields. Raises NoReplyError."""
+    reply = await questions.ask(ENDPOINT_PATHS[endpoint], one_token(model, endpoint), tokens=True)
+    return reply.status < 500
+
+
+async def chars_per_token(questions: Questions, model: str, prompts: Sequence[Prompt], sample: int = 12) -> float:
     """Characters per token of these prompts under the server's own tokenizer (/tokenize), else the usual 4."""
-    characters = tokens = 0
-    for prompt in prompts[:: max(1, len(prompts) // sample)] if prompts else ():
-        count = await text_tokens(session, base_url, headers, model, prompt.turns[0].user, timeout_s)
-        if count is None:
-            return CHARS_PER_TOKEN
-        tokens += count
-        characters += len(prompt.turns[0].user)
-    return characters / tokens if tokens else CHARS_PER_TOKEN
+    texts = [prompt.turns[0].user for prompt in prompts[:: max(1, len(prompts) // sample)]]
+    counts = await text_tokens(questions, model, texts) if texts else []
+    known = [count for count in counts if count is not None]
+    return sum(map(len, texts)) / sum(known) if known and len(known) == len(texts) else CHARS_PER_TOKEN

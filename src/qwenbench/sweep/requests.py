@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import aiohttp
 import numpy as np
 
 from qwenbench.analysis.window import MIN_COMPLETIONS_PER_STREAM, MIN_MEDIAN_E2E
-from qwenbench.bounded_http import NoReplyError, ask
+from qwenbench.bounded_http import NoReplyError, Questions, Reply
 from qwenbench.load.spec import ClosedLoop, Decided, Enough, LoadSpec, OpenLoop, Target
 from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.sweep.option_values import long_prompts
@@ -235,7 +232,6 @@ def most_requests(duration_s: float, streams: int) -> int:
 
 ASKED = 96
 """Requests of a scenario whose prompts are tokenized, evenly spread over its draw."""
-AT_A_TIME = 8
 _TOKENIZED = ("model", "messages", "prompt", "chat_template_kwargs")
 """Fields of a request that its prompt's tokens come of."""
 
@@ -250,38 +246,30 @@ class RequestLengths:
     """As the server tells it beside the tokens."""
 
 
-async def request_lengths(
-    session: aiohttp.ClientSession, target: Target, draw: PlannedSessions, timeout_s: float
-) -> RequestLengths | None:
+async def request_lengths(questions: Questions, draw: PlannedSessions) -> RequestLengths | None:
     """Asks /tokenize about an even sample of the draw. None where the server does not answer it."""
     turns = [turn for plan in (draw[index] for index in range(len(draw))) for turn in plan.turns]
     picked = [turns[index] for index in np.linspace(0, len(turns) - 1, min(ASKED, len(turns))).astype(int)]
-    gate = asyncio.Semaphore(AT_A_TIME)
-
-    async def tokens(payload: Mapping[str, Any]) -> tuple[int, int | None] | None:
-        body = {name: payload[name] for name in _TOKENIZED if name in payload}
-        async with gate:
-            try:
-                reply = await ask(
-                    session, f"{target.base_url}/tokenize", headers=target.headers, body=body, timeout_s=timeout_s
-                )
-            except NoReplyError:
-                return None
-        document = reply.json() if reply.status == 200 else None
-        if not isinstance(document, dict) or not _whole(document.get("count")):
-            return None
-        limit = document.get("max_model_len")
-        return document["count"], limit if _whole(limit) else None
-
     if not picked:
         return None
-    first = await tokens(picked[0].payload)  # one question to a server that has no such endpoint
-    if first is None:
+    bodies = [{name: turn.payload[name] for name in _TOKENIZED if name in turn.payload} for turn in picked]
+    try:
+        counted = [_prompt_tokens(reply) for reply in await questions.ask_many("/tokenize", bodies)]
+    except NoReplyError:
         return None
-    rest = await asyncio.gather(*(tokens(turn.payload) for turn in picked[1:]))
-    pairs = zip([first, *rest], picked, strict=True)
-    known = [found[0] + turn.output_tokens for found, turn in pairs if found is not None]
-    return RequestLengths(int(np.ceil(np.percentile(known, 95))), max(known), first[1])
+    known = [found[0] + turn.output_tokens for found, turn in zip(counted, picked, strict=False) if found is not None]
+    if counted[0] is None:
+        return None
+    return RequestLengths(int(np.ceil(np.percentile(known, 95))), max(known), counted[0][1])
+
+
+def _prompt_tokens(reply: Reply | None) -> tuple[int, int | None] | None:
+    """Tokens of a prompt, and the longest request that the server tells beside them."""
+    document = reply.json() if reply is not None and reply.status == 200 else None
+    if not isinstance(document, dict) or not _whole(document.get("count")):
+        return None
+    limit = document.get("max_model_len")
+    return document["count"], limit if _whole(limit) else None
 
 
 def _whole(value: object) -> bool:

@@ -76,7 +76,7 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> Text
     told: dict[tuple[str, str], str] = {}
     for point in sweep.plan.points:
         key = (point.scenario, point.profile)
-        if key in shares or sweep.stop.is_set():
+        if key in shares or sweep.stop.is_set() or server.questions.limit.over:
             continue
         left_s = deadline - time.monotonic()
         if left_s <= 0:
@@ -125,16 +125,15 @@ async def _natural_answers(
         timeout_s=min(left_s, sweep.plan.options.timeout_s),
         judge_text=True,
     )
-    result = await client.run(spec, stop=sweep.stop)
+    result = await client.run(spec, stop=sweep.stop, limit=server.questions.limit)
     return [row for row in result.requests["broken"].to_pylist() if row is not None]
 
 
 async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
-    config_id, target = server.configuration.config_id, server.target
+    config_id = server.configuration.config_id
     try:
         common = server.loads.request_options(sweep.plan.points[0], f"{sweep.nonce}q", measured=False)
-        limit = sweep.plan.options.timeout_s
-        result = await ask_canary(sweep.http, target.base_url, target.headers, common, limit)
+        result = await ask_canary(server.questions, common)
     except RunError as error:
         sweep.note(f"{config_id}: {error}")
         return None

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qwenbench.bounded_http import NoReplyError, ask
+from qwenbench.bounded_http import NoReplyError, Questions
 from qwenbench.errors import RunError, UsageError
 from qwenbench.input_files import MIB, read_input
 from qwenbench.workload.planning import RequestOptions, request_body
@@ -22,8 +21,6 @@ from qwenbench.workload.scenario import scenario_folder
 
 MAX_TOKENS = 48
 """Longest answer asked for, in tokens: room for a short sentence around the word."""
-TIMEOUT_S = 120.0
-"""Longest time for one question."""
 
 _INSTRUCTION = "Answer with the number or the word only, without an explanation."
 _WORD = re.compile(r"\w+(?:[.,]\d+)*")
@@ -150,37 +147,29 @@ def _fingerprint(answer: str | None) -> str:
     return hashlib.sha256(" ".join(_WORD.findall(answer.lower())).encode("utf-8", "replace")).hexdigest()[:12]
 
 
-async def ask_canary(
-    session: aiohttp.ClientSession,
-    base_url: str,
-    headers: Mapping[str, str],
-    options: RequestOptions,
-    timeout_s: float = TIMEOUT_S,
-) -> CanaryResult:
+async def ask_canary(questions: Questions, options: RequestOptions) -> CanaryResult:
     """Asks a server all questions, one after another: alone in its batch each answer is the most repeatable.
 
-    `timeout_s` is the longest time for one of them. Raises RunError when not one request was answered, with the first
-    reason.
+    Raises RunError when not one request was answered, with the first reason.
     """
     answers: list[str | None] = []
     reasons: list[str] = []
     for body in canary_requests(options):
-        answer, reason = await _ask(session, base_url, headers, body, min(timeout_s, TIMEOUT_S))
+        answer, reason = await _ask(questions, body)
+        if answer is not None:
+            questions.limit.restart()
         answers.append(answer)
         if reason:
             reasons.append(reason)
     if all(answer is None for answer in answers):
-        raise RunError(f"--canary: {base_url} answered none of {len(answers)} questions: {reasons[0]}.")
+        raise RunError(f"--canary: {questions.base_url} answered none of {len(answers)} questions: {reasons[0]}.")
     return grade(answers)
 
 
-async def _ask(
-    session: aiohttp.ClientSession, base_url: str, headers: Mapping[str, str], body: Mapping[str, Any], timeout_s: float
-) -> tuple[str | None, str | None]:
+async def _ask(questions: Questions, body: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The answer without its reasoning, or None and why."""
-    url = f"{base_url.rstrip('/')}/v1/chat/completions"
     try:
-        reply = await ask(session, url, headers=headers, body=body, timeout_s=timeout_s)
+        reply = await questions.ask("/v1/chat/completions", body, tokens=True)
     except NoReplyError as problem:
         return None, str(problem)
     if reply.status != 200:

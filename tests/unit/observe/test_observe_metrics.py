@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper, parse_metrics, scrape
 
 # as vLLM 0.20.2 prints them, cut down to a few lines of each kind
@@ -108,6 +109,10 @@ class Metrics:
         return web.Response(text=self.text, status=self.status)
 
 
+def asking(session: aiohttp.ClientSession, url: str) -> Questions:
+    return Questions(session, url, {}, WaitLimit(60))
+
+
 @pytest.fixture
 async def metrics() -> AsyncIterator[tuple[Metrics, str]]:
     server = Metrics()
@@ -125,7 +130,7 @@ async def test_a_scrape_sends_the_headers_it_was_given(
     session: aiohttp.ClientSession, metrics: tuple[Metrics, str]
 ) -> None:
     server, url = metrics
-    reading = await scrape(session, url, {"Authorization": "Bearer x"})
+    reading = await scrape(Questions(session, url, {"Authorization": "Bearer x"}, WaitLimit(60)))
     assert reading is not None
     assert reading.values["running"] == 16
     assert server.headers == ["Bearer x"]
@@ -137,11 +142,11 @@ async def test_a_server_without_usable_metrics_gives_none(
 ) -> None:
     server, url = metrics
     server.status, server.text = status, text
-    assert await scrape(session, url, {}) is None
+    assert await scrape(asking(session, url)) is None
 
 
 async def test_no_server_gives_none(session: aiohttp.ClientSession) -> None:
-    assert await scrape(session, "http://127.0.0.1:9", {}) is None
+    assert await scrape(asking(session, "http://127.0.0.1:9")) is None
 
 
 async def test_counters_are_read_before_and_after_the_load(
@@ -149,7 +154,7 @@ async def test_counters_are_read_before_and_after_the_load(
 ) -> None:
     """The difference of the first and the last row is what the load did, however short it was."""
     server, url = metrics
-    scraper = await MetricsScraper(session, url, period_s=3600).start()
+    scraper = await MetricsScraper(asking(session, url), period_s=3600).start()
     assert scraper.latest["generation_tokens_total"] == 12345
     server.text = TEXT.replace("1.2345e+04", "12400")
     table = await scraper.stop()
@@ -162,7 +167,7 @@ async def test_counters_are_read_before_and_after_the_load(
 
 async def test_readings_go_on_in_between(session: aiohttp.ClientSession, metrics: tuple[Metrics, str]) -> None:
     server, url = metrics
-    scraper = await MetricsScraper(session, url, period_s=0.01).start()
+    scraper = await MetricsScraper(asking(session, url), period_s=0.01).start()
     for _ in range(3):
         server.seen.clear()
         await server.seen.wait()
@@ -174,7 +179,7 @@ async def test_a_server_without_metrics_leaves_an_empty_table(
 ) -> None:
     server, url = metrics
     server.status = 404
-    scraper = await MetricsScraper(session, url, period_s=3600).start()
+    scraper = await MetricsScraper(asking(session, url), period_s=3600).start()
     assert scraper.latest == {}
     table = await scraper.stop()
     assert table.num_rows == 0

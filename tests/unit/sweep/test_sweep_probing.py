@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.errors import UsageError
 from qwenbench.sweep.probing import (
     FieldProbe,
@@ -18,6 +19,7 @@ from qwenbench.sweep.probing import (
     chars_per_token,
     check_served,
     probe_fields,
+    server_version,
     wait_for_server,
 )
 from qwenbench.workload.prompts import Prompt, PromptTurn
@@ -52,6 +54,10 @@ async def served(**paths: Answer) -> AsyncIterator[tuple[aiohttp.ClientSession, 
         yield session, str(server.make_url("")).rstrip("/")
 
 
+def asking(session: aiohttp.ClientSession, url: str, limit_s: float = 60) -> Questions:
+    return Questions(session, url, {}, WaitLimit(limit_s))
+
+
 def always(status: int = 200, document: Any = None, **headers: str) -> Answer:
     async def answer(_: web.Request) -> web.Response:
         return web.json_response(document, status=status, headers=headers)
@@ -65,7 +71,7 @@ MODELS = always(document={"data": [{"id": "m"}]})
 async def found(limit_s: float = 10, model: str | None = None, key: str = "", **paths: Answer) -> Presence:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with served(**paths) as (session, url):
-        return await wait_for_server(session, url, headers, model=model, endpoint="chat", limit_s=limit_s)
+        return await wait_for_server(Questions(session, url, headers, WaitLimit(limit_s)), model=model, endpoint="chat")
 
 
 async def test_any_of_three_answers_shows_that_a_server_is_there() -> None:
@@ -75,9 +81,9 @@ async def test_any_of_three_answers_shows_that_a_server_is_there() -> None:
 
 
 async def test_a_version_is_told_and_cannot_steer_a_terminal() -> None:
-    assert (await found(models=MODELS, version=always(document={"version": "0.26"}))).version == "0.26"
-    odd = await found(models=MODELS, version=always(document={"version": "\x1b[2J"}))
-    assert odd.version == "\\x1b[2J"
+    for told, shown in (("0.26", "0.26"), ("\x1b[2J", "\\x1b[2J")):
+        async with served(version=always(document={"version": told})) as (session, url):
+            assert await server_version(asking(session, url)) == shown
 
 
 async def test_a_key_goes_with_every_question() -> None:
@@ -108,8 +114,8 @@ async def test_a_redirect_is_refused_at_once_and_names_its_target() -> None:
 
 @pytest.mark.parametrize("document", [None, {"data": None}, [1], {"data": "x"}])
 async def test_odd_lists_of_models_end_with_a_sentence(document: Any) -> None:
-    with pytest.raises(UsageError, match=r"no usable answer within 0 s .*/v1/models gave no list of models"):
-        await found(limit_s=0, models=always(document=document))
+    with pytest.raises(UsageError, match=r"no usable answer within 0.3 s .*/v1/models gave no list of models"):
+        await found(limit_s=0.3, models=always(document=document))
 
 
 async def test_nobody_there_is_told_at_once() -> None:
@@ -117,20 +123,20 @@ async def test_nobody_there_is_told_at_once() -> None:
         pass
     async with aiohttp.ClientSession() as session:
         with pytest.raises(UsageError, match="nobody listens there"):
-            await wait_for_server(session, url, {}, model=None, endpoint="chat", limit_s=600)
+            await wait_for_server(asking(session, url), model=None, endpoint="chat")
 
 
 async def test_the_wrong_scheme_is_told_at_once() -> None:
     async with served(models=MODELS) as (session, url):
         with pytest.raises(UsageError, match=r"no TLS connection .* Is its address with http://"):
-            await wait_for_server(session, "https" + url[4:], {}, model=None, endpoint="chat", limit_s=600)
+            await wait_for_server(asking(session, "https" + url[4:]), model=None, endpoint="chat")
 
 
 async def test_a_server_that_is_still_starting_is_waited_for_and_that_is_said() -> None:
     told: list[str] = []
     async with served(models=always(503), health=always(503)) as (session, url):
         with pytest.raises(UsageError, match=r"HTTP 503"):
-            await wait_for_server(session, url, {}, model=None, endpoint="chat", limit_s=1.3, tell=told.append)
+            await wait_for_server(asking(session, url, 1.8), model=None, endpoint="chat", tell=told.append)
     assert len(told) == 1
     assert told[0].startswith(f"waiting for {url} (/v1/models: HTTP 503")
 
@@ -156,7 +162,7 @@ def refusing(names: set[str], message: Callable[[list[str], dict[str, Any]], Any
 
 async def probed(answer: Answer, own: tuple[str, ...] = (), timeout_s: float = 10) -> FieldProbe:
     async with served(chat=answer) as (session, url):
-        return await probe_fields(session, url, {}, "chat", BODY, own, timeout_s)
+        return await probe_fields(asking(session, url, timeout_s), "chat", BODY, own)
 
 
 UNKNOWN = {"top_k", "min_p", "chat_template_kwargs", "ignore_eos", "min_tokens", "stream_options", "cache_salt"}
@@ -276,6 +282,6 @@ async def test_a_stream_that_stays_open_after_its_end_mark_is_not_waited_for() -
 async def test_odd_counts_of_tokens_leave_the_usual_ratio(document: Any) -> None:
     prompts = [Prompt(id="p", turns=(PromptTurn(user="some words"),))]
     async with served(tokenize=always(document=document)) as (session, url):
-        assert await chars_per_token(session, url, {}, "m", prompts, 10) == CHARS_PER_TOKEN
+        assert await chars_per_token(asking(session, url), "m", prompts) == CHARS_PER_TOKEN
     async with served(tokenize=always(document={"count": 2})) as (session, url):
-        assert await chars_per_token(session, url, {}, "m", prompts, 10) == 5.0
+        assert await chars_per_token(asking(session, url), "m", prompts) == 5.0

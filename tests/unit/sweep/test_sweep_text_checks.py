@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from qwenbench.bounded_http import WaitLimit
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.sweep import text_checks
 from qwenbench.sweep.text_checks import MORE_REQUESTS, TextChecks, check_texts, dummy_weights
@@ -47,6 +48,7 @@ def _checked(
     )  # fmt: skip
     server: Any = SimpleNamespace(
         loads=SimpleNamespace(traits=SimpleNamespace(judge_text=judge_text)),
+        questions=SimpleNamespace(limit=WaitLimit(60)),
         configuration=SimpleNamespace(config_id="cap64-seq64"),
     )
     client: Any = None

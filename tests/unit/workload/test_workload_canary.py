@@ -12,6 +12,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.errors import RunError
 from qwenbench.workload.canary import (
     agreement,
@@ -90,7 +91,9 @@ async def _ask(handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", handler)
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
-        return await ask_canary(session, str(server.make_url("")), {}, RequestOptions(model="m"))
+        return await ask_canary(
+            Questions(session, str(server.make_url("")).rstrip("/"), {}, WaitLimit(60)), RequestOptions(model="m")
+        )
 
 
 def test_canary_is_salted_as_every_request_and_leaves_out_what_is_refused() -> None:
