@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from html import unescape
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -77,7 +76,9 @@ def figure_images(
         return images, NO_BROWSER
     with tempfile.TemporaryDirectory(prefix="qwenbench-export-", ignore_cleanup_errors=True) as folder:
         page = Path(folder) / "export.html"
-        page.write_text(_page(run, format), encoding="utf-8")
+        wanted = {"format": format, "width": WIDTH, "figures": FIGURES}
+        slots = {"data": embedded(page_data(run)), "wanted": embedded(wanted)}
+        page.write_text(self_contained("export.html", _SCRIPTS, slots), encoding="utf-8")
         dom = _dump_dom(browser, page, timeout_s)
     if "<title>done</title>" not in dom:
         raise RunError(f"{browser} did not finish drawing within {timeout_s:g} s; report.html has the same figures.")
@@ -88,16 +89,8 @@ def tradeoff_image(run: Run, format: ImageFormat, question: Question | None = No
     """The trade-off figure alone, which needs no browser; None without a valid point."""
     answer = answered(run, question or question_of(run))
     tradeoff = tradeoff_of(page_data(run, samples=False), subject_of(run), answer)
-    if tradeoff is None:
-        return None
-    svg = file_svg(tradeoff)
-    return to_png(svg) if format == "png" else svg.encode()
-
-
-def _page(run: Run, format: ImageFormat) -> str:
-    wanted: Mapping[str, Any] = {"format": format, "width": WIDTH, "figures": FIGURES}
-    slots = {"data": embedded(page_data(run)), "wanted": embedded(wanted)}
-    return self_contained("export.html", _SCRIPTS, slots)
+    svg = file_svg(tradeoff) if tradeoff is not None else None
+    return None if svg is None else to_png(svg) if format == "png" else svg.encode()
 
 
 def _dump_dom(browser: str, page: Path, timeout_s: float) -> str:
@@ -166,7 +159,8 @@ def _data(run: Run, format: Format) -> dict[str, bytes]:
         case "parquet":
             return {"points.parquet": _parquet(run.points), "ledgers.parquet": _parquet(ledger_table(run))}
         case _:
-            return {"points.csv": _csv(run.points), "ledgers.csv": _csv(ledger_table(run))}
+            tables = {"points.csv": run.points, "ledgers.csv": ledger_table(run)}
+            return {name: table.to_csv(index=False).encode() for name, table in tables.items()}
 
 
 def ledger_table(run: Run) -> pd.DataFrame:
@@ -187,10 +181,6 @@ def ledger_table(run: Run) -> pd.DataFrame:
 
 def _json(value: dict[str, Any]) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n"
-
-
-def _csv(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False).encode()
 
 
 def _parquet(table: pd.DataFrame) -> bytes:

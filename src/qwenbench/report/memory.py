@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenbench.capacity.configuration import ConfigPlan
 from qwenbench.capacity.graphs import CAPTURE_GAIN, GAIN_UP_TO_TOKENS
-from qwenbench.capacity.predict import Prediction, capture_gain_of
+from qwenbench.capacity.predict import capture_gain_of
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.report.document import UNKNOWN, Block, Bullets, Heading, Inline, Number, Paragraph, Row, Table, facts
@@ -19,16 +19,11 @@ def ledger_document(ledger: MemoryLedger, questions: Sequence[str] = ()) -> Iter
     yield Heading(f"Memory ledger, vLLM {startup.vllm_version or '?'}")
     for question in questions:
         yield Paragraph(question, "warning")
-    yield facts(*_memory_rows(ledger), *_cache_rows(ledger), *_setting_rows(startup), *_time_rows(ledger))
-    settings = ledger.speed_settings
-    if settings:
+    yield facts(*_memory_rows(ledger), *_setting_rows(startup), *_time_rows(ledger))
+    if settings := ledger.speed_settings:
         yield Heading("Costs speed", 3)
-        yield Bullets(
-            [
-                f"{found.state}: {found.cost or 'cost not measured here'}. {_sentence(found.advice)}"
-                for found in settings
-            ]
-        )
+        costs = (found.cost or "cost not measured here" for found in settings)
+        yield Bullets([f"{s.state}: {cost}. {_sentence(s.advice)}" for s, cost in zip(settings, costs, strict=True)])
     if startup.warnings:
         yield Heading("Warnings of the log", 3)
         yield Bullets(list(startup.warnings))
@@ -64,7 +59,11 @@ def plan_document(plan: ConfigPlan, prompt_tokens: int | None = None) -> Iterato
     yield facts(
         ("weights", _gib(prediction.weights_gib), "on each card"),
         ("graphs", _gib(prediction.graphs_gib), "vLLM's estimate"),
-        ("KV cache", _gib(prediction.kv_cache_gib), _interval(prediction)),
+        (
+            "KV cache",
+            _gib(prediction.kv_cache_gib),
+            f"{_gib(prediction.kv_cache_gib_low)} to {_gib(prediction.kv_cache_gib_high)}",
+        ),
         ("KV blocks", _count(prediction.kv_cache_blocks), f"of {plan.layout.block_tokens} tokens"),
         ("KV tokens", _count(prediction.kv_cache_tokens), "longest single request"),
         ("KV tokens, printed", _count(prediction.kv_cache_tokens_printed), "what that version's log would say"),
@@ -112,26 +111,19 @@ _Fact = tuple[Inline, Inline, Inline]
 def _memory_rows(ledger: MemoryLedger) -> list[_Fact]:
     log = ledger.startup
     shares = ", ".join(f"{w.name} {w.kv_cache_gib:g}" for w in log.workers if w.kv_cache_gib is not None)
-    asked = log.requested.get("gpu_memory_utilization")
-    budget = f"requested utilisation {_plain(asked)} x CUDA's total"
+    budget = f"requested utilisation {_plain(log.requested.get('gpu_memory_utilization'))} x CUDA's total"
     hold = "with the graphs' estimate in it" if log.activations_hold_graphs else ""
+    applied = {True: "taken off the KV cache", False: "not taken off the KV cache", None: ""}
     return [
         ("budget", _gib(ledger.budget_gib), budget if ledger.budget_gib is not None else f"{budget}: give --card"),
         ("weights", _gib(log.weights_gib), ""),
         ("activations", _gib(log.activations_gib), hold or "in the rest where vLLM does not print them"),
         ("outside PyTorch", _gib(log.non_torch_gib), "context, libraries; in the rest, or in what vLLM calls consumed"),
-        ("graphs, estimated", _gib(log.graphs_estimated_gib), _applied(log.graphs_estimate_applied)),
+        ("graphs, estimated", _gib(log.graphs_estimated_gib), applied[log.graphs_estimate_applied]),
         ("graphs, actual", _gib(log.graphs_actual_gib), ""),
         ("KV cache", _gib(log.kv_cache_gib), f"the tightest of: {shares}" if len(log.workers) > 1 else ""),
         ("rest", _gib(ledger.rest_gib), "budget - the parts: CUDA context, libraries, activations"),
-    ]
-
-
-def _cache_rows(ledger: MemoryLedger) -> list[_Fact]:
-    log = ledger.startup
-    block = _plain(ledger.attention_block_tokens)
-    return [
-        ("KV blocks", _count(ledger.kv_cache_blocks), f"of {block} tokens"),
+        ("KV blocks", _count(ledger.kv_cache_blocks), f"of {_plain(ledger.attention_block_tokens)} tokens"),
         ("KV tokens", _count(ledger.kv_cache_tokens), "longest single request (this project's definition)"),
         ("KV tokens, printed", _count(log.kv_cache_tokens_logged), log.kv_cache_tokens_formula or ""),
         ("concurrency, printed", _plain(log.max_concurrency_logged), "at max_model_len"),
@@ -139,29 +131,20 @@ def _cache_rows(ledger: MemoryLedger) -> list[_Fact]:
 
 
 def _setting_rows(log: StartupLog) -> list[_Fact]:
-    asked = log.requested
-    length = "auto" if asked.get("max_model_len") == -1 else _plain(asked.get("max_model_len"))
+    def asked(name: str) -> str:
+        value = log.requested.get(name)
+        return f"requested {'auto' if (name, value) == ('max_model_len', -1) else _plain(value)}"
+
+    captured = f"{_plain(log.capture_effective)} / {_plain(log.capture_effective_full)}"
     drafted = "none" if log.recognised and not log.speculative_tokens else f"{_plain(log.speculative_tokens)} tokens"
     return [
-        (
-            "capture size",
-            f"{_plain(log.capture_effective)} / {_plain(log.capture_effective_full)}",
-            f"PIECEWISE / FULL, requested {_plain(asked.get('max_cudagraph_capture_size'))}",
-        ),
+        ("capture size", captured, f"PIECEWISE / FULL, {asked('max_cudagraph_capture_size')}"),
         ("prompts inside the graphs", *_prompts_inside(log.capture_effective)),
-        ("max_model_len", _count(log.max_model_len_effective), f"requested {length}"),
-        (
-            "batched tokens",
-            _count(log.max_num_batched_tokens),
-            f"requested {_plain(asked.get('max_num_batched_tokens'))}",
-        ),
-        ("max_num_seqs", UNKNOWN, f"requested {_plain(asked.get('max_num_seqs'))}; vLLM does not print it"),
-        ("KV dtype", log.kv_cache_dtype, f"requested {_plain(asked.get('kv_cache_dtype'))}"),
-        (
-            "prefix caching",
-            _plain(log.enable_prefix_caching),
-            f"requested {_plain(asked.get('enable_prefix_caching'))}",
-        ),
+        ("max_model_len", _count(log.max_model_len_effective), asked("max_model_len")),
+        ("batched tokens", _count(log.max_num_batched_tokens), asked("max_num_batched_tokens")),
+        ("max_num_seqs", UNKNOWN, f"{asked('max_num_seqs')}; vLLM does not print it"),
+        ("KV dtype", log.kv_cache_dtype, asked("kv_cache_dtype")),
+        ("prefix caching", _plain(log.enable_prefix_caching), asked("enable_prefix_caching")),
         ("drafter", log.speculative_method, drafted),
         ("attention", log.attention_backend, ""),
         ("quantisation", log.quantization_backend, ""),
@@ -179,39 +162,23 @@ def _prompts_inside(capture: int | None) -> tuple[Inline, Inline]:
 
 
 def _time_rows(ledger: MemoryLedger) -> list[_Fact]:
-    log, vram = ledger.startup, ledger.vram
+    log, vram, over = ledger.startup, ledger.vram, ledger.vram_over_budget_mib
     parts = (log.setup_s, log.load_s, log.compile_s, log.profile_s, log.capture_s, log.other_s)
-    over = ledger.vram_over_budget_mib
-    used = (vram.before_mib, vram.ready_mib, vram.peak_mib, vram.after_mib)
+    times = f"set-up / load / compile / profile / capture / other: {_slashed(parts)}"
+    used = _slashed((vram.before_mib, vram.ready_mib, vram.peak_mib, vram.after_mib), digits=0)
+    unknown = Number(ledger.nvml_minus_parts_mib, "MiB", 0, signed=True)
+    risk = "a risk, no proof: PyTorch can give cached memory back" if over else ""
     return [
-        (
-            "start-up",
-            Number(log.total_s, "s"),
-            "set-up / load / compile / profile / capture / other: "
-            + " / ".join(str(Number(part)) for part in parts)
-            + (f" ({log.compile_cache})" if log.compile_cache else ""),
-        ),
+        ("start-up", Number(log.total_s, "s"), times + (f" ({log.compile_cache})" if log.compile_cache else "")),
         ("init engine", Number(log.init_s, "s"), "as printed"),
-        ("VRAM before / ready / peak / after", " / ".join(str(Number(mib, digits=0)) for mib in used), "MiB, NVML"),
-        (
-            "NVML at ready - the parts",
-            Number(ledger.nvml_minus_parts_mib, "MiB", 0, signed=True),
-            "CUDA context, libraries, allocator cache",
-        ),
-        (
-            "VRAM peak over budget",
-            Number(over, "MiB", 0, signed=True),
-            "a risk, no proof: PyTorch can give cached memory back" if over else "",
-        ),
-    ]  # fmt: skip
+        ("VRAM before / ready / peak / after", used, "MiB, NVML"),
+        ("NVML at ready - the parts", unknown, "CUDA context, libraries, allocator cache"),
+        ("VRAM peak over budget", Number(over, "MiB", 0, signed=True), risk),
+    ]
 
 
-def _interval(prediction: Prediction) -> str:
-    return f"{_gib(prediction.kv_cache_gib_low)} to {_gib(prediction.kv_cache_gib_high)}"
-
-
-def _applied(applied: bool | None) -> str:
-    return {True: "taken off the KV cache", False: "not taken off the KV cache", None: ""}[applied]
+def _slashed(values: Sequence[float | None], digits: int | None = None) -> str:
+    return " / ".join(str(Number(value, digits=digits)) for value in values)
 
 
 def _gib(value: float | None) -> Number:

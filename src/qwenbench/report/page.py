@@ -45,6 +45,7 @@ def build_report(run: Run, question: Question | None = None) -> str:
     answer = answered(run, question or question_of(run))
     chosen = answer.config_id if isinstance(answer, Answer) else None
     subject = subject_of(run)
+    found = tradeoff_of(data, subject, answer)
     return self_contained(
         "page.html",
         ("format.js", "style.js", "theme.js", "figures.js", "page.js"),
@@ -54,7 +55,9 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "masthead": _masthead(subject, data, len(run.points)),
             "filters": join(_fieldsets(data)),
             "answer": write(page_answer(run, answer)),
-            "tradeoff": write(_tradeoff(data, answer, subject)),
+            "tradeoff": write(
+                [picture(found) if found else Paragraph("No valid point: there is nothing to draw.", "quiet")]
+            ),
             "configurations": write(sections.configurations(data)),
             "points": write(sections.points(data)),
             "time": join((write(time_use(run, data, chosen)), write(prompt_price(run, data, chosen)))),
@@ -70,14 +73,6 @@ def build_report(run: Run, question: Question | None = None) -> str:
             "terms": embedded({column.name: _definition(column) for column in POINT_COLUMNS}),
         },
     )
-
-
-def _tradeoff(data: PageData, answer: Answer | str, subject: Subject) -> Iterator[Block]:
-    found = tradeoff_of(data, subject, answer)
-    if found is None:
-        yield Paragraph("No valid point: there is nothing to draw.", "quiet")
-    else:
-        yield picture(found)
 
 
 def build_releases_page(releases: Releases) -> str:
@@ -110,27 +105,21 @@ def _comparison_page(comparison: Comparison, title: str, head: Iterable[Block], 
 
 
 def _curves(comparison: Comparison) -> Mapping[str, Any]:
-    points = [
-        {
-            "run": run,
-            "config": str(point["config_id"]),
-            "workload": f"{point['scenario']} ({point['profile']})",
-            "level": point["concurrency"] if point["concurrency"] is not None else point["rate"],
-            "figures": {
-                key: short_estimate(e.value, e.low, e.high)
-                for key, e in run_table.estimates(index).items()
-                if e.value is not None
-            },
-        }
-        for run, run_table in zip(comparison.runs, comparison.tables, strict=True)
-        for index, point in enumerate(run_table.load_points)
-    ]
-    return {
-        "simulated": comparison.simulated,
-        "runs": list(comparison.runs),
-        "metrics": {key: titled(key) for key in METRICS},
-        "points": points,
-    }
+    points = []
+    for run, table in zip(comparison.runs, comparison.tables, strict=True):
+        for index, point in enumerate(table.load_points):
+            known = {key: e for key, e in table.estimates(index).items() if e.value is not None}
+            points.append(
+                {
+                    "run": run,
+                    "config": str(point["config_id"]),
+                    "workload": f"{point['scenario']} ({point['profile']})",
+                    "level": point["concurrency"] if point["concurrency"] is not None else point["rate"],
+                    "figures": {key: short_estimate(e.value or 0.0, e.low, e.high) for key, e in known.items()},
+                }
+            )
+    titles = {key: titled(key) for key in METRICS}
+    return {"simulated": comparison.simulated, "runs": list(comparison.runs), "metrics": titles, "points": points}
 
 
 def self_contained(template: str, scripts: Sequence[str], slots: Mapping[str, str]) -> str:
@@ -170,24 +159,15 @@ def _definition(column: Column) -> str:
 def _masthead(subject: Subject, data: PageData, points: int) -> Html:
     facts = [
         f"run {subject.run_id}",
-        *([subject.started[:16].replace("T", " ")] if subject.started else []),
-        *([f"driver {subject.driver}"] if subject.driver else []),
+        subject.started and subject.started[:16].replace("T", " "),
+        subject.driver and f"driver {subject.driver}",
         counted(len(data.configs), "configuration"),
         counted(len(data.workloads), "scenario"),
         counted(points, "point"),
     ]
-    banner = (
-        tag(
-            "p",
-            tag("strong", "SIMULATED."),
-            " No GPU was measured: every figure comes from a model.",
-            f" {subject.interval}" if subject.interval else "",
-            class_="banner",
-        )
-        if subject.simulated
-        else Html("")
-    )
-    return join((tag("h1", subject.title), tag("p", join(facts, " · "), class_="facts"), banner))
+    words = f" No GPU was measured: every figure comes from a model. {subject.interval or ''}".rstrip()
+    banner = tag("p", tag("strong", "SIMULATED."), words, class_="banner") if subject.simulated else Html("")
+    return join((tag("h1", subject.title), tag("p", join(filter(None, facts), " · "), class_="facts"), banner))
 
 
 def _fieldsets(data: PageData) -> Iterator[Html]:

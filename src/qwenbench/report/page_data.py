@@ -234,6 +234,18 @@ class PageData:
     spread: Spread
     """How far launches of one configuration lie apart, which one launch cannot show."""
 
+    def points_of(self, config: str) -> list[PointView]:
+        """Every load point of a configuration."""
+        return [point for point in self.points if point.config == config]
+
+    def grid(self, workload: str) -> tuple[list[str], list[tuple[ConfigView, list[PointView | None]]]]:
+        """The loads of a workload, and of each configuration that has any of them the point at each."""
+        cells = {(point.config, point.level): point for point in self.points if point.workload == workload}
+        loads = {level: point.load for (_, level), point in cells.items()}
+        levels = sorted(loads, key=lambda level: level or 0.0)
+        rows = [(view, [cells.get((view.id, level)) for level in levels]) for view in self.configs]
+        return [loads[level] for level in levels], [(view, row) for view, row in rows if any(row)]
+
 
 def page_data(run: Run, samples: bool = True) -> PageData:
     """Everything that the page draws; without `samples` no time line is read."""

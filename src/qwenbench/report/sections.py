@@ -56,7 +56,7 @@ def _longest(data: PageData) -> Iterator[Block]:
 
 
 def _configuration(data: PageData, view: ConfigView) -> Row:
-    points = [point for point in data.points if point.config == view.id]
+    points = data.points_of(view.id)
     best = max(
         (point for point in points if point.valid and "output_tokens_per_s" in point.metrics),
         key=lambda point: point.metrics["output_tokens_per_s"][0],
@@ -116,17 +116,10 @@ def bounds(data: PageData) -> Iterator[Block]:
         return
     blocks = []
     for workload in data.workloads:
-        own = [point for point in data.points if point.workload == workload]
-        loads = {point.level: point.load for point in own}
-        levels = sorted(loads, key=lambda level: level or 0.0)
-        cells = {(point.config, point.level): point for point in own}
-        rows = [
-            Row((Config(view.id), *(_bound(cells.get((view.id, level))) for level in levels)), config=view.id)
-            for view in data.configs
-            if any((view.id, level) in cells for level in levels)
-        ]
-        head = ["Configuration", *(loads[level] for level in levels)]
-        table = Table(head, rows, numbers_from=99, caption=f"{workload}, by {data.level_label.lower()}")
+        loads, grid = data.grid(workload)
+        rows = [Row((Config(view.id), *map(_bound, row)), config=view.id) for view, row in grid]
+        caption = f"{workload}, by {data.level_label.lower()}"
+        table = Table(["Configuration", *loads], rows, numbers_from=99, caption=caption)
         blocks.append(Group((table,), workload=workload, style="bounds"))
     yield Group(blocks, style="grid")
     used = {point.bound for point in data.points}
@@ -198,20 +191,11 @@ def speed_settings(data: PageData) -> Iterator[Block]:
         words = "No setting that costs speed stands in the servers' logs." if read else "No start-up log was read."
         yield Paragraph(words, "quiet")
         return
-    every = len(read)
-    rows = [
-        Row(
-            (
-                state,
-                cost or None,
-                advice,
-                "all" if len(configs) == every else ", ".join(configs),
-                Span(source, "quiet"),
-            ),
-            config=configs[0] if len(configs) == 1 else None,
-        )
-        for (state, cost, advice, source), configs in found.items()
-    ]
+    rows = []
+    for (state, cost, advice, source), configs in found.items():
+        of = "all" if len(configs) == len(read) else ", ".join(configs)
+        cells = (state, cost or None, advice, of, Span(source, "quiet"))
+        rows.append(Row(cells, config=configs[0] if len(configs) == 1 else None))
     head = ("What the log says", "What it costs", "What to do", "Configurations", "Known from")
     yield Table(head, rows, numbers_from=99)
 
@@ -222,29 +206,16 @@ def profile_price_table(run: Run) -> Iterator[Block]:
     if not costs:
         return
     yield Heading("Price of a profile", 3)
-    rows = [
-        Row(
-            (
-                Config(cost.config_id),
-                cost.scenario,
-                load_label(cost.concurrency, cost.rate),
-                cost.profile,
-                label(cost.metric),
-                number(cost.metric, cost.before),
-                number(cost.metric, cost.after),
-                Number(100 * cost.change, "%", 1, _percent(cost.low), _percent(cost.high), signed=True),
-            ),
-            config=cost.config_id,
-        )
-        for cost in costs
-    ]
+    rows = []
+    for cost in costs:
+        where = (Config(cost.config_id), cost.scenario, load_label(cost.concurrency, cost.rate), cost.profile)
+        low, high = (None if bound is None else 100 * bound for bound in (cost.low, cost.high))
+        change = Number(100 * cost.change, "%", 1, low, high, signed=True)
+        figures = (label(cost.metric), number(cost.metric, cost.before), number(cost.metric, cost.after), change)
+        rows.append(Row((*where, *figures), config=cost.config_id))
     head = ("Configuration", "Scenario", "Load", "Profile", "Metric", "without sampling fields", "with them", "change")
     table = Table(head, rows, numbers_from=5, caption="Change against the same requests without sampling fields")
     yield table if len(rows) <= 24 else Fold("Every load", (table,), count=len(rows))
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 _COSTS = ("graphs_actual_gib", "kv_cache_gib", "kv_cache_blocks", "vram_ready_mib", "capture_s", "startup_s")
@@ -283,13 +254,8 @@ def conditions(run: Run) -> Iterator[Block]:
     if warnings:
         groups["warnings of the servers"] = warnings
     for group, rows in groups.items():
-        table = Table(("Name", "Value"), rows, numbers_from=99)
-        yield Fold(
-            group.replace("_", " "),
-            (table,),
-            count=len(rows),
-            open=group in ("versions", "hardware") and len(rows) <= 16,
-        )
+        table, shown = Table(("Name", "Value"), rows, numbers_from=99), group in ("versions", "hardware")
+        yield Fold(group.replace("_", " "), (table,), count=len(rows), open=shown and len(rows) <= 16)
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:

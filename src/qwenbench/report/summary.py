@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qwenbench import __version__
 from qwenbench.analysis.columns import POINT_COLUMNS, label
@@ -31,6 +31,9 @@ from qwenbench.report.page_data import ConfigView, PageData, Subject, page_data,
 from qwenbench.report.points import PointView
 from qwenbench.report.svg import LIGHT, Drawing, shortened, text_width, wrapped
 from qwenbench.runfolder.cells import TRACE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MARKS = {"kv": "k", "scheduler": "s", "graph-miss": "g", "prefill": "p", "client": "c"}
 """Bound -> the letter behind a rate. `load` and `decode` carry none: nothing is in the way."""
@@ -98,11 +101,9 @@ def _configurations(data: PageData) -> Table:
 
 
 def _configuration(data: PageData, view: ConfigView) -> Row:
-    points = [point for point in data.points if point.config == view.id]
+    points = data.points_of(view.id)
     fits = [point.requests_that_fit for point in points if point.requests_that_fit is not None]
-    kv = next(
-        (point.kv_cache_gib for point in points if point.kv_cache_gib is not None), view.ledger.get("kv_cache_gib")
-    )
+    kv = next((p.kv_cache_gib for p in points if p.kv_cache_gib is not None), view.ledger.get("kv_cache_gib"))
     name: Inline = (view.id, Span(" did not start", "bad")) if view.failed and not points else view.id
     return Row(
         (
@@ -118,19 +119,12 @@ def _configuration(data: PageData, view: ConfigView) -> Row:
 
 
 def _workload(data: PageData, workload: str, intervals: bool) -> Table:
-    points = [point for point in data.points if point.workload == workload]
-    loads = {point.level: point.load for point in points}
-    levels = sorted(loads, key=lambda level: level or 0.0)
-    cells = {(point.config, point.level): point for point in points}
+    loads, grid = data.grid(workload)
     head = [f"\n{workload}"]
-    for level in levels:
-        at = loads[level] if loads[level] == TRACE else f"at {loads[level]}"
+    for load in loads:
+        at = load if load == TRACE else f"at {load}"
         head += [f"{at if not index else ''}\n{title}" for index, (_, title) in enumerate(_CELLS)]
-    rows = [
-        Row((view.id, *(cell for level in levels for cell in _cells(cells.get((view.id, level)), intervals))))
-        for view in data.configs
-        if any((view.id, level) in cells for level in levels)
-    ]
+    rows = [Row((view.id, *(cell for point in row for cell in _cells(point, intervals)))) for view, row in grid]
     return Table(head, rows, group=len(_CELLS))
 
 
@@ -191,30 +185,23 @@ def card_facts(run: Run, answer: Answer) -> CardFacts:
     if answer.config_id is None:
         near = f" Nearest miss: {answer.nearest_miss}." if answer.nearest_miss else ""
         raise RunError(f"no configuration qualifies, so there is nothing to put on a card.{near}")
-    known = [key for key in (*_FIGURES, *_SPARE) if (found := answer.expected.get(key)) and found.value is not None]
-    chosen = known[:FIVE]
-    expected = {key: answer.expected[key] for key in (*_FIGURES, *_SPARE) if key in chosen}
+    figures = {key: answer.expected.get(key, Estimate(0, None)) for key in (*_FIGURES, *_SPARE)}
+    expected = dict([(key, found) for key, found in figures.items() if found.value is not None][:FIVE])
+    own = run.points[run.points["config_id"] == answer.config_id]
     flags = asked_flags(run.launches.get(answer.config_id, {}))
     return CardFacts(
         subject=subject_of(run),
         config_id=answer.config_id,
         flags={name: str(flags[name]) for name in _FLAGS if flags.get(name) is not None},
-        load=f"{answer.users:,} stream{'' if answer.users == 1 else 's'}" if answer.users is not None else "",
+        load=counted(answer.users, "stream") if answer.users is not None else "",
         estimates=expected,
-        interpolated=answer.users is not None and answer.users not in _levels(run, answer.config_id),
-        measured=_measured(run, answer.config_id),
+        interpolated=answer.users is not None and answer.users not in known_numbers(own, "concurrency"),
+        measured=_measured(own[own["valid"].eq(True)]),
         decided=answer.decided,
     )
 
 
-def _levels(run: Run, config_id: str) -> set[int]:
-    points = run.points[run.points["config_id"] == config_id]
-    return {int(value) for value in points["concurrency"].dropna()}
-
-
-def _measured(run: Run, config_id: str) -> dict[str, Any]:
-    points = run.points[(run.points["config_id"] == config_id) & run.points["valid"].eq(True)]
-
+def _measured(points: pd.DataFrame) -> dict[str, Any]:
     def largest(column: str) -> float | None:
         return max(known_numbers(points, column), default=None)
 
@@ -312,15 +299,11 @@ def _fitting(texts: Iterable[str], width: float, sizes: Sequence[float], bold: b
 def how(facts: CardFacts) -> str:
     measured, verb = facts.measured, "Simulated" if facts.subject.simulated else "Measured"
     parts = [f"{verb}: {measured['requests']:,} requests of {', '.join(measured['scenarios'])}"]
-    parts += [
-        counted(measured[name], word)
-        for name, word in (("launches", "launch"), ("repeats", "repeat"))
-        if measured[name]
-    ]
+    words = (("launches", "launch"), ("repeats", "repeat"))
+    parts += [counted(measured[name], word) for name, word in words if measured[name]]
     if measured["windows"]:
-        parts.append(
-            "steady windows" if measured["windows"] == ["steady"] else "whole runs, ramp and drain included, in part"
-        )
+        steady = measured["windows"] == ["steady"]
+        parts.append("steady windows" if steady else "whole runs, ramp and drain included, in part")
     if measured["length_controlled"] is not None:
         parts.append("forced output lengths" if measured["length_controlled"] else "natural output lengths")
     if not any(value.interval for value in facts.figures.values()):

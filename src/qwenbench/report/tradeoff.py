@@ -5,14 +5,18 @@ The figure's values; tradeoff_drawing.py draws them. Scenarios that agree share 
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qwenbench.analysis.capture_reach import Reached
 from qwenbench.analysis.intervals import critical
 from qwenbench.analysis.recommend import Answer
+from qwenbench.analysis.run import grouped
 from qwenbench.analysis.spread import Spread
+from qwenbench.report.document import counted
 from qwenbench.report.page_data import ConfigView, PageData, Subject
 from qwenbench.report.points import Estimate, PointView
 from qwenbench.report.svg import SERIES
@@ -89,7 +93,7 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
     for names in groups:
         lanes = [lane for index, view in enumerate(data.configs) if (lane := _lane(view, index, names, data, at_load))]
         marked = _with_frontier(lanes)
-        panels.append(Panel(_panel_title(names, len(groups)), _best(marked)))
+        panels.append(Panel(names[0] if len(groups) > 1 else "", _best(marked)))
         left_out = max(left_out, len(marked) - MOST_LANES)
     about = (subject.title, f"at {load}", _scenario_words(groups), *_spread_words(at_load, data.spread))
     return Tradeoff(
@@ -130,34 +134,25 @@ def _spread_words(points: Sequence[PointView], spread: Spread) -> list[str]:
 
 def _level(points: Sequence[PointView], users: int | None) -> tuple[float | None, str]:
     """The load in question and its words: one that most configurations share."""
-    counts: dict[float | None, int] = {}
-    for point in points:
-        counts[point.level] = counts.get(point.level, 0) + 1
+    counts = Counter(point.level for point in points)
     shared = [level for level, count in counts.items() if count == max(counts.values())]
     known = sorted(level for level in shared if level is not None)
     level = None
     if known:
         level = next((value for value in known if users is not None and value >= users), known[-1])
     word = next((point.load for point in points if point.level == level), "")
-    if word.isdigit():
-        word = f"{word} stream{'' if word == '1' else 's'}"
-    return level, word
+    return level, counted(int(word), "stream") if word.isdigit() else word
 
 
 def scenarios_agree(points: Iterable[PointView]) -> bool:
     """Whether no two scenarios contradict each other on which of two configurations is the faster one."""
-    by_pair: dict[tuple[str, str], set[int]] = {}
-    scenarios: dict[str, list[PointView]] = {}
-    for point in points:
-        scenarios.setdefault(point.workload, []).append(point)
-    for own in scenarios.values():
-        for index, one in enumerate(own):
-            for other in own[index + 1 :]:
-                pair, flipped = sorted((one.config, other.config)), one.config > other.config
-                order = faster(one.metrics["output_tokens_per_s"], other.metrics["output_tokens_per_s"])
-                if order:
-                    by_pair.setdefault((pair[0], pair[1]), set()).add(-order if flipped else order)
-    return all(len(orders) == 1 for orders in by_pair.values())
+    orders: dict[tuple[str, str], set[int]] = {}
+    for own in grouped(points, lambda point: point.workload).values():
+        for one, other in itertools.combinations(sorted(own, key=lambda point: point.config), 2):
+            order = faster(one.metrics["output_tokens_per_s"], other.metrics["output_tokens_per_s"])
+            if order:
+                orders.setdefault((one.config, other.config), set()).add(order)
+    return all(len(found) == 1 for found in orders.values())
 
 
 def faster(one: Estimate, other: Estimate) -> int:
@@ -177,13 +172,11 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
         return None
     count = len(estimates)
     value = sum(estimate[0] for estimate in estimates) / count
-    below, above = [], []
-    for middle, low, high in estimates:
-        if low is None or high is None:
-            return (value, None, None)
-        below.append(middle - low)
-        above.append(high - middle)
-    return (value, value - math.hypot(*below) / count, value + math.hypot(*above) / count)
+    known = [(middle - low, high - middle) for middle, low, high in estimates if low is not None and high is not None]
+    if len(known) < count:
+        return (value, None, None)
+    below, above = (math.hypot(*part) / count for part in zip(*known, strict=True))
+    return (value, value - below, value + above)
 
 
 def _lane(view: ConfigView, index: int, names: Sequence[str], data: PageData, at_load: list[PointView]) -> Lane | None:
@@ -227,10 +220,6 @@ def _best(lanes: Sequence[Lane]) -> tuple[Lane, ...]:
 
     kept = sorted(lanes, key=rank, reverse=True)[:MOST_LANES]
     return tuple(lane for lane in lanes if lane in kept)
-
-
-def _panel_title(names: Sequence[str], panels: int) -> str:
-    return names[0] if panels > 1 else ""
 
 
 def _scenario_words(groups: Sequence[Sequence[str]]) -> str:
