@@ -36,7 +36,7 @@ class MissingPoints:
 def doubts_of(
     winner: Candidate, rivals: Sequence[Candidate], judged: Sequence[Candidate], question: Question
 ) -> Iterator[str]:
-    """Why the answer is not sure; nothing when it is."""
+    """Why the answer is not sure, what could be settled first; nothing when it is."""
     if winner.standing == Standing.UNMEASURED:
         yield f"the figures are those of the nearest measured load: {winner.reason}"
     elif winner.standing == Standing.FAILING:
@@ -48,14 +48,17 @@ def doubts_of(
                 if state.test
                 else f"{state.limit} is {_met(state)}, and its 95 % interval does not settle it"
             )
-    for rival in _serious(winner, rivals, question):
-        if rival.standing == winner.standing:
-            yield _overlap(winner, rival, question)
-        else:
+    serious = _serious(winner, rivals, question)
+    for rival in serious:
+        if rival.standing != winner.standing:
             yield f"{rival.config_id} would do better, and may be within the limits: {rival.reason}"
+    equal = [rival for rival in serious if rival.standing == winner.standing]
+    ties = [rival for rival in equal if _launches_to_part(winner, rival) is None]
+    yield from (_overlap(winner, rival, question) for rival in equal if rival not in ties)
     unmeasured = [c.config_id for c in judged if c.unmeasured is not None and c is not winner]
     if unmeasured:
         yield f"nothing was measured there, for or against: {', '.join(unmeasured)}"
+    yield from (_overlap(winner, rival, question) for rival in ties)
 
 
 def _met(state: LimitState) -> str:
@@ -89,7 +92,7 @@ def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
         return f"{winner.config_id} and {rival.config_id} have the same {key}"
     if winner.objective.low is None or rival.objective.low is None:
         return f"undecided against {rival.config_id}: one repeat is only indicative of {key}"
-    if repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival)) is None:
+    if _launches_to_part(winner, rival) is None:
         return f"undecided against {rival.config_id}: {key} differs too little for {MOST_REPEATS} launches to show"
     return f"undecided against {rival.config_id}: the 95 % intervals of {key} overlap"
 
@@ -114,7 +117,7 @@ def points_that_decide(
     for rival in serious:
         if rival.standing != winner.standing:
             continue
-        wanted = repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival))
+        wanted = _launches_to_part(winner, rival)
         if wanted is None:
             continue
         for candidate in (winner, rival):
@@ -156,6 +159,11 @@ def _points_for(state: LimitState, measured: int) -> int | None:
     if state.test is None or state.further is None or not state.test.trials:
         return None
     return math.ceil((state.test.trials + state.further) / (state.test.trials / measured))
+
+
+def _launches_to_part(winner: Candidate, rival: Candidate) -> int | None:
+    """Launches of each from which their intervals would part; None where MOST_REPEATS are not enough."""
+    return repeats_to_part(winner.objective, rival.objective, once=_once(winner) or _once(rival))
 
 
 def _once(candidate: Candidate) -> bool:

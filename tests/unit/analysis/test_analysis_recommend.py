@@ -61,6 +61,21 @@ def test_overlapping_intervals_are_undecided_and_name_the_points_that_would_deci
     assert answer.command == f"qwenbench sweep --resume {tmp_path / 'run'} --relaunch-repeats 30"
 
 
+def test_the_doubt_that_the_command_settles_is_told_before_a_tie(tmp_path: Path) -> None:
+    rows = [
+        made
+        for config, values in (("cap16", [1030, 1069, 990]), ("cap32", [1000, 1040, 960]), ("cap64", [1031, 1070, 991]))
+        for made in repeats(config, 8, output_tokens_per_s=values)
+    ]
+    answer = ask(tmp_path, rows, users=8)
+    assert [doubt.partition(":")[0] for doubt in answer.doubts] == [
+        "undecided against cap32",
+        "undecided against cap16",
+    ]
+    assert "too little" in answer.doubts[1]
+    assert {point.config_id for point in answer.would_decide} == {"cap64", "cap32"}
+
+
 def test_one_launch_holds_the_spread_between_launches(tmp_path: Path) -> None:
     """10 % between two points and 18 % between two launches were recorded: 15 % apart decides nothing."""
     near = [row("cap16", 8, output_tokens_per_s=100), row("cap32", 8, output_tokens_per_s=115)]
