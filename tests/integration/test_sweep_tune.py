@@ -36,7 +36,7 @@ def test_a_search_ends_with_an_answer_its_path_and_a_report(tmp_path: Path) -> N
     path = search["outcome"]["path"]
     assert {tried["config_id"] for tried in path} <= {"cap2-seq2", "cap4-seq4"} and 2 <= len(path) <= 3
     told = " ".join(ended.out.split())  # the terminal breaks lines
-    assert "What the search launched" in told and "of 2 configurations" in told
+    assert "What the search launched" in told and "in a space of 2 configurations" in told
     assert "optimal" not in ended.out
     measured = {tried["config_id"] for tried in path if tried["value"] is not None}
     if measured == {"cap2-seq2", "cap4-seq4"}:  # a busy machine may leave one of them without a valid point

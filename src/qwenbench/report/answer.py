@@ -145,9 +145,10 @@ def _asked(question: Question) -> str:
 def _headline(answer: Answer) -> Iterator[Block]:
     asked = _asked(answer.question)
     if answer.config_id is None:
-        what = (
-            f"No configuration of this run meets {asked}." if asked else "No configuration of this run can be deployed."
-        )
+        if not answer.nearest_miss:
+            what = "No configuration of this run has a valid point" + (f" to answer {asked} by." if asked else ".")
+        else:
+            what = f"No configuration of this run meets {asked}."
         yield Paragraph(Span(what), "answer")
         if answer.nearest_miss:
             yield Paragraph((Span("Closest: "), answer.nearest_miss))

@@ -236,8 +236,8 @@ def search_path(run: Run) -> Iterator[Block]:
 
 
 def _conclusion(search: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[Inline]:
-    launches, space = len(found["path"]), search.get("space")
-    spent = f"{launches} launches of {space} configurations; {found['ended']}."
+    launches, space = counted(len(found["path"]), "launch"), counted(search.get("space") or 0, "configuration")
+    spent = f"{launches} in a space of {space}; {found['ended']}."
     if found["config_id"] is None:
         unmeasured = all(tried["value"] is None and tried["verdict"] != "broken" for tried in found["path"])
         yield Span("Nothing could be measured" if unmeasured else "Nothing that was tried holds the limits")
