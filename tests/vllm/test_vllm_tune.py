@@ -16,7 +16,7 @@ SPACE = (
     *("--scenario", "synthetic", "--input-tokens", "16", "--output-tokens", "16"),
 )
 USERS = 8
-"""Short prompts, so that decoding decides: who lets fewer than the users run is left far behind, in six of the eight."""
+"""Prompts are short, so decoding decides: who lets fewer than the users run, as six of the eight do, is far behind."""
 LAUNCHES = 5
 NEAR = 0.2
 """Share by which the found one may lie below the grid's best: two launches of one configuration differ by as much; the

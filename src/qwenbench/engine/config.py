@@ -19,6 +19,8 @@ class DockerOptions:
     ipc: str | None = "host"
     cache_mount: str | None = "/srv/cache:/root/.cache"
     network: str | None = None
+    model_mount: str | None = None
+    """HOST:CONTAINER:ro for -v, where the model is a folder of this machine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 import orjson
@@ -50,21 +52,23 @@ def base_server(options: SweepOptions) -> ServerConfig:
         docker = replace(docker, image=options.image)
     if options.cache_dir is not None:
         docker = replace(docker, cache_mount=f"{options.cache_dir}:/root/.cache")
+    model = options.model or base.model
+    if model.startswith(("/", ".", "~")) and (folder := Path(model).expanduser().absolute()).is_dir():
+        model = os.path.normpath(folder)
+        docker = replace(docker, model_mount=f"{model}:{model}:ro")  # a container sees it under the same name
     return replace(
         base,
         flags={name: value for name, value in base.flags.items() if name not in unfit_parsers(options, base)},
-        model=options.model or base.model,
-        served_model_name=options.served_model_name or _served_name(options, base),
+        model=model,
+        served_model_name=options.served_model_name or _served_name(model, base),
         port=options.port or base.port,
         extra_args=(*base.extra_args, *options.vllm_arg),
         docker=docker,
     )
 
 
-def _served_name(options: SweepOptions, base: ServerConfig) -> str:
-    if options.model is None or options.model == base.model:
-        return base.served_model_name
-    return options.model.rstrip("/").rsplit("/", 1)[-1]
+def _served_name(model: str, base: ServerConfig) -> str:
+    return base.served_model_name if model == base.model else model.rstrip("/").rsplit("/", 1)[-1]
 
 
 _PARSERS = ("reasoning-parser", "tool-call-parser")

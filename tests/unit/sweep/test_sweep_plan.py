@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.docker.line import compose, shown_argv
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import check_name
-from qwenbench.sweep.configurations import configurations
+from qwenbench.sweep.configurations import base_server, configurations
 from qwenbench.sweep.option_values import profile_names
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan, load_points, load_scenarios, make_plan
@@ -222,3 +223,20 @@ def test_a_models_config_tells_its_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen3_5"}')
     made = make_plan(SweepOptions(model=str(tmp_path), scenario=("math",)))
     assert made.notes == ()
+
+
+def test_a_model_that_is_a_folder_here_is_mounted_into_its_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my-model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "my-model")
+    server = base_server(SweepOptions(model="./my-model"))
+    assert (server.model, server.served_model_name) == (folder, "my-model")
+    shown = shown_argv(server)
+    assert shown[shown.index(f"{folder}:{folder}:ro") - 1] == "-v"
+    assert f"source: {folder}" in compose(server) and "read_only: true" in compose(server)
+    # what no folder of this machine is may be one of the image, or a name at a hub
+    assert [base_server(SweepOptions(model=name)).docker.model_mount for name in ("/in/the/image", "org/name")] == [
+        None
+    ] * 2

@@ -63,7 +63,7 @@ def shown_groups(config: ServerConfig) -> list[Group]:
         *([("--network", docker.network)] if docker.network else []),
         *(("-e", name) for name in config.env_names),
         *(("-e", f"{name}={text}") for name, text in config.env.items()),
-        *([("-v", docker.cache_mount)] if docker.cache_mount else []),
+        *(("-v", mount) for mount in _mounts(docker)),
         ("-p", f"{_published(config.host)}:{config.port}:{CONTAINER_PORT}"),
     ]
     return [
@@ -74,6 +74,10 @@ def shown_groups(config: ServerConfig) -> list[Group]:
         (Value(config.model),),
         *_argument_groups(config.vllm_args()),
     ]
+
+
+def _mounts(docker: DockerOptions) -> list[str]:
+    return [mount for mount in (docker.cache_mount, docker.model_mount) if mount]
 
 
 def _published(host: str) -> str:
@@ -167,8 +171,8 @@ def _vllm_service(config: ServerConfig) -> dict[str, Any]:
     environment = [*config.env_names, *(f"{name}={_escaped(text)}" for name, text in config.env.items())]
     if environment:
         service["environment"] = environment
-    if docker.cache_mount:
-        service["volumes"] = [_volume(docker.cache_mount)]
+    if mounts := _mounts(docker):
+        service["volumes"] = [_volume(mount) for mount in mounts]
     service["ports"] = [f"127.0.0.1:{config.port}:{CONTAINER_PORT}"]
     service["healthcheck"] = {
         "test": ["CMD", "python3", "-c", _HEALTH.format(port=CONTAINER_PORT)],
