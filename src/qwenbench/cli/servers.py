@@ -33,7 +33,7 @@ def doctor(
     Ends with status 1 when something that is needed is missing.
     """
     import asyncio
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from qwenbench.engine.checkup import check_all
     from qwenbench.engine.deployments import find_deployment
@@ -61,7 +61,7 @@ def doctor(
     checks = check_all(config, gpus, reason, leftovers, vllm_command if launcher == "process" else None)
     status = int(any(check.status == "missing" for check in checks))
     if as_json:
-        print_json({"checks": [check.to_json() for check in checks]}, one_line=True)
+        print_json({"checks": [asdict(check) for check in checks]}, one_line=True)
         return status
     width = max(len(check.name) for check in checks)
     for check in checks:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,10 +20,10 @@ from qwenbench.engine.docker import command
 from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.flags import flags_of
 from qwenbench.engine.leftovers import Leftover
+from qwenbench.input_files import GIB
 from qwenbench.masking import Masker
 
 Status = Literal["ok", "warning", "missing"]
-_GIB = 1024**3
 _MODEL_AND_CACHE_GIB = 30.0
 """Room for an 8 GB model, its compile cache and a spare; the image is kept elsewhere."""
 _DRIVERS = {"13": 580, "12.8": 570, "12.9": 575}
@@ -49,6 +50,7 @@ _SLOW_FLAGS = {
 """Costs measured on vLLM 0.26, H100: docs/memory.md and engine/speed_settings.py."""
 _SM_120 = re.compile(r"RTX 50\d\d|RTX PRO \d000 Blackwell|GB10\b|RTX PRO [456]000\b")
 _TOOLKIT_OF_SM_120 = (12, 9)
+_ON_ENGINE = ("runtime", "image")
 _STEADY_CLOCKS = ("tsc", "kvm-clock", "arch_sys_counter", "hyperv_clocksource_tsc_page")
 
 
@@ -59,9 +61,6 @@ class Check:
     detail: str
     fix: str = ""
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 async def check_docker(config: ServerConfig) -> list[Check]:
     """Engine, NVIDIA runtime and image; the later ones cannot be told when the engine does not answer."""
@@ -69,7 +68,9 @@ async def check_docker(config: ServerConfig) -> list[Check]:
         said = await command.docker("info", "--format", "{{json .}}")
     except LaunchError as error:
         return _no_engine(error.failure.evidence, error.failure.advice)
-    info = _read_info(said.out)
+    info: dict[str, Any] = {}
+    with contextlib.suppress(ValueError):
+        info = json.loads(said.out) or {}
     problems = said.err.strip() or "; ".join(info.get("ServerErrors") or [])
     if not said.ok or not info.get("ServerVersion"):
         failure = failures.explain(problems, said.code)
@@ -80,17 +81,10 @@ async def check_docker(config: ServerConfig) -> list[Check]:
 
 
 def _no_engine(evidence: str, advice: str) -> list[Check]:
-    unknown = "cannot be told without an engine"
-    engine = Check("engine", "missing", evidence, advice)
-    return [engine, *(Check(name, "missing", unknown, "Start the engine first.") for name in ("runtime", "image"))]
-
-
-def _read_info(text: str) -> dict[str, Any]:
-    try:
-        info = json.loads(text)
-    except ValueError:
-        return {}
-    return info if isinstance(info, dict) else {}
+    rest = [
+        Check(name, "missing", "cannot be told without an engine", "Start the engine first.") for name in _ON_ENGINE
+    ]
+    return [Check("engine", "missing", evidence, advice), *rest]
 
 
 def _runtime(config: ServerConfig, info: Mapping[str, Any]) -> Check:
@@ -100,13 +94,11 @@ def _runtime(config: ServerConfig, info: Mapping[str, Any]) -> Check:
         return Check("runtime", "ok", "the deployment asks for none")
     if wanted in runtimes:
         return Check("runtime", "ok", f"--runtime={wanted} is known to the engine")
-    return Check(
-        "runtime",
-        "missing",
-        f"the engine knows {', '.join(runtimes)}, not {wanted}",
+    fix = (
         "Install nvidia-container-toolkit, then sudo nvidia-ctk runtime configure --runtime=docker "
-        "&& sudo systemctl restart docker.",
+        "&& sudo systemctl restart docker."
     )
+    return Check("runtime", "missing", f"the engine knows {', '.join(runtimes)}, not {wanted}", fix)
 
 
 async def _image(config: ServerConfig) -> Check:
@@ -116,9 +108,8 @@ async def _image(config: ServerConfig) -> Check:
     except LaunchError as error:
         return Check("image", "missing", error.failure.evidence, error.failure.advice)
     if digest is None:
-        return Check(
-            "image", "warning", f"{image} is not on this host: the first launch pulls it", f"docker pull {image}"
-        )
+        told = f"{image} is not on this host: the first launch pulls it"
+        return Check("image", "warning", told, f"docker pull {image}")
     return Check("image", "ok", f"{image} ({digest.rpartition('@')[2][:19]})")
 
 
@@ -137,10 +128,10 @@ def _driver(version: str, image: str) -> Check:
         return Check("driver", "ok", f"NVIDIA {version}")
     cuda = f"{tag[1]}.{tag[2]}"
     needed = _DRIVERS.get(cuda) or _DRIVERS.get(tag[1])
-    branch = int(version.split(".", maxsplit=1)[0]) if version.split(".", maxsplit=1)[0].isdigit() else None
-    if needed is None or branch is None:
+    branch = version.partition(".")[0]
+    if needed is None or not branch.isdigit():
         return Check("driver", "ok", f"NVIDIA {version}; which driver CUDA {cuda} needs is not known here")
-    if branch >= needed:
+    if int(branch) >= needed:
         return Check("driver", "ok", f"NVIDIA {version} runs CUDA {cuda} (needs {needed} or later)")
     fix = f"Update the driver to {needed} or later, or choose an image for an older CUDA with --image."
     return Check("driver", "missing", f"NVIDIA {version} is too old for {image} (CUDA {cuda})", fix)
@@ -148,9 +139,8 @@ def _driver(version: str, image: str) -> Check:
 
 def check_port(config: ServerConfig) -> Check:
     if readiness.port_in_use(config.host, config.port):
-        return Check(
-            "port", "missing", f"{config.port} is in use", "Stop what runs there, or choose another with --port."
-        )
+        fix = "Stop what runs there, or choose another with --port."
+        return Check("port", "missing", f"{config.port} is in use", fix)
     return Check("port", "ok", f"{config.port} is free")
 
 
@@ -162,13 +152,12 @@ def check_disk(config: ServerConfig) -> Check:
         return Check("disk", "ok", f"{mount}: a Windows path, not visible from here")
     folder = Path(mount.split(":")[0]).expanduser()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(there).free / _GIB
+    free = shutil.disk_usage(there).free / GIB
     detail = f"{free:.0f} GiB free for {folder}" + ("" if folder.exists() else " (Docker will create it)")
     if free < _MODEL_AND_CACHE_GIB:
         fix = "Free space (docker system df), or move the cache with --cache-dir."
-        return Check(
-            "disk", "warning", f"{detail}; a model with its caches takes up to {_MODEL_AND_CACHE_GIB:.0f}", fix
-        )
+        detail += f"; a model with its caches takes up to {_MODEL_AND_CACHE_GIB:.0f}"
+        return Check("disk", "warning", detail, fix)
     return Check("disk", "ok", detail)
 
 
@@ -193,12 +182,9 @@ def check_clock(source: Path = _CLOCK) -> Check:
 
 def check_governor(pattern: str = _GOVERNORS) -> Check:
     """Whether the CPU keeps its clock up while the client measures."""
-    root = Path("/")
-    found = {path.read_text().strip() for path in root.glob(pattern.lstrip("/"))}
-    if not found:
-        return Check("cpu_governor", "ok", "the CPU clock is not governed from here")
+    found = {path.read_text().strip() for path in Path("/").glob(pattern.lstrip("/"))}
     if found <= {"performance"}:
-        return Check("cpu_governor", "ok", "performance")
+        return Check("cpu_governor", "ok", "performance" if found else "the CPU clock is not governed from here")
     fix = "sudo cpupower frequency-set -g performance, for measurements that can be compared."
     return Check("cpu_governor", "warning", ", ".join(sorted(found)), fix)
 
@@ -248,10 +234,11 @@ def _nvcc_version(nvcc: str) -> tuple[int, int] | None:
 
 def check_speed(config: ServerConfig, environ: Mapping[str, str] = os.environ) -> Check:
     """Settings of the deployment, and of this environment for processes, that cost speed in silence."""
-    found = []
-    for name, (value, cost) in _SLOW_VARIABLES.items():
-        if (config.env.get(name) or environ.get(name)) == value:
-            found.append(f"{name}={value}: {cost}")
+    found = [
+        f"{name}={value}: {cost}"
+        for name, (value, cost) in _SLOW_VARIABLES.items()
+        if (config.env.get(name) or environ.get(name)) == value
+    ]
     given = flags_of(config)
     found += [f"--{flag}: {cost}" for flag, cost in _SLOW_FLAGS.items() if flag in given]
     if not found:

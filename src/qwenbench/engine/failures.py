@@ -129,7 +129,10 @@ class _Log:
 
     def __init__(self, text: str) -> None:
         lines = [taken_apart(line) for line in re.split(r"[\r\n]+", text)]
-        lines = lines[: _stop_of(lines)]
+        # up to where an ordinary stop began, if anything stands before it
+        lines = lines[
+            : next((at for at, line in enumerate(lines) if rules.STOPPING.search(line.text)), 0) or len(lines)
+        ]
         self.phase = _phase_of(lines)
         self.answered = sum(1 for line in lines if _POST.search(line.text))
         """Requests that were answered."""
@@ -205,15 +208,6 @@ class _Log:
             return unhandled or exceptions[-1][1]
         reports = [text.strip() for _, text in self.final if _EXCEPTION.match(text.strip())]
         return reports[0] if reports and self.died is None else None
-
-    def last_words(self) -> str:
-        """The last lines that could say something, for a failure without an exception."""
-        return "\n".join(text.strip() for _, text in self.evident[-_LAST_LINES:])
-
-
-def _stop_of(lines: Sequence[Line]) -> int:
-    """Where an ordinary stop began; the end when there was none, or nothing before it."""
-    return next((at for at, line in enumerate(lines) if rules.STOPPING.search(line.text)), 0) or len(lines)
 
 
 def _phase_of(lines: Sequence[Line]) -> Phase:
@@ -296,7 +290,7 @@ def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, s
     if exit_code is not None and (name := _signal_name(exit_code)) is not None:
         return "crashed", _with_last_line(f"ended by {name}", log), rules.advice_on("silent")
     if log.evident:
-        return "unknown", log.last_words(), ""
+        return "unknown", "\n".join(text.strip() for _, text in log.evident[-_LAST_LINES:]), ""
     code = "unknown" if exit_code is None else exit_code
     return (
         "silent_exit",

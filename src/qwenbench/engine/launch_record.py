@@ -92,17 +92,7 @@ class LaunchRecord:
 
 def described(config: ServerConfig) -> dict[str, Any]:
     """A server's description as launch.json holds it (analysis reads it back to deploy the same)."""
-    return {
-        "model": config.model,
-        "served_model_name": config.served_model_name,
-        "flags": dict(config.flags),
-        "extra_args": list(config.extra_args),
-        "env": dict(config.env),
-        "env_names": list(config.env_names),
-        "docker": asdict(config.docker),
-        "cards": [asdict(card) for card in config.cards],
-        "port": config.port,
-    }
+    return {name: value for name, value in asdict(config).items() if name not in ("host", "max_model_len")}
 
 
 def write_launch_record(folder: Path, record: LaunchRecord, secret_names: Iterable[str] = ()) -> None:

@@ -9,6 +9,7 @@ JSON lines: started, refused, exited, gone. Needs Linux.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -109,7 +110,8 @@ class Supervisor:
 
     def _step(self, wake_in: int) -> bool:
         """Handles what happened next; False when nothing of the server is left."""
-        for key, _ in self._selector.select(self._patience()):
+        patience = None if self._kill_at is None else max(0.0, self._kill_at - time.monotonic())
+        for key, _ in self._selector.select(patience):
             if key.data == "output":
                 self._pump()
             elif key.data == "command":
@@ -118,15 +120,12 @@ class Supervisor:
                 self._selector.unregister(key.fileobj)
                 self._stop(_OWNER_GONE_GRACE_S)
             else:
-                _drain(wake_in)
+                with contextlib.suppress(BlockingIOError):
+                    while os.read(wake_in, 4096):
+                        pass
         left = self._reap()
         self._escalate()
         return left
-
-    def _patience(self) -> float | None:
-        if self._kill_at is None:
-            return None
-        return max(0.0, self._kill_at - time.monotonic())
 
     def _pump(self) -> None:
         try:
@@ -153,7 +152,8 @@ class Supervisor:
         """SIGTERM to the whole group; SIGKILL to whatever is left after the grace."""
         self._kill_by(time.monotonic() + grace_s)
         if not self._stopping and self._child is not None and self._exit_code is None:
-            _kill_group(self._child.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._child.pid, signal.SIGTERM)
         self._stopping = True
 
     def _kill_by(self, deadline: float) -> None:
@@ -195,27 +195,10 @@ class Supervisor:
         _tell(event="gone", code=self._exit_code, killed=self._killed)
 
 
-def _kill_group(pid: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return
-
-
-def _drain(handle: int) -> None:
-    try:
-        while os.read(handle, 4096):
-            pass
-    except BlockingIOError:
-        return
-
-
 def _tell(**event: Any) -> None:
     """One event to the owner; nobody listens any more when the owner is gone."""
-    try:
+    with contextlib.suppress(OSError):
         os.write(1, json.dumps(event).encode() + b"\n")
-    except OSError:
-        return
 
 
 def main(words: list[str]) -> int:

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ async def docker(*arguments: str, limit_s: float = QUICK_S) -> Said:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env=_environment(),
+            env={**os.environ, "DOCKER_CLI_HINTS": "false"},  # hints for people have no place in what is parsed
         )
     except FileNotFoundError:
         raise LaunchError(no_program()) from None
@@ -85,11 +85,6 @@ def no_program() -> Failure:
         f"{PROGRAM}: command not found",
         "Install Docker Engine or Docker Desktop, or use --launcher process or sim.",
     )
-
-
-def _environment() -> Mapping[str, str]:
-    # hints and progress bars for people have no place in what is parsed
-    return {**os.environ, "DOCKER_CLI_HINTS": "false"}
 
 
 async def image_digest(image: str) -> str | None:
