@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
@@ -99,36 +100,23 @@ def secret_names_in(value: Any) -> Iterator[str]:
             if isinstance(inner.get("name"), str) and "value" in inner:  # as headers and Kubernetes's variables are
                 inner = {**inner, inner["name"]: inner["value"]}
             for name, held in inner.items():
-                if (
-                    is_secret_name(str(name))
-                    and isinstance(held, str | int)
-                    and not isinstance(held, bool)
-                    and held != ""
-                ):
+                told = isinstance(held, str | int) and not isinstance(held, bool) and held != ""
+                if told and is_secret_name(str(name)):
                     yield str(name)
                 pending.append(held)
         elif isinstance(inner, list | tuple):
             pending.extend(inner)
         elif isinstance(inner, str):
-            pending.extend(_inside(inner))
+            if inner.lstrip()[:1] in ("{", "["):
+                with suppress(ValueError, RecursionError):
+                    pending.append(json.loads(inner))
             yield from (name for name, held in _query(inner) if held and is_secret_name(name))
 
 
-def _inside(text: str) -> Iterator[Any]:
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            yield json.loads(text)
-        except (ValueError, RecursionError):
-            return
-
-
 def _query(text: str) -> list[tuple[str, str]]:
-    if "://" not in text or "?" not in text:
-        return []
-    try:
-        return parse_qsl(urlsplit(text).query, keep_blank_values=True)
-    except ValueError:
-        return []
+    with suppress(ValueError):
+        return parse_qsl(urlsplit(text).query, keep_blank_values=True) if "://" in text and "?" in text else []
+    return []
 
 
 def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
@@ -164,17 +152,12 @@ def _shortens_secret_flag(flag: str) -> bool:
 
 def _spellings(secret: str) -> Iterator[str]:
     """A secret as it is, and as JSON, a URL, repr() or an HTTP header would write it."""
-    yield secret
+    yield from (secret, secret.upper(), secret.lower())
     yield from (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
-    yield quote(secret, safe="", errors="surrogateescape")
-    yield quote(secret, errors="surrogateescape")
+    yield from (quote(secret, safe, errors="surrogateescape") for safe in ("", "/"))
     yield quote_plus(secret, errors="surrogateescape")
-    yield secret.upper()
-    yield secret.lower()
     encoded = base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode()
-    yield encoded
-    yield encoded.rstrip("=")
-    yield encoded.replace("+", "-").replace("/", "_").rstrip("=")
+    yield from (encoded, encoded.rstrip("="), encoded.replace("+", "-").replace("/", "_").rstrip("="))
 
 
 def _parts(secret: str) -> Iterator[str]:

@@ -110,11 +110,6 @@ def by_variable(name: str) -> dict[str, list[int]]:
     return found
 
 
-def with_variable(name: str, value: str) -> list[int]:
-    """Processes of this user that were started with this environment variable and value."""
-    return by_variable(name).get(value, [])
-
-
 def in_sessions(leaders: Iterable[int]) -> list[int]:
     """Processes of this user in the sessions of these leaders (a session outlives its leader)."""
     wanted = set(leaders)
@@ -146,20 +141,16 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 def shared_memory_of(pids: Iterable[int]) -> set[str]:
     """Segments of /dev/shm that these processes map or hold open, by name; unlinked ones are left out."""
-    found = set()
+    paths = []
     for pid in pids:
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
-                path = line.partition("/dev/shm/")[2]
-                if path and not path.endswith("(deleted)"):
-                    found.add(path)
+            paths += Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines()
         with contextlib.suppress(OSError):
             for handle in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    path = str(handle.readlink()).partition("/dev/shm/")[2]
-                    if path and not path.endswith("(deleted)"):
-                        found.add(path)
-    return found
+                    paths.append(str(handle.readlink()))
+    names = (path.partition("/dev/shm/")[2] for path in paths)
+    return {name for name in names if name and not name.endswith("(deleted)")}
 
 
 def remove_unused_shared_memory(names: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from qwenbench.cli.main import dispatch
 from qwenbench.engine.readiness import port_in_use
-from qwenbench.processes import with_variable
+from qwenbench.processes import by_variable
 
 STAMP = "QWENBENCH_TEST"
 """Every process of a test inherits this variable, so that whatever it leaves can be found."""
@@ -86,7 +86,7 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     try:
         yield process
     finally:
-        for pid in with_variable(STAMP, stamp):
+        for pid in by_variable(STAMP).get(stamp, []):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.communicate(timeout=20)
@@ -94,7 +94,7 @@ def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 def relatives(process: subprocess.Popen[str]) -> list[int]:
     """What the command has started and what still runs, itself not included."""
-    return [pid for pid in with_variable(STAMP, process.stamp) if pid != process.pid]  # type: ignore[attr-defined]
+    return [pid for pid in by_variable(STAMP).get(process.stamp, []) if pid != process.pid]  # type: ignore[attr-defined]
 
 
 def wait_until(true: Callable[[], object], what: str, limit_s: float = 30.0) -> None:

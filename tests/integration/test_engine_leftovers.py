@@ -16,7 +16,7 @@ import pytest
 
 from qwenbench.engine.launch_record import VARIABLE, new_mark, owner_of_mark
 from qwenbench.engine.leftovers import Leftover, find_leftovers, remove_leftover
-from qwenbench.processes import ProcessIdentity, descendants, process_start_time, with_variable
+from qwenbench.processes import ProcessIdentity, by_variable, descendants, process_start_time
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="process supervision needs Linux")
@@ -76,7 +76,7 @@ async def test_a_dead_owners_server_is_found_and_ended(tmp_path: Path, owner: su
 
     found = find_leftovers(run)
     assert [(left.kind, left.run_id) for left in found] == [("process", "run-1")]
-    assert set(found[0].pids) > set(with_variable(VARIABLE, mark))
+    assert set(found[0].pids) > set(by_variable(VARIABLE).get(mark, []))
     assert len(found[0].pids) == 3  # vLLM's engine writes its title over its environment: it has no mark
     assert [set(left.pids) for left in find_leftovers(None)].count(set(found[0].pids)) == 1
     assert find_leftovers(tmp_path / "another-run") == []
@@ -88,7 +88,7 @@ async def test_a_dead_owners_server_is_found_and_ended(tmp_path: Path, owner: su
     assert len(found[0].pids) == 2
 
     assert await remove_leftover(found[0])
-    assert with_variable(VARIABLE, mark) == []
+    assert by_variable(VARIABLE).get(mark, []) == []
     assert not any(process.is_running() for process in found[0].processes)
     assert find_leftovers(run) == []
 

@@ -21,7 +21,7 @@ from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.launch_record import VARIABLE as MARK
 from qwenbench.engine.process import ProcessLauncher, ProcessServer
 from qwenbench.errors import UsageError
-from qwenbench.processes import with_variable
+from qwenbench.processes import by_variable
 
 FAKE = Path(__file__).with_name("fake_vllm.py")
 LAUNCHER = ProcessLauncher((sys.executable, str(FAKE)))
@@ -41,7 +41,7 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stamp = os.urandom(8).hex()
     monkeypatch.setenv("QWENBENCH_TEST", stamp)
     yield
-    left = [pid for pid in with_variable("QWENBENCH_TEST", stamp) if pid != os.getpid()]
+    left = [pid for pid in by_variable("QWENBENCH_TEST").get(stamp, []) if pid != os.getpid()]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
@@ -110,7 +110,7 @@ async def test_a_child_in_another_session_does_not_survive(tmp_path: Path, port:
     assert len(server.gpu_pids()) == 2
     report = await server.stop(10)
     assert report.killed
-    assert with_variable(MARK, server.record.env[MARK]) == []
+    assert by_variable(MARK).get(server.record.env[MARK], []) == []
 
 
 async def test_sigterm_is_followed_by_sigkill(tmp_path: Path, port: int) -> None:
@@ -127,7 +127,7 @@ async def test_children_end_when_the_server_dies_by_itself(tmp_path: Path, port:
     failure = await server.failure("load")
     assert (failure.phase, failure.exit_code) == ("load", 3)
     assert failure.evidence == "RuntimeError: told to die"
-    assert with_variable(MARK, server.record.env[MARK]) == []
+    assert by_variable(MARK).get(server.record.env[MARK], []) == []
     assert (await server.stop()).exit_code == 3
 
 
@@ -215,13 +215,13 @@ asyncio.run(main())
     owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     mark, worker = owner.stdout.readline().split()
-    assert len(with_variable(MARK, mark)) == 3  # supervisor, server, child
+    assert len(by_variable(MARK).get(mark, [])) == 3  # supervisor, server, child
     owner.send_signal(number)
     owner.wait()
     deadline = time.monotonic() + 20
-    while with_variable(MARK, mark) and time.monotonic() < deadline:
+    while by_variable(MARK).get(mark, []) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert with_variable(MARK, mark) == []
+    assert by_variable(MARK).get(mark, []) == []
     os.kill(int(worker), signal.SIGKILL)
     owner.stdout.close()
     while Path("/proc", worker).exists():

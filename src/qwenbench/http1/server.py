@@ -52,10 +52,8 @@ class HttpServer:
     async def start(self, host: str | None = None, port: int = 0, *, sock: socket.socket | None = None) -> int:
         """Listens at an address, or on a socket that is bound already; gives the port. Raises OSError."""
         loop = asyncio.get_running_loop()
-        if sock is not None:
-            self._server = await loop.create_server(lambda: HttpConnection(self), sock=sock, backlog=BACKLOG)
-        else:
-            self._server = await loop.create_server(lambda: HttpConnection(self), host, port, backlog=BACKLOG)
+        where = {"sock": sock} if sock is not None else {"host": host, "port": port}
+        self._server = await loop.create_server(lambda: HttpConnection(self), backlog=BACKLOG, **where)
         self._sweeper = loop.call_later(SWEEP_S, self._sweep)
         return int(self._server.sockets[0].getsockname()[1])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import operator
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,22 +60,23 @@ _GAUGES = {
     "vllm:spec_decode_num_drafts_total": "drafts_total",
     "vllm:spec_decode_num_draft_tokens_total": "drafted_tokens_total",
     "vllm:spec_decode_num_accepted_tokens_total": "accepted_tokens_total",
-    "vllm:prompt_tokens_total": "prompt_tokens_total",
-    "vllm:generation_tokens_total": "generation_tokens_total",
     "vllm:prefix_cache_queries_total": "prefix_queries_total",
     "vllm:prefix_cache_hits_total": "prefix_hits_total",
-    "vllm:iteration_tokens_total_sum": "iteration_tokens_sum",
-    "vllm:iteration_tokens_total_count": "iteration_tokens_count",
-    "vllm:request_queue_time_seconds_sum": "queue_time_sum",
-    "vllm:request_queue_time_seconds_count": "queue_time_count",
-    "vllm:request_prefill_time_seconds_sum": "prefill_time_sum",
-    "vllm:request_prefill_time_seconds_count": "prefill_time_count",
     "process_resident_memory_bytes": "rss_bytes",
-    "qwenbench_sim:server_late_mean_ms": "server_late_mean_ms",
-    "qwenbench_sim:server_late_p99_ms": "server_late_p99_ms",
-    "qwenbench_sim:vram_used_mib": "vram_used_mib",
-    "qwenbench_sim:power_w": "power_w",
-    "qwenbench_sim:energy_j": "energy_j",
+    **{f"vllm:{name}": name for name in ("prompt_tokens_total", "generation_tokens_total")},
+    **{
+        f"vllm:{family}_{part}": f"{name}_{part}"
+        for family, name in (
+            ("iteration_tokens_total", "iteration_tokens"),
+            ("request_queue_time_seconds", "queue_time"),
+            ("request_prefill_time_seconds", "prefill_time"),
+        )
+        for part in ("sum", "count")
+    },
+    **{
+        f"qwenbench_sim:{name}": name
+        for name in ("server_late_mean_ms", "server_late_p99_ms", "vram_used_mib", "power_w", "energy_j")
+    },
 }
 _WORST_OF_ENGINES = frozenset({"kv_cache_usage", "server_late_mean_ms", "server_late_p99_ms"})
 
@@ -97,10 +99,6 @@ _WANTED = tuple(name.encode() for name in _NAMES)
 """Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
 
 
-def _relevant(text: str) -> str:
-    return "\n".join(line for line in text.split("\n") if line.startswith(_NAMES)) + "\n"
-
-
 def _can_be(label: str) -> bool:
     """Whether a label's value is text, or a number that counts something: no infinity, nothing beyond 2^53."""
     try:
@@ -114,7 +112,8 @@ def parse_metrics(text: str) -> Scrape:
     values: dict[str, float] = {}
     buckets: dict[float, float] = {}
     cache_config: dict[str, str] = {}
-    for family in text_string_to_metric_families(_relevant(text)):
+    relevant = "\n".join(line for line in text.split("\n") if line.startswith(_NAMES)) + "\n"
+    for family in text_string_to_metric_families(relevant):
         for sample in family.samples:
             if sample.name == "vllm:cache_config_info":
                 cache_config = {name: value for name, value in sample.labels.items() if _can_be(value)}
@@ -126,13 +125,9 @@ def parse_metrics(text: str) -> Scrape:
                 name = f"waiting_{reason}"
             if name is None or not math.isfinite(sample.value):
                 continue  # +Inf and NaN are no readings
-            combine = max if name in _WORST_OF_ENGINES else _add
+            combine = max if name in _WORST_OF_ENGINES else operator.add
             values[name] = combine(values[name], sample.value) if name in values else sample.value
     return Scrape(values, buckets, cache_config)
-
-
-def _add(left: float, right: float) -> float:
-    return left + right
 
 
 async def scrape(questions: Questions, *, aside: bool = False) -> Scrape | None:

@@ -51,21 +51,17 @@ class Nvml:
 
     def __init__(self, library: Any, indices: Sequence[int | str] | None) -> None:
         self._nvml = library
-        self._handles = self._find(indices)
+        handles = [library.nvmlDeviceGetHandleByIndex(index) for index in range(library.nvmlDeviceGetCount())]
+        found = {_text(library.nvmlDeviceGetUUID(handle)): (index, handle) for index, handle in enumerate(handles)}
+        self._handles: dict[str, Any] = {
+            uuid: handle
+            for uuid, (index, handle) in found.items()
+            if indices is None or index in indices or uuid in indices
+        }
 
     def only(self, uuids: Collection[str]) -> Nvml:
         """The same library, watching these of its cards only."""
         return Nvml(self._nvml, [uuid for uuid in self._handles if uuid in uuids])
-
-    def _find(self, wanted: Sequence[int | str] | None) -> dict[str, Any]:
-        count = self._nvml.nvmlDeviceGetCount()
-        found: dict[str, Any] = {}
-        for index in range(count):
-            handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
-            if wanted is None or index in wanted or uuid in wanted:
-                found[uuid] = handle
-        return found
 
     def gpus(self) -> list[Gpu]:
         driver = _text(self._nvml.nvmlSystemGetDriverVersion())
@@ -86,12 +82,15 @@ class Nvml:
 
     def processes(self) -> dict[str, list[GpuProcess]]:
         """UUID -> the processes that compute on the card; empty where the driver does not tell."""
-        return {uuid: self._processes(handle) for uuid, handle in self._handles.items()}
-
-    def _processes(self, handle: Any) -> list[GpuProcess]:
-        told = self._try(self._nvml.nvmlDeviceGetComputeRunningProcesses, handle) or []
+        ask = self._nvml.nvmlDeviceGetComputeRunningProcesses
         # the driver of Windows (WSL too) names processes without their memory
-        return [GpuProcess(p.pid, None if p.usedGpuMemory is None else p.usedGpuMemory / _MIB) for p in told]
+        return {
+            uuid: [
+                GpuProcess(process.pid, None if process.usedGpuMemory is None else process.usedGpuMemory / _MIB)
+                for process in self._try(ask, handle) or []
+            ]
+            for uuid, handle in self._handles.items()
+        }
 
     def own_mib(self, own_pids: Collection[int]) -> dict[str, float]:
         """UUID -> MiB that these processes hold there; a card on which NVML does not tell it is missing.
@@ -121,22 +120,22 @@ class Nvml:
         nvml, now = self._nvml, time.time_ns()
         rows = []
         for uuid, handle in self._handles.items():
-            milliwatts = self._try(nvml.nvmlDeviceGetPowerUsage, handle)
-            millijoules = self._try(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+            thousandths = {
+                "power_w": self._try(nvml.nvmlDeviceGetPowerUsage, handle),
+                "energy_j": self._try(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
+                "power_limit_w": self._try(nvml.nvmlDeviceGetEnforcedPowerLimit, handle),
+            }
             utilisation = self._try(nvml.nvmlDeviceGetUtilizationRates, handle)
-            limit = self._try(nvml.nvmlDeviceGetEnforcedPowerLimit, handle)
             rows.append(
                 {
                     "t_ns": now,
                     "gpu": uuid,
                     "used_mib": nvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB,
-                    "power_w": None if milliwatts is None else milliwatts / 1e3,
-                    "energy_j": None if millijoules is None else millijoules / 1e3,
+                    **{name: None if value is None else value / 1e3 for name, value in thousandths.items()},
                     "util_pct": None if utilisation is None else float(utilisation.gpu),
                     "sm_clock_mhz": self._try(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
                     "mem_clock_mhz": self._try(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
                     "temperature_c": self._try(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
-                    "power_limit_w": None if limit is None else limit / 1e3,
                     "throttle": self._try(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle),
                 }
             )

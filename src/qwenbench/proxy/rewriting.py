@@ -61,27 +61,20 @@ def rewrite_request(
     if profile is None:
         if not strict or (path == "/tokenize" and name is None):
             return RewrittenRequest(body, None)
-        raise BadRequest(f"{_unknown(name)}; this proxy serves {', '.join(models)}")
+        told = "is missing" if name is None else "is no text"
+        told = f"{name[:100]!r} is unknown" if isinstance(name, str) else told
+        raise BadRequest(f"model {told}; this proxy serves {', '.join(models)}")
     fields["model"] = served_model
     if path in SAMPLING_PATHS:
         for parameter, value in profile.sampling().items():
             if enforce or fields.get(parameter) is None:
                 fields[parameter] = value
     if path in CHAT_PATHS and "messages" in fields:
-        fields["chat_template_kwargs"] = _with_thinking(fields.get("chat_template_kwargs"), profile)
+        given = fields.get("chat_template_kwargs")
+        if given is not None and not isinstance(given, dict):
+            raise BadRequest("chat_template_kwargs is no object")
+        fields["chat_template_kwargs"] = {**(given or {}), "enable_thinking": profile.enable_thinking}
     return RewrittenRequest(orjson.dumps(fields), name)
-
-
-def _unknown(name: Any) -> str:
-    if name is None:
-        return "model is missing"
-    return f"model {name[:100]!r} is unknown" if isinstance(name, str) else "model is no text"
-
-
-def _with_thinking(given: Any, profile: SamplingProfile) -> dict[str, Any]:
-    if given is not None and not isinstance(given, dict):
-        raise BadRequest("chat_template_kwargs is no object")
-    return {**(given or {}), "enable_thinking": profile.enable_thinking}
 
 
 class BodyChange(Protocol):
