@@ -22,7 +22,7 @@ def convert(gguf: Path, out: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
     # transformers refuses to save what it believes to be quantised still
-    del model.config.quantization_config
+    model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer = None
     model.is_quantized = False
     model.config.architectures = ["LlamaForCausalLM"]
