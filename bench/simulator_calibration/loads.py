@@ -111,7 +111,11 @@ def _server(folder: Path, run: dict[str, Any]) -> ServerFacts:
         int(flags["max-num-seqs"]),
         int(flags["max-num-batched-tokens"]),
         int(blocks[1]),
-        settings_of(flags, flashinfer=flashinfer_of(log, version[1], sampler)),
+        settings_of(
+            flags,
+            flashinfer=flashinfer_of(log, version[1], sampler),
+            drafted=int(json.loads(flags.get("speculative-config", "{}")).get("num_speculative_tokens", 0)),
+        ),
     )
 
 

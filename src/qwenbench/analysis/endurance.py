@@ -16,6 +16,8 @@ import numpy as np
 
 _FLAT = 1.2
 """Lengths whose TTFT is at most so many times the least belong to the floor: single requests scatter by a tenth."""
+_MOSTLY = 0.5
+"""Of the least TTFT: beyond this share what does not depend on the length is most of a short prompt's cost."""
 _LEAST_STRETCH = 3.0
 """A floor is one where the longest prompt on it has at least so many times the tokens of the shortest."""
 
@@ -34,6 +36,8 @@ class PrefillCost:
     """Prompts up to so many tokens cost the floor; None without a floor."""
     at_least: bool = False
     """The longest prompt tried was still on the floor: it reaches further than `same_cost_up_to_tokens`."""
+    fixed_ms: float | None = None
+    """Without a floor: what a prompt costs beside its tokens, where the line through all lengths meets zero tokens."""
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "sentence": self.sentence()}
@@ -45,10 +49,15 @@ class PrefillCost:
                     f"what a prompt costs by its length cannot be told: TTFT at one stream scattered from "
                     f"{min(self.ttft_ms):.0f} to {max(self.ttft_ms):.0f} ms without growing with the prompt"
                 )
+            each = f"{1000 * self.ms_per_token:.0f} ms per 1,000 tokens"
+            if self.fixed_ms is not None and self.fixed_ms > _MOSTLY * min(self.ttft_ms):
+                return (
+                    f"a step that carries a prompt takes about {self.fixed_ms:.0f} ms on this machine and {each}: "
+                    "short prompts cost mostly the host's time (up to which length cannot be told: the times scatter)"
+                )
             return (
-                f"from {self.lengths[0]:,} tokens on a longer prompt takes longer, {1000 * self.ms_per_token:.0f} ms "
-                "per 1,000 tokens: no length is seen under which prompts cost the same (the device's time more than "
-                "the host's)"
+                f"from {self.lengths[0]:,} tokens on a longer prompt takes longer, {each}: no length is seen under "
+                "which prompts cost the same (the device's time more than the host's)"
             )
         reach = f"{self.same_cost_up_to_tokens:,}"
         further = " (and perhaps further)" if self.at_least else ""
@@ -78,8 +87,10 @@ def prefill_cost(measured: Sequence[tuple[int, float]]) -> PrefillCost | None:
     flat = lengths[on_floor]
     told = tuple(int(length) for length in lengths), tuple(round(float(time), 3) for time in times)
     if len(flat) < 2 or flat.max() < _LEAST_STRETCH * flat.min():
-        everything = float(np.polyfit(lengths, times, 1)[0])
-        return PrefillCost(*told, None, everything if everything > 0 else None, None)
+        everything, fixed = (float(number) for number in np.polyfit(lengths, times, 1))
+        if everything <= 0:
+            return PrefillCost(*told, None, None, None)
+        return PrefillCost(*told, None, everything, None, fixed_ms=round(max(fixed, 0.0), 3))
     floor = float(np.median(times[on_floor]))
     return PrefillCost(*told, floor, slope, _reach(lengths, times, on_floor, floor, slope), at_least=not above.any())
 

@@ -181,7 +181,12 @@ class PointMeter:
         return CellResult(row, result.requests, samples, result.texts, dead, lost, silent_s)
 
     def _count_unanswered(self, cell: Cell, result: LoadResult) -> None:
-        """Counts the answers that reached their output limit before they answered: their TTFO is empty."""
+        """Counts the answers that reached their output limit before they answered: their TTFO is empty.
+
+        Not those of random weights, of which none ends a thought: no other setting would change that.
+        """
+        if not self._server.loads.traits.judge_text:
+            return
         columns = [result.requests[name].to_pylist() for name in ("reasoning_chars", "answer_chars", "finish_reason")]
         # a request that failed has no answer to count
         rows = zip(*columns, strict=True)

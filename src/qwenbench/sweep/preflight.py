@@ -224,6 +224,15 @@ def known_problems(
     return sorted(found, key=lambda problem: problem.severity != "refuse")
 
 
+def _missing_folder(model: str) -> Problem | None:
+    """A path as --model, of a server that runs on this host, where nothing is: vLLM would ask the hub for a model of
+    that name after half a minute, and say that the repository does not exist."""
+    if not model.startswith(("/", "./", "../", "~")) or Path(model).expanduser().exists():
+        return None
+    text = f"--model {model}: no such folder on this host."
+    return Problem("model-folder-missing", "refuse", text, "this host's disk")
+
+
 SIMULATED_VERSION = "0.20.2"
 
 
@@ -279,10 +288,11 @@ class Preflight:
             hybrid=self._shape.hybrid if self._shape else False,
             largest_context=self._largest_context(planned),
         )
+        missing = _missing_folder(server.model) if self._launcher == "process" else None
         prediction = planned.prediction.to_json() if planned and planned.prediction else None
         return PreflightResult(
             prediction=prediction,
-            problems=tuple(problems),
+            problems=(missing, *problems) if missing else tuple(problems),
             cannot_start=planned.cannot_start if planned else None,
             unknown=None if prediction is not None else self._why_unknown(server, version),
         )

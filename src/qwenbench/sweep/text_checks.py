@@ -61,7 +61,8 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> Text
     options = sweep.plan.options
     if not server.loads.traits.judge_text:
         sweep.note(
-            "the weights are random (--load-format dummy): no answer is judged; times, memory and scheduling count"
+            "the weights are random (--load-format dummy): no answer is judged and no thought ends, so a profile that "
+            "thinks has no TTFO; times, memory and scheduling count"
         )
         return TextChecks()
     if sweep.site.simulated:

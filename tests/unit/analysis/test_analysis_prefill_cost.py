@@ -62,6 +62,15 @@ def test_where_every_token_counts_there_is_no_floor() -> None:
     assert "no length is seen" in cost.sentence()
 
 
+def test_a_cost_that_hardly_grows_is_the_hosts_although_its_floor_is_lost_in_scatter() -> None:
+    # Two H100s and two servers on one host: the floor is there, its end is not seen.
+    cost = prefill_cost([(127, 91.0), (248, 67.0), (489, 102.0), (946, 109.0), (1896, 105.0), (3816, 195.0)])
+    assert cost is not None
+    assert cost.floor_ms is None
+    assert cost.fixed_ms == pytest.approx(76, abs=3)
+    assert "mostly the host's time" in cost.sentence() and "device" not in cost.sentence()
+
+
 def test_a_floor_that_reaches_past_the_longest_prompt_says_so() -> None:
     cost = prefill_cost([(64, 80.0), (512, 81.0), (2048, 82.0)])
     assert cost is not None

@@ -122,3 +122,15 @@ def test_sequences_beyond_a_drafters_graphs_are_told() -> None:
     assert found.refusal() is None
     assert found.prediction is not None
     assert "16 sequences of 4 rows" in found.prediction["basis"]
+
+
+@pytest.mark.parametrize("model", ["/no/such/folder", "./missing", "~/missing-model"])
+def test_a_model_folder_that_is_not_there_is_refused_before_a_process_starts(model: str) -> None:
+    refusal = preflight("process").check(replace(server(), model=model)).refusal()
+    assert refusal is not None and f"{model}: no such folder" in refusal.evidence
+    # inside a container the path is another one
+    assert preflight("docker").check(replace(server(), model=model)).refusal() is None
+
+
+def test_a_model_folder_that_is_there_is_not_refused(tmp_path: Path) -> None:
+    assert preflight("process").check(replace(server(), model=str(tmp_path))).refusal() is None
