@@ -60,6 +60,8 @@ class PointContext:
     """`closed`, or `poisson`, `gamma`, `constant`, `trace`."""
     seed: int = 0
     simulated: bool = False
+    on_cards: bool = False
+    """It was started on cards that NVML watches, so their memory counts although it is simulated."""
     node: str | None = None
     """The host that the server runs on."""
     machine: str | None = None
@@ -135,7 +137,7 @@ def summarise_point(
     row |= _server(metrics)
     row |= drafting_columns(metrics)
     row |= clock_columns(nvml, window)
-    row |= _cards(server.cards_of(nvml, metrics, context.simulated), window, arrays, context)
+    row |= _cards(server.cards_of(nvml, metrics, context.simulated and not context.on_cards), window, arrays, context)
     row |= _validity(row, _broken_kinds(requests) or context.natural_broken_kinds, context)
     if window is not None:
         row |= _bounds(requests, arrays, metrics, window, context)

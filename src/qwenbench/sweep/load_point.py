@@ -250,6 +250,7 @@ class PointMeter:
             load_shape=load_shape_name(plan.options),
             seed=seed_of(plan, point),
             simulated=self._sweep.site.simulated,
+            on_cards=self._sweep.site.launcher.name in ("process", "docker") and bool(server.hardware.gpus),
             node=server.node,
             machine=server.machine,
             length_controlled=self._length_controlled(cell, result),
