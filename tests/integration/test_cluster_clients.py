@@ -88,7 +88,7 @@ class Timed(LazySessions):
 
 async def test_a_closed_loop_is_full_over_all_nodes_until_there_is_enough(options: SweepOptions) -> None:
     async with truth_server(Timing(20, 5)) as server, nodes(options, 5.0, -3.0) as hosts:
-        clients = RemoteClients(hosts)
+        clients = RemoteClients(hosts, "auto")
         await clients.check(server.base_url)
         spec = LoadSpec(Target(server.base_url), ClosedLoop(7), LazySessions(), enough=Enough(40, 4), processes=1)
         told: list[LoadProgress] = []
@@ -112,7 +112,7 @@ async def test_a_closed_loop_is_full_over_all_nodes_until_there_is_enough(option
 
 async def test_an_open_loop_keeps_to_one_schedule(options: SweepOptions) -> None:
     async with truth_server(Timing(10, 2)) as server, nodes(options, 4.0, 0.0, -4.0) as hosts:
-        result = await RemoteClients(hosts).run(LoadSpec(Target(server.base_url), OpenLoop(50.0), Timed()))
+        result = await RemoteClients(hosts, "auto").run(LoadSpec(Target(server.base_url), OpenLoop(50.0), Timed()))
     rows = result.requests.to_pylist()
     assert sorted(row["session_id"] for row in rows) == sorted(f"s{index}" for index in range(24))
     due = {row["session_id"]: row["scheduled_ns"] - result.started_ns for row in rows}
@@ -122,7 +122,7 @@ async def test_an_open_loop_keeps_to_one_schedule(options: SweepOptions) -> None
 async def test_fewer_streams_than_nodes_leave_nodes_out(options: SweepOptions) -> None:
     async with truth_server(Timing(10, 2)) as server, nodes(options, 0.0, 0.0) as hosts:
         spec = LoadSpec(Target(server.base_url), ClosedLoop(1), [LazySessions()[index] for index in range(3)])
-        result = await RemoteClients(hosts).run(spec)
+        result = await RemoteClients(hosts, "auto").run(spec)
         assert not hosts[1].called
     assert result.requests.num_rows == 3
 
@@ -131,7 +131,8 @@ async def test_fewer_streams_than_nodes_leave_nodes_out(options: SweepOptions) -
 async def test_a_lost_node_makes_the_point_lost_and_ends_the_others(options: SweepOptions, after: str) -> None:
     async with truth_server(Timing(10, 500)) as server, nodes(options, 0.0, 0.0) as hosts:
         hosts[1].gone_after = after
-        result = await RemoteClients(hosts).run(LoadSpec(Target(server.base_url), ClosedLoop(2), LazySessions()))
+        spec = LoadSpec(Target(server.base_url), ClosedLoop(2), LazySessions())
+        result = await RemoteClients(hosts, "auto").run(spec)
         assert result.client_lost == "node1: it died"
         if after == "go":
             assert "stop" in hosts[0].called
@@ -141,17 +142,17 @@ async def test_the_user_stops_all(options: SweepOptions) -> None:
     stop = asyncio.Event()
     async with truth_server(Timing(10, 500)) as server, nodes(options, 0.0, 0.0) as hosts:
         spec = LoadSpec(Target(server.base_url), ClosedLoop(2), LazySessions())
-        result = await RemoteClients(hosts).run(spec, stop=stop, on_progress=lambda _: stop.set())
+        result = await RemoteClients(hosts, "auto").run(spec, stop=stop, on_progress=lambda _: stop.set())
     assert set(result.requests["error"].to_pylist()) == {"cancelled"}
 
 
 async def test_a_server_that_a_node_cannot_reach_and_a_missing_variable_are_one_line(options: SweepOptions) -> None:
     async with nodes(options, 0.0) as hosts:
         with pytest.raises(UsageError, match=r"node node0: it cannot reach http://127\.0\.0\.1:1: .*that every node"):
-            await RemoteClients(hosts).check("http://127.0.0.1:1")
+            await RemoteClients(hosts, "auto").check("http://127.0.0.1:1")
     async with nodes(SweepOptions(header_env={"X-Key": "QWENBENCH_TEST_UNSET"}), 0.0) as hosts:
         with pytest.raises(UsageError, match=r"node node0: .*QWENBENCH_TEST_UNSET is not set"):
-            await RemoteClients(hosts).check()
+            await RemoteClients(hosts, "auto").check()
 
 
 def test_the_error_is_the_worst_nodes_in_each_figure() -> None:

@@ -14,6 +14,7 @@ from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Workload
 from qwenbench.analysis.limits import LimitState
 from qwenbench.analysis.run import Run
+from qwenbench.engine.docker.line import ATTACHED
 
 MIN_REPEATS = 3
 """Repeats, or launches, from which an interval is worth something."""
@@ -174,7 +175,7 @@ def deciding_command(run: Run, missing: Sequence[MissingPoints]) -> str | None:
     """One command that extends the run by all of them."""
     if not missing:
         return None
-    words = ["qwenbench", "sweep", "--resume", str(run.path)]
+    words = _going_on(run)
     measured = {int(value) for value in run.points["concurrency"].dropna()}
     levels = sorted(measured | {point.concurrency for point in missing})
     if set(levels) != measured:
@@ -190,6 +191,19 @@ def deciding_command(run: Run, missing: Sequence[MissingPoints]) -> str | None:
     if launches > max((int(value) for value in run.points["launch"].dropna()), default=1):
         words += ["--relaunch-repeats", str(launches)]
     return " ".join(map(shlex.quote, words))
+
+
+def _going_on(run: Run) -> list[str]:
+    """The command that goes on with a run as it was begun: on the same cluster, against the same server."""
+    words = ["qwenbench", "sweep"]
+    if run.part("options").get("launcher") == ATTACHED:
+        urls = [str(launch["argv"][0]) for launch in run.launches.values() if launch.get("argv")]
+        words = ["qwenbench", "bench", "--url", *(urls[:1] or ["URL"])]
+    words += ["--resume", str(run.path)]
+    cluster = run.part("cluster")
+    for option, name in (("--cluster", "address"), ("--on", "on")):
+        words += [option, str(cluster[name])] if cluster.get(name) else []
+    return words
 
 
 def repeats_to_part(one: Estimate, other: Estimate, once: bool = False) -> int | None:

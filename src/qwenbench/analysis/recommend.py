@@ -21,6 +21,7 @@ from qwenbench.analysis.spread import Spread, spread_of, start_differences, with
 from qwenbench.engine.deployments import find_deployment
 from qwenbench.engine.docker.line import DeployLines, deploy_lines
 from qwenbench.errors import UsageError
+from qwenbench.runfolder.names import AT
 
 EQUAL = 0.01
 """Objectives that differ by less than this share are equal: then the safer configuration wins."""
@@ -157,7 +158,9 @@ def recommend(run: Run, question: Question) -> Answer:
             )
         return Answer(question, None, question.users, {}, None, False, (), None, reasons, nearest, run.simulated)
     winner = _safest(standing)
-    rivals = [c for c in standing if c is not winner]
+    named = winner.config_id.partition(AT)[0]
+    # the same configuration on another machine is no other choice
+    rivals = [c for c in standing if c.config_id.partition(AT)[0] != named]
     doubts = list(doubts_of(winner, rivals, judged, question))
     missing = points_that_decide(winner, rivals, judged, question) if doubts else []
     once = spread.launch > 0 and any(level.launches == 1 for level in winner.levels)
@@ -243,7 +246,7 @@ def _runner_up(
     if second is not None and second.standing == winner.standing:
         return RunnerUp(second.config_id, second.expected, _to_win(winner, second, question))
     other = second or near
-    if other is None or not other.expected or other is winner:
+    if other is None or not other.expected or other.config_id.partition(AT)[0] == winner.config_id.partition(AT)[0]:
         return None
     changes = [_change(state) for state in other.misses if state.value is not None]
     return RunnerUp(

@@ -72,7 +72,7 @@ def client_nodes(address: str, options: SweepOptions, url: str) -> RemoteClients
 
     async def prepare() -> RemoteClients:
         await check_versions(ray, nodes[:wanted])
-        clients = RemoteClients([RayHost(ray, node, options) for node in nodes[:wanted]])
+        clients = RemoteClients([RayHost(ray, node, options) for node in nodes[:wanted]], address)
         await clients.check(url)
         return clients
 

@@ -133,7 +133,8 @@ class _Known:
 class RemoteClients:
     """Nodes that send a load together; the sweep's Clients, and its one Client."""
 
-    def __init__(self, hosts: Sequence[Host]) -> None:
+    def __init__(self, hosts: Sequence[Host], cluster: str) -> None:
+        self.cluster = cluster
         self._known = [_Known(host) for host in hosts]
 
     async def check(self, base_url: str | None = None) -> None:

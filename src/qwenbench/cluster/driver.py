@@ -27,6 +27,7 @@ from qwenbench.sweep.progress import Live, Progress
 from qwenbench.sweep.record import Site, finish
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep
+from qwenbench.sweep.text_checks import canaries_beside_the_first
 
 MOST_LOSSES = 3
 """Losses of one launch without a finished cell between them: then it may be the launch that kills the nodes."""
@@ -78,6 +79,11 @@ class ClusterSweep(Sweep):
         cluster = {name: self._about[name] for name in ("address", "on")}
         finish(self.paths, meta, cluster=cluster, hardware=hardware, versions=versions)
         return await super()._run(meta, slots)
+
+    def _close(self, meta: dict[str, Any]) -> None:
+        for told in canaries_beside_the_first(self.paths, [one.config_id for one in self.plan.configurations]):
+            self.note(told)
+        super()._close(meta)
 
     async def _run_all(self, slots: Sequence[Slot], launches: Sequence[Launch]) -> dict[str, Failure]:
         """Gives the launches to the cluster in their order, as many at a time as it can hold."""

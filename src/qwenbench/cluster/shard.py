@@ -153,7 +153,8 @@ def _other_node(options: SweepOptions, cluster: str, own_id: str, turn: int) -> 
         raise UsageError("--client remote: no other node is left that could send the load.")
     others = [nodes[name] for name in sorted(nodes)]
     others = [node for node in others if not kinds_of(node["Resources"])] or others
-    return _Remote(RemoteClients([RayHost(ray, others[turn % len(others)], options)]), own["NodeManagerAddress"])
+    clients = RemoteClients([RayHost(ray, others[turn % len(others)], options)], cluster)
+    return _Remote(clients, own["NodeManagerAddress"])
 
 
 def run_shard(folder: Path, run_id: str, number: int, cluster: str, node: str) -> dict[str, Any]:

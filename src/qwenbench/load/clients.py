@@ -30,6 +30,10 @@ class Client(Protocol):
 class Clients(Protocol):
     """The machines that a sweep's loads come from."""
 
+    @property
+    def cluster(self) -> str | None:
+        """The address of the cluster that they are of; None: they are of none."""
+
     def client(self) -> AbstractAsyncContextManager[Client]:
         """A client for one server at a time."""
 
@@ -42,6 +46,8 @@ class Clients(Protocol):
 
 class OwnClients:
     """This machine."""
+
+    cluster = None
 
     def client(self) -> AbstractAsyncContextManager[Client]:
         """See Clients."""

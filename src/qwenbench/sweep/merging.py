@@ -126,34 +126,6 @@ def merge(runs: Sequence[Path], out: Path) -> Merged:
     return merged
 
 
-def take(
-    shard: Path, run: RunPaths, recorder: Recorder, config_id: str | None = None, launch: int | None = None
-) -> list[Cell]:
-    """Takes what a shard has finished and the run lacks: cells with their files, and their launches' files.
-
-    `shard` is a run folder of a part of the same plan with the same names of configurations, which may still be
-    written to; `recorder` is the run's, whose lock the caller holds. `config_id` and `launch` keep to one
-    configuration and one launch. Returns the cells that were taken. Taking again takes what has come since; a cell that
-    the run has is never taken twice, and of a launch made twice the later one's files stand.
-    Raises UsageError for a damaged journal, OSError for files that cannot be copied.
-    """
-    source = RunPaths(shard)
-    entries = [
-        entry
-        for entry in Journal(source.journal).entries()
-        if config_id in (None, entry.config) and launch in (None, entry.launch)
-    ]
-    for config, number, folder in launch_folders(source):
-        if config_id in (None, config) and launch in (None, number):
-            _take_launch(folder, run.server(config, number))
-    new = [entry for entry in entries if not recorder.is_done(Cell.of_row(entry.point))]
-    for entry in new:
-        recorder.adopt(source, entry)
-    if new:
-        recorder.write_points()
-    return [Cell.of_row(entry.point) for entry in new]
-
-
 def _take_launch(source: Path, target: Path) -> None:
     """The files of a launch: of two that have one number the later one's stand, the other's log is kept beside them."""
     ours, theirs = _started_ns(target), _started_ns(source)

@@ -307,6 +307,8 @@ class Sweep:
 
     def _finish(self, meta: dict[str, Any]) -> None:
         interrupted = self.stop.is_set()
+        if self.clients.cluster is not None:
+            meta["cluster"] = {"address": self.clients.cluster, "on": None}
         masker = masker_of(self.plan.options)
         finish(
             self.paths,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from qwenbench.errors import RunError
 from qwenbench.load.clients import Client
 from qwenbench.load.spec import ClosedLoop, LoadSpec
 from qwenbench.processes import command_line
+from qwenbench.runfolder.damage import object_or_none
 from qwenbench.runfolder.files import write_json
+from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.requests import seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import REQUESTS, natural_pass
@@ -128,6 +130,24 @@ async def _natural_answers(
     )
     result = await client.run(spec, stop=sweep.stop, limit=server.questions.limit)
     return [row for row in result.requests["broken"].to_pylist() if row is not None]
+
+
+def canaries_beside_the_first(paths: RunPaths, config_ids: Iterable[str]) -> Iterator[str]:
+    """Holds the canaries of launches that were made apart against the first configuration's, in canary.json too; what
+    there is to tell, a line each."""
+    first: CanaryResult | None = None
+    for config_id in config_ids:
+        path = paths.server(config_id) / "canary.json"
+        record: dict[str, Any] | None = object_or_none(path, "its canary is missing")
+        if record is None:
+            continue
+        result = CanaryResult(**{key.name: record[key.name] for key in fields(CanaryResult)})
+        if first is None:
+            first = result
+            continue
+        same = agreement(first, result)
+        write_json(path, {**record, "agreement_with_first": same})
+        yield f"{config_id}: canary answers {same:.0%} as the first configuration"
 
 
 async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:

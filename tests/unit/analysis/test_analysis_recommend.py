@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,32 @@ def test_repeats_of_one_launch_do_not_hide_the_spread(tmp_path: Path) -> None:
     assert not answer.decided and "undecided against cap16" in answer.doubts[0]
     again = [other | {"launch": launch} for other in rows for launch in (1, 2, 3)]
     assert ask(tmp_path, again, users=8).decided  # three launches of each that agree: the run's own spread
+
+
+def test_the_command_that_decides_goes_on_where_the_run_was_made(tmp_path: Path) -> None:
+    rows = repeats("cap16", 8, output_tokens_per_s=[1000, 1040, 960]) + repeats(
+        "cap32", 8, output_tokens_per_s=[1030, 1070, 990]
+    )
+    cluster = {"address": "ray://head:10001", "on": "rtx-5090"}
+    answer = recommend(plant(tmp_path / "run", rows, cluster=cluster), Question(users=8))
+    where = f"--resume {tmp_path / 'run'} --cluster ray://head:10001 --on rtx-5090 --relaunch-repeats 30"
+    assert answer.command == f"qwenbench sweep {where}"
+    attached = plant(tmp_path / "bench", rows, options={"launcher": "url"}, cluster={"address": "auto", "on": None})
+    attached = replace(attached, launches={"cap16": {"argv": ["http://host:8000"]}})
+    begun = f"qwenbench bench --url http://host:8000 --resume {tmp_path / 'bench'} --cluster auto "
+    assert recommend(attached, Question(users=8)).command.startswith(begun)
+
+
+def test_the_same_configuration_on_another_machine_is_no_rival(tmp_path: Path) -> None:
+    rows = [
+        {**one, "machine": machine}
+        for machine, more in (("fast", 100), ("slow", 0))
+        for name, tokens in (("cap16", 1000), ("cap32", 500))
+        for one in repeats(name, 8, output_tokens_per_s=[tokens + more, tokens + more + 3, tokens + more + 6])
+    ]
+    answer = ask(tmp_path, rows, users=8)
+    assert (answer.config_id, answer.runner_up.config_id) == ("cap16@fast", "cap32@fast")
+    assert not any("cap16@slow" in doubt for doubt in answer.doubts)
 
 
 def test_the_simulator_plays_no_spread_unless_told(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qwenbench.sweep import merging
 from qwenbench.sweep.extension import known_configurations, stored_options
 from qwenbench.sweep.hardware import find_hardware
 from qwenbench.sweep.load_point import CellResult, Samples
-from qwenbench.sweep.merging import merge, take
+from qwenbench.sweep.merging import merge
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan, make_plan
 from qwenbench.sweep.record import Recorder, Site, begin, describe, launches_of
@@ -201,25 +201,6 @@ def test_a_merge_that_was_killed_leaves_no_run_and_the_next_one_is_whole(
     assert not (tmp_path / "joined").exists()
     assert merge([one.root, two.root], tmp_path / "joined").cells == 4
     assert not list(tmp_path.glob(".*merging"))
-
-
-def test_taking_from_a_shard_is_taking_what_is_new_once(tmp_path: Path) -> None:
-    run = shard(tmp_path / "run", ["nothing of it"], capture=(16, 32))
-    part = shard(tmp_path / "part", ["cap16"], capture=(16, 32), host="two")
-    recorder = Recorder(run, ())
-    taken = take(part.root, run, recorder, "cap16-seq16", 1)
-    assert [cell.cell_id for cell in taken] == cells(part) == cells(run)
-    assert take(part.root, run, recorder) == []
-    assert launches_of(run)[0]["node"] == "two"
-    assert len(load_run(run.root).points) == 2
-    # the launch was made again elsewhere, later: its files stand, the first one's log is kept
-    again = shard(tmp_path / "again", ["cap16"], capture=(16, 32), host="three", started_ns=2, repeats=2)
-    new = take(again.root, run, recorder)
-    assert [cell.point.repeat for cell in new] == [2, 2], "what is finished is never taken twice"
-    logs = sorted(path.read_text() for path in run.server("cap16-seq16").glob("server*.log"))
-    assert logs == ["log of three\n", "log of two\n"]
-    assert take(part.root, run, recorder) == []
-    assert launches_of(run)[0]["node"] == "three"
 
 
 def test_figures_of_unlike_machines_are_kept_apart_everywhere(tmp_path: Path) -> None:
