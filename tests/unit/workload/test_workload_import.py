@@ -220,6 +220,14 @@ def test_import_names_what_it_leaves_out(tmp_path: Path, row: dict[str, Any], re
     assert "a.jsonl, row 2: " in first
 
 
+def test_import_reads_rows_of_several_formats_in_one_file(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b", "output_tokens": 7}, {"messages": [{"role": "User", "content": "c"}]}]
+    tally = Tally()
+    prompts = _prompts(_written(tmp_path / "a.jsonl", [*rows, {"id": "x"}]), tally=tally)
+    assert [(one.turns[0].user, one.output_tokens) for one in prompts] == [("a", None), ("b", 7), ("c", None)]
+    assert list(tally.unusable) == ["column 'messages' is missing (UltraChat has it; this row has id)."]
+
+
 @pytest.mark.parametrize("ending", ["jsonl", "json"])
 def test_import_refuses_a_line_of_200_mb_without_reading_it_whole(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"

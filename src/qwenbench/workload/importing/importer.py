@@ -136,7 +136,7 @@ class Source:
     label: str
     """Provenance: the dataset's id and revision, or the name of the file or folder."""
     form: RowFormat | None = None
-    """None: told by the columns of the first row."""
+    """None: told by the columns of each row."""
     licence: str | None = None
 
 
@@ -177,7 +177,7 @@ def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Ta
     for row in (row for path in source.paths for row in read_rows(path, skip)):
         tally.read += 1
         try:
-            form = form or detect_format(row)
+            form = source.form or detect_format(row, form)
             content = content_of(row, form)
         except UsageError as problem:
             skip(problem)

@@ -166,7 +166,7 @@ def _message(message: Any, where: str) -> tuple[str, str]:
         content = _text_of_parts(content, where)
     if not isinstance(role, str) or not isinstance(content, str):
         raise UsageError(f"{where}: role and content must be text.")
-    return _ROLES.get(role.lower(), role), content.strip()
+    return _ROLES.get(role.lower(), role.lower()), content.strip()
 
 
 _ROLES = {
@@ -236,11 +236,13 @@ def find_format(name: str) -> RowFormat:
     return FORMATS[name]
 
 
-def detect_format(row: DatasetRow) -> RowFormat:
-    """The first format whose columns the row has. Raises UsageError that shows the columns."""
+def detect_format(row: DatasetRow, before: RowFormat | None = None) -> RowFormat:
+    """The first format whose columns the row has, else that of the rows before. Raises UsageError with the columns."""
     for one in FORMATS.values():
         if all(column in row.values for column in one.columns):
             return one
+    if before is not None:
+        return before
     wanted = "; ".join(f"{one.name}: {', '.join(one.columns)}" for one in FORMATS.values())
     raise UsageError(f"{row.where}: columns {', '.join(map(str, row.values)) or '(none)'} fit no format ({wanted}).")
 
@@ -250,7 +252,7 @@ def content_of(row: DatasetRow, form: RowFormat) -> Content | None:
     missing = [column for column in form.columns if column not in row.values]
     if missing:
         has = ", ".join(map(str, row.values)) or "(none)"
-        raise UsageError(f"{row.where}: column {missing[0]!r} is missing (a {form.title} row; it has {has}).")
+        raise UsageError(f"{row.where}: column {missing[0]!r} is missing ({form.title} has it; this row has {has}).")
     try:
         return form.read(row)
     except ValidationError as error:
