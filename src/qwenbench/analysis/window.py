@@ -122,7 +122,7 @@ def _open(
 ) -> Window | None:
     """The schedule of session starts without its ramp: as long as it was set, else to just past the last arrival.
 
-    None when nothing was completed in it: a rate would be 0 though answers came.
+    None when fewer than three requests were completed in it: no rate comes of one or two.
     """
     arrivals, _ = _session_spans(requests)
     begin = schedule_start_ns if schedule_start_ns is not None else int(arrivals.min())
@@ -132,4 +132,5 @@ def _open(
     window = Window("steady", start, end)
     if end - start <= 1 or not window.holds_start(requests.begin_ns).any():
         return None
-    return window if (window.holds_end(requests.ended_ns) & requests.ok).any() else None
+    completions = int((window.holds_end(requests.ended_ns) & requests.ok).sum())
+    return window if completions >= MIN_COMPLETIONS_PER_STREAM else None

@@ -94,6 +94,14 @@ def test_open_loop_is_the_schedule_without_its_ramp() -> None:
     assert window_of(arrays(rows), "poisson", None, ramp_s=1.0).kind == "whole"
 
 
+@pytest.mark.parametrize(("inside", "kind"), [(0, "whole"), (1, "whole"), (2, "whole"), (3, "steady")])
+def test_one_or_two_completions_make_no_rate(inside: int, kind: str) -> None:
+    ends = [500] * inside + [2000] * (4 - inside)
+    rows = [request(10 * i, end, scheduled_ns=at_ms(10 * i)) for i, end in enumerate(ends)]
+    window = window_of(arrays([*rows, request(600, 2000, scheduled_ns=at_ms(600))]), "trace", None)
+    assert window is not None and window.kind == kind
+
+
 @given(
     spans=st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), min_size=1, max_size=25),
     needed=st.integers(1, 6),
