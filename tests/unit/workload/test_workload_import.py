@@ -221,7 +221,11 @@ def test_import_names_what_it_leaves_out(tmp_path: Path, row: dict[str, Any], re
 
 
 def test_import_reads_rows_of_several_formats_in_one_file(tmp_path: Path) -> None:
-    rows = [{"prompt": "a"}, {"prompt": "b", "output_tokens": 7}, {"messages": [{"role": "User", "content": "c"}]}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "a"},
+        {"prompt": "b", "output_tokens": 7},
+        {"messages": [{"role": "User", "content": "c"}]},
+    ]
     tally = Tally()
     prompts = _prompts(_written(tmp_path / "a.jsonl", [*rows, {"id": "x"}]), tally=tally)
     assert [(one.turns[0].user, one.output_tokens) for one in prompts] == [("a", None), ("b", 7), ("c", None)]
