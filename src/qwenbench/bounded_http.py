@@ -48,6 +48,23 @@ def server_base(url: str) -> str:
     return url.rstrip("/")
 
 
+def tokenize_question(model: str | None, text: str) -> dict[str, Any]:
+    """What /tokenize is asked: vLLM and SGLang read `prompt`, llama.cpp `content`, TGI `inputs`."""
+    question = {"prompt": text, "content": text, "inputs": text, "add_special_tokens": False}
+    return question if model is None else {"model": model, **question}
+
+
+def tokens_told(answer: object) -> int | None:
+    """The tokens in an answer of /tokenize: vLLM's `count`, llama.cpp's list under `tokens`, TGI's list with places."""
+    tokens = answer.get("tokens") if isinstance(answer, Mapping) else answer
+    count = answer.get("count") if isinstance(answer, Mapping) else None
+    if count is None and isinstance(tokens, list):
+        # TGI adds the tokenizer's begin of text, which stands for no text
+        places = [one for one in tokens if isinstance(one, Mapping) and one.get("start") != one.get("stop")]
+        count = len(places or tokens)
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 < count < 10**9 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A server's answer, of whatever status but a redirect."""

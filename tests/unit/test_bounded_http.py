@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.bounded_http import NoReplyError, Questions, WaitLimit, server_base
+from qwenbench.bounded_http import NoReplyError, Questions, WaitLimit, server_base, tokens_told
 from qwenbench.server_words import error_message, visible
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -60,6 +60,23 @@ async def endless(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None
 
 async def silent(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
     await reader.read()  # until the other side gives up
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens"),
+    [
+        ({"count": 3, "max_model_len": 64, "tokens": [5, 6, 7]}, 3),  # vLLM
+        ({"tokens": [5, 6]}, 2),  # llama.cpp
+        ({"tokens": [{"id": 5, "piece": "a"}, {"id": 6, "piece": "b"}]}, 2),  # llama.cpp, with_pieces
+        ([{"id": 1, "text": "", "start": 0, "stop": 0}, {"id": 5, "text": "a", "start": 0, "stop": 1}], 1),  # TGI
+        ([{"id": 1, "text": "", "start": 0, "stop": 0}] * 2, 2),  # TGI, a tokenizer without places
+        ([], None),
+        ({"error": "no"}, None),
+        ({"count": True}, None),
+    ],
+)
+def test_each_servers_count_of_tokens(answer: object, tokens: int | None) -> None:
+    assert tokens_told(answer) == tokens
 
 
 @pytest.mark.parametrize("base", ["http://h:8000", "https://models", "http://v1", "http://h/serve/x"])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import aiohttp
 
-from qwenbench.bounded_http import NoReplyError, Questions, Reply, WaitLimit
+from qwenbench.bounded_http import NoReplyError, Questions, WaitLimit, tokenize_question, tokens_told
 from qwenbench.load.records import Digest
 from qwenbench.load.spec import Target
 
@@ -17,24 +17,12 @@ _TOGETHER = 64
 
 async def text_tokens(questions: Questions, model: str, texts: Sequence[str]) -> list[int | None]:
     """Tokens of each text by the server's /tokenize; None where it gives no count, for all where it has none."""
-    # vLLM and SGLang read `prompt`, llama.cpp `content`, TGI `inputs`
-    bodies = [
-        {"model": model, "prompt": text, "content": text, "inputs": text, "add_special_tokens": False} for text in texts
-    ]
     try:
-        replies = await questions.ask_many("/tokenize", bodies)
+        replies = await questions.ask_many("/tokenize", [tokenize_question(model, text) for text in texts])
     except NoReplyError:
         replies = []
-    return [*map(_count, replies), *[None] * (len(texts) - len(replies))]
-
-
-def _count(reply: Reply | None) -> int | None:
-    document = reply.json() if reply is not None and reply.status == 200 else None
-    tokens = document.get("tokens") if isinstance(document, dict) else document
-    count = document.get("count") if isinstance(document, dict) else None
-    if count is None and isinstance(tokens, list):
-        count = len(tokens)
-    return count if isinstance(count, int) and not isinstance(count, bool) and 0 < count < 10**9 else None
+    counts = [tokens_told(reply.json()) if reply is not None and reply.status == 200 else None for reply in replies]
+    return [*counts, *[None] * (len(texts) - len(replies))]
 
 
 async def count_unknown(digests: Sequence[Digest], target: Target, model: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from qwenbench.bounded_http import server_base
+from qwenbench.bounded_http import server_base, tokenize_question, tokens_told
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.files import replacing
 from qwenbench.workload.importing.dataset_files import read_rows
@@ -107,19 +107,20 @@ def from_server(base_url: str, model: str | None, headers: dict[str, str] | None
     opener = urllib.request.build_opener(_NoRedirect)
 
     def count(text: str) -> int:
-        body: dict[str, Any] = {"prompt": text, "add_special_tokens": False}
-        if model:
-            body["model"] = model
+        body = orjson.dumps(tokenize_question(model, text))
         request = urllib.request.Request(
-            f"{base}/tokenize", orjson.dumps(body), {"Content-Type": "application/json", **(headers or {})}
+            f"{base}/tokenize", body, {"Content-Type": "application/json", **(headers or {})}
         )
         try:
             with opener.open(request, timeout=TIMEOUT_S) as response:
-                return int(orjson.loads(response.read(_MOST_BYTES))["count"])
+                tokens = tokens_told(orjson.loads(response.read(_MOST_BYTES)))
         except urllib.error.HTTPError as error:
             raise UsageError(f"--url {base_url}: /tokenize answered HTTP {error.code}; give --tokenizer.") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise UsageError(f"--url {base_url}: /tokenize gave no count: {error}.") from error
+        if tokens is None and text:
+            raise UsageError(f"--url {base_url}: /tokenize gave no count; give --tokenizer.")
+        return tokens or 0
 
     count("hello")
     return TokenCounter(count, "/tokenize of the server")
