@@ -370,9 +370,7 @@ def _rest_of(
 def _graphs_scale_of(shape: ModelShape) -> float:
     """Graphs of a model with more and wider layers than the seed's are larger in proportion, as far as known."""
     widths, seed = shape.widths, SEED_SHAPE.widths
-    if widths is None or seed is None:
-        return 1.0
-    return (shape.layers * widths.hidden) / (SEED_SHAPE.layers * seed.hidden)
+    return 1.0 if widths is None or seed is None else shape.layers * widths.hidden / (SEED_SHAPE.layers * seed.hidden)
 
 
 def _same_release(seen: str | None, asked: str) -> bool:

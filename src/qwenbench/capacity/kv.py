@@ -112,15 +112,11 @@ def with_drafter(shape: ModelShape, drafter: Drafter | None, own: ModelShape | N
 
 def _joined(main: tuple[AttentionLayers, ...], drafter: tuple[AttentionLayers, ...]) -> tuple[AttentionLayers, ...]:
     """Layers of one kind stand in one group, whichever model they belong to."""
-    joined = list(main)
-    for added in drafter:
-        for index, layers in enumerate(joined):
-            if replace(layers, count=0) == replace(added, count=0):
-                joined[index] = replace(layers, count=layers.count + added.count)
-                break
-        else:
-            joined.append(added)
-    return tuple(joined)
+    counts: dict[AttentionLayers, int] = {}
+    for layers in (*main, *drafter):
+        kind = replace(layers, count=0)
+        counts[kind] = counts.get(kind, 0) + layers.count
+    return tuple(replace(kind, count=count) for kind, count in counts.items())
 
 
 GIB = 1 << 30
@@ -237,7 +233,8 @@ def kv_layout(
             f"({state_bytes} bytes): the block size and the model do not belong together"
         )
     counts = [layers.count for layers in shape.attention] + [states.count for states in shape.states]
-    per_group = _layers_per_group(counts, padding_ratio)
+    # vLLM's rule: the smallest count of a kind, or the largest where padding to it wastes little
+    per_group = max(counts) if max(counts) < min(counts) * padding_ratio else min(counts)
     groups: list[KvGroup] = []
     for layers, size in zip(shape.attention, token_bytes, strict=True):
         if page % size:
@@ -375,9 +372,3 @@ def _state_blocks(mode: str, speculative: int) -> int:
     if mode in ("none", ""):
         return 1 + speculative
     raise UsageError(f"mamba cache mode {mode!r}: its blocks per request are not known here (none, align are)")
-
-
-def _layers_per_group(counts: list[int], padding_ratio: float) -> int:
-    """vLLM's rule: the smallest count of a kind, or the largest where padding to it wastes little."""
-    smallest, largest = min(counts), max(counts)
-    return largest if largest < smallest * padding_ratio else smallest

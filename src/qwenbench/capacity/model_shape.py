@@ -258,13 +258,8 @@ def _state_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -> tu
 
 
 SEED_MODEL = "ig1/Qwen3.5-9B-NVFP4"
-SEED_WEIGHTS = Weights(
-    9.71,
-    0.86,
-    0.13,
-    0.005,
-    "printed by vLLM 0.20.2 and 0.26.0 (10.57 GiB, 9.71 without the vision part, 10.70 with MTP)",
-)
+_PRINTED = "printed by vLLM 0.20.2 and 0.26.0 (10.57 GiB, 9.71 without the vision part, 10.70 with MTP)"
+SEED_WEIGHTS = Weights(9.71, 0.86, 0.13, 0.005, _PRINTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,26 +352,20 @@ _QUANTISED = re.compile(
 )
 
 
-def _base_name(model: str) -> tuple[str, bool]:
-    """The name without organisation and quantisation, and whether it carried one."""
-    name = model.rstrip("/").split("/")[-1].lower()
-    base = _QUANTISED.sub("", name)
-    return base, base != name
-
-
 def known_shape(model: str) -> ModelShape | None:
     """The built-in shape of a model name, None when there is none (then a config.json is needed).
 
     A quantised checkpoint has its base model's shape; what its weights take is known for the seed's only.
     """
-    base, quantised = _base_name(model)
+    name = model.rstrip("/").split("/")[-1].lower()
+    base = _QUANTISED.sub("", name)
     found = next((known for known in KNOWN_MODELS if base in known.names), None)
     if found is None:
         return None
     shape = ModelShape.from_hf_config(found.config, model)
-    if model.rstrip("/").split("/")[-1].lower() == SEED_MODEL.rsplit("/", maxsplit=1)[-1].lower():
+    if name == SEED_MODEL.rpartition("/")[2].lower():
         return replace(shape, weights=SEED_WEIGHTS)
-    if quantised and "bf16" not in model.lower():
+    if base != name and "bf16" not in model.lower():
         base_model = found.names[0]
         why = f"{base_model}'s shape is built in, but not how {model} is quantised: give its folder or config.json"
         return replace(shape, weights=None, weights_unknown=why)

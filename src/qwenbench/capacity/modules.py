@@ -75,20 +75,20 @@ def _attention(body: Mapping[str, Any], prefix: str, kind: str) -> Iterator[Modu
         nope, value = body["qk_nope_head_dim"], body["v_head_dim"]
         query = body.get("q_lora_rank")
         if query:
-            yield Module(f"{name}.q_a_proj", float(hidden * query))
-        yield Module(f"{name}.q_b_proj", float((query or hidden) * heads * (nope + rope)))
-        yield Module(f"{name}.kv_a_proj_with_mqa", float(hidden * (rank + rope)))
-        yield Module(f"{name}.kv_b_proj", float(rank * heads * (nope + value)))
-        yield Module(f"{name}.o_proj", float(heads * value * hidden))
+            yield Module(f"{name}.q_a_proj", hidden * query)
+        yield Module(f"{name}.q_b_proj", (query or hidden) * heads * (nope + rope))
+        yield Module(f"{name}.kv_a_proj_with_mqa", hidden * (rank + rope))
+        yield Module(f"{name}.kv_b_proj", rank * heads * (nope + value))
+        yield Module(f"{name}.o_proj", heads * value * hidden)
         return
     wide = kind == "full_attention" and body.get("global_head_dim")
     head_dim = body["global_head_dim"] if wide else body.get("head_dim") or hidden // heads
     kv_heads = (wide and body.get("num_global_key_value_heads")) or body.get("num_key_value_heads") or heads
-    yield Module(f"{name}.q_proj", float(hidden * head_dim * heads * (2 if body.get("attn_output_gate") else 1)))
-    yield Module(f"{name}.k_proj", float(hidden * head_dim * kv_heads))
+    yield Module(f"{name}.q_proj", hidden * head_dim * heads * (2 if body.get("attn_output_gate") else 1))
+    yield Module(f"{name}.k_proj", hidden * head_dim * kv_heads)
     if not (wide and body.get("attention_k_eq_v")):
-        yield Module(f"{name}.v_proj", float(hidden * head_dim * kv_heads))
-    yield Module(f"{name}.o_proj", float(heads * head_dim * hidden))
+        yield Module(f"{name}.v_proj", hidden * head_dim * kv_heads)
+    yield Module(f"{name}.o_proj", heads * head_dim * hidden)
 
 
 def _delta_net(body: Mapping[str, Any], prefix: str) -> Iterator[Module]:
@@ -96,11 +96,11 @@ def _delta_net(body: Mapping[str, Any], prefix: str) -> Iterator[Module]:
     keys = body["linear_num_key_heads"] * body["linear_key_head_dim"]
     values = heads * body["linear_value_head_dim"]
     name = f"{prefix}.linear_attn"
-    yield Module(f"{name}.in_proj_qkv", float(hidden * (2 * keys + values)))
-    yield Module(f"{name}.in_proj_z", float(hidden * values))
-    yield Module(f"{name}.in_proj_a", float(hidden * heads))
-    yield Module(f"{name}.in_proj_b", float(hidden * heads))
-    yield Module(f"{name}.out_proj", float(values * hidden))
+    yield Module(f"{name}.in_proj_qkv", hidden * (2 * keys + values))
+    yield Module(f"{name}.in_proj_z", hidden * values)
+    yield Module(f"{name}.in_proj_a", hidden * heads)
+    yield Module(f"{name}.in_proj_b", hidden * heads)
+    yield Module(f"{name}.out_proj", values * hidden)
     yield Module(f"{name}.conv1d", float((2 * keys + values) * body["linear_conv_kernel_dim"]), linear=False)
 
 
@@ -124,7 +124,7 @@ def _mlp(body: Mapping[str, Any], prefix: str, index: int) -> Iterator[Module]:
 
 def _gated(name: str, hidden: int, width: int) -> Iterator[Module]:
     for part in ("gate_proj", "up_proj", "down_proj"):
-        yield Module(f"{name}.{part}", float(hidden * width))
+        yield Module(f"{name}.{part}", hidden * width)
 
 
 def _drafter(body: Mapping[str, Any]) -> Iterator[Module]:

@@ -156,18 +156,13 @@ def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Ca
     )
 
 
-def capture_price_gib(target: Target, smaller: int, calibration: Calibration) -> float:
-    """KV memory that this capture costs against a smaller one, GiB."""
-    scale, rows = calibration.graphs_scale, target.rows_per_sequence
-    larger = graphs_gib(target.capture, target.max_num_seqs, scale, rows)
-    return larger - graphs_gib(smaller, target.max_num_seqs, scale, rows)
-
-
 def capture_gain_of(target: Target, prompt_tokens: int, smaller: int, calibration: Calibration) -> str | None:
     """What this capture gives prompts that fit under it against its price in KV; None where none was measured."""
     if capture_gain(prompt_tokens, target.capture) is None or smaller >= min(prompt_tokens, target.capture):
         return None
-    words = capture_gain_words(capture_price_gib(target, smaller, calibration))
+    scale, rows = calibration.graphs_scale, target.rows_per_sequence
+    larger, less = (graphs_gib(capture, target.max_num_seqs, scale, rows) for capture in (target.capture, smaller))
+    words = capture_gain_words(larger - less)
     return (
         f"prompts of {prompt_tokens:,} tokens fit under capture {target.capture:,} and not under {smaller:,}: {words}"
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -94,13 +94,8 @@ def count_weights(config: Mapping[str, Any]) -> Weights:
         raise WeightsUnknown(f"config.json lacks {error} to count the weights") from None
     except ValueError as error:
         raise WeightsUnknown(str(error)) from None
-    return Weights(
-        sizes["text"] / GIB,
-        sizes["vision"] / GIB,
-        sizes["drafter"] / GIB,
-        COUNT_ERROR,
-        f"counted from config.json ({scheme.name})",
-    )
+    text, vision, drafter = (size / GIB for size in sizes.values())
+    return Weights(text, vision, drafter, COUNT_ERROR, f"counted from config.json ({scheme.name})")
 
 
 def weights_from_headers(headers: Iterable[Mapping[str, Any]], source: str) -> Weights:
@@ -122,7 +117,8 @@ def weights_from_headers(headers: Iterable[Mapping[str, Any]], source: str) -> W
             sizes["drafter" if _DRAFTER.search(name) else "vision" if _VISION.search(name) else "text"] += size
     if not any(sizes.values()):
         raise WeightsUnknown(f"{source}: no tensor in it")
-    return Weights(sizes["text"] / GIB, sizes["vision"] / GIB, sizes["drafter"] / GIB, FILES_ERROR, source)
+    text, vision, drafter = (size / GIB for size in sizes.values())
+    return Weights(text, vision, drafter, FILES_ERROR, source)
 
 
 class _Scheme:
@@ -211,10 +207,10 @@ def _compressed_tensors(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
 def _modelopt(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
     layers = quantization.get("quantized_layers")
     if isinstance(layers, Mapping) and layers:
-        groups: _Groups = []
-        for name, layer in layers.items():
-            groups.append(([str(name)], _algorithm(layer.get("quant_algo") if isinstance(layer, Mapping) else layer)))
-        return "ModelOpt mixed precision", groups
+        named = {
+            name: layer.get("quant_algo") if isinstance(layer, Mapping) else layer for name, layer in layers.items()
+        }
+        return "ModelOpt mixed precision", [([str(name)], _algorithm(form)) for name, form in named.items()]
     if quantization.get("config_groups"):
         name, groups = _compressed_tensors(quantization)
         return name.replace("compressed-tensors", "ModelOpt"), groups
@@ -245,18 +241,11 @@ def _bitsandbytes(quantization: Mapping[str, Any]) -> tuple[str, _Groups]:
     return f"bitsandbytes {8 if eight else 4} bit", [(["Linear"], _FP8 if eight else _Format(4, 64, 1.0))]
 
 
-_READERS = {
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], tuple[str, _Groups]]] = {
     "compressed-tensors": _compressed_tensors,
-    "modelopt": _modelopt,
-    "modelopt_fp4": _modelopt,
-    "modelopt_mixed": _modelopt,
-    "fp8": lambda _: ("FP8", [(["Linear"], _FP8)]),
-    "fbgemm_fp8": lambda _: ("FP8", [(["Linear"], _FP8)]),
-    "awq": _grouped,
-    "gptq": _grouped,
-    "auto-round": _grouped,
-    "auto_round": _grouped,
-    "intel/auto-round": _grouped,
+    **dict.fromkeys(("modelopt", "modelopt_fp4", "modelopt_mixed"), _modelopt),
+    **dict.fromkeys(("fp8", "fbgemm_fp8"), lambda _: ("FP8", [(["Linear"], _FP8)])),
+    **dict.fromkeys(("awq", "gptq", "auto-round", "auto_round", "intel/auto-round"), _grouped),
     "mxfp4": lambda _: ("MXFP4 experts", [(["re:.*experts.*"], _MXFP4)]),
     "bitsandbytes": _bitsandbytes,
 }

@@ -107,10 +107,9 @@ class StreamAnswer(_Answer):
     def __init__(self, asked: GenerationRequest, request: LiveRequest, *rest: Any, **options: Any) -> None:
         super().__init__(asked, request, *rest, **options)
         self._plain = not (asked.continuous_usage or asked.return_token_ids)
-        kind = "chat.completion.chunk" if asked.chat else "text_completion"
         self._head: dict[str, Any] = {
             "id": request.request_id,
-            "object": kind,
+            "object": "chat.completion.chunk" if asked.chat else "text_completion",
             "created": self.created,
             "model": asked.model,
         }
@@ -211,35 +210,27 @@ class WholeAnswer(_Answer):
         self._thought.append(thought or "")
         self._said.append(said or "")
         if request.ended:
-            body = self._chat_body() if self.asked.chat else self._completion_body()
-            body["usage"] = self.usage(number)
+            body = {**self._body(), "usage": self.usage(number)}
             self._connection.respond(200, json.dumps(body, separators=(",", ":")).encode())
 
     def failed(self, message: str) -> None:
         """The engine died."""
         self._connection.respond(500, _error(message))
 
-    def _body(self, kind: str, choice: dict[str, Any]) -> dict[str, Any]:
+    def _body(self) -> dict[str, Any]:
+        said = "".join(self._said)
+        choice: dict[str, Any] = {"index": 0, "text": said}
+        if self.asked.chat:
+            message: dict[str, Any] = {"role": "assistant", "content": said or None, "refusal": None, "tool_calls": []}
+            if self.asked.thinking:
+                message["reasoning"] = "".join(self._thought)
+            choice = {"index": 0, "message": message}
         choice |= {"logprobs": None, "finish_reason": self.asked.finish_reason, "stop_reason": None}
         return {
             "id": self.request.request_id,
-            "object": kind,
+            "object": "chat.completion" if self.asked.chat else "text_completion",
             "created": self.created,
             "model": self.asked.model,
             "choices": [choice],
             "system_fingerprint": "SIMULATED",
         }
-
-    def _chat_body(self) -> dict[str, Any]:
-        message: dict[str, Any] = {
-            "role": "assistant",
-            "content": "".join(self._said) or None,
-            "refusal": None,
-            "tool_calls": [],
-        }
-        if self.asked.thinking:
-            message["reasoning"] = "".join(self._thought)
-        return self._body("chat.completion", {"index": 0, "message": message})
-
-    def _completion_body(self) -> dict[str, Any]:
-        return self._body("text_completion", {"index": 0, "text": "".join(self._said)})

@@ -72,17 +72,14 @@ def kv_too_small(plan: MemoryPlan) -> StartFailure:
 
 def engine_failure(error: str) -> StartFailure:
     """A start that ends in the engine core: its error, then the API server's."""
-    return StartFailure(
-        [
-            log.line(log.CORE, "core.py:1136", "EngineCore failed to start.", "ERROR"),
-            log.line(log.CORE, "core.py:1136", "Traceback (most recent call last):", "ERROR"),
-            log.line(log.CORE, "core.py:1136", error, "ERROR"),
-            f"({log.API} pid={os.getpid()}) Traceback (most recent call last):",
-            f"({log.API} pid={os.getpid()}) RuntimeError: Engine core initialization failed. See root cause "
-            "above. Failed core proc(s): {}",
-        ],
-        reason=error,
-    )
+    told = ("EngineCore failed to start.", "Traceback (most recent call last):", error)
+    api = f"({log.API} pid={os.getpid()})"
+    lines = [
+        *(log.line(log.CORE, "core.py:1136", text, "ERROR") for text in told),
+        f"{api} Traceback (most recent call last):",
+        f"{api} RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {{}}",
+    ]
+    return StartFailure(lines, reason=error)
 
 
 class StartChecks:
@@ -112,34 +109,26 @@ class StartChecks:
 
 def arm(options: ServeOptions, engine: Engine, plan: MemoryPlan) -> None:
     """Makes the engine die at its first step, or under load."""
-    kind = options.fail
-    if kind == "crash-first-request":
+    left = DIES_AFTER_STEPS
+
+    def burn(step: Step) -> None:
+        nonlocal left
+        left -= len(step.work) >= 2
+        if left == 0:
+            _die(engine, _out_of_memory(plan))
+
+    if options.fail == "crash-first-request":
         engine.on_step = lambda _step: _die(engine, "RuntimeError: Triton Error [CUDA]: out of memory")
-    elif kind == "die-under-load":
-        engine.on_step = _Fuse(engine, plan).burn
-
-
-class _Fuse:
-    def __init__(self, engine: Engine, plan: MemoryPlan) -> None:
-        self._engine = engine
-        self._plan = plan
-        self._left = DIES_AFTER_STEPS
-
-    def burn(self, step: Step) -> None:
-        if len(step.work) >= 2:
-            self._left -= 1
-        if self._left == 0:
-            _die(self._engine, _out_of_memory(self._plan))
+    elif options.fail == "die-under-load":
+        engine.on_step = burn
 
 
 def _die(engine: Engine, error: str) -> None:
-    where = "core.py:1138"
     log.say(log.CORE, "dump_input.py:72", "Dumping input data for V1 LLM engine", "ERROR")
-    log.say(log.CORE, where, "EngineCore encountered a fatal error.", "ERROR")
-    log.say(log.CORE, where, "Traceback (most recent call last):", "ERROR")
-    log.say(log.CORE, where, error, "ERROR")
-    log.say(log.API, "async_llm.py:704", "AsyncLLM output_handler failed.", "ERROR")
-    log.say(log.API, "async_llm.py:704", f"vllm.v1.engine.exceptions.EngineDeadError: {DEATH_MESSAGE}", "ERROR")
+    for text in ("EngineCore encountered a fatal error.", "Traceback (most recent call last):", error):
+        log.say(log.CORE, "core.py:1138", text, "ERROR")
+    for text in ("AsyncLLM output_handler failed.", f"vllm.v1.engine.exceptions.EngineDeadError: {DEATH_MESSAGE}"):
+        log.say(log.API, "async_llm.py:704", text, "ERROR")
     engine.die(DEATH_MESSAGE)
 
 

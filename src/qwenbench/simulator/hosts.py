@@ -19,9 +19,8 @@ TYPICAL = "typical"
 
 
 def measured_hosts() -> dict[str, HostTimes]:
-    return {
-        name: HostTimes.from_json({"name": name, **values["times"]}) for name, values in calibration()["hosts"].items()
-    }
+    hosts = calibration()["hosts"]
+    return {name: HostTimes.from_json({"name": name, **values["times"]}) for name, values in hosts.items()}
 
 
 def typical_host() -> HostTimes:

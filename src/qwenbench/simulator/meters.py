@@ -12,19 +12,11 @@ from qwenbench.simulator.memory import MemoryPlan
 from qwenbench.simulator.scheduler import Step
 
 POWER_LIMIT_W = {
-    "rtx-5090": 575.0,
-    "rtx-5080": 360.0,
-    "rtx-4090": 450.0,
-    "rtx-3090": 350.0,
-    "l4": 72.0,
-    "l40s": 350.0,
-    "a100-80g": 400.0,
-    "h100": 700.0,
-    "h200": 700.0,
-}
+    "rtx-5090": 575.0, "rtx-5080": 360.0, "rtx-4090": 450.0, "rtx-3090": 350.0, "l4": 72.0, "l40s": 350.0,
+    "a100-80g": 400.0, "h100": 700.0, "h200": 700.0,
+}  # fmt: skip
 """Data sheets' board power."""
 UNKNOWN_LIMIT_W = 400.0
-
 
 DRAFTED_SHARE = 0.8
 """What each drafted token adds to VRAM beyond the budget: 4,390 MiB at 64 streams with three, 1,280 without."""

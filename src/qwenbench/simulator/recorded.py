@@ -127,7 +127,9 @@ def judged(load: Load) -> bool | None:
     stalls = one_off_stalls(load.requests)
     if not stalls:
         return False
-    if load.concurrency == 1 or max(at for at, _ in stalls) > first_wave_end(load.requests, load.concurrency):
+    if load.concurrency == 1 or max(at for at, _ in stalls) > max(
+        first.token_times[0] for first in load.requests[: load.concurrency]
+    ):
         return None
     return True if len(load.requests) > load.concurrency else None
 
@@ -200,11 +202,6 @@ def one_off_stalls(requests: list[Replayed]) -> list[tuple[float, float]]:
     starts = min(request.start for request in requests)
     pauses = zip([starts, *times], times, strict=False)
     return [(at, at - before) for before, at in pauses if at - before > ONE_OFF_S]
-
-
-def first_wave_end(requests: list[Replayed], concurrency: int) -> float:
-    """When the last request of the first wave got its first token."""
-    return max(request.token_times[0] for request in requests[:concurrency])
 
 
 def read_run_folder(run: Path) -> list[Load]:
