@@ -121,7 +121,7 @@ def grade(answers: Sequence[str | None], questions: Sequence[CanaryQuestion] | N
         high=high,
         correct=correct,
         unanswered=sum(answer is None for answer in answers),
-        fingerprints=tuple(_fingerprint(answer) for answer in answers),
+        fingerprints=tuple("" if answer is None else _fingerprint(answer) for answer in answers),
     )
 
 
@@ -141,9 +141,7 @@ def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, 
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _fingerprint(answer: str | None) -> str:
-    if answer is None:
-        return ""
+def _fingerprint(answer: str) -> str:
     return hashlib.sha256(" ".join(_WORD.findall(answer.lower())).encode("utf-8", "replace")).hexdigest()[:12]
 
 

@@ -23,35 +23,19 @@ SCRIPTS: Mapping[str, tuple[int, ...]] = {
     "latin": (LATIN_VOWEL, LATIN),
     "cyrillic": (CYRILLIC_VOWEL, CYRILLIC),
     "greek": (GREEK_VOWEL, GREEK),
-    "arabic": (ARABIC,),
-    "hebrew": (HEBREW,),
-    "devanagari": (DEVANAGARI,),
-    "bengali": (BENGALI,),
-    "tamil": (TAMIL,),
-    "thai": (THAI,),
-    "kana": (KANA,),
+    "arabic": (ARABIC,), "hebrew": (HEBREW,), "devanagari": (DEVANAGARI,), "bengali": (BENGALI,), "tamil": (TAMIL,),
+    "thai": (THAI,), "kana": (KANA,),
     "han": (HAN, HAN_RARE),
     "hangul": (HANGUL, HANGUL_RARE),
     "other": (OTHER,),
-}
+}  # fmt: skip
 """Script -> the classes of its letters."""
 
 _RULES = frozenset("-=_^|+*#.~`,:;'\"()[]{}<>/\\")
-_NAMED = {
-    "LATIN": LATIN,
-    "CYRILLIC": CYRILLIC,
-    "GREEK": GREEK,
-    "ARABIC": ARABIC,
-    "HEBREW": HEBREW,
-    "DEVANAGARI": DEVANAGARI,
-    "BENGALI": BENGALI,
-    "TAMIL": TAMIL,
-    "THAI": THAI,
-    "HIRAGANA": KANA,
-    "KATAKANA": KANA,
-    "CJK": HAN,
-    "HANGUL": HANGUL,
-}
+_NAMED = {name.upper(): classes[-1] for name, classes in SCRIPTS.items()} | {
+    "HIRAGANA": KANA, "KATAKANA": KANA, "CJK": HAN, "HANGUL": HANGUL
+}  # fmt: skip
+"""First word of a letter's Unicode name -> its class."""
 _VOWELS = {LATIN: frozenset("aeiouy"), CYRILLIC: frozenset("аеёиоуыэюяіїє"), GREEK: frozenset("αεηιουω")}
 _VOWEL_CLASS = {LATIN: LATIN_VOWEL, CYRILLIC: CYRILLIC_VOWEL, GREEK: GREEK_VOWEL}
 _EXTRA_LATIN_VOWELS = frozenset("æœøıə")
