@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from qwenbench.cli.option_parameters import ClusterOption, takes_options
-from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption, option
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,10 +21,8 @@ if TYPE_CHECKING:
 @takes_options("bench")
 def command(
     given: dict[str, Any],
-    url: Annotated[str, typer.Option(help="Address of the server, e.g. http://127.0.0.1:8000", show_default=False)],
-    model: Annotated[
-        str | None, typer.Option(help="Model name (default: asked from /v1/models)", show_default=False)
-    ] = None,
+    url: Annotated[str, option("Address of the server, e.g. http://127.0.0.1:8000")],
+    model: Annotated[str | None, option("Model name (default: asked from /v1/models)")] = None,
     out: OutOption = "results",
     run_id: RunIdOption = None,
     resume: ResumeOption = None,

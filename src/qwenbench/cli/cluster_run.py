@@ -17,6 +17,7 @@ from qwenbench.errors import UsageError
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from qwenbench.cli.sweep_run import RunRequest
     from qwenbench.cluster.clients import RemoteClients
     from qwenbench.cluster.ray_fleet import RayFleet
     from qwenbench.sweep.options import SweepOptions
@@ -91,16 +92,14 @@ class _KindRun:
     folder: Path
 
 
-def run_on_cluster(
-    fields: dict[str, Any], choice: ClusterChoice, *, out: str, run_id: str | None, resume: str | None, dry_run: bool,
-    build_report: bool,
-) -> int:  # fmt: skip
+def run_on_cluster(request: RunRequest, choice: ClusterChoice) -> int:
     """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
     from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, closing, note, run_asyncio, show_plan
     from qwenbench.cluster.ray_fleet import connect
     from qwenbench.runfolder.names import check_name, find_run, new_run_id
 
-    folder = None if resume is None else find_run(resume, "--resume", Path(out))
+    fields, run_id = request.fields, request.run_id
+    folder = None if request.resume is None else find_run(request.resume, "--resume", Path(request.out))
     if folder is not None and len(choice.kinds) > 1:
         raise UsageError("--resume with several kinds in --on: give the same --run-id again instead.")
     if fields.get("devices"):
@@ -110,12 +109,12 @@ def run_on_cluster(
 
     async def prepare() -> list[_KindRun]:
         return [
-            await _kind_run(ray, choice.address, kind, fields, _folder(choice, kind, base, out, folder))
+            await _kind_run(ray, choice.address, kind, fields, _folder(choice, kind, base, request.out, folder))
             for kind in choice.kinds
         ]
 
     runs = run_asyncio(prepare())
-    if dry_run:
+    if request.dry_run:
         for run in runs:
             show_plan(run.plan, run.site)
         return 0
@@ -124,7 +123,7 @@ def run_on_cluster(
     for run, outcome in zip(runs, outcomes, strict=True):
         if len(runs) > 1:
             note(f"== {run.kind}")
-        statuses.append(closing(outcome, run.folder, f"sweep{choice.words}", build_report))
+        statuses.append(closing(outcome, run.folder, f"sweep{choice.words}", request.build_report))
     if INTERRUPTED in statuses:
         return INTERRUPTED
     return statuses[0] if len(set(statuses)) == 1 else FAILED

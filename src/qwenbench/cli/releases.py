@@ -133,7 +133,7 @@ def _measure(
 ) -> tuple[dict[str, int], dict[str, str]]:
     """Version -> its sweep's exit status, and why it could not be begun. Raises UsageError for a plan that is wrong,
     before anything is started."""
-    from qwenbench.cli.sweep_run import INTERRUPTED, note, run_one
+    from qwenbench.cli.sweep_run import INTERRUPTED, RunRequest, note, run_one
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_plan
 
@@ -150,14 +150,10 @@ def _measure(
             note(f"releases: {name}" + (f", launch {launch} of {launches}" if launches > 1 else ""))
             own = fields if dry_run else {**fields, "relaunch_repeats": launch}
             try:
-                statuses[name] = run_one(
-                    own,
-                    out=str(folder.parent),
-                    run_id=folder.name,
-                    resume=str(folder) if begun and not dry_run else None,
-                    dry_run=dry_run,
-                    build_report=build_report and launch == launches,
-                )
+                resume = str(folder) if begun and not dry_run else None
+                report = build_report and launch == launches
+                request = RunRequest(own, str(folder.parent), folder.name, resume, dry_run, report)
+                statuses[name] = run_one(request)
             except UsageError as error:  # a version that cannot even be begun is a finding; the others are measured
                 note(f"{name}: {error}")
                 statuses[name], refused[name] = 2, str(error)

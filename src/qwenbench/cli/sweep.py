@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from qwenbench.cli.option_parameters import ClusterOption, takes_options
-from qwenbench.cli.runs import RUN, NoReportOption, OutOption, ResumeOption, RunIdOption
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, ResumeOption, RunIdOption, option
 from qwenbench.errors import UsageError
 from qwenbench.sweep.options import CLUSTER
 
@@ -16,30 +14,19 @@ from qwenbench.sweep.options import CLUSTER
 def command(
     given: dict[str, Any],
     campaign: Annotated[
-        str | None,
-        typer.Option(
-            help="Sweeps as a YAML file, or by a shipped name (seed)",
-            rich_help_panel=RUN,
-            metavar="FILE|NAME",
-            show_default=False,
-        ),
+        str | None, option("Sweeps as a YAML file, or by a shipped name (seed)", panel=RUN, metavar="FILE|NAME")
     ] = None,
     out: OutOption = "results",
     run_id: RunIdOption = None,
     resume: ResumeOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print plan, launch lines and time, start nothing", rich_help_panel=RUN)
+        bool, option("Print plan, launch lines and time, start nothing", "--dry-run", panel=RUN)
     ] = False,
     no_report: NoReportOption = False,
     cluster: ClusterOption = None,
     on: Annotated[
         str | None,
-        typer.Option(
-            help="Kinds of card (Ray resources) to run the plan on, a run each",
-            rich_help_panel=CLUSTER,
-            metavar="CARD,..",
-            show_default=False,
-        ),
+        option("Kinds of card (Ray resources) to run the plan on, a run each", panel=CLUSTER, metavar="CARD,.."),
     ] = None,
 ) -> int:
     """Sweep vLLM configurations x load points: relaunch, measure, show what each setting costs and buys.
@@ -48,15 +35,11 @@ def command(
     130 interrupted.
     """
     from qwenbench.cli.cluster_run import cluster_choice
-    from qwenbench.cli.sweep_run import run_campaign, run_one
+    from qwenbench.cli.sweep_run import RunRequest, run_campaign, run_one
 
-    chosen = cluster_choice(cluster, on)
-    if campaign is not None and resume is not None:
+    request = RunRequest(given, out, run_id, resume, dry_run, not no_report, cluster_choice(cluster, on))
+    if campaign is None:
+        return run_one(request)
+    if resume is not None:
         raise UsageError("--resume with --campaign: give the campaign with the same --run-id again instead.")
-    if campaign is not None:
-        return run_campaign(
-            campaign, given, out=out, run_id=run_id, dry_run=dry_run, build_report=not no_report, cluster=chosen
-        )
-    return run_one(
-        given, out=out, run_id=run_id, resume=resume, dry_run=dry_run, build_report=not no_report, cluster=chosen
-    )
+    return run_campaign(campaign, request)

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -39,25 +40,35 @@ def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(work)
 
 
-def run_one(
-    fields: dict[str, Any], *, out: str, run_id: str | None, resume: str | None, dry_run: bool, build_report: bool,
-    cluster: ClusterChoice | None = None,
-) -> int:  # fmt: skip
+@dataclass(frozen=True)
+class RunRequest:
+    """A sweep as it was asked for: its options, and what becomes of the run."""
+
+    fields: dict[str, Any]
+    """Of SweepOptions."""
+    out: str
+    run_id: str | None
+    resume: str | None
+    """The run that goes on, by folder or name."""
+    dry_run: bool
+    build_report: bool
+    cluster: ClusterChoice | None = None
+
+
+def run_one(request: RunRequest) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
-    if cluster is not None:
+    if request.cluster is not None:
         from qwenbench.cli.cluster_run import run_on_cluster
 
-        return run_on_cluster(
-            fields, cluster, out=out, run_id=run_id, resume=resume, dry_run=dry_run, build_report=build_report
-        )
+        return run_on_cluster(request, request.cluster)
     from qwenbench.runfolder.damage import read_run_json
     from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.options import checked_options
 
-    folder = None
+    folder, fields, resume = None, request.fields, request.resume
     if resume is not None:
-        folder = find_run(resume, "--resume", Path(out))
+        folder = find_run(resume, "--resume", Path(request.out))
         if read_run_json(folder / "run.json").get("cluster"):
             raise UsageError(f"--resume {resume}: it was measured on a cluster. Go on with --cluster ADDRESS.")
         fields = extended_fields(folder, fields)
@@ -67,12 +78,11 @@ def run_one(
     if options.client == "remote":
         raise UsageError("--client remote sends the load from another node: give --cluster as well.")
     plan, site = plan_and_site(options, folder)
-    if dry_run:
+    if request.dry_run:
         show_plan(plan, site)
         return 0
-    if folder is None:
-        folder = new_folder(out, run_id)
-    return run_plan(plan, folder, site, resumed_by="sweep", build_report=build_report)
+    folder = folder or new_folder(request.out, request.run_id)
+    return run_plan(plan, folder, site, resumed_by="sweep", build_report=request.build_report)
 
 
 def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Site]:
@@ -84,30 +94,24 @@ def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Sit
     return make_plan(options, known_configurations(folder) if folder else {}), find_site(options)
 
 
-def run_campaign(
-    campaign: str, fields: dict[str, Any], *, out: str, run_id: str | None, dry_run: bool, build_report: bool,
-    cluster: ClusterChoice | None = None,
-) -> int:  # fmt: skip
+def run_campaign(campaign: str, request: RunRequest) -> int:
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
+    from qwenbench.runfolder.names import new_run_id
     from qwenbench.sweep.extension import find_campaign, load_campaign
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_plan
 
-    sweeps = {name: {**sweep, **fields} for name, sweep in load_campaign(find_campaign(campaign)).items()}
+    sweeps = {name: {**sweep, **request.fields} for name, sweep in load_campaign(find_campaign(campaign)).items()}
     for sweep in sweeps.values():
         make_plan(checked_options(sweep))  # none is begun before all are known to be good
-    base = run_id or datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = request.run_id or new_run_id(datetime.now())
     statuses = []
     for name, sweep in sweeps.items():
         note(f"campaign {campaign}: {name}")
-        folder = Path(out) / f"{base}-{name}"
-        resume = str(folder) if (folder / "run.json").exists() and not dry_run else None
-        ended = run_one(
-            sweep, out=out, run_id=f"{base}-{name}", resume=resume, dry_run=dry_run, build_report=build_report,
-            cluster=cluster,
-        )  # fmt: skip
-        statuses.append(ended)
-        if ended == INTERRUPTED:
+        folder = Path(request.out) / f"{base}-{name}"
+        resume = str(folder) if (folder / "run.json").exists() and not request.dry_run else None
+        statuses.append(run_one(replace(request, fields=sweep, run_id=folder.name, resume=resume)))
+        if statuses[-1] == INTERRUPTED:
             return INTERRUPTED
     # one in which nothing could run is a part of the campaign that failed
     return statuses[0] if len(set(statuses)) == 1 else FAILED

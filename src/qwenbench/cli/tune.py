@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption
+from qwenbench.cli.runs import RUN, NoReportOption, OutOption, RunIdOption, option
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,63 +24,38 @@ _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 @takes_options("tune")
 def command(
     given: dict[str, Any],
-    users: Annotated[
-        int | None, typer.Option(help="Concurrent users", rich_help_panel=SEARCH, min=1, max=4096, show_default=False)
-    ] = None,
+    users: Annotated[int | None, option("Concurrent users", panel=SEARCH, min=1, max=4096)] = None,
     slo: Annotated[
-        str | None,
-        typer.Option(
-            help="Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms",
-            rich_help_panel=SEARCH,
-            metavar="METRIC_pNN=LIMIT,..",
-            show_default=False,
-        ),
+        str | None, option("Limits, e.g. ttft_p99=1000ms,tpot_p50=25ms", panel=SEARCH, metavar="METRIC_pNN=LIMIT,..")
     ] = None,
     objective: Annotated[
         str | None,
-        typer.Option(
-            help="tokens: most tokens/s at --users; users, rate: most users, or requests a second (open loop), "
+        option(
+            "tokens: most tokens/s at --users; users, rate: most users, or requests a second (open loop), "
             "within the limits (default: tokens)",
-            rich_help_panel=SEARCH,
+            panel=SEARCH,
             metavar="tokens|users|rate",
-            show_default=False,
         ),
     ] = None,
     max_launches: Annotated[
-        int | None,
-        typer.Option(
-            help="Servers to start at most, over all resumes (default: 8)",
-            rich_help_panel=SEARCH,
-            min=1,
-            metavar="N",
-            show_default=False,
-        ),
+        int | None, option("Servers to start at most, over all resumes (default: 8)", panel=SEARCH, min=1, metavar="N")
     ] = None,
     max_time: Annotated[
         str | None,
-        typer.Option(
-            help="Longest time for all of it, over all resumes, e.g. 90m or 2h (no launch begins after it)",
-            rich_help_panel=SEARCH,
+        option(
+            "Longest time for all of it, over all resumes, e.g. 90m or 2h (no launch begins after it)",
+            panel=SEARCH,
             metavar="T",
-            show_default=False,
         ),
     ] = None,
     out: OutOption = "results",
     run_id: RunIdOption = None,
     resume: Annotated[
         str | None,
-        typer.Option(
-            help="Go on with this search (folder or name; the newest when left out)",
-            rich_help_panel=RUN,
-            metavar="[RUN]",
-            show_default=False,
-        ),
+        option("Go on with this search (folder or name; the newest when left out)", panel=RUN, metavar="[RUN]"),
     ] = None,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="Print the space and what is predicted of it, start nothing", rich_help_panel=RUN
-        ),
+        bool, option("Print the space and what is predicted of it, start nothing", "--dry-run", panel=RUN)
     ] = False,
     no_report: NoReportOption = False,
 ) -> int:
