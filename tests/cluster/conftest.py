@@ -33,6 +33,21 @@ class RayCluster:
     def _add(self, kind: str) -> Any:
         return self._cluster.add_node(num_cpus=2, resources={kind: 1})
 
+    @contextlib.contextmanager
+    def odd_node(self, environment: dict[str, str], *kinds: str) -> Iterator[None]:
+        """One more node, started with other variables: what is on it is not what the others have."""
+        before = dict(os.environ)
+        os.environ.update(environment)
+        try:
+            node = self._cluster.add_node(num_cpus=1, resources=dict.fromkeys(kinds, 1))
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        try:
+            yield
+        finally:
+            self._cluster.remove_node(node, allow_graceful=False)
+
     def replace_killed(self) -> None:
         """A new node for each whose raylet is gone."""
         os.environ[STAMP] = self.stamp

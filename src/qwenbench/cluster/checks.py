@@ -6,7 +6,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +17,7 @@ from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import image_digest
 from qwenbench.errors import UsageError
 from qwenbench.sweep.options import SweepOptions
+from qwenbench.sweep.preflight import folder_is_missing
 from qwenbench.sweep.record import find_site
 from qwenbench.sweep.sweep import resolve_headers
 
@@ -65,13 +65,9 @@ async def _look(options: SweepOptions, servers: Sequence[ServerConfig]) -> dict[
     for server in servers:
         if options.launcher == "docker" and await image_digest(server.docker.image) is None:
             raise UsageError(f"the image {server.docker.image} is missing: docker pull it there.")
-        if options.launcher == "process" and _is_folder(server.model) and not Path(server.model).expanduser().exists():
+        if options.launcher == "process" and folder_is_missing(server.model):
             raise UsageError(f"--model {server.model}: no such folder there. Put the model at this path on every node.")
     return {"problem": None, "hardware": site.hardware.to_json(), "niceness": niceness()}
-
-
-def _is_folder(model: str) -> bool:
-    return model.startswith(("/", "./", "../", "~"))
 
 
 async def check_versions(ray: ModuleType, nodes: Sequence[Mapping[str, Any]]) -> None:

@@ -224,10 +224,14 @@ def known_problems(
     return sorted(found, key=lambda problem: problem.severity != "refuse")
 
 
+def folder_is_missing(model: str) -> bool:
+    """Whether a --model is a path at which nothing is on this host: vLLM would ask the hub for a model of that name
+    after half a minute, and say that the repository does not exist."""
+    return model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists()
+
+
 def _missing_folder(model: str) -> Problem | None:
-    """A path as --model, of a server that runs on this host, where nothing is: vLLM would ask the hub for a model of
-    that name after half a minute, and say that the repository does not exist."""
-    if not model.startswith(("/", "./", "../", "~")) or Path(model).expanduser().exists():
+    if not folder_is_missing(model):
         return None
     text = f"--model {model}: no such folder on this host."
     return Problem("model-folder-missing", "refuse", text, "this host's disk")

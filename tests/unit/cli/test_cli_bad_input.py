@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ OPTIONS = [
 def test_a_bad_option(refused: Callable[..., str], options: tuple[str, ...], told: list[str]) -> None:
     line = refused(*SIM, *options)
     assert all(part in line for part in told), line
+
+
+def test_options_of_a_cluster_without_one(refused: Callable[..., str]) -> None:
+    assert "--client remote sends the load from another node: give --cluster" in refused(*SIM, "--client", "remote")
+    assert "--on names cards of a cluster" in refused(*SIM, "--on", "rtx-5090")
+    bench = refused("bench", "--url", "http://127.0.0.1:1", "--client-nodes", "2")
+    assert "--client-nodes are nodes of a cluster: give --cluster" in bench
+
+
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed here")
+def test_a_cluster_without_ray(refused: Callable[..., str]) -> None:
+    assert "pip install 'qwenbench[ray]'" in refused(*SIM, "--cluster", "auto")
 
 
 @pytest.mark.parametrize(
