@@ -53,6 +53,7 @@ class Habit:
     does not say so)."""
     refuses: frozenset[str] = frozenset()
     """Fields that are answered with 400."""
+    refusal: str = "Unrecognized request argument supplied: {}"
     status: int = 200
     expected: str = ""
     """What must be told beside (or instead of) the times."""
@@ -62,6 +63,7 @@ PING = ": ping\n\n"
 HABITS: Mapping[str, Habit] = {
     "plain": Habit("vLLM, SGLang"),
     "crlf": Habit("sse-starlette (llama-cpp-python, many FastAPI servers)", newline="\r\n", begin=(": ping\r\n\r\n",)),
+    "cr": Habit("the third line end of the standard", newline="\r"),
     "no-space": Habit("TGI, DashScope", prefix="data:"),
     "comments": Habit("keep-alive comments", begin=(PING, ":\n\n"), midway=PING),
     "data-comments": Habit("OpenRouter: a comment as data", begin=("data: : OPENROUTER PROCESSING\n\n",)),
@@ -96,6 +98,12 @@ HABITS: Mapping[str, Habit] = {
         refuses=frozenset({"top_k", "min_p", "repetition_penalty", "chat_template_kwargs", "ignore_eos", "min_tokens"}),
         expected="fields left out",
     ),
+    "strict-list": Habit(
+        "refuses them with a list of those that it knows (Rust's servers)",
+        refuses=frozenset({"top_k", "ignore_eos"}),
+        refusal="unknown field `{}`, expected one of `messages`, `model`, `max_tokens`, `temperature`, `top_p`, `seed`",
+        expected="fields left out: ignore_eos, top_k",
+    ),
     "error-event": Habit(
         "an error in mid-stream, vLLM",
         instead='data: {"error":{"message":"EngineCore encountered an issue.","type":"InternalServerError"}}\n\n',
@@ -105,6 +113,9 @@ HABITS: Mapping[str, Habit] = {
         "an error line, llama.cpp",
         instead='error: {"code":500,"message":"context shift is disabled","type":"server_error"}\n\n',
         expected="stream_error: context shift is disabled",
+    ),
+    "stops": Habit(
+        "a proxy ends it cleanly whose server died", instead=PING, expected="reset: no [DONE], no finish_reason"
     ),
     "cut": Habit("the connection breaks", end="cut", expected="reset"),
     "status": Habit("HTTP 503", status=503, expected="HTTP 503: overloaded"),
@@ -257,7 +268,7 @@ async def serve_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
                 body = json.loads(data or b"{}")
                 refused = sorted(habit.refuses & set(body))
                 if refused:
-                    told = {"message": f"Unrecognized request argument supplied: {refused[0]}", "param": refused[0]}
+                    told = {"message": habit.refusal.format(refused[0]), "param": None}
                     writer.write(answer_of(400, {"error": told}))
                 elif habit.status != 200:
                     writer.write(answer_of(habit.status, {"error": {"message": "overloaded"}}))

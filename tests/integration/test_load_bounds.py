@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from load_faulty_server import DONE, HEAD, Behaviour, Call, good, http_chunk, token, usage
+from load_faulty_server import DONE, HEAD, LAST, Behaviour, Call, good, http_chunk, token, usage
 from test_load_faults import rows_of
 
 from qwenbench.load.client_process import Prepare, SentEntry, SentLog
@@ -69,6 +69,18 @@ async def test_an_endless_answer_ends_and_the_memory_stays_small(
         status = Path(f"/proc/{process.pid}/status").read_text()
         peak_kib = int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
         assert peak_kib < MOST_MIB * 1024
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n", b"\r"])
+async def test_a_long_answer_is_no_endless_event_whatever_its_line_ends(client: LoadClient, newline: bytes) -> None:
+    events = [token("word ") * 400] * 140  # 5 MB, read in large pieces
+
+    async def behave(call: Call) -> None:
+        parts = [*events, usage(56_000), DONE]
+        await call.write(HEAD + b"".join(http_chunk(part.replace(b"\n", newline)) for part in parts) + LAST)
+
+    (row,) = await rows_of(client, behave, requests=1, timeout_s=60)
+    assert (row["error"], row["output_tokens"], row["chunks"]) == (None, 56_000, 56_000)
 
 
 @pytest.mark.parametrize("value", ["9" * 5000, "-1", "1e9", "Wed, 21 Oct 2099 07:28:00 GMT", "²", ""])

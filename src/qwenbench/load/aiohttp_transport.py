@@ -14,7 +14,7 @@ from qwenbench.load.clock import NS_PER_MS, now_ns
 from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
 from qwenbench.load.socket_transport import END_GRACE_S, END_MARK, may_send_again
 from qwenbench.load.spec import Address
-from qwenbench.load.sse import MAX_EVENT_BYTES
+from qwenbench.load.sse import MAX_EVENT_BYTES, holds_blank_line
 
 
 class AiohttpChannel:
@@ -119,7 +119,7 @@ class AiohttpTransport:
                 async for data in answer.content.iter_any():
                     exchange.stamps.append(now_ns())
                     exchange.reads.append(data)
-                    unbroken = 0 if b"\n\n" in data else unbroken + len(data)
+                    unbroken = 0 if holds_blank_line(data) else unbroken + len(data)
                     problem = too_long(exchange)
                     if unbroken > MAX_EVENT_BYTES:
                         problem = f"an event is longer than {MAX_EVENT_BYTES} bytes"

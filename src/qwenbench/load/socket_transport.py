@@ -21,7 +21,7 @@ from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
 from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
 from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
 from qwenbench.load.spec import Address
-from qwenbench.load.sse import MAX_EVENT_BYTES
+from qwenbench.load.sse import MAX_EVENT_BYTES, holds_blank_line
 
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-generic/socket.h
 CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
@@ -346,7 +346,7 @@ class SocketChannel:
             self._finish(exchange, clean=False)
 
     def _on_large_read(self, exchange: RawExchange, data: bytes) -> None:
-        self._unbroken = 0 if b"\n\n" in data else self._unbroken + len(data)
+        self._unbroken = 0 if holds_blank_line(data) else self._unbroken + len(data)
         if self._unbroken > MAX_EVENT_BYTES + _READ_BYTES:
             self._give_up(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         elif exchange.status not in (None, 200) and exchange.size() > MAX_ERROR_BYTES:

@@ -108,6 +108,11 @@ def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
     return facts
 
 
+def holds_blank_line(data: bytes) -> bool:
+    """Whether a blank line ends an event in these bytes, whatever the line ends."""
+    return data.find(b"\n\n") >= 0 or data.find(b"\n\r\n") >= 0 or data.find(b"\r\r") >= 0
+
+
 def token_times(body: Body, facts: StreamFacts, stamps: npt.NDArray[np.int64]) -> TokenTimes | None:
     """Turn token positions into times; None for a stream without tokens.
 
