@@ -406,6 +406,18 @@ MODES: tuple[Mode, ...] = (
             "endless trailers": endless(HEAD + b"0\r\n", b"X-A: b\r\n" * 1000),
             "gzip bomb": says(page(BOMB, "Content-Encoding: gzip")),
             "a chunk size that is none": says(HEAD, b"zz\r\n\r\n"),
+            **{
+                f"{name}, kept open": then("silence", HEAD, chunk(token()), broken)
+                for name, broken in {
+                    "a chunk size that is none": b"zz\r\n" + token(),
+                    "half a chunk size that is none": b"1g",
+                    "a chunk that is longer than its size": b"5\r\n" + token() + b"\r\n" + chunk(token()),
+                    "a chunk size of 17 digits": b"11111111111111111",
+                    "a chunk size and a bare LF": b"5\ndata: ",
+                    "bytes after the last chunk": LAST + b"more",
+                }.items()
+            },
+            "a broken chunk among tokens": endless(HEAD + b"zz\r\n", chunk(token()), 0.05),
             "a chunk of 2^60": then("close", HEAD, b"fffffffffffffff\r\n" + token()),
             "a chunk below 0": then("close", HEAD, b"-5\r\n" + token()),
             "length below 0": says(page(b"".join(EVENTS), length=-1)),

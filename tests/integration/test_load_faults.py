@@ -103,13 +103,27 @@ async def test_half_an_answer_then_silence_ends_with_the_time_out(client: LoadCl
         HEAD + http_chunk(b'data: {"choices": [{"delta": {"content": "\xff\xfe"}}]}\n\n') + LAST,
         HEAD + b"5\r\n" + token() + b"\r\n0\r\n\r\n",
         HEAD + b"zz\r\n\r\n",
+        HEAD + http_chunk(token()) + b"zz\r\n" + token(),
+        HEAD + http_chunk(token()) + b"1g",
         HEAD + b"fffffffffff\r\n" + token() + b"\r\n\r\n",
         b"220 smtp ready\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
         HEAD + http_chunk(b"data: " + b"x" * 10_000_000 + b"\n\n") + LAST,
         HEAD + b"989680\r\n" + b"x" * 10_000_000,  # 10 MB without any line end, and no more
     ],
-    ids=["json", "utf8", "short-size", "no-size", "huge-size", "no-http", "long-head", "10MB", "10MB-open"],
+    ids=[
+        "json",
+        "utf8",
+        "short-size",
+        "no-size",
+        "later-no-size",
+        "half-a-size",
+        "huge-size",
+        "no-http",
+        "long-head",
+        "10MB",
+        "10MB-open",
+    ],
 )
 async def test_what_is_no_http_or_sse_is_malformed(client: LoadClient, answer: bytes) -> None:
     async def behave(call: Call) -> None:

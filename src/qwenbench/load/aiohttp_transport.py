@@ -38,6 +38,9 @@ class AiohttpChannel:
         self._task = asyncio.get_running_loop().create_task(self._carry(exchange, body))
         return exchange
 
+    def check(self) -> None:
+        """Nothing: aiohttp checks what it reads."""
+
     def abort(self, error: str, detail: str) -> None:
         exchange = self._exchange
         if exchange is None:

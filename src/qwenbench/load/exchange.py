@@ -72,6 +72,10 @@ class Channel(Protocol):
         """Send one request; `done` is called once, when it ended or failed. Returns the open exchange."""
         ...
 
+    def check(self) -> None:
+        """Now and then: end the exchange under way if what came breaks HTTP's rules, instead of at its time-out."""
+        ...
+
     def abort(self, error: str, detail: str) -> None:
         """End the exchange under way now, as `error`. The connection is given up."""
         ...
@@ -184,13 +188,16 @@ def _unframed(exchange: RawExchange) -> Body:
         complete = exchange.error is None if head.length is None else end - head.body_start == head.length
         data = raw[head.body_start : end]
         return Body(data, complete, None, *_one_piece(head.body_start, len(data)), read_ends)
-    walk = ChunkWalk(head.body_start)
+    walk = exchange.chunks  # as far as it came while the answer did
+    if walk is None or exchange.error == "malformed":
+        walk = ChunkWalk(head.body_start)
     try:
-        walk.feed(raw[head.body_start :])
+        walk.left_over = b""
+        walk.feed(raw[walk.offset :])
     except MalformedResponse as problem:
         broken = str(problem)
     walk.take_partial()
-    starts, sizes = np.array(walk.starts, np.int64), np.array(walk.sizes, np.int64)
+    starts, sizes = np.frombuffer(walk.starts, np.int64), np.frombuffer(walk.sizes, np.int64)
     data = b"".join([raw[at : at + size] for at, size in zip(walk.starts, walk.sizes, strict=True)])
     ends = np.cumsum(sizes)
     whole = walk.done and not walk.left_over

@@ -7,6 +7,7 @@ be cut out (and each byte be traced back to the read that brought it) after the 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,7 @@ HEAD_END = b"\r\n\r\n"
 
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) (\d{3})(?: .*)?\Z")
 _HEX = re.compile(rb"[0-9a-fA-F]{1,16}\Z")
+_HALF_SIZE_LINE = re.compile(rb"[ \t]*[0-9a-fA-F]{0,16}(?:[ \t]*(?:;[^\n]*)?\r?)?\Z")
 _CR, _LF = 13, 10
 _KNOWN_SIZES = {b"%x" % size: size for size in range(4096)}
 """Size lines of ordinary chunks: a look-up takes a quarter of the time of checking and converting."""
@@ -123,8 +125,8 @@ class ChunkWalk:
 
     offset: int
     """Raw offset of the next byte that was not walked over yet (a chunk's size line)."""
-    starts: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
+    starts: array[int] = field(default_factory=lambda: array("q"))
+    sizes: array[int] = field(default_factory=lambda: array("q"))
     done: bool = False
     """The terminating chunk was seen."""
     left_over: bytes = b""
@@ -143,6 +145,8 @@ class ChunkWalk:
             if line_end < 0:
                 if total - at >= MAX_CHUNK_LINE:
                     raise MalformedResponse("a chunk size line is too long")
+                if not _HALF_SIZE_LINE.match(raw, at):
+                    raise MalformedResponse("a chunk size is no hexadecimal number")
                 break
             line = raw[at:line_end]
             size = known.get(line)

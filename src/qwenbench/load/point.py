@@ -303,11 +303,13 @@ class PointRunner:
         weigh = self._looks % _LOOKS_TO_WEIGH == 0
         busy = False
         held: list[tuple[int, _Stream]] = []
-        for stream in list(self._streams):
-            exchange = stream.exchange
+        for at, stream in enumerate(list(self._streams)):
             if not stream.busy:
                 continue
             busy = True
+            if at % _LOOKS_TO_WEIGH == self._looks % _LOOKS_TO_WEIGH:  # a part of them at a time: nobody waits long
+                stream.channel.check()
+            exchange = stream.exchange
             if now > stream.deadline_ns:
                 stream.channel.abort("timeout", f"no end of the answer after {self._spec.timeout_s:g} s")
                 if stream.busy and now > stream.deadline_ns + _OVERDUE_NS:

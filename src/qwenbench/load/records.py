@@ -251,7 +251,7 @@ def _outcome(exchange: RawExchange, body: Body, facts: StreamFacts) -> tuple[str
         return exchange.error, exchange.detail
     whole = facts.done and bool(facts.token_ends) and exchange.status == 200
     if exchange.error == "timeout" and not whole:
-        return exchange.error, exchange.detail
+        return ("malformed", body.broken) if body.broken is not None else (exchange.error, exchange.detail)
     if exchange.status is not None and exchange.status != 200:
         return "http_status", _status_detail(exchange, body)
     if facts.error == "stream_error":

@@ -118,6 +118,12 @@ class SocketChannel:
             self._connecting = self._loop.create_task(self._connect_and_send(exchange))
         return exchange
 
+    def check(self) -> None:
+        """Walk over the chunks that came, which reading them did not; decoding goes on from there."""
+        exchange = self._exchange
+        if exchange is not None and exchange.chunks is not None and self._walked < len(exchange.reads):
+            self._walk(exchange, exchange.chunks)
+
     def abort(self, error: str, detail: str) -> None:
         """End the exchange under way as `error`; no effect when there is none."""
         if self._exchange is not None:

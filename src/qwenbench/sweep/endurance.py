@@ -89,6 +89,8 @@ class Endurance:
                 break
             requests = await self._send(length, 1, COST_REQUESTS)
             rows = [row for row in requests.to_pylist() if row["error"] is None and row["ttft_ms"] is not None]
+            if not rows:
+                break
             measured += [(row["input_tokens"], row["ttft_ms"]) for row in rows[1:] if row["input_tokens"] is not None]
         return prefill_cost(measured)
 

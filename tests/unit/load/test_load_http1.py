@@ -70,7 +70,7 @@ def test_broken_heads_are_refused(raw: bytes) -> None:
     st.sampled_from([b"\r\n", b"Trailer: x\r\n\r\n"]),
 )
 def test_chunks_are_found_wherever_the_reads_were_cut(parts: list[bytes], cuts: list[int], tail: bytes) -> None:
-    body = b"".join(b"%X;ext=1\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n" + tail
+    body = b"".join(b" %X ;ext=1\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n" + tail
     raw = b"H" * 7 + body
     walk = ChunkWalk(7)
     edges = [7, *sorted(min(7 + cut, len(raw)) for cut in cuts), len(raw)]
@@ -80,7 +80,9 @@ def test_chunks_are_found_wherever_the_reads_were_cut(parts: list[bytes], cuts: 
     assert [raw[at : at + size] for at, size in zip(walk.starts, walk.sizes, strict=True)] == parts
 
 
-@pytest.mark.parametrize("raw", [b"zz\r\nab\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"ffffffff\r\nx", b"1" * 2000])
+@pytest.mark.parametrize(
+    "raw", [b"zz\r\nab\r\n", b"2\r\nabc\r\n", b"-1\r\n", b"ffffffff\r\nx", b"1" * 2000, b"1g", b"5\nx"]
+)
 def test_lying_or_broken_chunk_sizes_are_refused(raw: bytes) -> None:
     with pytest.raises(MalformedResponse):
         ChunkWalk(0).feed(raw)
@@ -90,7 +92,7 @@ def test_what_came_of_a_broken_off_chunk_is_kept() -> None:
     walk = ChunkWalk(0)
     walk.feed(b"3\r\nabc\r\nff\r\nde")
     walk.take_partial()
-    assert (walk.starts, walk.sizes, walk.done) == ([3, 12], [3, 2], False)
+    assert (list(walk.starts), list(walk.sizes), walk.done) == ([3, 12], [3, 2], False)
 
 
 def test_request_is_complete_and_headers_cannot_break_out() -> None:
