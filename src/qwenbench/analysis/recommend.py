@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 
 from qwenbench.analysis.candidates import OBJECTIVES, Candidate, Question, Standing, judge
-from qwenbench.analysis.capture_reach import reach_notes
 from qwenbench.analysis.columns import METRICS, in_words
 from qwenbench.analysis.deciding import MissingPoints, deciding_command, doubts_of, points_that_decide, repeats_within
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.levels import Curve, curves_of, workloads_of
 from qwenbench.analysis.limits import LimitState, show
+from qwenbench.analysis.price import reach_notes
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import Spread, spread_of, start_differences, without_cold_capacities
 from qwenbench.engine.deployments import find_deployment

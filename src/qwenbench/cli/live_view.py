@@ -160,11 +160,9 @@ class LiveView:
 
     def _view(self) -> Group:
         now = self._clock()
-        rows: list[Table | Text] = (
-            [_bar(Text("sweep", style="bold"), self._schedule.done, self._schedule.cells, str(self._schedule))]
-            if self._schedule
-            else []
-        )
+        rows: list[Table | Text] = []
+        if (plan := self._schedule) is not None:
+            rows.append(_bar(Text("sweep", style="bold"), plan.done, plan.cells, str(plan)))
         rows += [Text(f"{config_id}: {told}") for config_id, told in self._starting.items()]
         for cell, running in self._running.items():
             rows += _cell_rows(cell, running, now)

@@ -176,20 +176,15 @@ def dispatch(arguments: list[str]) -> int:
         return 0
     name, rest = arguments[0], arguments[1:]
     if name not in COMMANDS:
-        print(
-            f"qwenbench: no command {name!r}.{near_miss(name, COMMANDS)} `qwenbench --help` lists them.",
-            file=sys.stderr,
-        )
+        hint = near_miss(name, COMMANDS)
+        print(f"qwenbench: no command {name!r}.{hint} `qwenbench --help` lists them.", file=sys.stderr)
         return EXIT_USAGE
     try:
         with _warnings_on_stderr(name):
             return _run(name, rest)
-    except UsageError as error:
+    except (UsageError, RunError) as error:
         print(f"qwenbench {name}: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_USAGE
-    except RunError as error:
-        print(f"qwenbench {name}: {_one_line(str(error))}", file=sys.stderr)
-        return EXIT_FAILED
+        return EXIT_USAGE if isinstance(error, UsageError) else EXIT_FAILED
     except KeyboardInterrupt:
         print(f"qwenbench {name}: interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED

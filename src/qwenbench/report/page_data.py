@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from qwenbench.analysis.capture_reach import Reached, captures_reached
 from qwenbench.analysis.columns import METRICS, VARIED, label
-from qwenbench.analysis.price import Price, price_of_capture
+from qwenbench.analysis.price import Price, Reached, captures_reached, price_of_capture
 from qwenbench.analysis.run import Run, known_numbers
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.capacity.cards import Card, find_card

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from qwenbench.analysis.capture_reach import Reached
 from qwenbench.analysis.intervals import critical
+from qwenbench.analysis.price import Reached
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import grouped
 from qwenbench.analysis.spread import Spread

@@ -19,16 +19,10 @@ from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
 from qwenbench.runfolder.names import unique_slug
 from qwenbench.sweep.model_files import model_type
-from qwenbench.sweep.option_values import ENV, SET, UNSET
+from qwenbench.sweep.option_values import ENV, SET, SWEPT_FLAGS, UNSET
 from qwenbench.sweep.options import SweepOptions
 
-OWN_OPTIONS = {
-    "--max-cudagraph-capture-size": "--capture",
-    "--max-num-seqs": "--max-num-seqs",
-    "--gpu-memory-utilization": "--gpu-memory-utilization",
-    "--served-model-name": "--served-model-name",
-    "--port": "--port",
-}
+OWN_OPTIONS = {**SWEPT_FLAGS, "served-model-name": "--served-model-name", "port": "--port"}
 """Flag of vLLM -> the sweep's own option for it. As a --vllm-arg it would win without anyone knowing."""
 
 
@@ -39,8 +33,8 @@ def base_server(options: SweepOptions) -> ServerConfig:
     """
     refuse_secret_arguments(options.vllm_arg, "--vllm-arg")
     for argument in options.vllm_arg:
-        flag = argument.partition("=")[0].replace("_", "-")
-        if flag in OWN_OPTIONS:
+        flag = argument.partition("=")[0].replace("_", "-").removeprefix("--")
+        if flag in OWN_OPTIONS and argument.startswith("--"):
             raise UsageError(f"--vllm-arg {argument}: use {OWN_OPTIONS[flag]}, so that points say what was run.")
     refuse_secret_arguments(
         [f"--{flag}={value}" for flag, values in options.vary.items() for value in values], "--vary"
@@ -138,28 +132,19 @@ def _max_num_seqs(options: SweepOptions, capture: int | None, base: ServerConfig
 
 
 def _configuration(
-    base: ServerConfig,
-    capture: int | None,
-    seqs: int | None,
-    utilization: float | None,
-    varied: Mapping[str, str],
+    base: ServerConfig, capture: int | None, seqs: int | None, utilization: float | None, varied: Mapping[str, str],
     name_utilization: bool,
-) -> Configuration:
+) -> Configuration:  # fmt: skip
     server = base
-    if capture is not None:
-        server = server.with_flag("max-cudagraph-capture-size", str(capture))
-    if seqs is not None:
-        server = server.with_flag("max-num-seqs", str(seqs))
-    if utilization is not None:
-        server = server.with_flag("gpu-memory-utilization", _number(utilization))
-    for name, value in varied.items():
-        server = with_setting(server, name, value)
+    for flag, value in zip(SWEPT_FLAGS, (capture, seqs, utilization), strict=True):
+        if value is not None:
+            server = server.with_flag(flag, f"{value:g}" if isinstance(value, float) else str(value))
+    for name, setting in varied.items():
+        server = with_setting(server, name, setting)
     parts = [f"cap{capture if capture is not None else 'default'}", f"seq{seqs if seqs is not None else 'default'}"]
-    if name_utilization and utilization is not None:
-        parts.append(f"util{_number(utilization)}")
-    parts += [f"{name}-{value}" for name, value in varied.items()]
-    name = unique_slug("-".join(parts))
-    return Configuration(name, server, varied, utilization)
+    parts += [f"util{utilization:g}"] if name_utilization and utilization is not None else []
+    parts += [f"{name}-{setting}" for name, setting in varied.items()]
+    return Configuration(unique_slug("-".join(parts)), server, varied, utilization)
 
 
 def with_setting(server: ServerConfig, name: str, value: str) -> ServerConfig:
@@ -178,7 +163,3 @@ def configuration_hash(server: ServerConfig) -> str:
     return hashlib.sha256(
         orjson.dumps([server.model, server.vllm_args(), server.docker.image, dict(server.env)])
     ).hexdigest()[:16]
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"

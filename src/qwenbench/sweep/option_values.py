@@ -20,6 +20,12 @@ Reader = Callable[[Any, str], Any]
 
 ENV = "env."
 """Begins the name of an environment variable among --vary's."""
+SWEPT_FLAGS = {
+    "max-cudagraph-capture-size": "--capture",
+    "max-num-seqs": "--max-num-seqs",
+    "gpu-memory-utilization": "--gpu-memory-utilization",
+}
+"""Flag of vLLM -> the sweep's own option that makes a dimension of it."""
 SET, UNSET = "set", "unset"
 """Values of --vary: a flag without a value, and a flag or variable that is left out."""
 
@@ -109,13 +115,8 @@ def parse_vary(items: Sequence[str], option: str = "--vary") -> dict[str, tuple[
             raise UsageError(
                 f"{option} {item!r}: give FLAG=V1,V2, e.g. max-num-batched-tokens=2048,8192, or env.NAME=V1,V2."
             )
-        own = {
-            "max-cudagraph-capture-size": "--capture",
-            "max-num-seqs": "--max-num-seqs",
-            "gpu-memory-utilization": "--gpu-memory-utilization",
-        }
-        if name in own:
-            raise UsageError(f"{option} {item!r}: use {own[name]} for that flag.")
+        if name in SWEPT_FLAGS:
+            raise UsageError(f"{option} {item!r}: use {SWEPT_FLAGS[name]} for that flag.")
         if name in varied:
             raise UsageError(f"{option} {item!r}: {name} stands twice.")
         words = split_values(values, f"{option} {item!r}")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from pandas import DataFrame
 
-from qwenbench.analysis.capture_reach import captures_reached, reach_notes
-from qwenbench.analysis.price import Price, price_of_capture
+from qwenbench.analysis.price import Price, captures_reached, price_of_capture, reach_notes
 from qwenbench.analysis.run import point_frame
 
 # The recorded H200 servers (docs/memory.md): KV GiB, blocks, graphs, start-up s, tok/s and ITL at 16 streams.
