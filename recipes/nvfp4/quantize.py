@@ -154,7 +154,7 @@ def quantize(options: argparse.Namespace) -> None:
 
 
 def _oneshot(model: Any, tokenizer: Any, samples: Sequence[Sequence[int]], options: argparse.Namespace) -> None:
-    from datasets import Dataset
+    import torch
     from llmcompressor import oneshot
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
@@ -165,12 +165,16 @@ def _oneshot(model: Any, tokenizer: Any, samples: Sequence[Sequence[int]], optio
         ignore=list(IGNORED),
         kv_cache_scheme=kv_cache if options.kv_cache_scheme == "fp8" else None,
     )
-    rows = [{"input_ids": list(sample), "attention_mask": [1] * len(sample)} for sample in samples]
+    # a loader of our own: the datasets package would pickle functions to name its rows, which Python 3.12 refuses
+    rows = [
+        {"input_ids": torch.tensor([sample]), "attention_mask": torch.ones(1, len(sample), dtype=torch.long)}
+        for sample in samples
+    ]
     oneshot(
         model=model,
         processor=tokenizer,  # else it looks for an image processor, which text alone does not need
         recipe=recipe,
-        dataset=Dataset.from_list(rows),
+        dataset=torch.utils.data.DataLoader(rows, batch_size=None),
         max_seq_length=options.length,
         num_calibration_samples=len(rows),
         shuffle_calibration_samples=False,  # they are shuffled, by --seed
