@@ -15,7 +15,8 @@ from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.server import Server
 from qwenbench.load.clients import Client
 from qwenbench.runfolder.files import write_json
-from qwenbench.sweep.load_point import ReadyServer, Watch, state_after_load
+from qwenbench.sweep.load_point import Watch, state_after_load
+from qwenbench.sweep.ready_server import ReadyServer
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep

@@ -15,16 +15,15 @@ import pyarrow as pa
 
 from qwenbench.analysis.intervals import relative_half_width
 from qwenbench.analysis.machines import machine_of
+from qwenbench.analysis.run import grouped
 from qwenbench.bounded_http import Questions
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure, LaunchError, no_answer
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.log_lines import LogReader, StartPhases
 from qwenbench.engine.server import STOP_GRACE_S, Server
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.load.clients import Client
-from qwenbench.load.spec import Target
-from qwenbench.load.text_tokens import text_tokens
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape
 from qwenbench.observe.nvml import VramPhases, wait_drained
@@ -32,20 +31,14 @@ from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.endurance import Endurance
 from qwenbench.sweep.hardware import budgeted, largest, versions_here
-from qwenbench.sweep.load_point import CellResult, PointMeter, ReadyServer
+from qwenbench.sweep.load_point import CellResult, PointMeter
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
-from qwenbench.sweep.probing import (
-    chars_per_token,
-    check_served,
-    probe_fields,
-    says_simulated,
-    served_models,
-    server_version,
-)
-from qwenbench.sweep.requests import Loads, ServerTraits, Until, request_lengths
+from qwenbench.sweep.probing import says_simulated, server_version
+from qwenbench.sweep.ready_server import ReadyServer, loads_of, must_answer, request_tokens
+from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
-from qwenbench.sweep.text_checks import TextChecks, check_texts, dummy_weights
+from qwenbench.sweep.text_checks import TextChecks, check_texts
 
 if TYPE_CHECKING:
     from qwenbench.sweep.sweep import Sweep
@@ -172,7 +165,7 @@ class LaunchRun:
             beyond = Endurance(sweep, server, ready, self._client)
             with sweep.timings.phase("prefill_cost"):
                 await beyond.before_points()
-            _must_answer(ready.questions)
+            must_answer(ready.questions)
             done, failure = await self._measure_all(server, ready)
             if failure is None and not sweep.stop.is_set():
                 with sweep.timings.phase("endurance"):
@@ -266,7 +259,7 @@ class LaunchRun:
             server_config=self._server_config,
             hardware=self._hardware,
             vram_before_mib=before,
-            loads=await self._loads(questions, startup, server.gpu_pids()),
+            loads=await loads_of(sweep, self._configuration, questions, startup, server.gpu_pids()),
             questions=questions,
             startup_s=startup_s,
             ledger=ledger,
@@ -279,63 +272,10 @@ class LaunchRun:
             machine=server.record.machine,
         )
         with sweep.timings.phase("text_checks"):
-            ready = replace(ready, request_tokens=await self._request_tokens(ready))
+            ready = replace(ready, request_tokens=await request_tokens(sweep, ready))
             ready = replace(ready, texts=await check_texts(sweep, ready, self._client))
-        _must_answer(questions)
+        must_answer(questions)
         return ready
-
-    async def _request_tokens(self, ready: ReadyServer) -> dict[tuple[str, str], int]:
-        """How long each scenario's requests are; says which are longer than the server takes."""
-        sweep = self._sweep
-        for point in sweep.plan.points:
-            kind = (point.scenario, point.profile)
-            if kind in sweep.request_lengths:
-                continue
-            draw = ready.loads.whole_draw(point)
-            sweep.request_lengths[kind] = await request_lengths(ready.questions, draw)
-        known = {kind: lengths for kind, lengths in sweep.request_lengths.items() if lengths is not None}
-        for (scenario, _), lengths in known.items():
-            limit = ready.ledger.startup.max_model_len_effective or lengths.max_model_len
-            if limit is not None and lengths.longest > limit:
-                sweep.note(
-                    f"{scenario}: its longest requests take {lengths.longest:,} tokens, and the server takes {limit:,} "
-                    "(max_model_len): those will fail. Give --input-tokens or --output-tokens, or a larger "
-                    "--max-model-len",
-                    self._configuration.config_id,
-                )
-        return {kind: lengths.p95 for kind, lengths in known.items()}
-
-    async def _loads(self, questions: Questions, startup: StartupLog, pids: Sequence[int]) -> Loads:
-        """What can be sent to it: asks for its models, the fields that it refuses and its tokens."""
-        sweep, options = self._sweep, self._sweep.plan.options
-        model = self._server_config.served_model_name
-        if sweep.site.launcher.starts_servers:  # `bench` has looked, and a server that is not ours may list others
-            check_served(model, await served_models(questions), questions.base_url)
-        traits = ServerTraits(model=model, judge_text=not dummy_weights(startup, pids))
-        loads = Loads(sweep.plan, Target(questions.base_url, options.endpoint, sweep.headers), traits)
-        found = await probe_fields(questions, options.endpoint, loads.probe_body(), tuple(options.extra_body))
-        _must_answer(questions)
-        questions.limit.restart(options.timeout_s)
-        for line in (found.note(), found.failed and f"a request for one token failed: {found.failed}"):
-            if line:
-                sweep.note(f"{self._configuration.config_id}: {line}")
-        counts = None
-        if found.sends_usage is False:
-            counts = (await text_tokens(questions, model, ["Say hello."]))[0]
-            told = "its tokens stay unknown" if counts is None else "its /tokenize counts the answers' text instead"
-            sweep.note(f"{self._configuration.config_id}: the server sends no usage that counts tokens: {told}")
-        traits = replace(
-            traits,
-            salt_mode="prefix" if "cache_salt" in found.refused else "cache_salt",
-            left_out=frozenset(found.refused),
-            length_field=found.length_field,
-            tokenize_as=None if counts is None else model,
-        )
-        stretches = any(scenario.file.scenario.input_tokens for scenario in sweep.plan.scenarios.values())
-        prompts = [prompt for scenario in sweep.plan.scenarios.values() for prompt in scenario.prompts]
-        if stretches and prompts:
-            traits = replace(traits, chars_per_token=await chars_per_token(questions, model, prompts))
-        return replace(loads, traits=traits)
 
     async def _measure_all(self, server: Server, ready: ReadyServer) -> tuple[int, Failure | None]:
         """Measures cell after cell until all are done, the server fails or the user stops."""
@@ -428,12 +368,6 @@ class LaunchRun:
         return LaunchOutcome(done, failure)
 
 
-def _must_answer(questions: Questions) -> None:
-    """Raises LaunchError when the server has used up all the time that it may keep us waiting."""
-    if questions.limit.over:
-        raise LaunchError(no_answer(questions.limit.limit_s, "before the load"))
-
-
 def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str, launch: int) -> list[LoadPoint]:
     """--until-ci: one more repeat of each load point of this launch whose 95 % interval is wider than asked for.
 
@@ -442,14 +376,12 @@ def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str
     target = plan.options.until_ci
     if target is None:
         return []
-    measured: dict[LoadPoint, list[Mapping[str, Any]]] = {}
-    for row in points:
-        cell = Cell.of_row(row)
-        if (cell.config_id, cell.launch) == (config_id, launch):
-            measured.setdefault(replace(cell.point, repeat=1), []).append(row)
+    cells = ((Cell.of_row(row), row) for row in points)
+    own = [(cell.point, row) for cell, row in cells if (cell.config_id, cell.launch) == (config_id, launch)]
+    measured = grouped(own, lambda pair: replace(pair[0], repeat=1))
     more = []
     for point in plan.points:
-        rows = measured.get(point, []) if point.repeat == 1 else []
+        rows = [row for _, row in measured.get(point, ())] if point.repeat == 1 else []
         values = [float(row["output_tokens_per_s"]) for row in rows if row.get("output_tokens_per_s") is not None]
         if not values or len(rows) >= MOST_REPEATS:
             continue

@@ -7,8 +7,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -18,9 +17,7 @@ from qwenbench.analysis.point import PointContext, summarise_point
 from qwenbench.analysis.request_arrays import disagreements, failure_reasons
 from qwenbench.analysis.server_samples import interference, throttle_note
 from qwenbench.bounded_http import LOOK_S, NoReplyError, Questions, WaitLimit
-from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.settings import default_batched_tokens
-from qwenbench.engine.config import Configuration, ServerConfig
 from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.flags import flags_of
 from qwenbench.engine.log_lines import LogReader
@@ -29,15 +26,13 @@ from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdi
 from qwenbench.load.clients import Client
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
-from qwenbench.observe.ledger import MemoryLedger
 from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper
 from qwenbench.observe.nvml import NVML_SCHEMA, NvmlSampler
 from qwenbench.runfolder.cells import Cell
-from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.probing import gives_a_token
 from qwenbench.sweep.progress import Live
-from qwenbench.sweep.requests import Loads, Until, load_shape_name, seed_of
-from qwenbench.sweep.text_checks import TextChecks
+from qwenbench.sweep.ready_server import ReadyServer
+from qwenbench.sweep.requests import Until, load_shape_name, seed_of
 from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.quality import cut_in_reasoning
@@ -54,37 +49,6 @@ _SIGN_OF_LIFE_S = 1.5
 """After a load without a whole answer the server has so long to show that it lives."""
 UNCONTROLLED_SHARE = 0.02
 """Share of answers of another length than asked for up to which lengths count as controlled."""
-
-
-@dataclass(frozen=True)
-class ReadyServer:
-    """A server that is ready, and what was read and asked of it."""
-
-    configuration: Configuration
-    server_config: ServerConfig
-    """As it was launched: on its cards and port, within its budget."""
-    hardware: Hardware
-    """Its own cards."""
-    vram_before_mib: Mapping[str, float]
-    """UUID -> used memory of its cards before the launch, MiB."""
-    loads: Loads
-    questions: Questions
-    startup_s: float | None
-    ledger: MemoryLedger
-    layout: KvLayout | None
-    own_pids: tuple[int, ...]
-    texts: TextChecks
-    log_path: Path | None = None
-    """Its growing log; None where it is not ours to see."""
-    node: str | None = None
-    machine: str | None = None
-    request_tokens: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """(scenario, profile) -> the 95th percentile of its requests over its whole draw, in tokens; missing: not known."""
-
-    @property
-    def target(self) -> Target:
-        """Where it is asked."""
-        return self.loads.target
 
 
 @dataclass(frozen=True)

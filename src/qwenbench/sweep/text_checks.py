@@ -23,7 +23,7 @@ from qwenbench.workload.planning import REQUESTS, natural_pass
 if TYPE_CHECKING:
     from qwenbench.engine.startup_log import StartupLog
     from qwenbench.runfolder.cells import LoadPoint
-    from qwenbench.sweep.load_point import ReadyServer
+    from qwenbench.sweep.ready_server import ReadyServer
     from qwenbench.sweep.sweep import Sweep
 
 _LOAD_FORMAT = re.compile(r"--load[-_]format[= ](\S+)")
