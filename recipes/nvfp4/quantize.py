@@ -80,6 +80,8 @@ def load_model(name: str) -> tuple[Any, Any]:
     import transformers
     from safetensors import SafetensorError
 
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).expanduser().is_dir():
+        raise RecipeError(f"{name}: no such folder. Name a model's folder, or a model by its name at the hub")
     try:
         config = transformers.AutoConfig.from_pretrained(name)
         if getattr(config, "quantization_config", None):
