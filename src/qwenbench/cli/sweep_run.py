@@ -79,7 +79,7 @@ def run_one(request: RunRequest) -> int:
         raise UsageError("--client remote sends the load from another node: give --cluster as well.")
     plan, site = plan_and_site(options, folder)
     if request.dry_run:
-        show_plan(plan, site)
+        show_plan(plan, site, folder)
         return 0
     folder = folder or new_folder(request.out, request.run_id)
     return run_plan(plan, folder, site, resumed_by="sweep", build_report=request.build_report)
@@ -228,21 +228,29 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def show_plan(plan: Plan, site: Site) -> None:
-    """--dry-run: configurations with their launch lines, load points in order, and about how long it takes."""
+def show_plan(plan: Plan, site: Site, resumed: Path | None = None) -> None:
+    """--dry-run: configurations with their launch lines, load points in order, and about how long it takes; of a run
+    that goes on what is measured already counts no more."""
+    from qwenbench.runfolder.journal import Journal
+    from qwenbench.runfolder.names import RunPaths
     from qwenbench.sweep.hardware import budgeted
     from qwenbench.sweep.progress import duration, estimated_seconds
 
+    known = {entry.cell for entry in Journal(RunPaths(resumed).journal).readable_entries()} if resumed else set()
+    left = [cell for cell in plan.cells() if cell.cell_id not in known]
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
+          + (f", {len(left)} of them not measured yet" if resumed else "")
           + (" (SIMULATED)" if site.simulated else ""))  # fmt: skip
     for told in plan.notes:
         print(told)
     for configuration in plan.configurations:
+        cells = [cell for cell in left if cell.config_id == configuration.config_id]
         server = budgeted(configuration.server, plan.options, site.hardware)
-        print(f"\n{configuration.config_id}\n  {shlex.join(site.launcher.shown_line(server))}")
+        print(f"\n{configuration.config_id}{'' if cells else ': measured already'}")
+        print(f"  {shlex.join(site.launcher.shown_line(server))}")
     print("\nload points, in order:")
     for point in plan.points:
-        print(f"  {point.point_id}")
-    seconds = estimated_seconds(plan, site.launcher.name)
+        print(f"  {point.point_id}{'' if any(cell.point == point for cell in left) else ': measured already'}")
+    seconds = estimated_seconds(plan, site.launcher.name, left)
     print(f"\nabout {duration(seconds)} (a guess from recorded speeds of an RTX 5090's budget on an H200)")

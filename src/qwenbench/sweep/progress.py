@@ -174,11 +174,11 @@ def expected(plan: Plan, launcher: str) -> Expected:
     return Expected(_LAUNCH_S.get(launcher, 180.0), lambda point: _point_seconds(plan, point))
 
 
-def estimated_seconds(plan: Plan, launcher: str) -> float:
-    """Launches, warm-ups and load points together, in seconds: for --dry-run."""
+def estimated_seconds(plan: Plan, launcher: str, cells: Sequence[Cell]) -> float:
+    """Launches, warm-ups and load points of these cells together, in seconds: for --dry-run."""
     guess = expected(plan, launcher)
-    launches = len(plan.configurations) * plan.options.relaunch_repeats
-    return launches * (guess.launch_s + sum(guess.point_s(point) for point in plan.points))
+    launches = {(cell.config_id, cell.launch) for cell in cells}
+    return len(launches) * guess.launch_s + sum(guess.point_s(cell.point) for cell in cells)
 
 
 def _point_seconds(plan: Plan, point: LoadPoint) -> float:
