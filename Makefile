@@ -53,7 +53,7 @@ test-faults: dev ## damaged runs, hostile servers and kills: each a sentence, no
 test-browser: dev ## the HTML report in headless Chromium
 	tests/browser/run.sh
 
-test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3 GB)
+test-vllm: dev ## a sweep over real vLLM servers on the CPU (installs vLLM under ~/.cache/qwenbench, 3.4 GB)
 	tests/vllm/run.sh $(VLLM_ARGS)
 
 test-servers: dev ## servers that are not vLLM: llama.cpp, LiteLLM, transformers (installs them under ~/.cache/qwenbench, 1 GB)
