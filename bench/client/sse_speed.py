@@ -28,7 +28,7 @@ def answer() -> RawExchange:
 def main() -> None:
     """Decode and print."""
     turn = TurnPlan("r", 0, "p", "en", {"messages": []}, TOKENS)
-    sending = Sending(SessionPlan("s", "bench", (turn,)), 0, turn, 0, 0, None, 0)
+    sending = Sending(SessionPlan("s", "bench", (turn,)), turn, 0, 0, None, 0)
     size = sum(map(len, answer().reads))
     answers = [answer() for _ in range(MEGABYTES * 1_000_000 // size + 1)]
     began = time.process_time()

@@ -74,10 +74,6 @@ def sequences_captured(capture: int, rows_per_sequence: int = 1) -> int:
 class CaptureGain:
     """What a capture above the prompts' length gave on two machines, ranges of what was seen."""
 
-    ttft_ms: tuple[float, float]
-    """TTFT p50 at one stream with the prompts outside the graphs, ms."""
-    ttft_captured_ms: tuple[float, float]
-    """The same with the prompts inside."""
     saved: tuple[float, float]
     """Share of TTFT that it saves, means of launches."""
     faster: tuple[float, float]
@@ -86,8 +82,6 @@ class CaptureGain:
 
 
 CAPTURE_GAIN = CaptureGain(
-    (57.0, 104.0),
-    (46.0, 67.0),
     (0.12, 0.35),
     (0.11, 0.39),
     "vLLM 0.26.0, Qwen3.5-9B-NVFP4, prompts of 98 to 804 tokens; capture 1,024 against 64 on one machine with an H100, "

@@ -14,8 +14,6 @@ from pathlib import Path
 from qwenbench.masking import remembered_variables
 from qwenbench.processes import descendants, process_start_time
 
-_SUPERVISOR_MARGIN_S = 5.0
-
 
 @dataclass(frozen=True, slots=True)
 class Ended:

@@ -237,7 +237,7 @@ class PointRunner:
         turn = session.plan.turns[stream.at]
         body = session.first_body if stream.at == 0 else encode(turn, stream.answers)
         scheduled = due_ns if self._open_loop else None
-        sending = Sending(session.plan, session.index, turn, self._process, stream.number, scheduled, due_ns)
+        sending = Sending(session.plan, turn, self._process, stream.number, scheduled, due_ns)
         now = now_ns()
         self._sent_log.add(SentEntry(now, due_ns, session.index, stream.number, stream.at))
         self._sent += 1

@@ -95,7 +95,6 @@ class Sending:
     """One request as it was sent: by which stream, when it was due and when its stream was free for it."""
 
     session: SessionPlan
-    session_index: int
     turn: TurnPlan
     process: int
     stream: int

@@ -347,7 +347,7 @@ class _ProcessRun:
             scheduled = entry.due_ns if self._spec.open_loop else None
             process = self.task.share.process
             turn = session.turns[entry.turn]
-            sending = Sending(session, entry.session, turn, process, entry.stream, scheduled, entry.due_ns)
+            sending = Sending(session, turn, process, entry.stream, scheduled, entry.due_ns)
             rows.append(lost_row(sending, entry.sent_ns, f"the client process was lost: {reason}"))
         return to_table(rows)
 

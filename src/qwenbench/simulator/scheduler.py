@@ -174,7 +174,6 @@ class Scheduler:
     def complete(self, step: Step) -> list[SimRequest]:
         """Takes in a step's results. Returns the requests that got a token, in scheduling order."""
         produced = []
-        ended = False
         for part in step.work:
             request = part.request
             if not part.samples or request.ended or request.preemptions != part.epoch:
@@ -184,9 +183,9 @@ class Scheduler:
             request.brought = part.samples
             produced.append(request)
             if request.generated >= request.output_tokens:
-                request.ended = ended = True
-        if ended:
-            self._drop_ended()
+                request.ended = True
+                self.running.remove(request)
+                self.pool.release(request.table)
         return produced
 
     def _schedule_running(self, budget: int) -> tuple[list[Work], int, bool]:
@@ -283,15 +282,6 @@ class Scheduler:
         first = max(before // size, len(request.table.shared))
         for index in range(first, min(request.computed // size, len(request.hashes))):
             self.pool.publish(request.table, request.hashes[index])
-
-    def _drop_ended(self) -> None:
-        running = []
-        for request in self.running:
-            if request.ended:
-                self.pool.release(request.table)
-            else:
-                running.append(request)
-        self.running = running
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.replay import launch_pace, point_pace, scheduler_of
 from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
 from qwenbench.simulator.steptime import calibration, step_model
-from qwenbench.simulator.uncertainty import of_options
+from qwenbench.simulator.uncertainty import uncertainty_of
 
 STATS_PERIOD_S = 10.0
 SPREAD_PERIOD_S = 15.0
@@ -208,7 +208,8 @@ async def serve(options: ServeOptions) -> int:
     card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
     phases, times = _start_times(options)
-    note = f"Card {card.name}, host {options.machine or 'typical'}. {of_options(options).text()}"
+    doubt = uncertainty_of(options.card, options.machine, options.model)
+    note = f"Card {card.name}, host {options.machine or 'typical'}. {doubt.text()}"
     lines = ServerLog(options, plan, phases, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()

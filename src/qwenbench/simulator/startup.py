@@ -27,7 +27,6 @@ from qwenbench.simulator.options import ServeOptions
 FIRST_LINE = (
     "SIMULATED: this is qwenbench's simulator, no vLLM and no GPU; every figure below is computed, none measured."
 )
-PHASES = ("import_s", "load_s", "compile_s", "profile_s", "graphs_s", "api_s")
 CACHE_DIR = "/root/.cache/vllm"
 COMPILE_KEY = "042c95ffaadce5e3cd19c66f68df988ca09c30eb5913038c71e64c236fac3cab"
 NATIVE_FP4 = ("rtx-5090", "rtx-5080")

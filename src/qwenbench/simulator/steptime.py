@@ -125,10 +125,6 @@ class HostTimes(_Timings):
     launch_spread: float
     """Relative standard deviations of the host's speed between two points, and between two launches."""
 
-    def faster(self, factor: float) -> HostTimes:
-        """A host so many times as fast."""
-        return self.stretched(1.0 / factor)
-
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
@@ -260,21 +256,17 @@ def scaled(times: GpuTimes, known: Card, card: Card, size: float = 1.0) -> GpuTi
     compute = known.bf16_tflops / card.bf16_tflops
     if memory == compute == size == 1.0:
         return times
+    factors = {
+        **dict.fromkeys(("prefill_first_ms", "prefill_row_ms", "draft_first_ms", "draft_row_ms"), memory * size),
+        **dict.fromkeys(("context_token_ms", "filter_first_ms", "filter_row_ms", "filter_few_row_ms"), memory),
+        **dict.fromkeys(("flashinfer_row_ms", "penalty_row_ms"), memory),
+        "prefill_token_ms": compute * size,
+        "prefill_context_ms": compute,
+    }
     return replace(
         times,
         decode_ms=tuple(times.fixed_ms + (ms - times.fixed_ms) * memory * size for ms in times.decode_ms),
-        prefill_first_ms=times.prefill_first_ms * memory * size,
-        prefill_token_ms=times.prefill_token_ms * compute * size,
-        prefill_row_ms=times.prefill_row_ms * memory * size,
-        prefill_context_ms=times.prefill_context_ms * compute,
-        context_token_ms=times.context_token_ms * memory,
-        filter_first_ms=times.filter_first_ms * memory,
-        filter_row_ms=times.filter_row_ms * memory,
-        filter_few_row_ms=times.filter_few_row_ms * memory,
-        flashinfer_row_ms=times.flashinfer_row_ms * memory,
-        penalty_row_ms=times.penalty_row_ms * memory,
-        draft_first_ms=times.draft_first_ms * memory * size,
-        draft_row_ms=times.draft_row_ms * memory * size,
+        **{name: getattr(times, name) * factor for name, factor in factors.items()},
     )
 
 

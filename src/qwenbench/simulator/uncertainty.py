@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, known_shape
-from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.steptime import calibration, measured_cards
 
 FIGURES = {
@@ -91,8 +90,3 @@ def uncertainty_of(card: str, machine: str | None = None, model: str = SEED_MODE
         widened *= OTHER_MODEL
         basis += f"; another model than {SEED_MODEL}: widened {OTHER_MODEL:g} times"
     return Uncertainty({key: (low / widened, high * widened) for key, (low, high) in values[known].items()}, basis)
-
-
-def of_options(options: ServeOptions) -> Uncertainty:
-    """The same for a server's options."""
-    return uncertainty_of(options.card, options.machine, options.model)

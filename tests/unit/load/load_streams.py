@@ -60,7 +60,7 @@ def events(timed: Sequence[tuple[float, bytes]], **fields: Any) -> RawExchange:
 
 def sending(scheduled_ns: int | None = None, **payload: Any) -> Sending:
     turn = TurnPlan("r1", 0, "p1", "en", payload or {"messages": []}, 2)
-    return Sending(SessionPlan("s1", "test", (turn,)), 0, turn, 0, 3, scheduled_ns, SENT)
+    return Sending(SessionPlan("s1", "test", (turn,)), turn, 0, 3, scheduled_ns, SENT)
 
 
 def decoded(one: RawExchange, **more: Any) -> Digest:

@@ -4,9 +4,9 @@ import pytest
 
 from qwenbench.capacity.cards import CARDS
 from qwenbench.simulator.hosts import measured_hosts
-from qwenbench.simulator.options import parse
+from qwenbench.simulator.options import ServeOptions, parse
 from qwenbench.simulator.steptime import measured_cards
-from qwenbench.simulator.uncertainty import FIGURES, of_options, uncertainty_of
+from qwenbench.simulator.uncertainty import FIGURES, Uncertainty, uncertainty_of
 
 
 @pytest.mark.parametrize("card", sorted(CARDS))
@@ -14,6 +14,10 @@ def test_every_card_has_an_interval_that_holds_its_figure(card: str) -> None:
     for figure in ("output_tokens_per_s", "itl_ms_p50", "ttft_ms_p99", "tpot_ms_p50", "e2e_ms_p50"):
         interval = uncertainty_of(card).interval(figure, 100.0)
         assert 0 < interval.low < 100.0 < interval.high and card in interval.basis
+
+
+def of_options(options: ServeOptions) -> Uncertainty:
+    return uncertainty_of(options.card, options.machine, options.model)
 
 
 def test_the_less_is_known_the_wider_it_is() -> None:
