@@ -8,8 +8,9 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from html.entities import codepoint2name
 from typing import Any
-from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from qwenbench.errors import UsageError
 
@@ -123,7 +124,8 @@ def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
     """Raises UsageError when an argument carries a secret: process lists and run folders would show it."""
     for argument in arguments:
         flag, _, value = argument.partition("=")
-        flag = flag.split(" ", 1)[0]  # `--vllm-arg "--api-key abc"`: vLLM would refuse it, but the line would show it
+        # `--vllm-arg "--api-key abc"`: vLLM would refuse it, but the line would show it
+        flag = (flag.split() or [""])[0]
         if flag.startswith("--") and (is_secret_name(flag[2:]) or _shortens_secret_flag(flag[2:])):
             raise UsageError(
                 f"{where}: {flag} carries a secret, and arguments show in process lists and in the run folder. "
@@ -135,6 +137,12 @@ def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
                 f"{where}: {inside!r} in {flag if flag.startswith('--') else 'an argument'} carries a secret, and "
                 "arguments show in process lists and in the run folder. Put it into an environment variable or a file "
                 "that the server reads."
+            )
+        if not _TOKEN_SHAPES.search(argument) and Masker()(argument) != argument:
+            raise UsageError(
+                f"{where}: {flag if flag.startswith('--') else 'an argument'} holds a secret (a password in a URL, or "
+                "what stands under a secret's name), and arguments show in process lists and in the run folder. Put it "
+                "into an environment variable or a file that the server reads."
             )
         if _TOKEN_SHAPES.search(argument):
             named = value and flag.startswith("--") and not _TOKEN_SHAPES.search(flag)
@@ -151,13 +159,39 @@ def _shortens_secret_flag(flag: str) -> bool:
 
 
 def _spellings(secret: str) -> Iterator[str]:
-    """A secret as it is, and as JSON, a URL, repr() or an HTTP header would write it."""
-    yield from (secret, secret.upper(), secret.lower())
-    yield from (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
-    yield from (quote(secret, safe, errors="surrogateescape") for safe in ("", "/"))
-    yield quote_plus(secret, errors="surrogateescape")
-    encoded = base64.b64encode(secret.encode("utf-8", "surrogateescape")).decode()
-    yield from (encoded, encoded.rstrip("="), encoded.replace("+", "-").replace("/", "_").rstrip("="))
+    """Patterns of a secret in any case: as text of any encoding, in hexadecimal, and within a longer text in base64."""
+    runs = re.findall(r"\\+|[^\\]", secret, re.DOTALL)
+    yield "".join(map(_spelling, runs))
+    data = secret.encode("utf-8", "surrogateescape")
+    yield data.hex()
+    for before in range(3):  # three bytes make four characters: what stands before shifts them, and spoils the edges
+        encoded = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        sure = encoded[-(-8 * before // 6) : (before + len(data)) * 8 // 6]
+        if len(sure) >= _MIN_SECRET:
+            either = sure.replace("+", "[+-]").replace("/", "[/_]")
+            yield f"(?-i:{either}[A-Za-z0-9+/_-]{{0,2}}={{0,2}})"
+
+
+def _spelling(char: str) -> str:
+    """A character (or a run of backslashes) as JSON, a URL, HTML, repr() or a wrong decoding writes it, and these in
+    one another. Counts are bounded: a hostile line must not take quadratic time."""
+    if char.isascii() and char.isalnum():
+        return char
+    if char[0] == "\\":
+        return rf"(?:\\{{{len(char)},{8 * len(char)}}}|(?:%(?:25){{0,3}}5c){{{len(char)}}})"
+    code, utf8 = ord(char), char.encode("utf-8", "surrogateescape")
+    units = re.findall("....", char.encode("utf-16-be", "surrogatepass").hex())
+    forms = [
+        r"\\{0,8}" + re.escape(char),
+        "".join(rf"%(?:25){{0,3}}{byte:02x}" for byte in utf8),
+        "".join(rf"\\{{1,8}}u{unit}" for unit in units),
+        "".join(rf"\\{{1,8}}x{byte:02x}" for byte in utf8),
+        rf"&(?:amp;){{0,3}}(?:#{code};|#x{code:x};|{codepoint2name.get(code, 'apos')};)",
+        *({" ": [r"\+"], "\n": [r"\\{1,8}n"], "\r": [r"\\{1,8}r"], "\t": [r"\\{1,8}t"]}.get(char, [])),
+    ]
+    if not char.isascii():
+        forms += [rf"\\{{1,8}}x{code:02x}", re.escape(utf8.decode("latin-1"))]
+    return f"(?:{'|'.join(forms)})"
 
 
 def _parts(secret: str) -> Iterator[str]:
@@ -178,8 +212,9 @@ class Masker:
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         secrets = {part for value in values for part in _parts(value) if len(part) >= _MIN_SECRET}
-        known = sorted({text for secret in secrets for text in _spellings(secret)}, key=len, reverse=True)
-        self._known = re.compile("|".join(re.escape(v) for v in known)) if known else None
+        # the longest first: a secret may begin another one
+        known = [text for secret in sorted(secrets, key=len, reverse=True) for text in _spellings(secret)]
+        self._known = re.compile("|".join(known), re.IGNORECASE) if known else None
 
     @classmethod
     def from_environment(cls, names: Iterable[str] = (), environ: Mapping[str, str] = os.environ) -> Masker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 from urllib.parse import quote
 
@@ -151,10 +152,16 @@ def test_words_that_only_look_alike_are_no_secrets(name: str) -> None:
         ["--api-ke=v"],
         ["--hf_tok", "v"],
         ["--download-url=https://host/x?api_key=v"],
+        ["--api-key\tv"],
+        ["--hf-overrides={'token': 'a-python-literal'}"],
+        ["--model=s3://name:password-1@bucket"],
+        ['--kv-transfer-config={"redis_url": "redis://:password-1@host"}'],
+        ["--header=X-Api-Key: abcdefgh"],
+        ["-api-key=abcdefgh"],
     ],
 )
 def test_a_secret_inside_an_argument_is_refused(arguments: list[str]) -> None:
-    with pytest.raises(UsageError, match="carries a secret"):
+    with pytest.raises(UsageError, match=r"carries a secret|holds a secret"):
         refuse_secret_arguments(arguments, "--vllm-arg")
 
 
@@ -163,7 +170,7 @@ def test_flags_that_begin_like_secret_ones_pass_where_they_are_flags_themselves(
 
 
 SECRET = st.text(
-    alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["Cc"]), min_size=8, max_size=30
+    alphabet=st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_categories=["Cc"]), min_size=20, max_size=30
 ).filter(lambda text: "*" not in text)
 
 
@@ -171,11 +178,34 @@ SECRET = st.text(
 def test_a_known_value_is_masked_in_every_usual_spelling(secret: str) -> None:
     mask = Masker([secret])
     encoded = base64.b64encode(secret.encode()).decode()
-    for spelled in (json.dumps({"x": secret}), repr(secret), quote(secret, safe=""), encoded, f"x-key: {secret}\r\n"):
+    within = json.dumps({"x": secret})
+    spellings = (
+        *(within, json.dumps(within), json.dumps(secret, ensure_ascii=False).replace("/", "\\/"), repr(secret)),
+        *(repr(secret.encode()), secret.encode("unicode_escape").decode(), secret.encode().decode("latin-1")),
+        *(quote(secret, safe=""), quote(secret).lower(), quote(quote(secret, safe=""), safe="")),
+        *(
+            encoded,
+            base64.urlsafe_b64encode(secret.encode()).decode(),
+            secret.encode().hex(),
+            secret.encode().hex().upper(),
+        ),
+        *(html.escape(secret), secret.encode("ascii", "xmlcharrefreplace").decode(), f"x-key: {secret}\r\n"),
+    )
+    for spelled in spellings:
         shown = mask(f"before {spelled} after")
-        assert secret not in shown
-        assert encoded not in shown
-        assert quote(secret, safe="") not in shown
+        rest = shown.removeprefix("before ").removesuffix(" after").replace("***", "")
+        assert "***" in shown
+        assert len(rest) <= 16, f"{spelled} -> {shown}"  # what stood around it
+
+
+@given(SECRET, st.binary(max_size=9), st.binary(max_size=9))
+def test_a_known_value_is_masked_within_a_longer_text_in_base64(secret: str, before: bytes, after: bytes) -> None:
+    """`Basic` and the base64 of a whole JSON body: the secret's bytes begin anywhere in a group of three."""
+    encoded = base64.b64encode(before + secret.encode() + after).decode()
+    shown = Masker([secret])(f"a {encoded} b")
+    assert "***" in shown
+    longest = max(shown.removeprefix("a ").removesuffix(" b").split("***"), key=len)
+    assert len(longest) <= max(len(before), len(after)) * 4 / 3 + 4
 
 
 @given(
