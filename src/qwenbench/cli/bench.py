@@ -55,6 +55,11 @@ def command(
     options = checked_options({**fields, "launcher": "url"})
     if options.client_nodes is not None and cluster is None:
         raise UsageError("--client-nodes are nodes of a cluster: give --cluster as well.")
+    ray = None
+    if cluster is not None:
+        from qwenbench.cluster.ray_fleet import connect
+
+        ray = connect(cluster)  # before the server, which may be waited for, is asked
     launcher = AttachedLauncher(url, options.server_log)
     server, version = run_asyncio(_attached_server(url, model, options, launcher.limit))
     launcher.simulated = says_simulated(version)
@@ -66,8 +71,8 @@ def command(
     site = Site(launcher, hardware, version)
     command_line = f"bench --url {shlex.quote(url)}"
     clients = None
-    if cluster is not None:
-        clients = client_nodes(cluster, options, url)
+    if cluster is not None and ray is not None:
+        clients = client_nodes(ray, cluster, options, url)
         plan = replace(plan, notes=(*plan.notes, clients.told()))
         command_line += f" --cluster {shlex.quote(cluster)}"
     return run_plan(plan, folder, site, resumed_by=command_line, build_report=not no_report, clients=clients)

@@ -53,16 +53,16 @@ def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
     return ClusterChoice(cluster, kinds)
 
 
-def client_nodes(address: str, options: SweepOptions, url: str) -> RemoteClients:
+def client_nodes(ray: ModuleType, address: str, options: SweepOptions, url: str) -> RemoteClients:
     """The nodes that send a bench's load, looked at: those that the server is not on come first. Raises UsageError."""
     from urllib.parse import urlsplit
 
     from qwenbench.cli.sweep_run import run_asyncio
     from qwenbench.cluster.checks import check_versions
     from qwenbench.cluster.clients import RayHost, RemoteClients
-    from qwenbench.cluster.ray_fleet import connect, living_nodes
+    from qwenbench.cluster.ray_fleet import living_nodes
 
-    ray, wanted, server = connect(address), options.client_nodes or 1, urlsplit(url).hostname
+    wanted, server = options.client_nodes or 1, urlsplit(url).hostname
 
     def beside(node: Mapping[str, Any]) -> bool:
         return server in (node["NodeManagerAddress"], node["NodeManagerHostname"])
