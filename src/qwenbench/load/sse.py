@@ -30,6 +30,7 @@ MAX_LINES = 2_000_000
 """A body of more lines is `malformed`: 150,000 tokens take a third of it, and tens of millions would take minutes."""
 
 _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
 _REASONING_KEYS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")
@@ -326,11 +327,13 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
 def _parsed(data: bytes) -> Any:
     """The JSON of an event. Raises ValueError.
 
-    orjson is strict: Python's servers write NaN, JavaScript's gateways cut a character into its two surrogates.
+    JavaScript's gateways may cut a character into its two surrogates, which JSON allows and orjson does not.
     """
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
+        if _SURROGATE.search(data) is None:
+            raise
         try:
             return json.loads(data.decode())
         except RecursionError as problem:
