@@ -8,15 +8,21 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import re
+import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_UNTOUCHED_S = 24 * 3600.0
+"""A folder of whose process nothing can be told (another pid namespace's, an older version's) is left for so long."""
 
 
 def boot_id() -> str | None:
@@ -186,3 +192,33 @@ def oom_kills() -> int:
     except OSError:
         return 0
     return next((int(row.split()[1]) for row in rows if row.startswith("oom_kill ")), 0)
+
+
+def own_folder(prefix: str, where: Path) -> TemporaryDirectory[str]:
+    """A new folder that is removed with this process or, after a SIGKILL, by `remove_abandoned`."""
+    me = ProcessIdentity.current()
+    return TemporaryDirectory(prefix=f"{prefix}{me.pid}-{me.start_time}-{_pid_namespace()}-", dir=where)
+
+
+def remove_abandoned(prefix: str, where: Path) -> None:
+    """Removes what killed processes left of `own_folder`; one whose process still runs, or that is another's, stays."""
+    for folder in where.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            state = folder.lstat()
+            if state.st_uid == os.getuid() and _is_abandoned(folder.name.removeprefix(prefix), state.st_mtime):
+                shutil.rmtree(folder)
+
+
+def _is_abandoned(name: str, changed: float) -> bool:
+    found = re.fullmatch(r"(\d+)-(\d+\.\d+)-(?:(\d+)-)?[^-]+", name)
+    if found is None or found[3] not in (None, str(_pid_namespace())):
+        return time.time() - changed > _UNTOUCHED_S
+    return process_start_time(int(found[1])) != float(found[2])
+
+
+def _pid_namespace() -> int:
+    """Pids of containers mean other processes, and /dev/shm may be shared with them; 0 where there are none."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0

@@ -19,11 +19,10 @@ from qwenbench.analysis.window import window_of
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import measure_client_error
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.load.run import LoadClient, remove_abandoned_folders, run_load
+from qwenbench.load.run import LoadClient, run_load
 from qwenbench.load.spec import ClosedLoop, Enough, LoadProgress, LoadSpec, OpenLoop, Target
 from qwenbench.load.truth.process import truth_server
 from qwenbench.load.truth.timing import Timing
-from qwenbench.processes import ProcessIdentity
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -285,15 +284,3 @@ async def test_many_streams_are_read_in_rounds_without_losing_a_time(client: Loa
     for row in result.requests.to_pylist():
         truth = served[row["request_id"]]
         assert row["chunks"] == 5 and row["ttft_ms"] >= truth.ttft_ms - 0.5
-
-
-async def test_folders_of_killed_clients_are_removed_and_those_of_living_ones_stay(tmp_path: Path) -> None:
-    own = ProcessIdentity.current()
-    living = tmp_path / f"qwenbench-client-{own.pid}-{own.start_time}-abc"
-    dead = [tmp_path / f"qwenbench-client-{own.pid}-1.0-abc", tmp_path / "qwenbench-client-4194305-5.0-abc"]
-    foreign = tmp_path / "qwenbench-client-something-else-here"
-    for folder in (living, *dead, foreign):
-        folder.mkdir()
-        (folder / "sent-1-0").write_bytes(b"x")
-    remove_abandoned_folders(tmp_path)
-    assert sorted(tmp_path.iterdir()) == sorted([living, foreign])

@@ -7,11 +7,12 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from qwenbench import processes
-from qwenbench.processes import ProcessIdentity, process_start_time, user_name
+from qwenbench.processes import ProcessIdentity, own_folder, process_start_time, remove_abandoned, user_name
 
 
 def test_this_process_runs() -> None:
@@ -62,3 +63,19 @@ def test_a_user_without_a_name_is_told_by_number(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(processes.getpass, "getuser", nameless)
     assert user_name() == str(os.getuid())
+
+
+def test_folders_of_killed_processes_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    prefix, me = "qwenbench-client-", ProcessIdentity.current()
+    with own_folder(prefix, tmp_path) as own:
+        namespace = own.split("-")[-2]
+        dead = [f"{me.pid}-1.0-abc", "4194305-5.0-abc", f"4194305-5.0-{namespace}-abc", "x1y2z3"]
+        kept = [f"{me.pid}-{me.start_time}-abc", "4194305-5.0-1-abc", "something-else-here"]
+        for name in (*dead, *kept):
+            (tmp_path / f"{prefix}{name}").mkdir()
+            (tmp_path / f"{prefix}{name}" / "sent-1-0").write_bytes(b"x")
+        os.utime(tmp_path / f"{prefix}x1y2z3", (0, 0))  # an older version's, without a pid, and untouched for years
+        (tmp_path / f"{prefix}link").symlink_to(tmp_path)
+        remove_abandoned(prefix, tmp_path)
+        left = {Path(own).name, *(f"{prefix}{name}" for name in (*kept, "link"))}
+        assert {path.name for path in tmp_path.iterdir()} == left

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from qwenbench.engine import caches, failures, readiness
 from qwenbench.engine.caches import Caches, kept_by_process
@@ -21,7 +21,9 @@ from qwenbench.engine.server import EndState, LaunchedServer
 from qwenbench.engine.supervised import RefusedError, SupervisedProcess
 from qwenbench.errors import UsageError
 from qwenbench.masking import refuse_secret_arguments
-from qwenbench.processes import oom_kills, remove_unused_shared_memory, shared_memory_of
+from qwenbench.processes import oom_kills, own_folder, remove_abandoned, remove_unused_shared_memory, shared_memory_of
+
+_FRESH = "qwenbench-caches-"
 
 
 class ProcessLauncher:
@@ -72,7 +74,10 @@ class ProcessLauncher:
         """Starts the server; its output goes to folder/server.log. Raises LaunchError."""
         readiness.refuse_taken_port(config.host, config.port)
         argv = tuple(self.argv(config))
-        fresh = TemporaryDirectory(prefix="qwenbench-caches-") if self._caches == "fresh" else None
+        fresh = None
+        if self._caches == "fresh":
+            remove_abandoned(_FRESH, Path(gettempdir()))
+            fresh = own_folder(_FRESH, Path(gettempdir()))
         caching = kept_by_process(config) if fresh is None else caches.fresh(fresh.name)
         # unbuffered, or Python servers keep their last words to themselves when they are killed
         env = {"PYTHONUNBUFFERED": "1", **caching, **cuda_environment(config), **config.env, VARIABLE: new_mark()}

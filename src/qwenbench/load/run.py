@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import math
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -46,7 +45,7 @@ from qwenbench.load.spec import (
     RequestTimes,
     address_of,
 )
-from qwenbench.processes import ProcessIdentity, process_start_time
+from qwenbench.processes import own_folder, remove_abandoned
 
 _FOLDER = "qwenbench-client-"
 STREAMS_PER_PROCESS = 256
@@ -98,10 +97,10 @@ class LoadClient:
     def __init__(self) -> None:
         self._processes: list[ClientProcess] = []
         # in memory where there is such a place: a write to a busy disk can hold a client process up for a second
-        memory = "/dev/shm" if _has_room("/dev/shm") else None
-        remove_abandoned_folders(Path(memory or tempfile.gettempdir()))
-        identity = ProcessIdentity.current()
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{_FOLDER}{identity.pid}-{identity.start_time}-", dir=memory)
+        memory, disk = Path("/dev/shm"), Path(tempfile.gettempdir())
+        for where in (memory, disk):
+            remove_abandoned(_FOLDER, where)
+        self._folder = own_folder(_FOLDER, memory if _has_room(memory) else disk)
         self._points = 0
         self._starting = asyncio.Lock()
         self._first: asyncio.Future[None] | None = None
@@ -223,16 +222,7 @@ class LoadClient:
         return LoadResult(table, started_ns, ended_ns, health, texts, lost, waited_s)
 
 
-def remove_abandoned_folders(where: Path) -> None:
-    """Removes what a killed qwenbench left there; a folder whose process still runs, or that is another's, stays."""
-    for folder in where.glob(f"{_FOLDER}*-*-*"):
-        pid, start, _ = folder.name.removeprefix(_FOLDER).split("-", 2)
-        with contextlib.suppress(OSError, ValueError):
-            if process_start_time(int(pid)) != float(start) and folder.stat().st_uid == os.getuid():
-                shutil.rmtree(folder)
-
-
-def _has_room(folder: str) -> bool:
+def _has_room(folder: Path) -> bool:
     """Whether a folder can take the logs of what was sent, of some 100,000 requests."""
     try:
         room = os.statvfs(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import orjson
 
 from qwenbench.errors import RunError
 from qwenbench.masking import Masker, masked
+from qwenbench.processes import command_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,12 +56,20 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
 def remove_unfinished(run: Path) -> int:
     """Removes what `replacing` left beside its files when its process was killed; returns how many.
 
-    Only for the holder of the run's lock: nobody else writes there.
+    Only for the holder of the run's lock. A report may be made meanwhile: what a process that runs is writing stays.
     """
-    left = [path for path in run.rglob(".*.tmp") if path.is_file() and not path.is_symlink()]
+    left = [path for path in run.rglob(".*.tmp") if _is_left(path)]
     for path in left:
         path.unlink(missing_ok=True)
     return len(left)
+
+
+def _is_left(path: Path) -> bool:
+    name = re.fullmatch(r"\..+\.(\d+)\.tmp", path.name)
+    if name is None or path.is_symlink() or not path.is_file():
+        return False
+    writer = int(name[1])
+    return writer == os.getpid() or "qwenbench" not in command_line(writer)
 
 
 def sync_folder(folder: Path) -> None:

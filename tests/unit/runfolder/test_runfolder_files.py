@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -68,10 +70,13 @@ def test_a_table_keeps_its_nulls(tmp_path: Path) -> None:
 
 def test_what_a_killed_writer_left_beside_its_files_is_removed(tmp_path: Path) -> None:
     (tmp_path / "requests").mkdir()
-    left = tmp_path / "requests" / ".cell.parquet.4711.tmp"
-    kept = tmp_path / "requests" / "cell.parquet"
-    for file in (left, kept):
-        file.write_bytes(b"x")
-    assert remove_unfinished(tmp_path) == 1
-    assert not left.exists()
-    assert kept.exists()
+    with subprocess.Popen([sys.executable, "-c", "input('qwenbench')"], stdin=subprocess.PIPE) as report:
+        left = [tmp_path / "requests" / f".cell.parquet.{pid}.tmp" for pid in (1, os.getpid(), 4194305)]
+        kept = [
+            tmp_path / "requests" / name for name in ("cell.parquet", ".notes.tmp", f".report.html.{report.pid}.tmp")
+        ]
+        for file in (*left, *kept):
+            file.write_bytes(b"x")
+        assert remove_unfinished(tmp_path) == len(left)
+        report.kill()
+    assert sorted((tmp_path / "requests").iterdir()) == sorted(kept)
