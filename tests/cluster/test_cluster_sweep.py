@@ -93,7 +93,10 @@ def test_stopped_by_the_user_then_resumed(cluster: RayCluster, single_host: Path
     assert f"sweep --cluster {cluster.address} --resume" in err
     assert not cluster.ours()
     assert not list((folder / "servers").rglob("failure.json"))
-    done = run("sweep", "--resume", str(folder), "--cluster", cluster.address, "--no-report")
+    kept = record(folder / "run.json")["cluster"]
+    assert kept == {"address": cluster.address, "on": "rtx-5090"}, "what the line that decides is made of"
+    where = ("--cluster", kept["address"], "--on", kept["on"])
+    done = run("sweep", "--resume", str(folder), *where, "--no-report")
     assert completed(done.returncode, done.stderr), done.stderr
     same_points(folder, single_host)
 
