@@ -70,6 +70,17 @@ class RayCluster:
                     found.append(process)
         return found
 
+    def actors(self) -> list[psutil.Process]:
+        """Ray workers that are a launch's or a load's actor."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if not " ".join(process.cmdline()).startswith(("ray::Node", "ray::LoadNode")):
+                    continue
+                if process.parent().environ().get(STAMP) == self.stamp:  # its own are overwritten by its title
+                    found.append(process)
+        return found
+
     def shards(self) -> list[psutil.Process]:
         """The shard processes, each the child of a supervisor of a Ray worker of a raylet."""
         return [
@@ -92,9 +103,8 @@ def cluster(ray_cluster: RayCluster) -> Iterator[RayCluster]:
     ray_cluster.replace_killed()
     yield ray_cluster
     deadline = time.monotonic() + 20
-    while ray_cluster.ours() and time.monotonic() < deadline:
+    while (left := [*ray_cluster.ours(), *ray_cluster.actors()]) and time.monotonic() < deadline:
         time.sleep(0.1)
-    left = ray_cluster.ours()
     told = [" ".join(one.cmdline())[:150] for one in left]
     for process in left:
         process.send_signal(signal.SIGKILL)

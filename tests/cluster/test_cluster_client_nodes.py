@@ -23,6 +23,7 @@ def test_a_sweeps_load_comes_from_another_node_and_a_lost_one_costs_the_cell(
         wait_until(lambda: cluster.ours("qwenbench.load.worker"), "no load runs", 60)
         worker, shard = cluster.ours("qwenbench.load.worker")[0], cluster.shards()[0]
         assert raylet(worker) != raylet(shard)
+        assert len(cluster.actors()) >= 2, "a launch and its load; at the end of the test none is left"
         worker.parents()[0].kill()
         _, err = process.communicate(timeout=200)
     assert completed(process.returncode, err), err
