@@ -265,7 +265,7 @@ class ProfileCost:
 def profile_costs(run: Run) -> list[ProfileCost]:
     """Every profile of a run against `none`, where both were measured; empty otherwise."""
     found = []
-    rows = records(valid_rows(run.points)) if len(run.points) else []
+    rows = records(valid_rows(run.points))
     for (config, scenario, _, concurrency, rate), alike in grouped(rows, columns_of(*_SAME)).items():
         profiles = grouped(alike, lambda row: str(row["profile"]))
         bases = profiles.pop(BASE, [])

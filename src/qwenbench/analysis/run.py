@@ -315,7 +315,7 @@ def known_numbers(rows: pd.DataFrame, column: str) -> list[float]:
 
 def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     """The rows that decisions may rest on."""
-    return points[points["valid"].fillna(False).astype(bool)]
+    return points[points["valid"].fillna(False).astype(bool)] if len(points) else points
 
 
 def files_of(servers: Path, name: str, cost: str) -> dict[str, dict[str, Any]]:

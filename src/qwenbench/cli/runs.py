@@ -93,10 +93,6 @@ def report(
         print(target)
 
 
-_OBJECTIVES = ("tokens", "latency", "context", "energy")
-_SHELLS = ("bash", "powershell", "compose")
-
-
 def recommend(
     run: RunArgument = None,
     users: Annotated[
@@ -115,14 +111,15 @@ def recommend(
     as_json: JsonOption = False,
 ) -> int:
     """Which configuration of a run to deploy for so many users and these limits, as a docker line."""
+    from qwenbench.analysis.candidates import OBJECTIVES
     from qwenbench.analysis.limits import parse_weights
     from qwenbench.analysis.recommend import recommend as answer_of
     from qwenbench.analysis.run import load_run
-    from qwenbench.report.answer import question_of
+    from qwenbench.report.answer import SHELLS, printed_answer, question_of
 
-    for value, known, option in ((objective, _OBJECTIVES, "--objective"), (shell, _SHELLS, "--shell")):
+    for value, known, name in ((objective, OBJECTIVES, "--objective"), (shell, SHELLS, "--shell")):
         if value not in known:
-            raise UsageError(f"{option} {value!r}: one of {', '.join(known)}.")
+            raise UsageError(f"{name} {value!r}: one of {', '.join(known)}.")
     weights = parse_weights(scenario) if scenario is not None else None
     loaded = load_run(chosen_run(run, "recommend"))
     question = replace(question_of(loaded, users, slo), context=context, weights=weights, objective=objective)
@@ -130,7 +127,6 @@ def recommend(
     if as_json:
         print_json(answer.to_json())
     elif answer.config_id is not None:
-        from qwenbench.report.answer import printed_answer
         from qwenbench.report.text_writers import print_document
 
         print_document(printed_answer(answer, shell))

@@ -172,23 +172,12 @@ def places_table(places: Sequence[tuple[str, Place]]) -> Iterator[Block]:
     if len(hosts) < 2 and not any(len(place.nodes) > 1 for _, place in places):
         return
     several = len({run for run, _ in places}) > 1
-    rows = [
-        Row(
-            (
-                *_run(run, several),
-                place.machine,
-                *map(_listed, (place.nodes, place.drivers, place.vllm)),
-                place.launches,
-            )
-        )
-        for run, place in places
-    ]
+    rows = []
+    for run, place in places:
+        lists = (", ".join(words) or None for words in (place.nodes, place.drivers, place.vllm))
+        rows.append(Row((*_run(run, several), place.machine, *lists, place.launches)))
     head = (*_run("Run", several), "Machine", "Hosts", "Driver", "vLLM", "Launches")
     yield Table(head, rows, caption="Measured on", numbers_from=len(head) - 1)
-
-
-def _listed(words: Sequence[str]) -> str | None:
-    return ", ".join(words) or None
 
 
 def incidental(condition: str) -> bool:
@@ -228,27 +217,20 @@ def _importance(row: MetricChange) -> tuple[int, float]:
 
 
 def changes_table(rows: Iterable[MetricChange], several: bool = False) -> Table:
-    head = (
-        *_run("Run", several),
-        "Configuration",
-        "Scenario",
-        "Load",
-        "Metric",
-        "Before",
-        "After",
-        "Change",
-        "95 % interval",
-    )
-    return Table(
-        (*head, "Verdict"), [_row(row, several) for row in rows], numbers_from=len(head) - 4, numbers_to=len(head) - 1
-    )
+    where = (*_run("Run", several), "Configuration", "Scenario", "Load", "Metric")
+    head = (*where, "Before", "After", "Change", "95 % interval", "Verdict")
+    return Table(head, [_row(row, several) for row in rows], numbers_from=len(where), numbers_to=len(where) + 3)
+
+
+def change_cells(row: MetricChange) -> tuple[str | None, str | None]:
+    """The relative change, and its interval; None: not known."""
+    interval = None if row.low is None or row.high is None else f"{row.low:+.1%} to {row.high:+.1%}"
+    return None if row.change is None else f"{row.change:+.1%}", interval
 
 
 def _row(row: MetricChange, several: bool) -> Row:
-    change = None if row.change is None else f"{row.change:+.1%}"
-    interval = f"{row.low:+.1%} to {row.high:+.1%}" if row.low is not None and row.high is not None else None
     word: Inline = Span(row.verdict, "bad") if row.verdict == "worse" else row.verdict
-    figures = (number(row.key, row.before), number(row.key, row.after), change, interval)
+    figures = (number(row.key, row.before), number(row.key, row.after), *change_cells(row))
     where = (row.config, f"{row.scenario} ({row.profile})", load_label(row.concurrency, row.rate), label(row.key))
     return Row((*_run(row.run, several), *where, *figures, word))
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 
 from qwenbench.analysis.columns import in_words, label
+from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.releases import CHANGED, FigureOver, Releases
-from qwenbench.report.comparison import MAIN, MOST_ROWS, comparison_notes, conditions
+from qwenbench.report.comparison import MAIN, MOST_ROWS, change_cells, comparison_notes, conditions
 from qwenbench.report.document import (
     SIMULATED,
     Block,
@@ -130,22 +131,15 @@ def _row(names: Sequence[str], figure: FigureOver, several: bool) -> Row:
     change = figure.change
     scenario = f"{change.scenario} ({change.profile})" if several else change.scenario
     where = (change.config, scenario, load_label(change.concurrency, change.rate))
-    values = [
-        _value(change.key, estimate.value, estimate.low, estimate.high, verdict)
-        for estimate, verdict in zip(figure.values, figure.verdicts, strict=True)
-    ]
+    values = (_value(change.key, *told) for told in zip(figure.values, figure.verdicts, strict=True))
     first: Inline = None
     if figure.first is not None:
         first = Span(f"{names[figure.first]} ({change.verdict})", "bad" if change.verdict == "worse" else "strong")
-    by = None if change.change is None else f"{change.change:+.1%}"
-    interval = (
-        f"{change.low:+.1%} to {change.high:+.1%}" if change.low is not None and change.high is not None else None
-    )
-    return Row((*where, label(change.key), *values, first or "-", by, interval))
+    return Row((*where, label(change.key), *values, first or "-", *change_cells(change)))
 
 
-def _value(key: str, value: float | None, low: float | None, high: float | None, verdict: str) -> Inline:
-    shown = number(key, value, low, high)
+def _value(key: str, found: Estimate, verdict: str) -> Inline:
+    shown = number(key, found.value, found.low, found.high)
     words = f"{shown} ({shown.interval})" if shown.interval else str(shown)
     return Span(words, "bad" if verdict == "worse" else "strong") if verdict in CHANGED else words
 

@@ -49,7 +49,7 @@ class Use:
 
 def uses_of(run: Run) -> list[Use]:
     """Every load of every configuration, in their order; empty where nothing of it is known."""
-    rows = records(valid_rows(run.points)) if len(run.points) else []
+    rows = records(valid_rows(run.points))
     if all(row["itl_stall_share"] is None for row in rows):
         return []
     rates = all(row["concurrency"] is None for row in rows)
@@ -117,8 +117,9 @@ def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> Number:
 
 def _drafting(run: Run) -> Iterator[Block]:
     """What a drafter gained, and where the run tells it, what it had to gain."""
-    rows = records(run.points) if len(run.points) else []
-    drafted = [row for row in rows if row["acceptance_length"] is not None and row["concurrency"] is not None]
+    drafted = [
+        row for row in records(run.points) if row["acceptance_length"] is not None and row["concurrency"] is not None
+    ]
     if not drafted:
         return
     even = {(found.config_id, found.level): found for found in break_evens(run)}
@@ -151,9 +152,7 @@ def _drafting(run: Run) -> Iterator[Block]:
 
 
 def _throttling(run: Run) -> Iterator[Block]:
-    held = [
-        row for row in (records(run.points) if len(run.points) else ()) if (row["throttled_share"] or 0.0) > _NOTABLE
-    ]
+    held = [row for row in records(run.points) if (row["throttled_share"] or 0.0) > _NOTABLE]
     items: list[Inline] = []
     for config, rows in grouped(held, lambda row: str(row["config_id"])).items():
         reasons = "; ".join(dict.fromkeys(str(row["throttle_reasons"]) for row in rows if row["throttle_reasons"]))
