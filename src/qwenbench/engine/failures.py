@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,13 +65,7 @@ class Failure:
     """How far it came: `start` (to the weights), `profiling`, `graph_capture`, `sampler_warm_up`, `load`, `stop`."""
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "class": self.kind,
-            "evidence": self.evidence,
-            "advice": self.advice,
-            "exit_code": self.exit_code,
-            "phase": self.phase,
-        }
+        return {"class": self.kind, **{name: value for name, value in asdict(self).items() if name != "kind"}}
 
 
 def failure_of(told: Mapping[str, Any]) -> Failure:
