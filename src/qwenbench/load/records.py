@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qwenbench.load.chunks import StreamFacts, token_count
 from qwenbench.load.clock import NS_PER_MS
 from qwenbench.load.exchange import Body, RawExchange, cut_body
-from qwenbench.load.sse import StreamFacts, TokenTimes, decode_stream, token_count, token_times
+from qwenbench.load.sse import TokenTimes, decode_stream, token_times
 from qwenbench.server_words import words_of
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
 

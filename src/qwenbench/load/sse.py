@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
+from qwenbench.load.chunks import REASONING_KEYS, BrokenStreamError, StreamFacts, take_chunk, take_error
 from qwenbench.load.exchange import Body
-from qwenbench.server_words import error_message, is_error
+from qwenbench.server_words import error_message
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
@@ -33,47 +33,10 @@ _EVENT_END = re.compile(rb"(?:\r\n|\n|\r(?!\n)){2}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
-_REASONING_KEYS = ("reasoning", "reasoning_content", "thinking", "reasoning_text")
-_TEXT_KEYS = ("content", *_REASONING_KEYS, "text", "refusal")
-_PART_KEYS = ("text", *_REASONING_KEYS, "content", "summary", "parts", "value", "refusal", "transcript")
-_FURTHER_KEYS = ("reasoning_details", "thinking_blocks", "audio")
-"""Of a delta, looked at when it has no other text: some servers send the same text under two names."""
 _ERROR_WORDS = re.compile(rb"\b(?:error|exception|failed)\b", re.IGNORECASE)
-_FAILED_REASONS = frozenset(
-    "error abort aborted cancelled canceled failed timeout network_error insufficient_system_resource".split()
-)
-"""Values of finish_reason with which an answer has failed (SGLang, TensorRT-LLM, Zhipu, DeepSeek)."""
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_REMARK = 400
 """Bytes of event data that is no JSON and still may be a keep-alive rather than a broken chunk."""
-
-
-@dataclass(slots=True)
-class StreamFacts:
-    """What a stream said. `token_ends` and `mark_end` are body offsets just after an event."""
-
-    token_ends: list[int] = field(default_factory=list)
-    """Ends of the events that carried generated tokens."""
-    first_answer: int | None = None
-    """Index in `token_ends` of the first event that carried answer text or a tool call."""
-    mark_end: int | None = None
-    """End of the last event with a token or a finish_reason."""
-    reasoning: list[str] = field(default_factory=list)
-    answer: list[str] = field(default_factory=list)
-    tool_chars: int = 0
-    usage: dict[str, Any] | None = None
-    """The last one, but for one that counts nothing after one that counted."""
-    most_tokens: int = 0
-    """The largest completion_tokens of any usage."""
-    passed_over: int = 0
-    """Events that were no chunk: keep-alives, remarks, metadata."""
-    finish_reason: str | None = None
-    done: bool = False
-    """[DONE] was seen."""
-    counted_up: bool = False
-    """A usage beside no choice was seen, as it comes after the last chunk."""
-    error: str | None = None
-    detail: str | None = None
 
 
 @dataclass(slots=True)
@@ -87,10 +50,6 @@ class TokenTimes:
     gaps_merged: int
 
 
-class _Broken(Exception):
-    """An event that cannot be read; the message has no content of the stream in it."""
-
-
 def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
     """Read every event of a response body. Problems are told in `error` and `detail`, nothing is raised."""
     facts = StreamFacts()
@@ -100,11 +59,11 @@ def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
         return facts
     try:
         if len(data) > MAX_LINES < data.count(b"\n") + data.count(b"\r"):
-            raise _Broken(f"the stream has more than {MAX_LINES:,} lines")
+            raise BrokenStreamError(f"the stream has more than {MAX_LINES:,} lines")
         _read_events(facts, data, start, complete)
         if not facts.token_ends and data.strip() and not _FIELD.search(data):
-            raise _Broken("the body is neither a stream of events nor valid JSON")
-    except _Broken as problem:
+            raise BrokenStreamError("the body is neither a stream of events nor valid JSON")
+    except BrokenStreamError as problem:
         facts.error, facts.detail = "malformed", str(problem)
     return facts
 
@@ -160,7 +119,7 @@ def _read_events(facts: StreamFacts, data: bytes, at: int, complete: bool) -> No
         if stop < 0:
             stop = end = len(data)
         if stop - at > MAX_EVENT_BYTES:
-            raise _Broken(f"an event is longer than {MAX_EVENT_BYTES} bytes")
+            raise BrokenStreamError(f"an event is longer than {MAX_EVENT_BYTES} bytes")
         if at == len(data) or (stop == end and not complete):
             return
         lines = data[at:stop].splitlines()
@@ -180,7 +139,7 @@ def _take_run(facts: StreamFacts, data: bytes, at: int, shape: _Shape) -> int:
     """
     prefix, rest = shape.prefix, shape.rest
     before, after = len(prefix), len(rest)
-    texts = facts.reasoning if shape.key in _REASONING_KEYS else facts.answer
+    texts = facts.reasoning if shape.key in REASONING_KEYS else facts.answer
     ends = facts.token_ends
     already = len(ends)
     find, fits = data.find, data.startswith
@@ -266,8 +225,8 @@ def _read_bare(facts: StreamFacts, line: bytes) -> None:
         document = orjson.loads(line)
     except orjson.JSONDecodeError:
         document = None
-    if not isinstance(document, dict) or not _take_error(facts, document):
-        raise _Broken("a line of the stream holds a chunk but is no SSE field")
+    if not isinstance(document, dict) or not take_error(facts, document):
+        raise BrokenStreamError("a line of the stream holds a chunk but is no SSE field")
 
 
 def _words(data: bytes) -> str:
@@ -294,34 +253,7 @@ def _read_event(facts: StreamFacts, data: bytes, end: int) -> str | None:
     if not isinstance(event, dict):
         facts.passed_over += 1  # `data: "ping"`, `data: null`
         return None
-    if _take_error(facts, event):
-        return None
-    choices = event.get("choices")
-    usage = _usage_of(event, choices)
-    if usage is not None:
-        _take_usage(facts, usage)
-        facts.counted_up |= not choices
-    if choices is None:
-        if usage is None:
-            facts.passed_over += 1  # `{"type": "ping"}`, metadata of a gateway
-        return None
-    if not isinstance(choices, list):
-        raise _Broken("the choices of a chunk are no list")
-    key: str | None = None
-    token = answered = False
-    for choice in choices:
-        if not isinstance(choice, dict):
-            raise _Broken("a choice is no JSON object")
-        key, carried, is_answer = _take_choice(facts, choice, end)
-        token |= carried
-        answered |= is_answer
-    if token:
-        if answered and facts.first_answer is None:
-            facts.first_answer = len(facts.token_ends)
-        facts.token_ends.append(end)
-        facts.mark_end = end
-    plain = len(choices) == 1 and usage is None and key is not None
-    return key if plain and not choices[0].get("finish_reason") else None
+    return take_chunk(facts, event, end)
 
 
 def _parsed(data: bytes) -> Any:
@@ -351,7 +283,7 @@ def _read_remark(facts: StreamFacts, data: bytes) -> None:
     if text.startswith(b":"):
         facts.passed_over += 1
     elif not (wordy and _is_text(text)):
-        raise _Broken(f"the event after token {len(facts.token_ends)} is not valid JSON or UTF-8")
+        raise BrokenStreamError(f"the event after token {len(facts.token_ends)} is not valid JSON or UTF-8")
     elif _ERROR_WORDS.search(text):
         facts.error, facts.detail = "stream_error", text.decode()
     else:
@@ -365,125 +297,6 @@ def _is_text(text: bytes) -> bool:
         return False
 
 
-def _usage_of(event: dict[str, Any], choices: object) -> dict[str, Any] | None:
-    """An event's usage, wherever it stands: beside the choices, in the first one (Kimi), in `x_groq` (Groq), or as
-    llama.cpp's timings, which come unasked."""
-    first = choices[0] if isinstance(choices, list) and choices else None
-    for holder in (event, first, event.get("x_groq")):
-        if isinstance(holder, dict) and isinstance(holder.get("usage"), dict):
-            return dict(holder["usage"])
-    timings = event.get("timings")
-    if not isinstance(timings, dict) or token_count(timings, "predicted_n") is None:
-        return None
-    read = [token_count(timings, key) for key in ("cache_n", "prompt_n")]
-    return {"completion_tokens": timings["predicted_n"], "prompt_tokens": sum(one or 0 for one in read) or None}
-
-
-def token_count(holder: object, *keys: str) -> int | None:
-    """The first of these keys' value that can be a number of tokens; 40.0 and "40" are what they say."""
-    for key in keys:
-        value = holder.get(key) if isinstance(holder, dict) else None
-        if isinstance(value, str) and value.isdecimal() and len(value) < 10:
-            value = int(value)
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and 0 <= value < 2**31
-            and value == int(value)
-        ):
-            return int(value)
-    return None
-
-
-def _take_usage(facts: StreamFacts, usage: dict[str, Any]) -> None:
-    """Keep the latest usage; one of zeros after one that counted is no news but a habit of some servers."""
-    counted = token_count(usage, "completion_tokens", "output_tokens") or 0
-    if counted > 0 or facts.most_tokens == 0:
-        facts.usage = usage
-    facts.most_tokens = max(facts.most_tokens, counted)
-
-
-def _take_choice(facts: StreamFacts, choice: dict[str, Any], end: int) -> tuple[str | None, bool, bool]:
-    """Take in one choice: (key of the only text, whether it carried a token, whether of the answer)."""
-    delta = choice["delta"] if "delta" in choice else choice.get("message", choice)
-    if isinstance(delta, str):
-        delta = {"content": delta}
-    if delta is None:
-        delta = {}
-    if not isinstance(delta, dict):
-        raise _Broken("a delta is no JSON object")
-    keys = []
-    answered = thought = False
-    for key in _TEXT_KEYS:
-        content = delta.get(key)
-        if not content or (key in _REASONING_KEYS and thought):
-            continue  # two names of one text: newer servers send it twice
-        keys += [key] if isinstance(content, str) else []
-        for text, reasoning in _texts(content, key in _REASONING_KEYS):
-            _add_text(facts, text, reasoning=reasoning)
-            thought |= reasoning
-            answered |= not reasoning
-    if not (thought or answered):
-        for key in filter(delta.__contains__, _FURTHER_KEYS):
-            for text, reasoning in _texts(delta[key], key != "audio"):
-                _add_text(facts, text, reasoning=reasoning)
-                thought |= reasoning
-                answered |= not reasoning
-    tools = delta.get("tool_calls") or ([{"function": delta["function_call"]}] if delta.get("function_call") else None)
-    if isinstance(tools, list) and tools:
-        facts.tool_chars += sum(_tool_chars(tool) for tool in tools)
-        answered = True
-    ids = choice.get("token_ids")
-    carried = thought or answered or (isinstance(ids, list) and bool(ids))
-    finish = choice.get("finish_reason")
-    if isinstance(finish, str) and finish:
-        facts.finish_reason = finish
-        facts.mark_end = end
-        if finish in _FAILED_REASONS:
-            facts.error, facts.detail = "stream_error", f"the server ended the answer with finish_reason {finish!r}"
-    whole = thought + answered == 1 and not tools and not ids
-    only = keys[0] if len(keys) == 1 and whole else None
-    return only, carried, answered
-
-
-def _add_text(facts: StreamFacts, text: str, *, reasoning: bool) -> None:
-    (facts.reasoning if reasoning else facts.answer).append(text)
-
-
-def _texts(content: Any, reasoning: bool) -> Iterator[tuple[str, bool]]:
-    """The texts in content that is text, a part or a list of parts, each with whether it is reasoning.
-
-    Seen: `{"type": "text", "text": "..."}`, the same with `{"value": "..."}` as text, `{"type": "thinking", "thinking":
-    [{"type": "text", "text": "..."}]}`, `{"type": "reasoning", "reasoning": "..."}`, and plain strings.
-    """
-    if isinstance(content, str):
-        if content:
-            yield content, reasoning
-    elif isinstance(content, list):
-        for part in content:
-            yield from _texts(part, reasoning)
-    elif isinstance(content, dict):
-        kind = str(content.get("type") or "")
-        key = next((key for key in _PART_KEYS if content.get(key)), None)
-        if key is not None:
-            inner = reasoning or "think" in kind or "reason" in kind or key in _REASONING_KEYS
-            yield from _texts(content[key], inner)
-
-
-def _tool_chars(tool: Any) -> int:
-    function = tool.get("function") if isinstance(tool, dict) else None
-    if not isinstance(function, dict):
-        return 0
-    return sum(len(function[key]) for key in ("name", "arguments") if isinstance(function.get(key), str))
-
-
-def _take_error(facts: StreamFacts, event: dict[str, Any]) -> bool:
-    if not is_error(event):
-        return False
-    facts.error, facts.detail = "stream_error", error_message(event)
-    return True
-
-
 def _read_plain_json(data: bytes, facts: StreamFacts) -> None:
     """A body that is one JSON document: an error, or an answer that was not streamed."""
     try:
@@ -491,6 +304,6 @@ def _read_plain_json(data: bytes, facts: StreamFacts) -> None:
     except orjson.JSONDecodeError:
         facts.error, facts.detail = "malformed", "the body is neither a stream of events nor valid JSON"
         return
-    if not isinstance(document, dict) or not _take_error(facts, document):
+    if not isinstance(document, dict) or not take_error(facts, document):
         facts.error = "malformed"
         facts.detail = "the server answered with one JSON document instead of a stream"

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from qwenbench.bounded_http import NoReplyError, Questions, Reply
 from qwenbench.engine.readiness import model_names
 from qwenbench.errors import UsageError
+from qwenbench.load.chunks import StreamFacts
 from qwenbench.load.spec import ENDPOINT_PATHS
-from qwenbench.load.sse import StreamFacts, decode_stream
+from qwenbench.load.sse import decode_stream
 from qwenbench.load.text_tokens import text_tokens
 from qwenbench.server_words import visible
 from qwenbench.workload.prompts import Prompt
