@@ -185,6 +185,19 @@ LOAD_ONLY = ("--no-natural-stop-check", "--no-prefill-cost")
 NO_ANSWER = "refused: no whole answer"
 _OK = "HTTP/1.1 200 X\r\n"
 
+
+def listed(**more: bytes) -> Act:
+    """/v1/models with odd values beside the name."""
+    return says(page(b'{"data":[{"id":"m"%s}]}' % b"".join(b',"%s":%s' % (k.encode(), v) for k, v in more.items())))
+
+
+def delta(value: bytes, **more: object) -> bytes:
+    """An event whose choice is written out as it is."""
+    return event(b'{"choices":[%s]}' % value)
+
+
+ODD_VALUES = (b"-0", b"-5", b"1.5", b"true", b"null", b"[1]", b'"x"', b"{}", b"9" * 400)
+
 MODES: tuple[Mode, ...] = (
     Mode("good", "answer", says(GOOD), "measured"),
     # what is asked before the load
@@ -196,6 +209,12 @@ MODES: tuple[Mode, ...] = (
         "refused: --model",
         "models",
         {
+            "models: redirect that is none": says(page(b"", "Location: http://[::1", status="399 X")),
+            "models: UTF-16": says(page('{"data":[{"id":"m"}]}'.encode("utf-16"))),
+            "models: NaN": listed(max_model_len=b"NaN"),
+            "models: HTTP/2 preface": then("close", b"\0\0\x12\x04\0\0\0\0\0" + bytes(18)),
+            "models: 100,000 headers": then("close", _OK.encode() + b"A: b\r\n" * 100_000 + b"\r\n"),
+            "models: length too long": then("close", page(b'{"data":[{"id":"m"}]}', length=10**19)),
             "models: null": says(page(b'{"data":null}')),
             "models: a number": says(page(b"7")),
             "models: 200,000 deep": says(page(DEEP)),
@@ -224,6 +243,11 @@ MODES: tuple[Mode, ...] = (
         {
             "models: a name that steers terminals": says(page(b'{"data":[{"id":"\\u001b]0;x\\u0007\\u001b[2J"}]}')),
             "models: a length of 65 bits": says(page(b'{"data":[{"id":"m","max_model_len":99999999999999999999}]}')),
+            "models: keys twice": says(page(b'{"data":[],"data":[{"id":"x"},{"id":"m","id":"m"}]}')),
+            "models: names that are no text": says(page(b'{"data":[{"id":7},{"id":null},{"id":["m"]},{"id":{}}]}')),
+            "models: 20,000 of them": says(page(b'{"data":[%s]}' % b",".join([b'{"id":"m"}'] * 20_000))),
+            "models: HTTP/1.0": then("close", page(b'{"data":[{"id":"m"}]}').replace(b"/1.1", b"/1.0")),
+            **{f"models: a length of {value[:8].decode()}": listed(max_model_len=value) for value in ODD_VALUES[:-1]},
             "models: odd entries": says(page(b'{"data":[null,7,{"id":"m","root":[1],"max_model_len":"x"}]}')),
         },
     ),
@@ -264,6 +288,21 @@ MODES: tuple[Mode, ...] = (
             "metrics: half a page": then("silence", OPEN_HEAD, METRICS),
             "metrics: gzip bomb": says(page(BOMB, "Content-Encoding: gzip")),
             "metrics: null bytes": says(page(METRICS + bytes(65536))),
+            "metrics: buckets without edges": says(
+                page(b'vllm:iteration_tokens_total_bucket{a="1"} 5\nvllm:iteration_tokens_total_bucket 5\n' + METRICS)
+            ),
+            "metrics: edges that are none": says(
+                page(b'vllm:iteration_tokens_total_bucket{le="x"} 5\nvllm:iteration_tokens_total_bucket{le="NaN"} 5\n')
+            ),
+            **{
+                f"metrics: blocks of {value.decode()}": says(
+                    page(b'vllm:cache_config_info{num_gpu_blocks="%s",block_size="%s"} 1\n' % (value, value) + METRICS)
+                )
+                for value in (b"0", b"-0", b"1.5", b"1e3", b"0x10", b"", b"None", "\u0661".encode())
+            },
+            "metrics: odd time stamps": says(page(b"vllm:num_requests_running 1 1e400\nvllm:x 1 NaN\n")),
+            "metrics: UTF-16": says(page(METRICS.decode().encode("utf-16"))),
+            "metrics: 100,000 of one name": says(page(b'vllm:num_requests_running{a="1"} 1\n' * 100_000)),
             "metrics: HTML": says(page(b"<html>vllm:num_requests_running</html>", kind="text/html")),
             "metrics: broken labels": says(
                 page(b'vllm:num_requests_running{a="\\",} 1\nvllm:x{{{ 2\nvllm: \n' + METRICS)
@@ -279,6 +318,13 @@ MODES: tuple[Mode, ...] = (
             "tokenize: a list": says(page(b"[1]")),
             "tokenize: null": says(page(b'{"count":null}')),
             "tokenize: 65 bits": says(page(b'{"count":99999999999999999999}')),
+            **{
+                f"tokenize: a count of {value[:8].decode()}": says(
+                    page(b'{"count":%s,"max_model_len":%s}' % (value, value))
+                )
+                for value in ODD_VALUES
+            },
+            "tokenize: a count, then none": says(page(b'{"count":10,"count":null,"tokens":[[1],{}]}')),
             "tokenize: 0": says(page(b'{"count":0}')),
             "tokenize: silence": then("silence"),
             "tokenize: endless": endless(OPEN_HEAD, b"1" * 65536),
@@ -326,6 +372,24 @@ MODES: tuple[Mode, ...] = (
             "usage of 65 bits": says(stream(*EVENTS[:5], usage(2**65, 2**65), DONE)),
             "usage below 0": says(stream(*EVENTS[:5], usage(-5, -4), DONE)),
             "usage as text, null, list": says(stream(*EVENTS[:5], usage("5", None), usage([], {}), DONE)),
+            **{
+                f"usage of {value[:8].decode()}": says(
+                    stream(*EVENTS[:5], event(b'{"choices":[],"usage":{"completion_tokens":%s}}' % value), DONE)
+                )
+                for value in ODD_VALUES[:-1]
+            },
+            "usage twice, with keys twice": says(
+                stream(*EVENTS[:5], event(b'{"usage":{},"choices":[],"usage":{"completion_tokens":4}}'), usage(), DONE)
+            ),
+            "fields of SSE that are none": says(
+                HEAD, chunk(b"data\n\nfoo: bar\nevent\nretry: 1e400\nid: \0\n\n"), *map(chunk, EVENTS), LAST
+            ),
+            "chunked in capitals, twice": says(
+                HEAD.replace(b"chunked", b"CHUNKED").replace(b"\r\n\r\n", b"\r\nX: y\r\n\r\n"),
+                *map(chunk, EVENTS),
+                LAST,
+            ),
+            "gzip that nobody asked for": says(page(gzip.compress(b"".join(EVENTS)), "Content-Encoding: gzip")),
             "usage of a million": says(stream(*EVENTS[:5], usage(5, 10**6), DONE)),
             "five choices": says(
                 stream(event({"choices": [{"index": i, "delta": {"content": "a"}} for i in range(5)]}), *EVENTS)
@@ -346,6 +410,12 @@ MODES: tuple[Mode, ...] = (
             "error 200,000 deep": says(page(DEEP, status="400 X")),
             "error in a page that steers": says(page(b"\x1b]0;x\x07\x1b[2J" * 99, status="502 X", kind="text/html")),
             "error null": says(page(b'{"error":null}', status="500 X")),
+            **{
+                f"Retry-After {value!r}": says(page(b"{}", f"Retry-After: {value}", status="429 X"))
+                for value in ("1e400", " 0", "0x9", "NaN", "")
+            },
+            "error in UTF-16": says(page('{"error":"x"}'.encode("utf-16"), status="400 X")),
+            "error in 10,000 headers": says(page(b"{}", *["X-A: b"] * 200, status="400 X")),
             "HTTP 204": says(b"HTTP/1.1 204 No Content\r\n\r\n"),
             "HTTP 599": says(page(b"", status="599 ")),
         },
@@ -394,6 +464,25 @@ MODES: tuple[Mode, ...] = (
         "malformed",
         "answer",
         {
+            "answers in UTF-16": says(HEAD, chunk(b"".join(EVENTS).decode().encode("utf-16")), LAST),
+            "length and chunks, neither true": says(
+                HEAD.replace(b"\r\n\r\n", b"\r\nContent-Length: 7\r\n\r\n"), b"".join(EVENTS)
+            ),
+            "odd names and values in chunks": says(
+                stream(
+                    *EVENTS[:4],
+                    delta(b'{"index":-1,"delta":null}'),
+                    delta(b'{"index":"x","delta":[1],"finish_reason":7}'),
+                    delta(b'{"delta":{"content":7,"reasoning":{},"tool_calls":"x","role":[]},"logprobs":[1]}'),
+                    delta(b'null,7,"x",[]'),
+                    *EVENTS[4:],
+                )
+            ),
+            "usage of 400 digits": says(
+                stream(*EVENTS[:5], event(b'{"choices":[],"usage":{"completion_tokens":%s}}' % ODD_VALUES[-1]), DONE)
+            ),
+            "100,000 headers": then("silence", _OK.encode() + b"A: b\r\n" * 100_000 + b"\r\n"),
+            "switches protocols": says(b"HTTP/1.1 101 Switching\r\nUpgrade: h2c\r\n\r\n"),
             "no HTTP": says(b"220 smtp ready\r\n\r\n"),
             "HTTP/2 preface": says(b"\0\0\x12\x04\0\0\0\0\0" + bytes(18) + b"\r\n\r\n"),
             "endless headers": endless(_OK.encode(), b"X-A: b\r\n" * 1000),
@@ -453,9 +542,9 @@ MODES: tuple[Mode, ...] = (
     ),
     Mode("answer: a key is wanted", "answer", says(page(b"{}", status="401 X")), "http_status"),
 )
-BY_NAME = {re.sub(r"\W+", "-", mode.name).strip("-"): mode for mode in MODES}
+assert len({mode.name for mode in MODES}) == len(MODES)
+BY_NAME = {f"{re.sub(r'[^a-zA-Z0-9]+', '-', mode.name).strip('-')}-{at}": mode for at, mode in enumerate(MODES)}
 """Modes by the part of a path that asks for them."""
-assert len(BY_NAME) == len(MODES)
 
 
 @dataclass

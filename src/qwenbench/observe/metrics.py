@@ -107,19 +107,36 @@ def _can_be(label: str) -> bool:
         return True
 
 
+def _is_number(edge: str) -> bool:
+    try:
+        return not math.isnan(float(edge))
+    except ValueError:
+        return False
+
+
 def parse_metrics(text: str) -> Scrape:
-    """Reads a /metrics answer. What is not there is missing from the result, never 0."""
+    """Reads a /metrics answer. What is not there is missing from the result, never 0.
+
+    Raises ValueError for lines that are none of the format's.
+    """
     values: dict[str, float] = {}
     buckets: dict[float, float] = {}
     cache_config: dict[str, str] = {}
     relevant = "\n".join(line for line in text.split("\n") if line.startswith(_NAMES)) + "\n"
-    for family in text_string_to_metric_families(relevant):
+    try:
+        families = list(text_string_to_metric_families(relevant))
+    except LookupError as error:  # the parser's own, at a label that does not end
+        raise ValueError(f"no metrics: {error}") from error
+    for family in families:
         for sample in family.samples:
             if sample.name == "vllm:cache_config_info":
                 cache_config = {name: value for name, value in sample.labels.items() if _can_be(value)}
-            if sample.name == _BUCKETS and math.isfinite(sample.value):
-                edge = float(sample.labels["le"])
-                buckets[edge] = buckets.get(edge, 0.0) + sample.value
+            if (
+                sample.name == _BUCKETS
+                and math.isfinite(sample.value)
+                and _is_number(edge := sample.labels.get("le", ""))
+            ):
+                buckets[float(edge)] = buckets.get(float(edge), 0.0) + sample.value
             name = _GAUGES.get(sample.name)
             if sample.name == _BY_REASON and (reason := sample.labels.get("reason")) in ("capacity", "deferred"):
                 name = f"waiting_{reason}"

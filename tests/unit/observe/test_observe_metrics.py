@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import AsyncIterator
 
 import aiohttp
 import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenbench.bounded_http import Questions, WaitLimit
 from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper, parse_metrics, scrape
@@ -190,3 +194,21 @@ async def test_a_server_without_metrics_leaves_an_empty_table(
 def test_a_label_that_counts_beyond_all_reason_stays_unknown(odd: str) -> None:
     text = f'vllm:cache_config_info{{block_size="16",num_gpu_blocks="{odd}",cache_dtype="auto"}} 1.0\n'
     assert parse_metrics(text).cache_config == {"block_size": "16", "cache_dtype": "auto"}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["vllm:iteration_tokens_total_bucket", "vllm:num_requests_running", "vllm:cache_config_info"]
+            ),
+            st.text(alphabet='{}",\\= le#x1\n', max_size=20),
+            st.sampled_from(["", " 1", " NaN", " 1e400", " 1 1e400", " x", " -0 # {a="]),
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_stands_in_metrics_is_a_reading_or_none(lines: list[tuple[str, str, str]]) -> None:
+    with contextlib.suppress(ValueError):
+        reading = parse_metrics("\n".join(map("".join, lines)))
+        assert all(math.isfinite(value) for value in [*reading.values.values(), *reading.step_buckets.values()])
