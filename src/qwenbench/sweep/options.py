@@ -100,7 +100,7 @@ class SweepOptions(BaseModel):
     vllm_command: Annotated[str, _server("process: what to run", "CMD")] = "vllm serve"
     vllm_arg: Annotated[tuple[str, ...], _server("Further argument for vLLM, last (repeatable)", repeatable=True)] = ()
     caches: Annotated[Literal["kept", "fresh"], _server("Compile and tuning caches: kept between launches, or empty for each", "kept|fresh", one_of("kept", "fresh"))] = "kept"
-    startup_timeout_s: Annotated[float, Flag("Longest wait for a server", SERVERS, "S", default="1200; bench 30")] = Field(default=1200.0, gt=0)
+    startup_timeout_s: Annotated[float, Flag("Longest wait for a server", SERVERS, "S", default="1200; bench 60, --timeout at most")] = Field(default=1200.0, gt=0)
 
     scenario: Annotated[tuple[str, ...], Flag("Scenarios: names in scenarios/ or .yaml paths, or `synthetic`", SCENARIOS, "NAME,..", WORDS, default="all four")] = ("conversation", "math", "code", "multilingual")
     input_tokens: Annotated[str | None, Flag("Prompt length in tokens", SCENARIOS, "N|MIN-MAX")] = None
