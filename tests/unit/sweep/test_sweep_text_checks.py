@@ -78,8 +78,11 @@ def test_a_broken_server_stays_broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("words", [("--load-format", "dummy"), ("--load_format=dummy",)])
 def test_dummy_weights_are_seen_on_the_command_line_of_a_server_without_a_log(words: tuple[str, ...]) -> None:
-    server = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
+    code = "print('here', flush=True); input()"
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert server.stdout is not None
+        server.stdout.readline()  # its command line stands in /proc only a moment after it was started
         assert dummy_weights(StartupLog(), [server.pid])
         assert not dummy_weights(StartupLog(), [])
         # its own log outranks how it was started
@@ -91,8 +94,11 @@ def test_dummy_weights_are_seen_on_the_command_line_of_a_server_without_a_log(wo
 
 def test_of_a_load_format_that_is_given_twice_the_last_one_counts() -> None:
     words = ("--load-format", "dummy", "--load-format=auto")
-    server = subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE)
+    code = "print('here', flush=True); input()"
+    server = subprocess.Popen([sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert server.stdout is not None
+        server.stdout.readline()  # its command line stands in /proc only a moment after it was started
         assert not dummy_weights(StartupLog(), [server.pid])
     finally:
         server.communicate(b"\n")
