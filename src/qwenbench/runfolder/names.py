@@ -107,11 +107,12 @@ def find_run(named: str | Path | None, what: str = "RUN", runs: Path = RUNS) -> 
         if newest is None:
             raise UsageError(f"{what}: no run in {runs} yet. Name a run's folder, or begin one with qwenbench sweep.")
         return newest
-    for folder in (Path(named), runs / named):
+    places = dict.fromkeys((Path(named), runs / named))  # an absolute path is both
+    for folder in places:
         if (folder / "run.json").exists():
             return folder
     hint = near_miss(Path(named).name, [folder.name for folder in _folders(runs)])
-    raise UsageError(f"{what} {named}: no run there (no run.json in {named} or {runs / named}).{hint}")
+    raise UsageError(f"{what} {named}: no run there (no run.json in {' or '.join(map(str, places))}).{hint}")
 
 
 def _folders(runs: Path) -> list[Path]:
