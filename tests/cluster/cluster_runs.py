@@ -38,7 +38,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def after(cells: int, folder: Path, process: subprocess.Popen[str]) -> None:
     """Waits until so many cells are finished; the next is under way then."""
     wait_until(lambda: len(journal(folder)) >= cells or process.poll() is not None, "no cell ended", 60)
-    assert process.poll() is None
+    assert process.poll() is None, process.communicate()[1]
 
 
 def completed(status: int | None, err: str) -> bool:
