@@ -47,6 +47,7 @@ class RayCluster:
             yield
         finally:
             self._cluster.remove_node(node, allow_graceful=False)
+            self._cluster.wait_for_nodes()  # Ray lists it as alive for a while, and the next driver would ask it
 
     def replace_killed(self) -> None:
         """A new node for each whose raylet is gone."""
