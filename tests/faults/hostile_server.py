@@ -236,7 +236,8 @@ MODES: tuple[Mode, ...] = (
         },
     ),
     Mode("models: a key is wanted", "models", says(page(b"{}", status="401 X")), "refused: key"),
-    Mode("models: another model", "models", says(page(b'{"data":[{"id":"other"}]}')), "refused: --model", WITH_MODEL),
+    # it answers for the name that it does not list, so it is measured, and said
+    Mode("models: another model", "models", says(page(b'{"data":[{"id":"other"}]}')), "measured", WITH_MODEL),
     *modes(
         "measured",
         "models",

@@ -62,7 +62,8 @@ def test_a_hostile_server_costs_a_sentence(
     found = how_it_ended(mode, tmp_path / "r", cost["status"], said)
     # a flood ends at its own limit or, on a busy machine, at the time's: both are limits that held
     flood = mode.name.startswith("endless") and mode.ends == "malformed"
-    assert found == mode.ends or (flood and set(found.split(", ")) <= {"malformed", "timeout"}), said[-2000:]
+    limits_held = set(found.split(", ")) <= {"malformed", "timeout"} or "no whole answer" in said
+    assert found == mode.ends or (flood and limits_held), said[-2000:]
     assert cost["peak_mib"] < MOST_MIB
     # what is no waiting for the server: two interpreters (the second one is a client process), the client's self-check
     own_s = 2 * cost["start_s"] + self_check_s(tmp_path / "r")

@@ -203,6 +203,9 @@ def _points(paths: RunPaths) -> pd.DataFrame:
     """points.csv, and what it lacks of the journal."""
     frame = if_readable(read_points, paths.points, "its rows are taken from the journal")
     entries = Journal(paths.journal).readable_entries()
+    if frame is not None and entries:  # what a cut row still says may be cut as well: the journal has it whole
+        cut = not paths.points.read_bytes().endswith(b"\n")
+        frame = frame.iloc[: len(frame) - cut].dropna(subset=["launch", "repeat"])
     known = set() if frame is None or not entries else {Cell.of_row(row).cell_id for row in records(frame)}
     lost = [entry.point for entry in entries if entry.cell not in known and "config_id" in entry.point]
     if frame is None and not lost and paths.points.exists():
