@@ -48,7 +48,7 @@ test-docker: dev ## the docker launcher against a real Docker engine (root; no G
 	tests/docker/run.sh
 
 test-faults: dev ## damaged runs, hostile servers and kills: each a sentence, nothing lost
-	$(BIN)/python -m pytest --numprocesses 4 --timeout 300 tests/faults $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses 3 --timeout 300 tests/faults $(PYTEST_ARGS)
 
 test-browser: dev ## the HTML report in headless Chromium
 	tests/browser/run.sh
