@@ -56,7 +56,8 @@ def test_a_shell_can_complete_commands_and_options(tmp_path: Path) -> None:
     assert completed("qwenbench sw", 1) == ["sweep"]
     assert "--capture" in completed("qwenbench sweep --cap", 2)
     env = {**os.environ, "HOME": str(tmp_path), "SHELL": "/bin/bash"}
-    line = [sys.executable, "-m", "qwenbench", "--install-completion", "bash"]
+    # the shell is the nearest one that started it, which must not depend on who started the tests
+    line = ["bash", "-c", '"$0" -m qwenbench --install-completion; exit $?', sys.executable]
     assert subprocess.run(line, env=env, capture_output=True, check=False).returncode == 0
     assert list(tmp_path.rglob("qwenbench.sh"))
 
