@@ -13,9 +13,12 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
+from qwenbench.engine import supervised
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.launch_record import VARIABLE as MARK
@@ -226,6 +229,26 @@ asyncio.run(main())
     owner.stdout.close()
     while Path("/proc", worker).exists():
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_supervisor_that_is_told_to_end_as_it_starts_ends_its_server(
+    tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def hit(*words: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(*words, **options)
+        process.send_signal(number)  # before its interpreter runs
+        return process
+
+    async def ended() -> supervised.Ended:
+        argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+        process = await supervised.SupervisedProcess.start(argv, tmp_path / "server.log", {}, ())
+        return await process.gone()
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(supervised.subprocess, "Popen", hit)  # type: ignore[attr-defined]
+    assert uvloop.run(ended()) == supervised.Ended(-signal.SIGTERM, killed=False)
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_missing_command_is_a_usage_error(port: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ class RefusedError(Exception):
 class SupervisedProcess:
     """One command under its supervisor. Made by `start`."""
 
-    def __init__(self, supervisor: asyncio.subprocess.Process) -> None:
+    def __init__(self, supervisor: subprocess.Popen[bytes]) -> None:
         self._supervisor = supervisor
         self._first: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._exited = asyncio.Event()
@@ -49,32 +51,7 @@ class SupervisedProcess:
 
         Raises RefusedError when the command cannot be started.
         """
-        owner = os.getpid()
-        options = ["--log", str(log_path), "--owner-pid", str(owner)]
-        start = process_start_time(owner)
-        if start is not None:
-            options += ["--owner-start", str(start)]
-        for name in {*secret_names, *remembered_variables()}:
-            options += ["--secret", name]
-        ending = (signal.SIGTERM, signal.SIGINT)
-        signal.pthread_sigmask(signal.SIG_BLOCK, ending)  # inherited: they wait for the supervisor's own handlers
-        try:
-            supervisor = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # not from the folder that we happen to be in
-                "-m",
-                "qwenbench.engine.supervisor",
-                *options,
-                "--",
-                *argv,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env={**os.environ, **env},
-                start_new_session=True,
-            )
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
-        process = cls(supervisor)
+        process = cls(_start_supervisor(argv, log_path, env, {*secret_names, *remembered_variables()}))
         process.pid = await process._first
         return process
 
@@ -88,24 +65,23 @@ class SupervisedProcess:
 
     async def gone(self) -> Ended:
         """Returns when nothing is left: no child, no log line outstanding."""
-        await self._supervisor.wait()
         await asyncio.shield(self._reader)  # a caller that gives up must not end the reading
         return self._ended or Ended(self.exit_code, killed=False)
 
     async def stop(self, grace_s: float) -> Ended:
         """SIGTERM to the group, SIGKILL after the grace to whatever is left. Safe to call twice."""
-        stdin = self._supervisor.stdin
-        if self._supervisor.returncode is None and stdin is not None and not stdin.is_closing():
-            try:
-                stdin.write(f"stop {grace_s}\n".encode())
-                await stdin.drain()
-            except ConnectionError:
-                pass  # it ended by itself meanwhile
+        assert self._supervisor.stdin is not None
+        if not self._reader.done():
+            with contextlib.suppress(BrokenPipeError):  # it ended by itself meanwhile
+                self._supervisor.stdin.write(f"stop {grace_s}\n".encode())
         return await self.gone()
 
     async def _hear(self) -> None:
-        assert self._supervisor.stdout is not None
-        async for line in self._supervisor.stdout:
+        told = asyncio.StreamReader()
+        reading, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(told), self._supervisor.stdout
+        )
+        async for line in told:
             event = json.loads(line)
             match event["event"]:
                 case "started":
@@ -118,6 +94,38 @@ class SupervisedProcess:
                     self._exited.set()
                 case "gone":
                     self._ended = Ended(event["code"], event["killed"])
+        reading.close()
+        await asyncio.to_thread(self._supervisor.wait)  # its output ends when it does
+        assert self._supervisor.stdin is not None
+        self._supervisor.stdin.close()
         self._exited.set()
         if not self._first.done():
             self._first.set_exception(RefusedError("the supervisor ended before it had started the server"))
+
+
+def _start_supervisor(
+    argv: Sequence[str], log_path: Path, env: Mapping[str, str], secret_names: Iterable[str]
+) -> subprocess.Popen[bytes]:
+    owner = os.getpid()
+    options = ["--log", str(log_path), "--owner-pid", str(owner)]
+    start = process_start_time(owner)
+    if start is not None:
+        options += ["--owner-start", str(start)]
+    for name in secret_names:
+        options += ["--secret", name]
+    module = ("-P", "-m", "qwenbench.engine.supervisor")  # -P: not from the folder that we happen to be in
+    ending = (signal.SIGTERM, signal.SIGINT)
+    # Inherited: they wait for the supervisor's own handlers. The event loop's subprocesses would not do: uvloop starts
+    # them with nothing blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        return subprocess.Popen(
+            [sys.executable, *module, *options, "--", *argv],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **env},
+            start_new_session=True,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)

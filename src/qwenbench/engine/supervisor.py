@@ -27,6 +27,7 @@ from qwenbench.masking import Masker
 from qwenbench.processes import descendants, process_start_time, send
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 _OWNER_GONE_GRACE_S = 10.0
 _CHILDREN_GRACE_S = 3.0
 _DRAIN_S = 0.5
@@ -55,12 +56,12 @@ class Supervisor:
         wake_in, wake_out = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_out, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _ENDING:
             signal.signal(number, lambda *_: self._stop(_OWNER_GONE_GRACE_S))
-        # blocked by whoever started this process, so that a signal during the imports waits for these handlers
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
         if not self._start(libc):
             return 127
+        # blocked by whoever started this process: a signal waits until there are handlers and something to stop
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         self._selector.register(wake_in, selectors.EVENT_READ, "wake")
         self._selector.register(0, selectors.EVENT_READ, "command")
         self._watch_owner(owner_pid, owner_start)
@@ -73,6 +74,7 @@ class Supervisor:
         output, write_end = os.pipe2(os.O_CLOEXEC)
 
         def die_with_supervisor() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
             libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
         try:
