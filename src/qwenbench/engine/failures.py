@@ -38,6 +38,8 @@ _CAPTURING = re.compile(r"\bcapture_model\b|\bcapture_end\b|torch\.cuda\.graph\(
 _LONGEST = 600
 _LAST_LINES = 5
 _KILLED = (-9, 137)
+_TO_END = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+_CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
 
 Phase = Literal["start", "profiling", "graph_capture", "sampler_warm_up", "load", "stop"]
@@ -188,6 +190,11 @@ class _Log:
         """vLLM's words for the death of its engine; None when it did not report any."""
         return next((line.text.strip() for line in self.lines if rules.DYING.search(line.text)), None)
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C, or who sent that signal, ended its first process: its last error says so."""
+        return bool(self.evident) and self.evident[-1][1].strip() == "KeyboardInterrupt"
+
     def innermost_error(self) -> str | None:
         """The exception that the others pass on: the first after the engine reported its death, else the first that
         was not handled, else the last that was printed; None when there is none that is told first hand."""
@@ -229,13 +236,12 @@ def _may_be_evidence(line: Line) -> bool:
 
 
 def _frames_of(lines: Sequence[Line]) -> set[int]:
-    """Which lines are a traceback's frames: files and the code in them, which name errors that did not happen."""
+    """Which lines are a traceback's head and frames: files and the code in them name errors that did not happen."""
     found: set[int] = set()
     inside: set[Process] = set()
     for number, line in enumerate(lines):
-        if line.text.startswith("Traceback (most recent"):
-            inside.add(line.process)
-        elif line.text.lstrip().startswith('File "') and line.text.startswith(" "):
+        text = line.text
+        if text.startswith("Traceback (most recent") or (text.startswith(" ") and text.lstrip().startswith('File "')):
             inside.add(line.process)
             found.add(number)
         elif line.process in inside:
@@ -270,18 +276,24 @@ def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, s
             "The host ran out of main memory: give the server more (Docker Desktop and WSL limit it), "
             "or end what else needs it.",
         )
-    cause = log.innermost_error()
+    cause, name = log.innermost_error(), _signal_name(exit_code)
     if log.died is not None and cause is not None:
         return "engine_died", cause, ""
     if log.died is not None:
         if any(_CORE_KILLED.search(line.text) for line in log.lines):
             return "killed", log.died, rules.advice_on("killed")
         return "engine_died_silently", log.died, rules.advice_on("silent")
+    if log.interrupted or (cause is None and name in _TO_END):
+        return (
+            "terminated",
+            _with_last_line(f"told to end by {name if name in _TO_END else 'SIGINT'}", log),
+            rules.advice_on("terminated"),
+        )
     if exit_code in _KILLED:
         return "killed", _with_last_line("killed by signal 9", log), rules.advice_on("killed")
     if cause is not None:
         return "unknown", cause, ""
-    if exit_code is not None and (name := _signal_name(exit_code)) is not None:
+    if name in _CRASHES:
         return "crashed", _with_last_line(f"ended by {name}", log), rules.advice_on("silent")
     if log.evident:
         return "unknown", "\n".join(text.strip() for _, text in log.evident[-_LAST_LINES:]), ""
@@ -293,15 +305,17 @@ def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, s
     )
 
 
-def _signal_name(exit_code: int) -> str | None:
-    """SIGSEGV and the like, from a negative or shell-style exit code; None when it was no crash."""
+def _signal_name(exit_code: int | None) -> str | None:
+    """SIGSEGV and the like, from a negative or shell-style exit code; None when no signal ended it."""
+    if exit_code is None:
+        return None
     number = -exit_code if exit_code < 0 else exit_code - 128
-    crashes = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE}
-    return next((crash.name for crash in crashes if crash.value == number), None)
+    return next((known.name for known in signal.Signals if known.value == number), None)
 
 
 def _with_last_line(said: str, log: _Log) -> str:
-    return f"{said}; its last line: {log.lines[-1].text.strip()}" if log.lines else said
+    last = next((line.text.strip() for line in reversed(log.lines) if not line.text.startswith("Traceback (")), None)
+    return said if last is None else f"{said}; its last line: {last}"
 
 
 def port_taken(message: str) -> Failure:

@@ -132,7 +132,7 @@ class LaunchedServer(Server):
         end = await self._end_state()
         text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
         failure = failures.explain(text, end.exit_code, oom_killed=end.oom_killed, phase=phase, log_path=self.log_path)
-        if end.engine_said and failure.kind in ("unknown", "silent_exit", "killed", "crashed"):
+        if end.engine_said and failure.kind in ("unknown", "silent_exit", "killed", "crashed", "terminated"):
             return failures.explain(end.engine_said, end.exit_code, phase=phase)
         return failure
 

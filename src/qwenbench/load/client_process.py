@@ -252,5 +252,6 @@ class ClientProcess:
         if code is not None and code < 0:
             how = f"signal {-code}"
         self._errors.seek(0)
-        lines = self._errors.read()[-4000:].decode("utf-8", "replace").strip().splitlines()
+        said = self._errors.read()[-4000:].decode("utf-8", "replace").splitlines()
+        lines = [line for line in said if line.strip() and not line.startswith(("Traceback (", " "))]
         return f"{how}; {lines[-1][:200]}" if lines else how

@@ -269,6 +269,33 @@ def test_a_crash_in_native_code_is_told_by_its_signal(code: int, name: str) -> N
     assert "Loading weights" in failure.evidence
 
 
+@pytest.mark.parametrize("log", ["", "Traceback (most recent call last):\n", "INFO 11-26 08:00:09 [x.py:1] Loading\n"])
+@pytest.mark.parametrize(("code", "name"), [(-15, "SIGTERM"), (143, "SIGTERM"), (-2, "SIGINT"), (130, "SIGINT")])
+def test_a_server_that_somebody_ended_is_told_by_the_signal(code: int, name: str, log: str) -> None:
+    failure = explain(log, code)
+    assert failure.kind == "terminated"
+    assert name in failure.evidence
+    assert "Traceback" not in failure.evidence
+
+
+@pytest.mark.parametrize("code", [1, -2, 130])
+def test_ctrl_c_during_the_interpreters_start_is_no_error_of_the_server(code: int) -> None:
+    log = """Traceback (most recent call last):
+  File "<frozen importlib._bootstrap_external>", line 1437, in _path_importer_cache
+KeyError: '/srv/src'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "<frozen zipimport>", line 88, in __init__
+KeyboardInterrupt
+"""
+    failure = explain(log, code)
+    assert failure.kind == "terminated"
+    assert "SIGINT" in failure.evidence
+    assert explain(log.replace("KeyboardInterrupt", "ValueError: bad"), 1).kind == "unknown"
+
+
 def test_an_engine_killed_at_start_is_told_as_killed() -> None:
     log = "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above. " \
         "Failed core proc(s): {'EngineCore': -9}\n"  # fmt: skip
