@@ -246,7 +246,7 @@ def test_a_supervisor_that_is_told_to_end_as_it_starts_ends_its_server(
         return await process.gone()
 
     popen = subprocess.Popen
-    monkeypatch.setattr(supervised.subprocess, "Popen", hit)  # type: ignore[attr-defined]
+    monkeypatch.setattr(supervised.subprocess, "Popen", hit)
     assert uvloop.run(ended()) == supervised.Ended(-signal.SIGTERM, killed=False)
     assert capfd.readouterr().err == ""
 
