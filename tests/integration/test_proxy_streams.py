@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -13,10 +14,10 @@ import orjson
 import pytest
 from aiohttp import web
 
-from qwenbench.http1.reading import Limits
+from qwenbench.http1.reading import HttpRequest, Limits
 from qwenbench.http1.server import SWEEP_S
-from qwenbench.proxy.relay import ProxyOptions, serving
-from qwenbench.proxy.rewriting import virtual_models
+from qwenbench.proxy.relay import ProxyOptions, judged_path, serving
+from qwenbench.proxy.rewriting import BadRequest, virtual_models
 from qwenbench.proxy.target import parse_target
 
 SERVED = "Qwen3.5-9B"
@@ -120,6 +121,18 @@ async def _setting(*, enforce: bool = False, limits: Limits | None = None) -> As
             backend.go_on.set()
     finally:
         await runner.cleanup()
+
+
+async def _raw(at: Setting, sent: bytes) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(at.url.rsplit(":", 1)[1]))
+    writer.write(sent)
+    line = await reader.readline()
+    writer.close()
+    return line
+
+
+def _request(target: bytes) -> HttpRequest:
+    return HttpRequest("POST", target, (), b"", True, True, False)
 
 
 MESSAGES = [{"role": "user", "content": SECRET}]
@@ -226,6 +239,14 @@ async def test_proxy_refuses_unknown_names_and_responses_without_asking_the_targ
         "/v1/./chat/completions",
         "/v1/models/../chat/completions?x=1",
         "/v1/%2e%2e/v1/chat/completions",
+        "/v1/%2563hat/completions",
+        "/v1\\chat\\completions",
+        "/v1;a/chat;b=1/completions",
+        "/V1/Chat/completions",
+        "/v1/chat/completions%00.txt",
+        "/v1/chat/completions%3fa",
+        "/v1/chat/completions%20.",
+        "/v1/%ef%bd%83hat/completions",
     ],
 )
 async def test_proxy_judges_the_path_decoded(path: str) -> None:
@@ -234,13 +255,40 @@ async def test_proxy_judges_the_path_decoded(path: str) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(at.url.rsplit(":", 1)[1]))
         writer.write(b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (path.encode(), len(body), body))
         assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
-        responses = path.replace("chat", "responses").replace("%63hat", "%72esponses").encode()
-        responses = responses.replace(b"/completions", b"").replace(b"/%63ompletions", b"")
+        responses = re.sub("(?i)(?:%2563|%63|%ef%bd%83|c)hat", "responses", path)
+        responses = re.sub(r"[/\\](?:c|%63)ompletions", "", responses)
         await reader.readuntil(b"}}")
-        writer.write(b"POST %b HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}" % responses)
+        writer.write(b"POST %b HTTP/1.1\r\ncontent-length: 2\r\n\r\n{}" % responses.encode())
         assert (await reader.readline()).startswith(b"HTTP/1.1 501 ")
         writer.close()
         assert at.backend.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/messages", b'{"model":"Qwen3.5-9B"}', 400),
+        ("/invocations", b'{"messages":[]}', 501),
+        ("/%" + "25" * 20 + "41", b"{}", 400),
+        ("/%c1%a3", b"{}", 400),
+        (CHAT, b'{"model":"%b","messages":%b}' % (NAME.encode(), b"[" * 500 + b"]" * 500), 400),
+        (CHAT, b'{"model":"%b","messages":[%b]}' % (NAME.encode(), b"[]," * 600_000 + b"0"), 400),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+async def test_proxy_lets_nothing_past_the_profiles(path: str, body: bytes, status: int) -> None:
+    async with _setting() as at:
+        answer = await _raw(at, b"POST %b HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (path.encode(), len(body), body))
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert at.backend.requests == []
+
+
+def test_proxy_paths_do_not_leave_the_targets_prefix() -> None:
+    for path in (b"/x/../v1/models", b"/../b/v1/models", b"/..%2fB/v1/models/"):
+        assert judged_path(_request(path), b"/a/b") == "/v1/models"
+    for path in (b"/../v1/models", b"/../bc", b"/..", b"/%2e%2e%5c"):
+        with pytest.raises(BadRequest, match="leads out"):
+            judged_path(_request(path), b"/a/b")
 
 
 async def test_proxy_closes_a_thousand_half_open_heads_and_answers_meanwhile() -> None:

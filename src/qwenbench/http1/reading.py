@@ -25,9 +25,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade".split()
+    b"upgrade transfer_encoding content_length".split()
 )
-"""Headers that concern one connection only (RFC 9110, 7.6.1)."""
+"""Headers that concern one connection only (RFC 9110, 7.6.1), and what some servers take for the framing."""
 
 
 class HttpError(Exception):
@@ -39,6 +39,10 @@ class HttpError(Exception):
     def __init__(self, text: str, status: int = 400) -> None:
         super().__init__(text)
         self.status = status
+
+
+_OBJECT_BYTES = 512
+"""What Python takes for a request beside its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,13 @@ class HttpRequest:
 
     @property
     def size(self) -> int:
-        return len(self.body) + len(self.target) + sum(len(name) + len(value) for name, value in self.headers)
+        """Bytes of memory, nearly."""
+        return (
+            _OBJECT_BYTES
+            + len(self.body)
+            + len(self.target)
+            + sum(len(name) + len(value) for name, value in self.headers)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,9 @@ def error_body(status: int, text: str, kind: str) -> bytes:
 
 HEAD_BYTES = 64 * 1024
 """Longest head, request's or answer's."""
+_MOST_DIGITS = 19
+"""Of a length; some parsers refuse longer numbers, Python's int() among them."""
+_VISIBLE = bytes(byte if 32 <= byte < 127 else ord("?") for byte in range(256))
 _SLICE = 16 * 1024
 """The parser is given so much at once, so that an unfinished head is measured to that."""
 
@@ -127,6 +140,8 @@ class Limits:
     """From a request's first byte to the end of its head."""
     body_s: float = 60.0
     """From a request's first byte to the end of its body."""
+    stall_s: float = 60.0
+    """A client that takes nothing of its answer for so long is left."""
     idle_s: float = 75.0
     """A connection without a request is closed after this."""
 
@@ -149,8 +164,7 @@ class RequestReader:
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
         self._unparsed_bytes = 0
-        self._body: list[bytes] = []
-        self._body_bytes = 0
+        self._body = bytearray()  # not a list: chunks of one byte would cost eight times their size
         self.in_body = False
         self._framed = False
         self.expects_continue = False
@@ -158,7 +172,7 @@ class RequestReader:
 
     @property
     def pending_bytes(self) -> int:
-        return max(self._head_bytes, self._unparsed_bytes) + self._body_bytes
+        return max(self._head_bytes, self._unparsed_bytes) + len(self._body)
 
     def feed(self, data: bytes) -> None:
         """Takes bytes in. Raises HttpError, after which the connection can only be closed; `ready` holds all the same
@@ -187,17 +201,17 @@ class RequestReader:
             if self._last:
                 return
             raise HttpError("no valid HTTP request") from None
-        if self.begun and not self.in_body and not self._fresh:
+        if self.begun and not self._fresh:
             self._unparsed_bytes += len(data)
         if max(self._head_bytes, self._unparsed_bytes) > self._limits.head_bytes:
-            raise HttpError("the request's head is too long", 431)
+            raise self._too_long()
 
     # --- httptools calls these ---
 
     def on_message_begin(self) -> None:
         self._clear()
         self.begun = True
-        # with a request that ended in the same bytes before it, its own share of them is not known
+        # something in these bytes became whole: how many of them the unfinished rest has is not known
         self._fresh = bool(self.ready)
 
     def on_url(self, url: bytes) -> None:
@@ -209,14 +223,14 @@ class RequestReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._limits.head_bytes:
-            raise HttpError("the request's head is too long", 431)
+            raise self._too_long()
         if not self.in_body:  # a trailer is dropped
             self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         headers: Headers = tuple(self._headers)
         version = self._parser.get_http_version()
-        if b"#" in self._target or version not in ("1.0", "1.1"):
+        if b"#" in self._target or version not in ("1.0", "1.1") or self._parser.get_method() == b"CONNECT":
             raise HttpError("no valid request line")
         coding, length = header(headers, b"transfer-encoding"), header(headers, b"content-length")
         self._framed = coding is not None or length is not None
@@ -226,17 +240,17 @@ class RequestReader:
             raise HttpError("Transfer-Encoding in HTTP/1.0")
         if self._framed and self._parser.should_upgrade():
             raise HttpError("an upgrade with a body")
-        if length is not None and int(length) > self._limits.body_bytes:
+        if length is not None and (len(length) > _MOST_DIGITS or int(length) > self._limits.body_bytes):
             raise self._too_large()
-        self.in_body = True
+        self.in_body = self._fresh = True
         self._unparsed_bytes = 0
         self.expects_continue = (header(headers, b"expect") or b"").lower() == b"100-continue"
 
     def on_body(self, body: bytes) -> None:
         self.expects_continue = False
-        self._body.append(body)
-        self._body_bytes += len(body)
-        if self._body_bytes > self._limits.body_bytes:
+        self._body += body
+        self._fresh, self._unparsed_bytes = True, 0
+        if len(self._body) > self._limits.body_bytes:
             raise self._too_large()
 
     def on_message_complete(self) -> None:
@@ -246,7 +260,7 @@ class RequestReader:
             parser.get_method().decode("ascii"),
             self._target,
             tuple(self._headers),
-            b"".join(self._body),
+            bytes(self._body),
             parser.get_http_version() == "1.1",
             keep_alive,
             self._framed,
@@ -255,6 +269,11 @@ class RequestReader:
         self.begun = False
         self._last = not keep_alive
         self.ready.append(request)
+
+    def _too_long(self) -> HttpError:
+        return HttpError(
+            f"the request's {'chunk extensions or trailers are' if self.in_body else 'head is'} too long", 431
+        )
 
     def _too_large(self) -> HttpError:
         return HttpError(f"the body is larger than {self._limits.body_bytes >> 20} MiB", 413)
@@ -275,7 +294,8 @@ class ResponseReader:
         self._parser = httptools.HttpResponseParser(self)
         self._reason = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
+        self._bare_bytes = 0
+        """Since the last bytes of a body: head, chunk extensions, trailers."""
         self._parts: list[bytes] = []
 
     def feed(self, data: bytes) -> bytes:
@@ -283,8 +303,7 @@ class ResponseReader:
         if self.done:
             self.surplus = self.surplus or bool(data)
             return b""
-        if self.head is None:
-            self._head_bytes += len(data)
+        self._bare_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -293,9 +312,11 @@ class ResponseReader:
             if not self.done:
                 raise HttpError("it is no HTTP", 502) from None
             self.surplus = True
-        if self.head is None and self._head_bytes > self._limit:
-            raise HttpError("its head is too long", 502)
         parts, self._parts = self._parts, []
+        if parts or self.done:
+            self._bare_bytes = 0
+        elif self._bare_bytes > self._limit:
+            raise HttpError(f"its {'head is' if self.head is None else 'trailers are'} too long", 502)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def closed(self) -> bool:
@@ -310,7 +331,7 @@ class ResponseReader:
             self.surplus = True
 
     def on_status(self, reason: bytes) -> None:
-        self._reason += reason
+        self._reason += reason.translate(_VISIBLE)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.head is None:  # a trailer is dropped

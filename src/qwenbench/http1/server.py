@@ -93,6 +93,9 @@ class HttpConnection(asyncio.Protocol):
         self._since = 0.0
         """Loop time at which the present state began: a request's first byte, or the end of the one before."""
         self._reading_paused = False
+        self._writing_paused = False
+        self._unsent = (0, 0.0)
+        """Bytes that the client has not taken, and the loop time since when they are as many."""
         self._request: HttpRequest | None = None
         self._status = 200
         self._on_end: Callable[[int], None] | None = None
@@ -125,12 +128,16 @@ class HttpConnection(asyncio.Protocol):
             exchange.client_left()
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         if self.exchange is not None:
             self.exchange.pause()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         if self.exchange is not None:
             self.exchange.resume()
+        elif self._request is None:
+            self._go_on()
 
     def data_received(self, data: bytes) -> None:
         reader = self._reader
@@ -148,7 +155,7 @@ class HttpConnection(asyncio.Protocol):
             self._since = asyncio.get_running_loop().time()
         if self._request is None:
             self._next()
-        elif self._held > self._server.limits.pipelined_bytes + self._request.size and self._transport is not None:
+        if self._backlogged and self._transport is not None and not self._reading_paused:
             self._transport.pause_reading()
             self._reading_paused = True
 
@@ -170,6 +177,8 @@ class HttpConnection(asyncio.Protocol):
 
     def _next(self) -> None:
         reader = self._reader
+        if self._writing_paused:
+            return  # whoever does not take its answers gets no more of them
         if reader.ready:
             self._request = request = reader.ready.popleft()
             self._count()
@@ -180,6 +189,14 @@ class HttpConnection(asyncio.Protocol):
             reader.expects_continue = False
             self.write(CONTINUE)
 
+    @property
+    def _backlogged(self) -> bool:
+        """Whether more requests are there than are read ahead."""
+        if self._request is None and not self._reader.ready:
+            return False
+        ahead = self._held - (self._request.size if self._request is not None else 0)
+        return ahead > self._server.limits.pipelined_bytes
+
     def _count(self) -> None:
         """Brings the bytes that this connection holds up to date, here and in the server's sum."""
         held = self._reader.pending_bytes + sum(request.size for request in self._reader.ready)
@@ -189,8 +206,15 @@ class HttpConnection(asyncio.Protocol):
         self._held = held
 
     def check_time(self, now: float) -> None:
-        """Answers 408 to a request that does not get whole, closes a connection that is not used."""
+        """Answers 408 to a request that does not get whole, closes a connection that is not used, breaks one whose
+        client takes nothing of its answer."""
         limits, reader = self._server.limits, self._reader
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent != self._unsent[0]:
+            self._unsent = (unsent, now)
+        elif unsent and now - self._unsent[1] > limits.stall_s and self._transport is not None:
+            self._transport.abort()
+            return
         if self._request is not None or self._broken is not None:
             return
         waited = now - self._since
@@ -243,14 +267,19 @@ class HttpConnection(asyncio.Protocol):
             self._broken = self._broken or HttpError("closed")
             self._transport.close()
             return
-        loop = asyncio.get_running_loop()
-        self._since = loop.time()
-        if self._reading_paused:
+        self._since = asyncio.get_running_loop().time()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Reads again, and turns to the next request that is there, unless the client does not take its answers."""
+        if self._transport is None or self._writing_paused:
+            return
+        if self._reading_paused and not self._backlogged:
             self._reading_paused = False
             self._transport.resume_reading()
         if self._reader.ready or self._broken is not None or self._reader.expects_continue:
             # not at once: a thousand pipelined requests would nest a thousand calls
-            loop.call_soon(self._again)
+            asyncio.get_running_loop().call_soon(self._again)
 
     def _again(self) -> None:
         if self._request is None and self._transport is not None and not self._transport.is_closing():

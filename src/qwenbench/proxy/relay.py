@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import re
 import sys
+import unicodedata
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from qwenbench.errors import UsageError
 from qwenbench.http1.reading import (
@@ -24,6 +27,7 @@ from qwenbench.http1.reading import (
 from qwenbench.http1.server import HttpConnection, HttpServer
 from qwenbench.proxy.rewriting import (
     CHAT_PATHS,
+    NOT_SERVED,
     SAMPLING_PATHS,
     BadRequest,
     BodyChange,
@@ -53,9 +57,14 @@ class Relay:
 
     def handle(self, request: HttpRequest, client: HttpConnection) -> None:
         """Answers a request, at once or through a `Passage`."""
-        path = judged_path(request)
-        if path == "/v1/responses" or path.startswith("/v1/responses/"):
-            text = "this proxy does not serve /v1/responses; use /v1/chat/completions"
+        try:
+            path = judged_path(request, self._pool.address.prefix)
+        except BadRequest as error:
+            client.refuse(400, str(error))
+            return
+        refused = next((one for one in NOT_SERVED if path == one or path.startswith(one + "/")), None)
+        if refused is not None:
+            text = f"this proxy does not serve {refused}; use /v1/chat/completions"
             client.refuse(501, text, "NotImplementedError")
             return
         body = request.body
@@ -75,15 +84,35 @@ class Relay:
         Passage(request, path, body, change, client, self._pool).start()
 
 
-def judged_path(request: HttpRequest) -> str:
+def judged_path(request: HttpRequest, prefix: bytes = b"") -> str:
     """The path as the most lenient server would read it, so that no spelling of it gets past its rules.
 
-    Percent-decoded, without empty and dot segments, without a slash at its end.
+    Percent-decoded as often as it goes, in one case and one width, up to a byte that ends names in C, without
+    parameters, empty and dot segments, or a slash at its end; `prefix` is the target's own part in front of it.
+    Raises BadRequest for what no server could read, and for a path that leaves the prefix.
     """
     path = request.path
-    if "//" in path or "/." in path or path.endswith("/"):
-        path = posixpath.normpath("/" + path.lstrip("/"))
+    for _ in range(_MOST_DECODINGS):
+        path, before = unquote(path), path
+        if path == before:
+            break
+    else:
+        raise BadRequest("the path is percent-encoded too often")
+    if "\ufffd" in path:
+        raise BadRequest("the path is not UTF-8")
+    if not _PLAIN_PATH.fullmatch(path):
+        path = re.split(r"[?#\x00-\x20\x7f]", unicodedata.normalize("NFKC", path).casefold())[0]
+        start = prefix.decode("latin-1").lower()
+        path = re.sub(r";[^/]*", "", start + path.replace("\\", "/"))
+        path = posixpath.normpath("/" + path.lstrip("/")).rstrip(".")
+        if not (path + "/").startswith(start + "/"):
+            raise BadRequest("the path leads out of what this proxy serves")
+        path = path[len(start) :] or "/"
     return path
+
+
+_MOST_DECODINGS = 8
+_PLAIN_PATH = re.compile(r"(?:/[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)+")
 
 
 def _may_hold_json(path: str, request: HttpRequest) -> bool:
@@ -150,15 +179,15 @@ class Passage:
     def feed(self, data: bytes) -> None:
         try:
             part = self._reader.feed(data)
+            if self._reader.head is None:
+                return
+            if self._head is None:
+                self._send_head(self._reader.head)
+            if self._change is not None and part:
+                part = self._change.feed(part)
         except HttpError as error:
             self._fail(f"the target's answer is broken: {error}", "the target's answer is no HTTP")
             return
-        if self._head is None:
-            if self._reader.head is None:
-                return
-            self._send_head(self._reader.head)
-        if self._change is not None and part:
-            part = self._change.feed(part)
         if part:
             self._client.write(chunk(part) if self._chunked else part)
         if self._reader.done:
@@ -177,10 +206,11 @@ class Passage:
             self._change = None
         self._head = head
         bodiless = self._request.method == "HEAD" or head.status in (204, 304)
-        dropped: tuple[bytes, ...] = ()
+        # a list of models is made anew, whatever it was packed in
+        dropped: tuple[bytes, ...] = (b"content-encoding",) if isinstance(self._change, ModelListing) else ()
         framing = b""
         if not bodiless and (head.length is None or self._change is not None):
-            dropped = (b"content-length",)
+            dropped += (b"content-length",)
             self._chunked = self._client.http11
             framing = b"transfer-encoding: chunked\r\n" if self._chunked else b""
         closing = b"" if self._reusable() else b"connection: close\r\n"

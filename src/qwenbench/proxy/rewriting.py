@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
+from qwenbench.http1.reading import HttpError
 from qwenbench.workload.profiles import PROFILES, SamplingProfile
 
 DEFAULT_PREFIX = "qwen3.5-"
@@ -18,6 +20,14 @@ CHAT_PATHS = frozenset({"/v1/chat/completions", "/tokenize"})
 """Paths whose bodies may hold messages, so that the chat template's enable_thinking applies."""
 SAMPLING_PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 """Paths whose bodies take sampling parameters."""
+NOT_SERVED = ("/v1/responses", "/invocations", "/inference/v1/generate", "/v1/chat/completions/batch")
+"""Paths (and what lies below them) of vLLM that generate and would get past the profiles."""
+MOST_VALUES = 1_000_000
+"""In a body: as Python objects they take sixty times the bytes that they have as text."""
+_HELD_BYTES = 1 << 20
+"""Of a line that does not end, before it is passed on without its end."""
+_LONGEST_FIELD = 1024
+_LISTING_BYTES = 4 << 20
 
 
 class BadRequest(Exception):
@@ -48,6 +58,8 @@ def rewrite_request(
     Raises BadRequest: no JSON object, or an unknown name.
     """
     strict = path in SAMPLING_PATHS or path in CHAT_PATHS
+    if sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise BadRequest(f"the body holds more than {MOST_VALUES:,} values")
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -59,12 +71,21 @@ def rewrite_request(
     name = fields.get("model")
     profile = models.get(name) if isinstance(name, str) else None
     if profile is None:
-        if not strict or (path == "/tokenize" and name is None):
+        if name != served_model and (not strict or (path == "/tokenize" and name is None)):
             return RewrittenRequest(body, None)
         told = "is missing" if name is None else "is no text"
         told = f"{name[:100]!r} is unknown" if isinstance(name, str) else told
         raise BadRequest(f"model {told}; this proxy serves {', '.join(models)}")
     fields["model"] = served_model
+    _apply(profile, fields, path, enforce=enforce)
+    try:
+        return RewrittenRequest(orjson.dumps(fields), name)
+    except orjson.JSONEncodeError:  # orjson reads deeper than it writes
+        raise BadRequest("the body is nested too deeply") from None
+
+
+def _apply(profile: SamplingProfile, fields: dict[str, Any], path: str, *, enforce: bool) -> None:
+    """Sampling parameters and thinking of a profile, where this path takes them."""
     if path in SAMPLING_PATHS:
         for parameter, value in profile.sampling().items():
             if enforce or fields.get(parameter) is None:
@@ -74,14 +95,13 @@ def rewrite_request(
         if given is not None and not isinstance(given, dict):
             raise BadRequest("chat_template_kwargs is no object")
         fields["chat_template_kwargs"] = {**(given or {}), "enable_thinking": profile.enable_thinking}
-    return RewrittenRequest(orjson.dumps(fields), name)
 
 
 class BodyChange(Protocol):
     """Changes an answer's body as it passes."""
 
     def feed(self, data: bytes) -> bytes:
-        """What can be passed on after these bytes."""
+        """What can be passed on after these bytes. Raises HttpError (502) for more than can be held."""
 
     def finish(self) -> bytes:
         """What is left at the body's end."""
@@ -92,6 +112,7 @@ class NameRestorer:
 
     Inside a JSON string quotes are escaped, so generated text cannot look like the field. Bytes after the last line
     end are held back until the line is whole (`finish` gives the rest): a client could not use half an event anyway.
+    Of a line of more than a MiB only the end is held, in which half a field may stand.
     """
 
     __slots__ = ("_new", "_old", "_rest")
@@ -107,6 +128,11 @@ class NameRestorer:
         if self._rest:
             data = self._rest + data
         end = data.rfind(b"\n") + 1
+        if len(data) - end > _HELD_BYTES:
+            data = self._old.sub(self._new, data)
+            end = len(data) - _LONGEST_FIELD
+            self._rest = data[end:]
+            return data[:end]
         self._rest = data[end:]
         return self._old.sub(self._new, data[:end])
 
@@ -130,6 +156,8 @@ class ModelListing:
 
     def feed(self, data: bytes) -> bytes:
         """Collects: the listing is changed as a whole."""
+        if len(self._data) + len(data) > _LISTING_BYTES:
+            raise HttpError("its list of models is too long", 502)
         self._data += data
         return b""
 
@@ -143,5 +171,10 @@ class ModelListing:
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict) and row.get("id") == self._served_model:
                 known = row
+        with suppress(orjson.JSONEncodeError):  # orjson reads deeper than it writes
+            return self._shown(known)
+        return self._shown({})
+
+    def _shown(self, known: Mapping[str, Any]) -> bytes:
         shown = [{**known, "id": name, "parent": self._served_model} for name in self._models]
         return orjson.dumps({"object": "list", "data": shown})

@@ -103,6 +103,7 @@ def test_broken_chunks_and_bare_line_feeds_are_refused_both_ways(framed: bytes) 
         (b"GET /a\xff HTTP/1.1", 400),
         (b"GET * HTTP/1.1", 400),
         (b"CONNECT a:1 HTTP/1.1", 400),
+        (b"CONNECT /a HTTP/1.1", 400),
         (b"GET / HTTP/2.0", 400),
         (b"PRI * HTTP/2.0", 400),
         (b"\x16\x03\x01", 400),
@@ -121,6 +122,7 @@ def test_broken_chunks_and_bare_line_feeds_are_refused_both_ways(framed: bytes) 
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked", 501),
         (b"POST / HTTP/1.1\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 3", 400),
         (b"POST / HTTP/1.1\r\nContent-Length: 99999999999", 413),
+        (b"POST / HTTP/1.1\r\nContent-Length: " + b"0" * 5000 + b"2", 413),
         (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000, 431),
         (b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 20_000, 431),
     ],
@@ -137,6 +139,19 @@ def test_a_head_that_never_ends_is_refused_piece_by_piece() -> None:
     with pytest.raises(HttpError, match="too long"):
         for _ in range(200):
             reader.feed(b"aaaaaaaaaa")
+
+
+@pytest.mark.parametrize("endless", [b"3;", b"0" * 99, b"0\r\nX: ", b"0\r\n" + b"X: y\r\n" * 50])
+def test_what_is_no_body_is_limited_both_ways(endless: bytes) -> None:
+    framed = b"3\r\nabc\r\n" + endless
+    for reader, head in (
+        (RequestReader(Limits(head_bytes=1000)), CHUNKED),
+        (ResponseReader(head_bytes=1000), b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"),
+    ):
+        reader.feed(head + framed)
+        with pytest.raises(HttpError, match=r"too long|no HTTP|no valid"):
+            for _ in range(30):
+                reader.feed(endless.removeprefix(b"0\r\n") * 20)
 
 
 def test_a_body_is_limited_however_it_comes() -> None:
@@ -166,7 +181,8 @@ def test_nothing_is_read_after_the_last_request() -> None:
 
 def test_headers_of_one_connection_are_dropped() -> None:
     (request,) = read(
-        b"GET / HTTP/1.1\r\nConnection: X-Own\r\nX-Own: 1\r\nTE: trailers\r\nAuthorization: k\r\nA: b\r\n\r\n"
+        b"GET / HTTP/1.1\r\nConnection: X-Own\r\nX-Own: 1\r\nTE: trailers\r\nAuthorization: k\r\nA: b\r\n"
+        b"Transfer_Encoding: chunked\r\nContent_Length: 9\r\n\r\n"
     )
     assert passed_on(request.headers, (b"a",)) == b"authorization: k\r\n"
 

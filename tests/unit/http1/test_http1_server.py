@@ -30,6 +30,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self.closed
 
@@ -191,6 +194,26 @@ async def test_an_idle_connection_is_closed_without_a_word() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(10):
             assert await reader.read() == b""
+        await _close(writer)
+
+
+async def test_a_client_that_takes_no_answers_gets_no_more_of_them_and_is_left() -> None:
+    answered = 0
+    came = asyncio.Event()
+
+    def handler(_request: HttpRequest, connection: HttpConnection) -> None:
+        nonlocal answered
+        answered += 1
+        came.set()
+        connection.respond(200, bytes(100_000))
+
+    async with _serving(handler, Limits(stall_s=0.3)) as (server, port), asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n" * 5000)
+        await came.wait()
+        while server.connections:  # noqa: ASYNC110 - the server tells nobody that a connection has gone
+            await asyncio.sleep(0)
+        assert answered < 1000  # what the kernel's buffers hold
         await _close(writer)
 
 

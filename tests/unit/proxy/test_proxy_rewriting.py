@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenbench.http1.reading import HttpError
 from qwenbench.proxy.rewriting import BadRequest, ModelListing, NameRestorer, rewrite_request, virtual_models
 from qwenbench.workload.profiles import PROFILES
 
@@ -119,6 +120,14 @@ def test_proxy_holds_no_whole_event_back() -> None:
     assert restorer.feed(b'el":"Qwen3.5-9B"}\n') == b'data: {"model":"v"}\n'
 
 
+def test_proxy_holds_only_the_end_of_a_line_that_does_not_end() -> None:
+    restorer = NameRestorer(SERVED, "v")
+    passed = b"".join(restorer.feed(b'{"model":"Qwen3.5-9B"}' + b"x" * 65_000) for _ in range(40))
+    assert len(passed) > 1_000_000
+    whole = passed + restorer.finish()
+    assert whole == (b'{"model":"v"}' + b"x" * 65_000) * 40
+
+
 def test_proxy_lists_virtual_models_with_what_the_target_says() -> None:
     listing = ModelListing(MODELS, SERVED)
     row = {"id": SERVED, "object": "model", "owned_by": "vllm", "root": "ig1/x", "max_model_len": 110880}
@@ -128,9 +137,24 @@ def test_proxy_lists_virtual_models_with_what_the_target_says() -> None:
     assert all(one["max_model_len"] == 110880 and one["root"] == "ig1/x" for one in shown)
 
 
-def test_proxy_lists_bare_names_when_the_target_lists_another_model() -> None:
+def test_proxy_refuses_a_list_of_models_without_end() -> None:
     listing = ModelListing(MODELS, SERVED)
-    listing.feed(b'{"data": [{"id": "other", "max_model_len": 5}]}')
+    with pytest.raises(HttpError, match="too long"):
+        for _ in range(100):
+            listing.feed(b"x" * 65_536)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        b'{"data": [{"id": "other", "max_model_len": 5}]}',
+        b'{"data": [{"id": "Qwen3.5-9B", "max_model_len": %b}]}' % (b"[" * 500 + b"]" * 500),
+        b"\x1f\x8b packed",
+    ],
+)
+def test_proxy_lists_bare_names_when_the_target_does_not_tell_of_the_model(listed: bytes) -> None:
+    listing = ModelListing(MODELS, SERVED)
+    listing.feed(listed)
     shown = orjson.loads(listing.finish())["data"]
     assert [one["id"] for one in shown] == list(MODELS)
     assert "max_model_len" not in shown[0]
