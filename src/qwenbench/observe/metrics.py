@@ -16,69 +16,55 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from qwenbench.bounded_http import NoReplyError, Questions
 
+_BUCKETS = "vllm:iteration_tokens_total_bucket"
+_CACHE_CONFIG = "vllm:cache_config_info"
+_SOURCES: Mapping[str, tuple[str, ...]] = {
+    "running": ("vllm:num_requests_running",),
+    "waiting": ("vllm:num_requests_waiting",),
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),  # 0..1
+    "preemptions_total": ("vllm:num_preemptions_total",),
+    "drafts_total": ("vllm:spec_decode_num_drafts_total",),  # drafts of all requests, a drafter's only
+    "drafted_tokens_total": ("vllm:spec_decode_num_draft_tokens_total",),
+    "accepted_tokens_total": ("vllm:spec_decode_num_accepted_tokens_total",),
+    "prompt_tokens_total": ("vllm:prompt_tokens_total",),
+    "generation_tokens_total": ("vllm:generation_tokens_total",),
+    "prefix_queries_total": ("vllm:prefix_cache_queries_total",),  # tokens looked up
+    "prefix_hits_total": ("vllm:prefix_cache_hits_total",),  # tokens found
+    "iteration_tokens_sum": ("vllm:iteration_tokens_total_sum",),  # tokens of all steps
+    "iteration_tokens_count": ("vllm:iteration_tokens_total_count",),  # and the number of steps
+    "iteration_tokens_buckets": (),  # steps of at most so many tokens: `_BUCKETS`
+    "queue_time_sum": ("vllm:request_queue_time_seconds_sum",),  # s of finished requests
+    "queue_time_count": ("vllm:request_queue_time_seconds_count",),
+    "prefill_time_sum": ("vllm:request_prefill_time_seconds_sum",),  # s
+    "prefill_time_count": ("vllm:request_prefill_time_seconds_count",),
+    "waiting_capacity": ("vllm:num_requests_waiting_by_reason capacity",),  # for a place, blocks or budget
+    "waiting_deferred": ("vllm:num_requests_waiting_by_reason deferred",),  # for something else (a grammar, KV)
+    "server_late_mean_ms": ("qwenbench_sim:server_late_mean_ms",),  # simulator only: own lateness per token
+    "server_late_p99_ms": ("qwenbench_sim:server_late_p99_ms",),
+    "rss_bytes": ("process_resident_memory_bytes",),  # main memory of the API server's process
+    "vram_used_mib": ("qwenbench_sim:vram_used_mib",),
+    "power_w": ("qwenbench_sim:power_w",),
+    "energy_j": ("qwenbench_sim:energy_j",),
+}
+"""Column -> the samples that it is read from, a `reason` label behind the name."""
+_COLUMN_OF = {source: column for column, sources in _SOURCES.items() for source in sources}
+_WORST_OF_ENGINES = frozenset({"kv_cache_usage", "server_late_mean_ms", "server_late_p99_ms"})
+_NAMES = tuple({source.split()[0] for source in (*_COLUMN_OF, _BUCKETS, _CACHE_CONFIG)})
+_WANTED = tuple(name.encode() for name in _NAMES)
+"""Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
+
 METRICS_SCHEMA = pa.schema(
     [
         ("t_ns", pa.int64()),
-        ("running", pa.float64()),
-        ("waiting", pa.float64()),
-        ("kv_cache_usage", pa.float64()),  # 0..1
-        ("preemptions_total", pa.float64()),
-        ("drafts_total", pa.float64()),  # vllm:spec_decode_*: drafts of all requests, a drafter's only
-        ("drafted_tokens_total", pa.float64()),
-        ("accepted_tokens_total", pa.float64()),
-        ("prompt_tokens_total", pa.float64()),
-        ("generation_tokens_total", pa.float64()),
-        ("prefix_queries_total", pa.float64()),  # tokens looked up
-        ("prefix_hits_total", pa.float64()),  # tokens found
-        ("iteration_tokens_sum", pa.float64()),  # vllm:iteration_tokens_total histogram: tokens of all steps
-        ("iteration_tokens_count", pa.float64()),  # and the number of steps
-        ("iteration_tokens_buckets", pa.map_(pa.float64(), pa.float64())),  # steps of at most so many tokens
-        ("queue_time_sum", pa.float64()),  # vllm:request_queue_time_seconds, s of finished requests
-        ("queue_time_count", pa.float64()),
-        ("prefill_time_sum", pa.float64()),  # vllm:request_prefill_time_seconds, s
-        ("prefill_time_count", pa.float64()),
-        ("waiting_capacity", pa.float64()),  # vllm:num_requests_waiting_by_reason: for a place, blocks or budget
-        ("waiting_deferred", pa.float64()),  # for something else (a grammar, KV from elsewhere)
-        ("server_late_mean_ms", pa.float64()),  # simulator and truth server only: own lateness per token
-        ("server_late_p99_ms", pa.float64()),
-        ("rss_bytes", pa.float64()),  # main memory of the API server's process
-        ("vram_used_mib", pa.float64()),  # simulator only
-        ("power_w", pa.float64()),  # simulator only
-        ("energy_j", pa.float64()),  # simulator only
+        *(
+            (column, pa.float64() if sources else pa.map_(pa.float64(), pa.float64()))
+            for column, sources in _SOURCES.items()
+        ),
     ]
 )
 """An unknown value is null, never 0."""
 
 PERIOD_S = 0.5
-
-_GAUGES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:kv_cache_usage_perc": "kv_cache_usage",
-    "vllm:gpu_cache_usage_perc": "kv_cache_usage",
-    "vllm:num_preemptions_total": "preemptions_total",
-    "vllm:spec_decode_num_drafts_total": "drafts_total",
-    "vllm:spec_decode_num_draft_tokens_total": "drafted_tokens_total",
-    "vllm:spec_decode_num_accepted_tokens_total": "accepted_tokens_total",
-    "vllm:prefix_cache_queries_total": "prefix_queries_total",
-    "vllm:prefix_cache_hits_total": "prefix_hits_total",
-    "process_resident_memory_bytes": "rss_bytes",
-    **{f"vllm:{name}": name for name in ("prompt_tokens_total", "generation_tokens_total")},
-    **{
-        f"vllm:{family}_{part}": f"{name}_{part}"
-        for family, name in (
-            ("iteration_tokens_total", "iteration_tokens"),
-            ("request_queue_time_seconds", "queue_time"),
-            ("request_prefill_time_seconds", "prefill_time"),
-        )
-        for part in ("sum", "count")
-    },
-    **{
-        f"qwenbench_sim:{name}": name
-        for name in ("server_late_mean_ms", "server_late_p99_ms", "vram_used_mib", "power_w", "energy_j")
-    },
-}
-_WORST_OF_ENGINES = frozenset({"kv_cache_usage", "server_late_mean_ms", "server_late_p99_ms"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +78,17 @@ class Scrape:
     """Labels of vllm:cache_config_info (num_gpu_blocks, block_size, ...)."""
 
 
-_BUCKETS = "vllm:iteration_tokens_total_bucket"
-_BY_REASON = "vllm:num_requests_waiting_by_reason"
-_NAMES = (*_GAUGES, _BUCKETS, _BY_REASON, "vllm:cache_config_info")
-_WANTED = tuple(name.encode() for name in _NAMES)
-"""Beginnings of the lines that are read: parsing all histograms costs ten times as much."""
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _can_be(label: str) -> bool:
     """Whether a label's value is text, or a number that counts something: no infinity, nothing beyond 2^53."""
-    try:
-        return abs(float(label)) < 2.0**53
-    except ValueError:
-        return True
-
-
-def _is_number(edge: str) -> bool:
-    try:
-        return not math.isnan(float(edge))
-    except ValueError:
-        return False
+    value = _number(label)
+    return value is None or abs(value) < 2.0**53
 
 
 def parse_metrics(text: str) -> Scrape:
@@ -127,23 +104,18 @@ def parse_metrics(text: str) -> Scrape:
         families = list(text_string_to_metric_families(relevant))
     except LookupError as error:  # the parser's own, at a label that does not end
         raise ValueError(f"no metrics: {error}") from error
-    for family in families:
-        for sample in family.samples:
-            if sample.name == "vllm:cache_config_info":
-                cache_config = {name: value for name, value in sample.labels.items() if _can_be(value)}
-            if (
-                sample.name == _BUCKETS
-                and math.isfinite(sample.value)
-                and _is_number(edge := sample.labels.get("le", ""))
-            ):
-                buckets[float(edge)] = buckets.get(float(edge), 0.0) + sample.value
-            name = _GAUGES.get(sample.name)
-            if sample.name == _BY_REASON and (reason := sample.labels.get("reason")) in ("capacity", "deferred"):
-                name = f"waiting_{reason}"
-            if name is None or not math.isfinite(sample.value):
-                continue  # +Inf and NaN are no readings
-            combine = max if name in _WORST_OF_ENGINES else operator.add
-            values[name] = combine(values[name], sample.value) if name in values else sample.value
+    for sample in (sample for family in families for sample in family.samples):
+        if sample.name == _CACHE_CONFIG:
+            cache_config = {name: value for name, value in sample.labels.items() if _can_be(value)}
+        if not math.isfinite(sample.value):
+            continue  # +Inf and NaN are no readings
+        edge = _number(sample.labels.get("le", ""))
+        if sample.name == _BUCKETS and edge is not None and not math.isnan(edge):
+            buckets[edge] = buckets.get(edge, 0.0) + sample.value
+        column = _COLUMN_OF.get(" ".join([sample.name, *filter(None, [sample.labels.get("reason")])]))
+        if column is not None:
+            combine = max if column in _WORST_OF_ENGINES else operator.add
+            values[column] = combine(values[column], sample.value) if column in values else sample.value
     return Scrape(values, buckets, cache_config)
 
 

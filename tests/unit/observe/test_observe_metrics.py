@@ -74,7 +74,7 @@ def test_what_is_not_there_is_missing_and_not_0() -> None:
 def test_every_name_that_is_read_has_a_column() -> None:
     from qwenbench.observe import metrics
 
-    assert set(metrics._GAUGES.values()) <= set(METRICS_SCHEMA.names)
+    assert set(metrics._COLUMN_OF.values()) <= set(METRICS_SCHEMA.names)
 
 
 def test_engines_are_added_up_and_the_fullest_cache_counts() -> None:
