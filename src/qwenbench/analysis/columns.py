@@ -27,11 +27,29 @@ class Column:
     kind: Kind = NUMBER
     exact: bool = False
     """Written with every digit: a part of the point's name."""
+    words: str = ""
+    """Its name for people, where it is more than the name without underscores."""
+    digits: int | None = None
+    """Decimal places for people; None: four significant digits."""
 
     @property
     def key(self) -> str:
         """The metric's key in limits, recommend and compare: the column name without `_ms`."""
         return self.name.replace("_ms_", "_").removesuffix("_ms")
+
+    @property
+    def label(self) -> str:
+        """Its name for people: `TTFT p50`, `KV cache`."""
+        return self.words or self.name.replace("_", " ").capitalize()
+
+    @property
+    def shown_unit(self) -> str:
+        """The unit that people read it in: memory is shown in GiB."""
+        return "GiB" if self.unit == "MiB" else self.unit
+
+    def shown(self, value: float) -> float:
+        """The value in `shown_unit`."""
+        return value / 1024 if self.unit == "MiB" else value
 
 
 _LATENCIES = {
@@ -48,22 +66,26 @@ LATENCIES = tuple(_LATENCIES)
 """Those of a request: what a limit on each request (--slo ttft=1000ms) may name."""
 
 
-def _latency_columns() -> tuple[Column, ...]:
-    columns = []
-    for name, definition in _LATENCIES.items():
-        for statistic in ("mean", "p50", "p90", "p99"):
-            note = " Empty under 100 values." if statistic == "p99" else ""
-            columns.append(
-                Column(f"{name}_ms_{statistic}", "ms", f"{definition} {statistic}.{note}", "lower", metric=True)
-            )
-    return tuple(columns)
-
+_MILLISECOND_DIGITS = {"ttft": 0, "ttfo": 0, "tpot": 1, "itl": 1, "e2e": 0}
+LATENCY_COLUMNS = tuple(
+    Column(
+        f"{name}_ms_{statistic}",
+        "ms",
+        f"{definition} {statistic}.{' Empty under 100 values.' if statistic == 'p99' else ''}",
+        "lower",
+        metric=True,
+        words=f"{name.upper()} {statistic}",
+        digits=_MILLISECOND_DIGITS[name],
+    )
+    for name, definition in _LATENCIES.items()
+    for statistic in ("mean", "p50", "p90", "p99")
+)
 
 POINT_COLUMNS: tuple[Column, ...] = (
     Column("config_id", "", "The server configuration.", kind=TEXT),
-    Column("capture", "", "--max-cudagraph-capture-size as requested.", kind=INTEGER),
-    Column("max_num_seqs", "", "--max-num-seqs as requested.", kind=INTEGER),
-    Column("gpu_memory_utilization", "", "--gpu-memory-utilization as requested (with --card: of that card)."),
+    Column("capture", "", "--max-cudagraph-capture-size as requested.", kind=INTEGER, words="Captured size"),
+    Column("max_num_seqs", "", "--max-num-seqs as requested.", kind=INTEGER, words="max-num-seqs", digits=0),
+    Column("gpu_memory_utilization", "", "--gpu-memory-utilization as requested (with --card: of that card).", words="gpu-memory-utilization"),
     Column("gpu_memory_utilization_effective", "", "The fraction of the real card that the server was given."),
     Column("scenario", "", "The prompt set and how it is replayed.", kind=TEXT),
     Column("profile", "", "The sampling profile.", kind=TEXT),
@@ -78,32 +100,32 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("requests_failed", "", "Requests of the point that did not.", kind=INTEGER),
     Column("window", "", "steady: requests in flight >= 0.95 x concurrency, drain left out; else whole.", kind=TEXT),
     Column("duration_s", "s", "Length of the window."),
-    Column("requests_per_s", "1/s", "Requests completed in the window / its length.", "higher", metric=True),
-    Column("input_tokens_per_s", "tok/s", "Prompt tokens of requests started in the window / its length.", "higher", metric=True),
-    Column("output_tokens_per_s", "tok/s", "Tokens generated in the window / its length.", "higher", metric=True),
-    Column("total_tokens_per_s", "tok/s", "Input and output tokens together.", "higher", metric=True),
-    Column("output_tokens_per_s_per_user", "tok/s", "output_tokens_per_s / concurrency.", "higher", metric=True),
-    Column("goodput_rps", "1/s", "Requests per second that met every per-request limit of --slo.", "higher", metric=True),
-    *_latency_columns(),
+    Column("requests_per_s", "1/s", "Requests completed in the window / its length.", "higher", metric=True, words="Requests/s", digits=2),
+    Column("input_tokens_per_s", "tok/s", "Prompt tokens of requests started in the window / its length.", "higher", metric=True, words="Input tokens/s", digits=0),
+    Column("output_tokens_per_s", "tok/s", "Tokens generated in the window / its length.", "higher", metric=True, words="Output tokens/s", digits=0),
+    Column("total_tokens_per_s", "tok/s", "Input and output tokens together.", "higher", metric=True, words="Total tokens/s", digits=0),
+    Column("output_tokens_per_s_per_user", "tok/s", "output_tokens_per_s / concurrency.", "higher", metric=True, words="Output tokens/s of one user", digits=1),
+    Column("goodput_rps", "1/s", "Requests per second that met every per-request limit of --slo.", "higher", metric=True, words="Requests/s within the limits (goodput)"),
+    *LATENCY_COLUMNS,
     Column("length_controlled", "", "True: output lengths were forced to the drawn ones, and came out so; empty: nobody counted the tokens.", kind=BOOLEAN),
     Column("prefix_hit_rate", "", "Prompt tokens found in the prefix cache / looked up, over the point."),
     Column("merged_share", "", "Share of chunk gaps whose time is unknown because one read held several chunks."),
     Column("broken_share", "", "Share of judged answers that were broken output."),
     Column("canary_accuracy", "", "Share of the canary's questions answered right.", "higher"),
-    Column("kv_cache_gib", "GiB", "Memory for the KV cache, as the server's log prints it.", "higher"),
-    Column("kv_cache_blocks", "blocks", "KV blocks of the server (vLLM keeps one of them as a null block).", "higher", kind=INTEGER),
-    Column("kv_cache_tokens", "tokens", "Longest single request that fits: min(max_model_len, block x (blocks - 1 - state blocks)).", "higher", kind=INTEGER),
-    Column("requests_that_fit", "requests", "floor(usable blocks / blocks of the scenario's p95 request): the concurrency that the configuration can hold.", "higher", kind=INTEGER),
-    Column("kv_cache_usage_peak", "", "Largest share of KV blocks in use, 0 to 1."),
+    Column("kv_cache_gib", "GiB", "Memory for the KV cache, as the server's log prints it.", "higher", words="KV cache", digits=2),
+    Column("kv_cache_blocks", "blocks", "KV blocks of the server (vLLM keeps one of them as a null block).", "higher", kind=INTEGER, words="KV blocks", digits=0),
+    Column("kv_cache_tokens", "tokens", "Longest single request that fits: min(max_model_len, block x (blocks - 1 - state blocks)).", "higher", kind=INTEGER, words="Longest request that fits", digits=0),
+    Column("requests_that_fit", "requests", "floor(usable blocks / blocks of the scenario's p95 request): the concurrency that the configuration can hold.", "higher", kind=INTEGER, words="Requests that fit", digits=0),
+    Column("kv_cache_usage_peak", "", "Largest share of KV blocks in use, 0 to 1.", words="KV cache used, peak"),
     Column("preemptions", "", "Requests that lost their KV blocks and were computed again.", "lower", kind=INTEGER),
     Column("running_peak", "requests", "Largest number of requests in the running batch.", kind=INTEGER),
     Column("waiting_peak", "requests", "Largest number of requests waiting in the server.", kind=INTEGER),
-    Column("vram_before_mib", "MiB", "NVML used memory before the launch, largest card."),
-    Column("vram_ready_mib", "MiB", "NVML used memory when the server was ready."),
-    Column("vram_peak_mib", "MiB", "Largest NVML used memory under this load.", "lower"),
-    Column("vram_own_peak_mib", "MiB", "Peak memory of the server's own processes as NVML tells it, else of the card less what was used before the launch."),
-    Column("vram_over_budget_mib", "MiB", "The server's own peak minus the budget: a risk, not proof of an out-of-memory error."),
-    Column("power_w_mean", "W", "Mean power over the window, all cards of the configuration."),
+    Column("vram_before_mib", "MiB", "NVML used memory before the launch, largest card.", words="VRAM before the launch", digits=2),
+    Column("vram_ready_mib", "MiB", "NVML used memory when the server was ready.", words="VRAM when ready", digits=2),
+    Column("vram_peak_mib", "MiB", "Largest NVML used memory under this load.", "lower", words="VRAM peak", digits=2),
+    Column("vram_own_peak_mib", "MiB", "Peak memory of the server's own processes as NVML tells it, else of the card less what was used before the launch.", digits=2),
+    Column("vram_over_budget_mib", "MiB", "The server's own peak minus the budget: a risk, not proof of an out-of-memory error.", words="VRAM peak over the budget", digits=2),
+    Column("power_w_mean", "W", "Mean power over the window, all cards of the configuration.", words="Power, mean"),
     Column("sm_clock_mhz_mean", "MHz", "Mean SM clock over the window, all cards."),
     Column("power_limit_w", "W", "The power limit that NVML enforces, all cards of the configuration."),
     Column("throttled_share", "", "Share of samples in which NVML said that something held the clocks back.", "lower"),
@@ -112,8 +134,8 @@ POINT_COLUMNS: tuple[Column, ...] = (
     Column("accepted_tokens", "tokens", "Of them those that the model accepted.", kind=INTEGER),
     Column("acceptance_rate", "", "Accepted / drafted tokens.", "higher"),
     Column("acceptance_length", "tokens", "Tokens a request gained in a step with a drafter: 1 + accepted tokens / drafts.", "higher"),
-    Column("energy_j_per_output_token", "J", "NVML energy over the window / output tokens, prefill included; empty under 10 s.", "lower", metric=True),
-    Column("startup_s", "s", "Launch to ready.", "lower"),
+    Column("energy_j_per_output_token", "J", "NVML energy over the window / output tokens, prefill included; empty under 10 s.", "lower", metric=True, words="Energy per output token", digits=3),
+    Column("startup_s", "s", "Launch to ready.", "lower", words="Start-up", digits=1),
     Column("client_error_ms", "ms", "The client's own mean TTFT error at this concurrency, from its self-check."),
     Column("client_error_p99_ms", "ms", "The same, 99th percentile."),
     Column("bound", "", "Why the point is not faster: the first reason that holds.", kind=TEXT),
@@ -154,45 +176,28 @@ COLUMN_NAMES: tuple[str, ...] = tuple(column.name for column in POINT_COLUMNS)
 METRICS: dict[str, Column] = {column.key: column for column in POINT_COLUMNS if column.metric}
 """Key (ttft_p99, output_tokens_per_s, ...) -> column, for limits, recommend and compare."""
 
-_ACRONYMS = {"ttft": "TTFT", "ttfo": "TTFO", "tpot": "TPOT", "itl": "ITL", "e2e": "E2E"}
-_LABELS = {
-    "requests_per_s": "Requests/s",
-    "input_tokens_per_s": "Input tokens/s",
-    "output_tokens_per_s": "Output tokens/s",
-    "total_tokens_per_s": "Total tokens/s",
-    "output_tokens_per_s_per_user": "Output tokens/s of one user",
-    "goodput_rps": "Requests/s within the limits (goodput)",
-    "energy_j_per_output_token": "Energy per output token",
-    "requests_that_fit": "Requests that fit",
-    "kv_cache_gib": "KV cache",
-    "kv_cache_blocks": "KV blocks",
-    "kv_cache_tokens": "Longest request that fits",
-    "kv_cache_usage_peak": "KV cache used, peak",
-    "max_num_seqs": "max-num-seqs",
-    "capture": "Captured size",
-    "gpu_memory_utilization": "gpu-memory-utilization",
-    "vram_before_mib": "VRAM before the launch",
-    "vram_ready_mib": "VRAM when ready",
-    "vram_peak_mib": "VRAM peak",
-    "vram_over_budget_mib": "VRAM peak over the budget",
-    "power_w_mean": "Power, mean",
-    "startup_s": "Start-up",
-    "graphs_actual_gib": "CUDA graphs",
-    "capture_s": "Capturing graphs",
-}
-"""Column or key of a ledger -> its name for people, where it is more than the name without underscores."""
+_KNOWN: dict[str, Column] = {
+    name: column
+    for column in (
+        *POINT_COLUMNS,
+        # of a launch's ledger (memory.json)
+        Column("graphs_actual_gib", "GiB", "Memory of the CUDA graphs, as the server's log prints it.", "lower", words="CUDA graphs", digits=2),
+        Column("capture_s", "s", "Capturing graphs, as the server's log prints it.", "lower", words="Capturing graphs", digits=1),
+    )
+    for name in (column.name, column.key)
+}  # fmt: skip
+
+
+def column_of(key: str) -> Column:
+    """The column of that name or key, or key of a ledger; one without unit and definition where it is no such."""
+    if key in _KNOWN:
+        return _KNOWN[key]
+    return Column(key, "", "", words=key.removeprefix(VARIED).replace("_", "-") if key.startswith(VARIED) else "")
 
 
 def label(key: str) -> str:
     """A metric's or column's name for people: `ttft_p50` -> `TTFT p50`."""
-    stem, _, statistic = key.replace("_ms_", "_").rpartition("_")
-    if stem in _ACRONYMS:
-        return f"{_ACRONYMS[stem]} {statistic}"
-    if key in _LABELS:
-        return _LABELS[key]
-    return (
-        key.removeprefix("vary_").replace("_", "-") if key.startswith("vary_") else key.replace("_", " ").capitalize()
-    )
+    return column_of(key).label
 
 
 def in_words(key: str) -> str:

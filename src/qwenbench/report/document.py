@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Union
 
-from qwenbench.analysis.columns import POINT_COLUMNS, Column, label
+from qwenbench.analysis.columns import POINT_COLUMNS, column_of, label
 
 UNKNOWN = "–"
 """What stands for a value that is not known."""
@@ -210,49 +210,28 @@ def facts(*pairs: tuple[Inline, Inline] | tuple[Inline, Inline, Inline] | None) 
     return Table((), [Row((*pair, *[""] * (width - len(pair)))) for pair in rows], numbers_from=1, numbers_to=2)
 
 
-_DIGITS = {
-    "requests_per_s": 2, "input_tokens_per_s": 0, "output_tokens_per_s": 0, "total_tokens_per_s": 0,
-    "output_tokens_per_s_per_user": 1, "energy_j_per_output_token": 3, "requests_that_fit": 0, "kv_cache_gib": 2,
-    "kv_cache_blocks": 0, "kv_cache_tokens": 0, "max_num_seqs": 0, "startup_s": 1, "graphs_actual_gib": 2,
-    "capture_s": 1,
-}  # fmt: skip
-_LATENCY_DIGITS = {"ttft": 0, "ttfo": 0, "e2e": 0, "tpot": 1, "itl": 1}
-_UNITS = {"graphs_actual_gib": "GiB", "capture_s": "s"}
-_COLUMNS: dict[str, Column] = {name: column for column in POINT_COLUMNS for name in (column.name, column.key)}
-
-
-def unit(key: str) -> str:
-    """The unit that the figure is shown in; VRAM is shown in GiB."""
-    if key.endswith("_mib"):
-        return "GiB"
-    return _COLUMNS[key].unit if key in _COLUMNS else _UNITS.get(key, "")
+_IMPLIED = ("", "requests", "blocks")
+"""Units that the name of a figure tells."""
 
 
 def titled(key: str) -> str:
     """Name and unit for a table's head or an axis."""
-    word, shown = label(key), unit(key)
-    implied = not shown or shown in ("requests", "blocks") or "/s" in word
-    return word if implied else f"{word}, {shown}"
+    word, shown = label(key), column_of(key).shown_unit
+    return word if shown in _IMPLIED or "/s" in word else f"{word}, {shown}"
 
 
 def term(key: str, words: str | None = None) -> Term | str:
     """The name (or other words for it) with its definition to look up, where it has one."""
-    shown = titled(key) if words is None else words
-    return Term(shown, _COLUMNS[key].name) if key in _COLUMNS else shown
+    column, shown = column_of(key), titled(key) if words is None else words
+    return Term(shown, column.name) if column in POINT_COLUMNS else shown
 
 
-def number(key: str, value: Any, low: float | None = None, high: float | None = None, *, bare: bool = False) -> Number:
+def number(
+    key: str, value: Any, low: float | None = None, high: float | None = None, *,
+    bare: bool = False, signed: bool = False,
+) -> Number:  # fmt: skip
     """A figure of this metric or column; `bare` leaves the unit to the table's head."""
-    scale = 1024.0 if key.endswith("_mib") else 1.0
-    known = None if value is None else float(value) / scale
-    below, above = (None if bound is None else bound / scale for bound in (low, high))
-    shown = unit(key)
-    return Number(known, "" if bare or shown in ("requests", "blocks") else shown, digits(key), below, above)
-
-
-def digits(key: str) -> int | None:
-    """Decimal places of a figure; None: four significant digits."""
-    if key.endswith("_mib"):
-        return 2
-    stem = key.replace("_ms_", "_").rpartition("_")[0]
-    return _LATENCY_DIGITS.get(stem, _DIGITS.get(key))
+    column = column_of(key)
+    known, below, above = (None if each is None else column.shown(float(each)) for each in (value, low, high))
+    unit = "" if bare or column.shown_unit in _IMPLIED else column.shown_unit
+    return Number(known, unit, column.digits, below, above, signed)

@@ -24,7 +24,6 @@ from qwenbench.report.document import (
     Row,
     Span,
     Table,
-    digits,
     number,
     term,
 )
@@ -234,9 +233,7 @@ def prices(data: PageData) -> Iterator[Block]:
 def _step(key: str, change: Change | None) -> Inline:
     if change is None or change.change is None:
         return None
-    scale = 1024.0 if key.endswith("_mib") else 1.0
-    low, high = (None if bound is None else bound / scale for bound in (change.low, change.high))
-    return Number(change.change / scale, "", digits(key), low, high, signed=True)
+    return number(key, change.change, change.low, change.high, bare=True, signed=True)
 
 
 def conditions(run: Run) -> Iterator[Block]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qwenbench import __version__
-from qwenbench.analysis.columns import POINT_COLUMNS, label
+from qwenbench.analysis.columns import column_of, label
 from qwenbench.analysis.intervals import Estimate
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import Run, known_numbers
@@ -158,7 +158,6 @@ _SPARE = ("kv_cache_gib", "startup_s", "e2e_p50", "output_tokens_per_s_per_user"
 """Taken, in this order, where one of the five is not known."""
 _FLAGS = ("max-cudagraph-capture-size", "max-num-seqs", "gpu-memory-utilization")
 FIVE = 5
-_UNITS = {name: column.unit for column in POINT_COLUMNS for name in (column.name, column.key)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +241,7 @@ def results_json(facts: CardFacts) -> dict[str, Any]:
         "interpolated": facts.interpolated,
         "decided": facts.decided,
         "figures": {
-            key: {"label": label(key), "value": e.value, "low": e.low, "high": e.high, "unit": _UNITS.get(key, "")}
+            key: {"label": label(key), "value": e.value, "low": e.low, "high": e.high, "unit": column_of(key).unit}
             for key, e in facts.estimates.items()
         },
         "measured": dict(facts.measured),
