@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qwenbench.cli.option_parameters import ClusterOption, takes_options
-from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption, option
+from qwenbench.cli.runs import NoReportOption, OutOption, ResumeOption, RunIdOption, option, run_asyncio
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def command(
     Writes the same run folder as `sweep`, with one configuration, and ends with the same exit status.
     """
     from qwenbench.cli.cluster_run import client_nodes
-    from qwenbench.cli.sweep_run import new_folder, run_asyncio, run_plan
+    from qwenbench.cli.sweep_run import new_folder, run_plan
     from qwenbench.engine.attached import AttachedLauncher, is_local, processes_behind
     from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.extension import extended_fields

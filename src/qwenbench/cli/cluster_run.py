@@ -4,63 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
 
+from rich.console import Console
+
+from qwenbench.capacity.cards import find_card
+from qwenbench.cli.live_view import PlainLines, terminal_progress
+from qwenbench.cli.runs import run_asyncio
+from qwenbench.cli.sweep_run import (
+    FAILED,
+    INTERRUPTED,
+    ClusterChoice,
+    RunRequest,
+    closing,
+    new_folder,
+    note,
+    show_plan,
+)
+from qwenbench.cluster.checks import check_nodes, check_versions
+from qwenbench.cluster.clients import RayHost, RemoteClients
+from qwenbench.cluster.driver import ClusterSweep
+from qwenbench.cluster.ray_fleet import RayFleet, connect, living_nodes, needs_of
+from qwenbench.engine.cards import cards_needed
+from qwenbench.engine.launchers import make_launcher
 from qwenbench.errors import UsageError
-
-if TYPE_CHECKING:
-    from types import ModuleType
-
-    from qwenbench.cli.sweep_run import RunRequest
-    from qwenbench.cluster.clients import RemoteClients
-    from qwenbench.cluster.ray_fleet import RayFleet
-    from qwenbench.sweep.options import SweepOptions
-    from qwenbench.sweep.plan import Plan
-    from qwenbench.sweep.progress import Progress
-    from qwenbench.sweep.record import Site
-    from qwenbench.sweep.sweep import SweepOutcome
-
-
-@dataclass(frozen=True)
-class ClusterChoice:
-    """What the command line says of the cluster."""
-
-    address: str
-    kinds: tuple[str | None, ...] = (None,)
-    """--on; None: whatever card the nodes have, if they are all alike."""
-
-    @property
-    def words(self) -> str:
-        """The options again, for the line that goes on with a run."""
-        return f" --cluster {shlex.quote(self.address)}"
-
-
-def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
-    """The options as a value; None without --cluster. Raises UsageError."""
-    if cluster is None:
-        if on is not None:
-            raise UsageError("--on names cards of a cluster: give --cluster as well.")
-        return None
-    kinds = tuple(word.strip() for word in on.split(",") if word.strip()) if on is not None else (None,)
-    if not kinds or len(set(kinds)) != len(kinds):
-        raise UsageError(f"--on {on}: give each kind of card once, e.g. --on rtx-5090,rtx-4090.")
-    return ClusterChoice(cluster, kinds)
+from qwenbench.runfolder.damage import read_run_json
+from qwenbench.runfolder.names import RunPaths, check_name, find_run, new_run_id, slug
+from qwenbench.sweep.extension import extended_fields, known_configurations
+from qwenbench.sweep.hardware import Hardware
+from qwenbench.sweep.options import SweepOptions, checked_options
+from qwenbench.sweep.plan import Plan, make_plan
+from qwenbench.sweep.progress import Progress
+from qwenbench.sweep.record import Site, find_site
+from qwenbench.sweep.sweep import SweepOutcome, stopping_signals
 
 
 def client_nodes(ray: ModuleType, address: str, options: SweepOptions, url: str) -> RemoteClients:
     """The nodes that send a bench's load, looked at: those that the server is not on come first. Raises UsageError."""
-    from urllib.parse import urlsplit
-
-    from qwenbench.cli.sweep_run import run_asyncio
-    from qwenbench.cluster.checks import check_versions
-    from qwenbench.cluster.clients import RayHost, RemoteClients
-    from qwenbench.cluster.ray_fleet import living_nodes
 
     wanted, server = options.client_nodes or 1, urlsplit(url).hostname
 
@@ -94,9 +81,6 @@ class _KindRun:
 
 def run_on_cluster(request: RunRequest, choice: ClusterChoice) -> int:
     """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
-    from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, closing, note, run_asyncio, show_plan
-    from qwenbench.cluster.ray_fleet import connect
-    from qwenbench.runfolder.names import check_name, find_run, new_run_id
 
     fields, run_id = request.fields, request.run_id
     folder = None if request.resume is None else find_run(request.resume, "--resume", Path(request.out))
@@ -131,8 +115,6 @@ def run_on_cluster(request: RunRequest, choice: ClusterChoice) -> int:
 
 def _folder(choice: ClusterChoice, kind: str | None, base: str, out: str, resumed: Path | None) -> Path:
     """The run's folder: with several kinds one each, which goes on when it is there."""
-    from qwenbench.cli.sweep_run import new_folder
-    from qwenbench.runfolder.names import slug
 
     if resumed is not None:
         return resumed
@@ -143,15 +125,6 @@ def _folder(choice: ClusterChoice, kind: str | None, base: str, out: str, resume
 
 
 async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
-    from qwenbench.capacity.cards import find_card
-    from qwenbench.cluster.checks import check_nodes, check_versions
-    from qwenbench.cluster.ray_fleet import RayFleet, living_nodes, needs_of
-    from qwenbench.engine.cards import cards_needed
-    from qwenbench.runfolder.damage import read_run_json
-    from qwenbench.sweep.extension import extended_fields, known_configurations
-    from qwenbench.sweep.options import checked_options
-    from qwenbench.sweep.plan import make_plan
-    from qwenbench.sweep.record import find_site
 
     known: dict[str, str] = {}
     if (folder / "run.json").exists():
@@ -180,10 +153,6 @@ async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dic
 
 def _site_of_nodes(options: SweepOptions) -> Site:
     """The cards are the nodes'; this machine starts no server."""
-    from qwenbench.capacity.cards import find_card
-    from qwenbench.engine.launchers import make_launcher
-    from qwenbench.sweep.hardware import Hardware
-    from qwenbench.sweep.record import Site
 
     assert options.launcher != "url"
     launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, caches=options.caches)
@@ -193,12 +162,6 @@ def _site_of_nodes(options: SweepOptions) -> Site:
 
 async def _run_all(runs: list[_KindRun]) -> list[SweepOutcome]:
     """All kinds at once: their cards are not the same."""
-    from rich.console import Console
-
-    from qwenbench.cli.live_view import PlainLines, terminal_progress
-    from qwenbench.cluster.driver import ClusterSweep
-    from qwenbench.runfolder.names import RunPaths
-    from qwenbench.sweep.sweep import stopping_signals
 
     console, stop = Console(stderr=True), asyncio.Event()
     command_line = ["qwenbench", *sys.argv[1:]]

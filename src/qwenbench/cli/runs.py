@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import typer
 
 from qwenbench.errors import RunError, UsageError
+
+T = TypeVar("T")
 
 
 def option(text: str, *names: str, panel: str | None = None, metavar: str | None = None, **more: Any) -> Any:
@@ -56,6 +59,15 @@ def print_json(value: Mapping[str, Any], *, one_line: bool = False) -> None:
     import orjson
 
     print(orjson.dumps(value, option=None if one_line else orjson.OPT_INDENT_2).decode())
+
+
+def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine on uvloop where it is there."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(work)
+    return uvloop.run(work)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qwenbench.cli.runs import option, print_json
+from qwenbench.cli.runs import option, print_json, run_asyncio
 from qwenbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,8 +80,6 @@ def proxy(
     enforce: Annotated[bool, option("Replace sampling parameters that a request brings along.", "--enforce")] = False,
 ) -> None:
     """Serve the four sampling profiles as virtual model names in front of one server. Ctrl-C ends it."""
-    import asyncio
-
     from qwenbench.proxy.relay import ProxyOptions
     from qwenbench.proxy.rewriting import virtual_models
     from qwenbench.proxy.target import parse_target
@@ -92,12 +90,7 @@ def proxy(
         )
     address = parse_target(target)
     options = ProxyOptions(served_model, virtual_models(prefix), enforce)
-    try:
-        import uvloop
-    except ImportError:
-        asyncio.run(_serve(address, options, host, port))
-    else:
-        uvloop.run(_serve(address, options, host, port))
+    run_asyncio(_serve(address, options, host, port))
 
 
 async def _serve(address: TargetAddress, options: ProxyOptions, host: str, port: int) -> None:

@@ -34,8 +34,7 @@ def command(
     Exit status: 0 done; 1 some cells failed or no point is valid (the rest is there); 2 bad usage or nothing could run;
     130 interrupted.
     """
-    from qwenbench.cli.cluster_run import cluster_choice
-    from qwenbench.cli.sweep_run import RunRequest, run_campaign, run_one
+    from qwenbench.cli.sweep_run import RunRequest, cluster_choice, run_campaign, run_one
 
     request = RunRequest(given, out, run_id, resume, dry_run, not no_report, cluster_choice(cluster, on))
     if campaign is None:

@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from rich.console import Console
+
+from qwenbench.cli.live_view import terminal_progress
+from qwenbench.cli.runs import run_asyncio
 from qwenbench.errors import UsageError
+from qwenbench.load.clients import Clients
+from qwenbench.runfolder.damage import read_run_json
+from qwenbench.runfolder.files import disk_trouble, write_bytes
+from qwenbench.runfolder.journal import Journal
+from qwenbench.runfolder.names import RunPaths, check_name, find_run, new_run_id
+from qwenbench.sweep.extension import extended_fields, find_campaign, known_configurations, load_campaign
+from qwenbench.sweep.hardware import budgeted
+from qwenbench.sweep.option_values import writable_folder
+from qwenbench.sweep.options import SweepOptions, checked_options
+from qwenbench.sweep.plan import Plan, make_plan
+from qwenbench.sweep.progress import Progress, duration, estimated_seconds
+from qwenbench.sweep.record import Site, find_site
+from qwenbench.sweep.sweep import Sweep, SweepOutcome
 
 if TYPE_CHECKING:
     from qwenbench.analysis.candidates import Question
     from qwenbench.analysis.run import Run
-    from qwenbench.cli.cluster_run import ClusterChoice
-    from qwenbench.load.clients import Clients
-    from qwenbench.sweep.options import SweepOptions
-    from qwenbench.sweep.plan import Plan
-    from qwenbench.sweep.progress import Progress
-    from qwenbench.sweep.record import Site
-    from qwenbench.sweep.sweep import Sweep, SweepOutcome
 
-T = TypeVar("T")
-S = TypeVar("S", bound="Sweep")
+S = TypeVar("S", bound=Sweep)
 
 FAILED, INTERRUPTED = 1, 130
 
 
-def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine on uvloop where it is there."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(work)
-    return uvloop.run(work)
+@dataclass(frozen=True)
+class ClusterChoice:
+    """What the command line says of the cluster."""
+
+    address: str
+    kinds: tuple[str | None, ...] = (None,)
+    """--on; None: whatever card the nodes have, if they are all alike."""
+
+    @property
+    def words(self) -> str:
+        """The options again, for the line that goes on with a run."""
+        return f" --cluster {shlex.quote(self.address)}"
+
+
+def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
+    """The options as a value; None without --cluster. Raises UsageError."""
+    if cluster is None:
+        if on is not None:
+            raise UsageError("--on names cards of a cluster: give --cluster as well.")
+        return None
+    kinds = tuple(word.strip() for word in on.split(",") if word.strip()) if on is not None else (None,)
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise UsageError(f"--on {on}: give each kind of card once, e.g. --on rtx-5090,rtx-4090.")
+    return ClusterChoice(cluster, kinds)
 
 
 @dataclass(frozen=True)
@@ -61,10 +86,6 @@ def run_one(request: RunRequest) -> int:
         from qwenbench.cli.cluster_run import run_on_cluster
 
         return run_on_cluster(request, request.cluster)
-    from qwenbench.runfolder.damage import read_run_json
-    from qwenbench.runfolder.names import find_run
-    from qwenbench.sweep.extension import extended_fields
-    from qwenbench.sweep.options import checked_options
 
     folder, fields, resume = None, request.fields, request.resume
     if resume is not None:
@@ -87,19 +108,12 @@ def run_one(request: RunRequest) -> int:
 
 def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Site]:
     """What will be done, and where; `folder` is that of a run that goes on. Raises UsageError; starts nothing."""
-    from qwenbench.sweep.extension import known_configurations
-    from qwenbench.sweep.plan import make_plan
-    from qwenbench.sweep.record import find_site
 
     return make_plan(options, known_configurations(folder) if folder else {}), find_site(options)
 
 
 def run_campaign(campaign: str, request: RunRequest) -> int:
     """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
-    from qwenbench.runfolder.names import new_run_id
-    from qwenbench.sweep.extension import find_campaign, load_campaign
-    from qwenbench.sweep.options import checked_options
-    from qwenbench.sweep.plan import make_plan
 
     sweeps = {name: {**sweep, **request.fields} for name, sweep in load_campaign(find_campaign(campaign)).items()}
     for sweep in sweeps.values():
@@ -119,8 +133,6 @@ def run_campaign(campaign: str, request: RunRequest) -> int:
 
 def new_folder(out: str, run_id: str | None) -> Path:
     """The folder of a new run, not yet made. Raises UsageError when it exists or could not be written."""
-    from qwenbench.runfolder.names import check_name, new_run_id
-    from qwenbench.sweep.option_values import writable_folder
 
     writable_folder(Path(out), "--out")
     if run_id is not None:
@@ -142,8 +154,6 @@ def run_plan(
 
     `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`. `clients`: see Sweep.
     """
-    from qwenbench.runfolder.names import RunPaths
-    from qwenbench.sweep.sweep import Sweep
 
     _, outcome = run_shown(lambda progress: Sweep(plan, RunPaths(folder), site, progress, clients))
     return closing(outcome, folder, resumed_by, build_report)
@@ -151,9 +161,6 @@ def run_plan(
 
 def run_shown(make: Callable[[Progress], S]) -> tuple[S, SweepOutcome]:
     """Runs what `make` gives, a sweep or a search, to its end while the terminal shows how far it is."""
-    from rich.console import Console
-
-    from qwenbench.cli.live_view import terminal_progress
 
     async def work() -> tuple[S, SweepOutcome]:
         with terminal_progress(Console(stderr=True)) as progress:
@@ -208,7 +215,6 @@ def answer_and_report(run: Run, question: Question | None, build_report: bool) -
             print_document(closing_answer(answer))
     if len(run.points) and build_report:
         from qwenbench.report.page import build_report as build
-        from qwenbench.runfolder.files import disk_trouble, write_bytes
 
         try:
             write_bytes(run.path / "report.html", build(run).encode())
@@ -231,10 +237,6 @@ def note(text: str) -> None:
 def show_plan(plan: Plan, site: Site, resumed: Path | None = None) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes; of a run
     that goes on what is measured already counts no more."""
-    from qwenbench.runfolder.journal import Journal
-    from qwenbench.runfolder.names import RunPaths
-    from qwenbench.sweep.hardware import budgeted
-    from qwenbench.sweep.progress import duration, estimated_seconds
 
     known = {entry.cell for entry in Journal(RunPaths(resumed).journal).readable_entries()} if resumed else set()
     left = [cell for cell in plan.cells() if cell.cell_id not in known]
