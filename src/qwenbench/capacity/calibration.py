@@ -169,14 +169,12 @@ class Calibration:
     graphs_scale: float
     basis: str
     load: Load
-    """What the server's profiling run held: another load changes the activations."""
+    """What the server's profiling run held: another load changes the activations, and the weights where it had another
+    part of them (vision, drafter)."""
     weights_error: float = 0.0
     """Share by which the weights may be off; 0 where a server printed them."""
     graphs_error: float = 0.0
     """Share by which the graphs' estimate may be larger where no server of this kind was seen."""
-    text_only: bool = False
-    drafter: bool = False
-    """Whether the weights hold the drafter's."""
 
 
 def load_of(settings: Settings, cuda_total_gib: float) -> Load:
@@ -233,8 +231,6 @@ def calibrate(
         basis=f"calibrated on {where} (vLLM {probe.vllm_version or 'of unknown version'}, "
         f"utilisation {float(share):g}{default} of {cuda_total_gib:.2f} GiB, KV cache {(low + high) / 2:.2f} GiB)",
         load=load_of(settings, cuda_total_gib),
-        text_only=settings.text_only,
-        drafter=settings.drafter is not None,
     )
 
 
@@ -244,9 +240,7 @@ def weights_on_card(shape: ModelShape, settings: Settings) -> tuple[float, float
     if shape.weights is None:
         why = shape.weights_unknown or "its config.json does not tell enough"
         raise UsageError(f"{shape.name}: the weights' size is not known: {why}; or give a start-up log with --probe")
-    whole = shape.weights.total_gib(
-        text_only=settings.text_only, drafter=settings.drafter is not None and settings.drafter.method == "mtp"
-    )
+    whole = shape.weights.total_gib(text_only=settings.text_only, drafter=settings.mtp)
     return whole / settings.tensor_parallel / settings.pipeline_parallel, shape.weights.error
 
 
@@ -340,8 +334,6 @@ def built_in_calibration(
         load=load,
         weights_error=error,
         graphs_error=0.0 if _is_seed(shape) and release_of(version) >= (0, 20, 0) else UNSEEN_GRAPHS_ERROR,
-        text_only=settings.text_only,
-        drafter=settings.drafter is not None,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from qwenbench.capacity.calibration import Calibration, built_in_calibration, calibrate
+from qwenbench.capacity.calibration import Calibration, built_in_calibration, calibrate, load_of
 from qwenbench.capacity.cards import Card
 from qwenbench.capacity.kv import (
     GIB,
@@ -27,7 +27,6 @@ from qwenbench.capacity.settings import (
     Settings,
     default_batched_tokens,
     default_capture,
-    default_max_num_seqs,
     default_utilization,
     settings_of_config,
     settings_of_log,
@@ -50,7 +49,6 @@ def cannot_start(
     prediction: Prediction | None = None,
     version: str | None = None,
     model_max_len: int | None = None,
-    default_batched_tokens: int | None = None,
     on_gpu: bool = True,
 ) -> str | None:
     """Why this configuration cannot start, with the arithmetic; None when nothing speaks against it.
@@ -58,7 +56,7 @@ def cannot_start(
     `layout` and `model_max_len` come from the model, `prediction` from `predict`; what is missing is not checked.
     """
     share, seqs, rows = settings.utilization, settings.max_num_seqs, settings.rows_per_sequence
-    batched = settings.batched_tokens or default_batched_tokens
+    batched = settings.batched_tokens
     if share is not None and not 0 < share <= 1:
         return f"--gpu-memory-utilization {share:g} is not within (0, 1]"
     if batched is not None and seqs is not None and batched < seqs:
@@ -173,8 +171,9 @@ def plan_config(
     if settings.dtype is not None:
         shape = replace(shape, dtype=settings.dtype)
     total = cuda_total_gib if cuda_total_gib is not None else (card.cuda_gib(platform) if card else None)
-    batched = settings.batched_tokens or (default_batched_tokens(total) if total else None)
-    layouts = _layouts(settings, shape, version, batched or SEEN_BATCHED_TOKENS, on_gpu, cpu_bf16, probe, drafter_shape)
+    if total and not settings.batched_tokens:
+        settings = replace(settings, batched_tokens=default_batched_tokens(total))
+    layouts = _layouts(settings, shape, version, on_gpu, cpu_bf16, probe, drafter_shape)
     prediction = target = calibration = None
     if total is not None and on_gpu:
         seen_total = total
@@ -192,7 +191,6 @@ def plan_config(
             prediction=prediction,
             version=version,
             model_max_len=shape.max_position,
-            default_batched_tokens=batched,
             on_gpu=on_gpu,
         )
         for layout in layouts
@@ -216,25 +214,20 @@ def layout_of_server(
     """
     labels = {name: value for name, value in (cache_config or {}).items() if value not in ("", "None")}
     settings = settings_of_log(startup)
+    settings = replace(
+        settings,
+        kv_dtype=labels.get("cache_dtype") or settings.kv_dtype,
+        state_dtype=labels.get("mamba_ssm_cache_dtype") or settings.state_dtype,
+    )
+    if settings.dtype is not None:
+        shape = replace(shape, dtype=settings.dtype)
     block = startup.attention_block_tokens or label_int(labels.get("effective_attention_block_size"))
     if block is None and not shape.hybrid:
         block = label_int(labels.get("block_size"))
     told = labels.get("mamba_cache_mode") or settings.mamba_cache_mode
     modes = [told] if told else ["align", "none"] if settings.prefix_caching else ["none", "align"]
     layouts = [
-        kv_layout(
-            replace(shape, dtype=settings.dtype) if settings.dtype else shape,
-            labels.get("cache_dtype") or settings.kv_dtype,
-            state_dtype=labels.get("mamba_ssm_cache_dtype") or settings.state_dtype,
-            mamba_cache_mode=mode,
-            drafter=settings.drafter,
-            drafter_shape=drafter_shape,
-            base_block_tokens=CPU_BLOCK_TOKENS if startup.device == "cpu" else 16,
-            block_tokens=block,
-            tensor_parallel=settings.tensor_parallel,
-            pipeline_parallel=settings.pipeline_parallel,
-            max_num_batched_tokens=settings.batched_tokens or SEEN_BATCHED_TOKENS,
-        )
+        _layout(settings, shape, drafter_shape, mode, block, base=CPU_BLOCK_TOKENS if startup.device == "cpu" else 16)
         for mode in modes
     ]
     return next((layout for layout in layouts if _meets(layout, startup)), layouts[0])
@@ -271,7 +264,6 @@ def _layouts(
     settings: Settings,
     shape: ModelShape,
     version: str,
-    batched_tokens: int,
     on_gpu: bool,
     cpu_bf16: bool | None,
     probe: StartupLog | None,
@@ -287,22 +279,29 @@ def _layouts(
         if block is not None and shape.states:
             dtypes = ["float32", None]  # the block that was seen decides which of them fits
     mode = settings.mamba_cache_mode or ("align" if prefix_caching(settings, version) else "none")
+    base = settings.block_size or (16 if on_gpu else CPU_BLOCK_TOKENS)
     return [
-        kv_layout(
-            shape,
-            settings.kv_dtype,
-            state_dtype=state_dtype,
-            mamba_cache_mode=mode,
-            drafter=settings.drafter,
-            drafter_shape=drafter_shape,
-            base_block_tokens=settings.block_size or (16 if on_gpu else CPU_BLOCK_TOKENS),
-            block_tokens=block,
-            tensor_parallel=settings.tensor_parallel,
-            pipeline_parallel=settings.pipeline_parallel,
-            max_num_batched_tokens=batched_tokens,
-        )
+        _layout(replace(settings, state_dtype=state_dtype), shape, drafter_shape, mode, block, base)
         for state_dtype in _fitting(dtypes, block, shape)
     ]
+
+
+def _layout(
+    settings: Settings, shape: ModelShape, drafter_shape: ModelShape | None, mode: str, block: int | None, base: int
+) -> KvLayout:
+    return kv_layout(
+        shape,
+        settings.kv_dtype,
+        state_dtype=settings.state_dtype,
+        mamba_cache_mode=mode,
+        drafter=settings.drafter,
+        drafter_shape=drafter_shape,
+        base_block_tokens=base,
+        block_tokens=block,
+        tensor_parallel=settings.tensor_parallel,
+        pipeline_parallel=settings.pipeline_parallel,
+        max_num_batched_tokens=settings.batched_tokens or SEEN_BATCHED_TOKENS,
+    )
 
 
 def _fitting(dtypes: list[str | None], block: int | None, shape: ModelShape) -> list[str | None]:
@@ -332,26 +331,19 @@ def _target(
     same_machine: bool,
     request_tokens: int | None,
 ) -> Target:
-    seqs = settings.max_num_seqs or default_max_num_seqs(total)
-    batched = settings.batched_tokens or default_batched_tokens(total)
-    rows = settings.rows_per_sequence
-    capture = settings.capture if settings.capture is not None else default_capture(seqs, batched, rows)
+    load = load_of(settings, total)
+    capture = settings.capture
+    if capture is None:
+        capture = default_capture(load.max_num_seqs, load.batched_tokens, settings.rows_per_sequence)
     return Target(
+        settings,
+        load,
         cuda_total_gib=total,
         utilization=default_utilization(version) if settings.utilization is None else settings.utilization,
-        capture=min(capture, batched),
-        max_num_seqs=seqs,
+        capture=min(capture, load.batched_tokens),
         version=version,
         platform=platform,
         nvml_mib=card.nvml_mib if card else None,
-        max_model_len=settings.max_model_len,
         request_tokens=request_tokens,
-        estimate_graphs=settings.estimate_graphs,
         same_machine=same_machine,
-        batched_tokens=batched,
-        rows_per_sequence=rows,
-        text_only=settings.text_only,
-        mtp=settings.drafter is not None and settings.drafter.method == "mtp",
-        tensor_parallel=settings.tensor_parallel,
-        kv_cache_bytes=settings.kv_cache_bytes,
     )

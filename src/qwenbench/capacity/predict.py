@@ -13,6 +13,7 @@ from qwenbench.capacity.calibration import LANGUAGE_ERROR, Calibration, Load, ac
 from qwenbench.capacity.graphs import capture_gain, capture_gain_words, graphs_gib, sequences_captured
 from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_cache_tokens, printed_tokens, requests_that_fit
 from qwenbench.capacity.model_shape import ModelShape
+from qwenbench.capacity.settings import Settings
 from qwenbench.errors import UsageError
 
 ROUNDING_GIB = 0.005
@@ -44,35 +45,25 @@ OUTSIDE_GRAPHS_SEQUENCES = 64
 class Target:
     """The configuration that is asked about, vLLM's defaults filled in."""
 
+    settings: Settings
+    """As asked for."""
+    load: Load
+    """What its profiling run will hold."""
     cuda_total_gib: float
     utilization: float
     capture: int
     """--max-cudagraph-capture-size; 0 for eager mode."""
-    max_num_seqs: int
     version: str
     platform: str = "linux"
     nvml_mib: int | None = None
-    max_model_len: int | None = None
-    """Asked for; None leaves it to vLLM (`auto`)."""
     request_tokens: int | None = None
     """Prompt and output of one request, for requests_that_fit."""
-    estimate_graphs: bool = True
     same_machine: bool = True
     """Whether the calibration comes from the same card and platform."""
-    batched_tokens: int = 2048
-    rows_per_sequence: int = 1
-    """Rows of a decode step for each sequence: 1 + drafted tokens."""
-    text_only: bool = False
-    mtp: bool = False
-    """Whether the model's own drafter is loaded."""
-    tensor_parallel: int = 1
-    kv_cache_bytes: int | None = None
-    """--kv-cache-memory-bytes: then the budget does not decide."""
 
-    @property
-    def load(self) -> Load:
-        drafting = self.rows_per_sequence > 1
-        return Load(self.batched_tokens, self.max_num_seqs, self.text_only, self.tensor_parallel, drafting)
+    def graphs_gib(self, capture: int, scale: float) -> float:
+        """What vLLM's profiler would reckon for the graphs of a capture size, GiB; `scale` fits it to the model."""
+        return graphs_gib(capture, self.load.max_num_seqs, scale, self.settings.rows_per_sequence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +114,10 @@ def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Ca
     _check(target)
     parts = _parts(target, shape, calibration)
     arithmetic = f"{target.utilization:g} x {target.cuda_total_gib:.2f} = {parts.arithmetic}"
-    if target.kv_cache_bytes is not None:
-        arithmetic = f"--kv-cache-memory-bytes {target.kv_cache_bytes} = {parts.kv:.2f} GiB whatever the utilisation"
+    if target.settings.kv_cache_bytes is not None:
+        arithmetic = (
+            f"--kv-cache-memory-bytes {target.settings.kv_cache_bytes} = {parts.kv:.2f} GiB whatever the utilisation"
+        )
     weights, graphs = round(parts.weights, 2), round(parts.graphs, 3)
     if parts.high <= 0:
         basis = f"nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
@@ -133,7 +126,7 @@ def predict(target: Target, shape: ModelShape, layout: KvLayout, calibration: Ca
         basis = f"most likely nothing is left for a KV cache: {arithmetic}; {calibration.basis}"
         return Prediction(weights, graphs, None, 0.0, round(parts.high, 3), basis=basis)
     blocks = blocks_for_gib(parts.kv, layout)
-    length = target.max_model_len or shape.max_position
+    length = target.settings.max_model_len or shape.max_position
     tokens = kv_cache_tokens(blocks, layout, length)
     risk, reason = _risk(target, parts, layout)
     another = (
@@ -160,8 +153,7 @@ def capture_gain_of(target: Target, prompt_tokens: int, smaller: int, calibratio
     """What this capture gives prompts that fit under it against its price in KV; None where none was measured."""
     if capture_gain(prompt_tokens, target.capture) is None or smaller >= min(prompt_tokens, target.capture):
         return None
-    scale, rows = calibration.graphs_scale, target.rows_per_sequence
-    larger, less = (graphs_gib(capture, target.max_num_seqs, scale, rows) for capture in (target.capture, smaller))
+    larger, less = (target.graphs_gib(capture, calibration.graphs_scale) for capture in (target.capture, smaller))
     words = capture_gain_words(larger - less)
     return (
         f"prompts of {prompt_tokens:,} tokens fit under capture {target.capture:,} and not under {smaller:,}: {words}"
@@ -173,19 +165,19 @@ def _check(target: Target) -> None:
         raise UsageError(f"--gpu-memory-utilization {target.utilization:g} is no share of a card: give 0 < U <= 1")
     if target.cuda_total_gib <= 0:
         raise UsageError(f"a card of {target.cuda_total_gib:g} GiB does not exist: give its CUDA total with --vram-mib")
-    if target.max_num_seqs < 1 or target.capture < 0:
+    if target.load.max_num_seqs < 1 or target.capture < 0:
         raise UsageError("--max-num-seqs must be at least 1 and --capture at least 0")
 
 
 def _parts(target: Target, shape: ModelShape, calibration: Calibration) -> _Parts:
     budget = target.utilization * target.cuda_total_gib
     weights, weights_spread = _weights(target, shape, calibration)
-    graphs = graphs_gib(target.capture, target.max_num_seqs, calibration.graphs_scale, target.rows_per_sequence)
-    counted = graphs if target.estimate_graphs else 0.0
+    graphs = target.graphs_gib(target.capture, calibration.graphs_scale)
+    counted = graphs if target.settings.estimate_graphs else 0.0
     change, activations_spread = _activations_change(target, shape, calibration)
     rest = calibration.other_gib + change
-    if target.kv_cache_bytes is not None:
-        kv = target.kv_cache_bytes / GIB
+    if target.settings.kv_cache_bytes is not None:
+        kv = target.settings.kv_cache_bytes / GIB
         return _Parts(budget, weights, graphs, counted, rest, kv, kv, kv)
     spread = ROUNDING_GIB + MORE_SEQS_GIB + weights_spread + activations_spread
     spread += GRAPHS_SHARE * abs(counted - calibration.graphs_gib) if counted else 0.0
@@ -202,17 +194,18 @@ def _weights(target: Target, shape: ModelShape, calibration: Calibration) -> tup
     """Weights on one card, GiB, and half the interval around them: the calibration's, with the vision part and the
     drafter as the target has them."""
     weights, spread = calibration.weights_gib, calibration.weights_error * calibration.weights_gib
+    seen, asked, mtp = calibration.load, target.load, target.settings.mtp
     if shape.weights is None:
         return weights, spread
-    if target.text_only != calibration.text_only:
-        part = shape.weights.vision_gib / target.tensor_parallel
-        weights += -part if target.text_only else part
+    if asked.text_only != seen.text_only:
+        part = shape.weights.vision_gib / asked.tensor_parallel
+        weights += -part if asked.text_only else part
         spread += VISION_WEIGHTS_ERROR * part
-    if target.mtp != calibration.drafter:
-        part = shape.weights.drafter_gib / target.tensor_parallel
-        weights += part if target.mtp else -part
+    if mtp != seen.drafting:
+        part = shape.weights.drafter_gib / asked.tensor_parallel
+        weights += part if mtp else -part
         spread += 0.1 * part
-    ratio = calibration.load.tensor_parallel / target.tensor_parallel
+    ratio = seen.tensor_parallel / asked.tensor_parallel
     return weights * ratio, spread * ratio
 
 
@@ -230,30 +223,32 @@ def _activations_change(target: Target, shape: ModelShape, calibration: Calibrat
 
 
 def _risk(target: Target, parts: _Parts, layout: KvLayout) -> tuple[str, str]:
+    settings, seqs = target.settings, target.load.max_num_seqs
+    given, rows = settings.kv_cache_bytes is not None, settings.rows_per_sequence
     wsl = target.platform == "wsl"
     free = target.cuda_total_gib - (WSL_RESERVE_SHARE * target.cuda_total_gib if wsl else STARTUP_RESERVE_GIB)
-    held = parts.weights + parts.graphs + parts.rest + parts.kv if target.kv_cache_bytes is not None else parts.budget
+    held = parts.weights + parts.graphs + parts.rest + parts.kv if given else parts.budget
     if held > free:
-        what = "runs out of memory with" if target.kv_cache_bytes is not None else "refuses a budget of"
+        what = "runs out of memory with" if given else "refuses a budget of"
         return "startup", (
             f"risk: vLLM {what} {held:.2f} GiB where about {free:.2f} of {target.cuda_total_gib:.2f} GiB are free"
         )
-    least = layout.blocks_per_request(target.max_model_len or 1) + 1
+    least = layout.blocks_per_request(settings.max_model_len or 1) + 1
     if blocks_for_gib(max(0.0, parts.low), layout) < least:
         return "startup", f"risk: at the low end {parts.low:.2f} GiB hold fewer than the {least} blocks of one request"
-    captured = sequences_captured(target.capture, target.rows_per_sequence)
+    captured = sequences_captured(target.capture, rows)
     inside = captured if target.capture else OUTSIDE_GRAPHS_SEQUENCES
-    if target.max_num_seqs > inside:
-        drafted = f" ({captured} sequences of {target.rows_per_sequence} rows)" if target.rows_per_sequence > 1 else ""
+    if seqs > inside:
+        drafted = f" ({captured} sequences of {rows} rows)" if rows > 1 else ""
         return "load", (
-            f"risk: batches above the captured {target.capture}{drafted}, up to {target.max_num_seqs}, run outside the "
+            f"risk: batches above the captured {target.capture}{drafted}, up to {seqs}, run outside the "
             "graphs: a recorded server then held 1.8 GiB (128 streams) to 19.5 GiB (256 streams) more than its budget"
         )
     total_mib = target.nvml_mib or target.cuda_total_gib * 1024
-    text_only = TEXT_ONLY_MIB if target.text_only else 0
-    needed = held * 1024 + LOAD_MIB_PER_SEQUENCE * target.max_num_seqs + text_only
+    text_only = TEXT_ONLY_MIB if settings.text_only else 0
+    needed = held * 1024 + LOAD_MIB_PER_SEQUENCE * seqs + text_only
     more = f" + {text_only} MiB that a text-only server was seen to hold beyond its budget" if text_only else ""
-    sum_words = f"budget {held * 1024:.0f} MiB + {LOAD_MIB_PER_SEQUENCE:g} MiB x {target.max_num_seqs} sequences{more}"
+    sum_words = f"budget {held * 1024:.0f} MiB + {LOAD_MIB_PER_SEQUENCE:g} MiB x {seqs} sequences{more}"
     if needed > total_mib:
         return "load", f"risk: {sum_words} = {needed:.0f} MiB of {total_mib:.0f} MiB"
     if text_only:

@@ -78,6 +78,11 @@ class Settings:
         """Rows of a decode step for each sequence."""
         return self.drafter.rows_per_sequence if self.drafter is not None else 1
 
+    @property
+    def mtp(self) -> bool:
+        """Whether the model's own drafter is loaded."""
+        return self.drafter is not None and self.drafter.method == "mtp"
+
 
 def settings_of_config(config: ServerConfig) -> Settings:
     """The settings of a configuration, extra arguments included. Raises UsageError naming a flag that is unusable."""

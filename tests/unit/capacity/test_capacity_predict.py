@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.calibration import CARD_PROBES, calibrate
+from qwenbench.capacity.calibration import CARD_PROBES, Load, calibrate
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.configuration import plan_config
 from qwenbench.capacity.graphs import capture_sizes, graphs_gib
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.capacity.predict import Prediction, Target, predict
+from qwenbench.capacity.settings import Settings
 from qwenbench.capacity.weights import WeightsUnknown, count_weights
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
@@ -47,8 +48,8 @@ def prediction_of(target: str, probe: str) -> Prediction:
     capture, seqs, estimated, _, _ = RUNS[target]
     calibration = calibrate(recorded(probe), SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
     return predict(
-        Target(H200_TOTAL, 0.21546, capture, seqs, "0.20.2", nvml_mib=143_771, estimate_graphs=estimated,
-                   request_tokens=650),
+        Target(Settings(estimate_graphs=estimated), Load(2048, seqs), H200_TOTAL, 0.21546, capture, "0.20.2",
+                   nvml_mib=143_771, request_tokens=650),
         SEED_SHAPE,
         LAYOUT,
         calibration,
@@ -255,7 +256,7 @@ def test_more_capture_never_gives_more_kv_and_more_memory_never_less(
     calibration = calibrate(CARD_PROBES["h200", "linux"][0], SEED_SHAPE, LAYOUT, cuda_total_gib=H200_TOTAL)
 
     def kv(size: int, share: float) -> float:
-        target = Target(H200_TOTAL, share, size, 64, "0.20.2")
+        target = Target(Settings(), Load(2048, 64), H200_TOTAL, share, size, "0.20.2")
         found = predict(target, SEED_SHAPE, LAYOUT, calibration).kv_cache_gib
         assert found is not None
         return found
