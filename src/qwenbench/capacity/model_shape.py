@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwenbench.capacity.modules import text_part
+from qwenbench.capacity.modules import layer_kinds, optional_int, text_part, window_tokens
 from qwenbench.capacity.weights import Weights, WeightsUnknown, count_weights
 from qwenbench.errors import UsageError
 
@@ -109,21 +109,25 @@ class ModelShape:
         if not isinstance(config, Mapping):
             raise UsageError(f"{name}: config.json holds no JSON object")
         body = text_part(config)
-        kinds = _layer_kinds(body, name)
+        _int(body, "num_hidden_layers", name)
+        try:
+            kinds = Counter(layer_kinds(body))
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
         dtype = str(body.get("dtype") or body.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
         weights, unknown = None, ""
         try:
             weights = count_weights(config)
         except WeightsUnknown as error:
             unknown = str(error)
-        mtp = _optional_int(body, "mtp_num_hidden_layers") or _optional_int(body, "num_nextn_predict_layers")
+        mtp = optional_int(body, "mtp_num_hidden_layers", "num_nextn_predict_layers")
         return cls(
             name=name,
             attention=_attention_layers(body, kinds, name),
             states=_state_layers(body, kinds, name),
             dtype=dtype.removeprefix("torch."),
             state_dtype=body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype"),
-            max_position=_optional_int(body, "max_position_embeddings"),
+            max_position=optional_int(body, "max_position_embeddings"),
             weights=weights,
             weights_unknown=unknown,
             widths=_widths(body, config),
@@ -132,30 +136,30 @@ class ModelShape:
 
 
 def _widths(body: Mapping[str, Any], config: Mapping[str, Any]) -> LayerWidths | None:
-    hidden, vocab = _optional_int(body, "hidden_size"), _optional_int(body, "vocab_size")
+    hidden, vocab = optional_int(body, "hidden_size"), optional_int(body, "vocab_size")
     if hidden is None or vocab is None:
         return None
-    heads = _optional_int(body, "num_attention_heads") or 0
-    head_dim = _optional_int(body, "head_dim") or (hidden // heads if heads else 0)
-    wide_dim = max(head_dim, _optional_int(body, "global_head_dim") or 0)
-    mlp = _optional_int(body, "intermediate_size") or 0
-    each = _optional_int(body, "num_experts_per_tok") or _optional_int(body, "experts_per_token")
+    heads = optional_int(body, "num_attention_heads") or 0
+    head_dim = optional_int(body, "head_dim") or (hidden // heads if heads else 0)
+    wide_dim = max(head_dim, optional_int(body, "global_head_dim") or 0)
+    mlp = optional_int(body, "intermediate_size") or 0
+    each = optional_int(body, "num_experts_per_tok", "experts_per_token")
     if each:
-        width = _optional_int(body, "moe_intermediate_size") or mlp
-        mlp = each * width + (_optional_int(body, "shared_expert_intermediate_size") or 0)
-    value_dim = _optional_int(body, "linear_value_head_dim") or 0
-    key_dim = _optional_int(body, "linear_key_head_dim") or 0
-    values = value_dim * (_optional_int(body, "linear_num_value_heads") or 0)
+        width = optional_int(body, "moe_intermediate_size") or mlp
+        mlp = each * width + (optional_int(body, "shared_expert_intermediate_size") or 0)
+    value_dim = optional_int(body, "linear_value_head_dim") or 0
+    key_dim = optional_int(body, "linear_key_head_dim") or 0
+    values = value_dim * (optional_int(body, "linear_num_value_heads") or 0)
     vision = config.get("vision_config")
     return LayerWidths(
         hidden=hidden,
         vocab=vocab,
         mlp=mlp,
         attention=heads * wide_dim * (2 if body.get("attn_output_gate") else 1),
-        keys=key_dim * (_optional_int(body, "linear_num_key_heads") or 0),
+        keys=key_dim * (optional_int(body, "linear_num_key_heads") or 0),
         values=values,
         state=values * key_dim,
-        vision_hidden=(_optional_int(vision, "hidden_size") or 0) if isinstance(vision, Mapping) else 0,
+        vision_hidden=(optional_int(vision, "hidden_size") or 0) if isinstance(vision, Mapping) else 0,
     )
 
 
@@ -167,71 +171,23 @@ def _int(body: Mapping[str, Any], field: str, name: str) -> int:
     return value
 
 
-def _optional_int(body: Mapping[str, Any], field: str) -> int | None:
-    value = body.get(field)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-_KIND_NAMES = {
-    "full_attention": "full", "attention": "full", "global_attention": "full", "hybrid": "full",
-    "sliding_attention": "window", "sliding_window": "window", "chunked_attention": "window",
-    "linear_attention": "delta", "gated_delta_net": "delta",
-    "mamba": "mamba", "mamba2": "mamba",
-    "moe": "none", "mlp": "none",
-}  # fmt: skip
-
-
-def _layer_kinds(body: Mapping[str, Any], name: str) -> Counter[str]:
-    count = _int(body, "num_hidden_layers", name)
-    listed = body.get("layer_types") or body.get("layers_block_type")
-    if isinstance(listed, list):
-        if len(listed) != count:
-            raise UsageError(f"{name}: config.json lists {len(listed)} layer types for {count} layers")
-        if set(listed) == {"linear_attention"} and _optional_int(body, "full_attention_interval"):
-            listed = None  # Qwen3.8's checkpoints: the interval is what its code goes by
-    if isinstance(listed, list):
-        unknown = sorted({str(kind) for kind in listed if kind not in _KIND_NAMES})
-        if unknown:
-            raise UsageError(f"{name}: config.json has layers of an unknown type: {', '.join(unknown)}")
-        return Counter(_KIND_NAMES[kind] for kind in listed)
-    pattern = body.get("hybrid_override_pattern")
-    if isinstance(pattern, str):
-        letters = {"M": "mamba", "*": "full", "-": "none", "E": "none"}
-        return Counter(letters.get(letter, "none") for letter in pattern)
-    interval = _optional_int(body, "full_attention_interval")
-    if interval and "linear_num_value_heads" in body:
-        full = count // interval
-        return Counter(full=full, delta=count - full)
-    if not _window(body):
-        return Counter(full=count)
-    every = _optional_int(body, "sliding_window_pattern")
-    full = count // every if every else 0
-    return Counter(full=full, window=count - full)
-
-
-def _window(body: Mapping[str, Any]) -> int | None:
-    if body.get("use_sliding_window") is False:
-        return None
-    return _optional_int(body, "sliding_window") or _optional_int(body, "attention_chunk_size")
-
-
 def _attention_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -> tuple[AttentionLayers, ...]:
     if not kinds["full"] and not kinds["window"]:
         return ()
     heads = _int(body, "num_attention_heads", name)
-    kv_heads = _optional_int(body, "num_key_value_heads") or heads
-    head_dim = _optional_int(body, "head_dim")
+    kv_heads = optional_int(body, "num_key_value_heads") or heads
+    head_dim = optional_int(body, "head_dim")
     if head_dim is None:
         head_dim = _int(body, "hidden_size", name) // heads
-    rank = _optional_int(body, "kv_lora_rank")
-    latent = rank + (_optional_int(body, "qk_rope_head_dim") or 0) if rank else None
+    rank = optional_int(body, "kv_lora_rank")
+    latent = rank + (optional_int(body, "qk_rope_head_dim") or 0) if rank else None
     full = AttentionLayers(
         kinds["full"],
-        _optional_int(body, "num_global_key_value_heads") or kv_heads,
-        _optional_int(body, "global_head_dim") or head_dim,
+        optional_int(body, "num_global_key_value_heads") or kv_heads,
+        optional_int(body, "global_head_dim") or head_dim,
         latent_dim=latent,
     )
-    window = AttentionLayers(kinds["window"], kv_heads, head_dim, _window(body), latent)
+    window = AttentionLayers(kinds["window"], kv_heads, head_dim, window_tokens(body), latent)
     if kinds["window"] and window.window is None:
         raise UsageError(f"{name}: config.json has sliding-window layers but no 'sliding_window'")
     return tuple(layers for layers in (full, window) if layers.count)
@@ -247,11 +203,11 @@ def _state_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -> tu
         channels = 2 * key_dim * _int(body, "linear_num_key_heads", name) + value_dim * value_heads
         layers.append(StateLayers(kinds["delta"], channels * rows, value_heads * value_dim * key_dim, max(1, rows)))
     if kinds["mamba"]:
-        state = _optional_int(body, "mamba_d_state") or _int(body, "ssm_state_size", name)
-        heads = _optional_int(body, "mamba_n_heads") or _int(body, "mamba_num_heads", name)
-        head_dim = _optional_int(body, "mamba_d_head") or _int(body, "mamba_head_dim", name)
-        groups = _optional_int(body, "mamba_n_groups") or _optional_int(body, "n_groups") or 1
-        rows = (_optional_int(body, "mamba_d_conv") or _int(body, "conv_kernel", name)) - 1
+        state = optional_int(body, "mamba_d_state") or _int(body, "ssm_state_size", name)
+        heads = optional_int(body, "mamba_n_heads") or _int(body, "mamba_num_heads", name)
+        head_dim = optional_int(body, "mamba_d_head") or _int(body, "mamba_head_dim", name)
+        groups = optional_int(body, "mamba_n_groups", "n_groups") or 1
+        rows = (optional_int(body, "mamba_d_conv") or _int(body, "conv_kernel", name)) - 1
         channels = heads * head_dim + 2 * groups * state
         layers.append(StateLayers(kinds["mamba"], channels * rows, heads * head_dim * state, max(1, rows)))
     return tuple(layers)

@@ -32,10 +32,12 @@ def modules_of(config: Mapping[str, Any]) -> Iterator[Module]:
     yield Module("model.embed_tokens", table, linear=False)
     if not body.get("tie_word_embeddings", config.get("tie_word_embeddings", False)):
         yield Module("lm_head", table)
-    kinds = _kinds(body)
+    kinds = layer_kinds(body)
+    if uncounted := set(kinds) - {"full", "window", "delta"}:
+        raise ValueError(f"the parameters of its layers ({', '.join(sorted(uncounted))}) are not counted here")
     for index, kind in enumerate(kinds):
         prefix = f"model.layers.{index}"
-        if kind == "linear_attention":
+        if kind == "delta":
             yield from _delta_net(body, prefix)
         else:
             yield from _attention(body, prefix, kind)
@@ -45,26 +47,53 @@ def modules_of(config: Mapping[str, Any]) -> Iterator[Module]:
     yield from _vision(config)
 
 
-def _kinds(body: Mapping[str, Any]) -> list[str]:
+_KIND_NAMES = {
+    "full_attention": "full", "attention": "full", "global_attention": "full", "hybrid": "full",
+    "sliding_attention": "window", "sliding_window": "window", "chunked_attention": "window",
+    "linear_attention": "delta", "gated_delta_net": "delta",
+    "mamba": "mamba", "mamba2": "mamba",
+    "moe": "none", "mlp": "none",
+}  # fmt: skip
+
+
+def layer_kinds(body: Mapping[str, Any]) -> list[str]:
+    """What each layer is: `full` or `window` attention, `delta` (gated delta net), `mamba`, or `none` of them.
+
+    Raises ValueError for kinds that are not known, KeyError without a number of layers.
+    """
     count = body["num_hidden_layers"]
-    listed = body.get("layer_types")
-    every_is_linear = isinstance(listed, list) and set(listed) == {"linear_attention"}
-    if (
-        isinstance(listed, list)
-        and len(listed) == count
-        and not (every_is_linear and "full_attention_interval" in body)
-    ):
-        kinds = [str(kind) for kind in listed]
-    elif body.get("full_attention_interval") and "linear_num_value_heads" in body:
-        every = body["full_attention_interval"]
-        kinds = ["linear_attention" if (index + 1) % every else "full_attention" for index in range(count)]
-    else:
-        kinds = ["full_attention"] * count
-    unknown = {kind for kind in kinds if kind not in ("full_attention", "sliding_attention", "linear_attention")}
-    if unknown or body.get("hybrid_override_pattern") or body.get("layers_block_type"):
-        names = ", ".join(sorted(unknown)) or "of a hybrid pattern"
-        raise ValueError(f"the parameters of its layers ({names}) are not counted here")
-    return kinds
+    every = optional_int(body, "full_attention_interval")
+    listed = body.get("layer_types") or body.get("layers_block_type")
+    if isinstance(listed, list):
+        if len(listed) != count:
+            raise ValueError(f"config.json lists {len(listed)} layer types for {count} layers")
+        if not (every and set(listed) == {"linear_attention"}):  # Qwen3.8's: the interval is what its code goes by
+            unknown = sorted({str(kind) for kind in listed if kind not in _KIND_NAMES})
+            if unknown:
+                raise ValueError(f"config.json has layers of an unknown type: {', '.join(unknown)}")
+            return [_KIND_NAMES[kind] for kind in listed]
+    pattern = body.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return [{"M": "mamba", "*": "full"}.get(letter, "none") for letter in pattern]
+    if every and "linear_num_value_heads" in body:
+        return ["delta" if (index + 1) % every else "full" for index in range(count)]
+    if window_tokens(body) is None:
+        return ["full"] * count
+    full = count // (optional_int(body, "sliding_window_pattern") or count + 1)
+    return ["full"] * full + ["window"] * (count - full)
+
+
+def window_tokens(body: Mapping[str, Any]) -> int | None:
+    """Length of a sliding window (or chunk); None where attention goes over everything."""
+    if body.get("use_sliding_window") is False:
+        return None
+    return optional_int(body, "sliding_window", "attention_chunk_size")
+
+
+def optional_int(body: Mapping[str, Any], *fields: str) -> int | None:
+    """The first of these fields that holds a positive whole number."""
+    values = (body.get(field) for field in fields)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
 
 
 def _attention(body: Mapping[str, Any], prefix: str, kind: str) -> Iterator[Module]:
@@ -81,7 +110,7 @@ def _attention(body: Mapping[str, Any], prefix: str, kind: str) -> Iterator[Modu
         yield Module(f"{name}.kv_b_proj", rank * heads * (nope + value))
         yield Module(f"{name}.o_proj", heads * value * hidden)
         return
-    wide = kind == "full_attention" and body.get("global_head_dim")
+    wide = kind == "full" and body.get("global_head_dim")
     head_dim = body["global_head_dim"] if wide else body.get("head_dim") or hidden // heads
     kv_heads = (wide and body.get("num_global_key_value_heads")) or body.get("num_key_value_heads") or heads
     yield Module(f"{name}.q_proj", hidden * head_dim * heads * (2 if body.get("attn_output_gate") else 1))
@@ -133,7 +162,7 @@ def _drafter(body: Mapping[str, Any]) -> Iterator[Module]:
     for index in range(layers):
         prefix = f"mtp.layers.{index}"
         modules = [
-            *_attention(body, prefix, "full_attention"),
+            *_attention(body, prefix, "full"),
             *_mlp(body, prefix, body["num_hidden_layers"] + index),
             Module("mtp.fc", 2.0 * body["hidden_size"] ** 2, linear=False),
         ]
