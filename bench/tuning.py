@@ -22,11 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qwenbench.capacity.cards import find_card
-from qwenbench.simulator.failures import StartFailure, check_fits, check_free_memory
-from qwenbench.simulator.memory import plan_memory, served_shape
-from qwenbench.simulator.replay import LoadShape, closed_loop, options_of, planned_requests, scheduler_of
-from qwenbench.simulator.steptime import calibration, step_model
+from qwenbench.simulator.replay import CannotStart, LoadShape, closed_loop, core_of, options_of, planned_requests
 from qwenbench.tune.protocol import (
     Answer,
     Arm,
@@ -147,17 +143,10 @@ def name_of(flags: Mapping[str, float]) -> str:
 
 def play(flags: Mapping[str, float]) -> Truth | None:
     """The configuration in virtual time, 768 requests; None when it cannot start."""
-    options = options_of({"gpu-memory-utilization": 0.9, **flags, "sim-card": "rtx-5090"})
-    card, figures = find_card(options.card), calibration()
-    shape = served_shape(options.model)
-    plan = plan_memory(options, card, figures["memory"], shape)
     try:
-        check_free_memory(options, plan)
-        check_fits(options, plan)
-    except StartFailure:
+        _, scheduler = core_of(options_of({"gpu-memory-utilization": 0.9, **flags, "sim-card": "rtx-5090"}), seed=1)
+    except CannotStart:
         return None
-    model = step_model(card, options.machine, shape, options.vllm_version)
-    scheduler = scheduler_of(options, plan, model, seed=1)
     queue = iter(planned_requests(LoadShape(USERS, (200, 1200), (64, 192), 768), 1))
     replayed = closed_loop(scheduler, USERS, lambda _: next(queue, None))
     last_start = max(item.start for item in replayed)  # until then all streams are busy

@@ -112,8 +112,10 @@ def _server(folder: Path, run: dict[str, Any]) -> ServerFacts:
         int(flags["max-num-batched-tokens"]),
         int(blocks[1]),
         settings_of(
-            flags,
+            capture=int(flags["max-cudagraph-capture-size"]),
+            seqs=int(flags["max-num-seqs"]),
             flashinfer=flashinfer_of(log, version[1], sampler),
+            async_scheduling="no-async-scheduling" not in flags,
             drafted=int(json.loads(flags.get("speculative-config", "{}")).get("num_speculative_tokens", 0)),
         ),
     )

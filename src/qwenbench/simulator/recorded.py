@@ -12,7 +12,6 @@ import csv
 import glob
 import json
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,14 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.engine.startup_log import parse_startup_log
 from qwenbench.simulator.blocks import BLOCK_TOKENS, STATE_BLOCKS, BlockPool
 from qwenbench.simulator.options import flashinfer_by_default
-from qwenbench.simulator.replay import STALL_FACTOR, Planned, Replayed, closed_loop
+from qwenbench.simulator.replay import Figures, Planned, Replayed, closed_loop, figures
 from qwenbench.simulator.scheduler import Scheduler, SchedulerLimits
 from qwenbench.simulator.steptime import StepModel, StepSettings
 from qwenbench.workload.profiles import PROFILES
@@ -68,36 +66,6 @@ class Load:
     def name(self) -> str:
         """Server and load, for tables."""
         return f"{self.server.name} {self.label}"
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """One load's figures; None where the rule leaves nothing to take it from."""
-
-    itl_p50_ms: float
-    ttft_p50_ms: float | None
-    tokens_per_s: float | None
-    stall_share: float | None = None
-
-
-def figures(requests: list[Replayed], concurrency: int, *, after_first_wave: bool = False) -> Figures:
-    """A load's figures."""
-    gaps = np.concatenate([np.diff(request.token_times) for request in requests])
-    itl = float(np.median(gaps)) * 1e3 if len(gaps) else float("nan")
-    stalls = float(gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum()) if len(gaps) else None
-    if not after_first_wave:
-        ttft = statistics.median(request.token_times[0] - request.start for request in requests) * 1e3
-        end = max(request.token_times[-1] for request in requests)
-        tokens = sum(request.planned.output_tokens for request in requests)
-        return Figures(itl, ttft, tokens / (end - min(request.start for request in requests)), stalls)
-    later = requests[concurrency:]
-    if not later:
-        return Figures(itl, None, None)
-    ttft = statistics.median(request.token_times[0] - request.start for request in later) * 1e3
-    begin = min(request.token_times[-1] for request in requests)
-    end = max(request.token_times[-1] for request in requests)
-    tokens = sum(1 for request in requests for at in request.token_times if begin < at <= end)
-    return Figures(itl, ttft, tokens / (end - begin))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,11 +204,6 @@ def _server_of(run: Path, facts: dict[str, Any], row: dict[str, str]) -> ServerF
     names = [gpu["name"] for gpu in hardware.get("gpus") or []]
     seqs = int(asked.get("max_num_seqs") or row["max_num_seqs"] or 64)
     batched = asked.get("max_num_batched_tokens") or row.get("vary_max_num_batched_tokens")
-    flags = {
-        "max-cudagraph-capture-size": str(asked.get("max_cudagraph_capture_size") or row["capture"] or 64),
-        "max-num-seqs": str(seqs),
-        **({"no-async-scheduling": ""} if "Asynchronous scheduling is disabled" in text else {}),
-    }
     drafter = asked.get("speculative_config") or {}
     version = (facts.get("versions") or {}).get("vllm") or log.vllm_version or "0.20.2"
     return ServerFacts(
@@ -252,7 +215,11 @@ def _server_of(run: Path, facts: dict[str, Any], row: dict[str, str]) -> ServerF
         int(batched or 2048),
         int(float(row["kv_cache_blocks"])),
         settings_of(
-            flags, flashinfer=flashinfer_of(text, version), drafted=int(drafter.get("num_speculative_tokens") or 0)
+            capture=int(asked.get("max_cudagraph_capture_size") or row["capture"] or 64),
+            seqs=seqs,
+            flashinfer=flashinfer_of(text, version),
+            async_scheduling="Asynchronous scheduling is disabled" not in text,
+            drafted=int(drafter.get("num_speculative_tokens") or 0),
         ),
     )
 
@@ -321,12 +288,6 @@ def flashinfer_of(log: str, version: str, setting: str | None = None) -> bool:
     return flashinfer_by_default(version) if setting is None else setting != "0"
 
 
-def settings_of(flags: dict[str, str], *, flashinfer: bool, drafted: int = 0) -> StepSettings:
-    capture, seqs = int(flags["max-cudagraph-capture-size"]), int(flags["max-num-seqs"])
-    return StepSettings(
-        captured_full=min(capture, seqs * (1 + drafted)),
-        captured_piecewise=capture,
-        flashinfer_sampler=flashinfer,
-        async_scheduling="no-async-scheduling" not in flags,
-        drafted=drafted,
-    )
+def settings_of(*, capture: int, seqs: int, flashinfer: bool, async_scheduling: bool, drafted: int = 0) -> StepSettings:
+    """What a step's time depends on, of a server's flags."""
+    return StepSettings(min(capture, seqs * (1 + drafted)), capture, flashinfer, async_scheduling, drafted)

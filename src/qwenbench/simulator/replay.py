@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,7 +19,6 @@ from qwenbench.errors import UsageError
 from qwenbench.simulator.blocks import BlockPool
 from qwenbench.simulator.failures import StartFailure, check_fits, check_free_memory
 from qwenbench.simulator.memory import MemoryPlan, plan_memory, served_shape
-from qwenbench.simulator.meters import VramGauge
 from qwenbench.simulator.options import ServeOptions, parse
 from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
 from qwenbench.simulator.steptime import StepModel, StepSettings, calibration, step_model
@@ -110,6 +110,36 @@ def closed_loop(
 
 
 @dataclass(frozen=True, slots=True)
+class Figures:
+    """One load's figures; None where the rule leaves nothing to take it from."""
+
+    itl_p50_ms: float
+    ttft_p50_ms: float | None
+    tokens_per_s: float | None
+    stall_share: float | None = None
+
+
+def figures(requests: list[Replayed], concurrency: int, *, after_first_wave: bool = False) -> Figures:
+    """A load's figures."""
+    gaps = np.concatenate([np.diff(request.token_times) for request in requests])
+    itl = float(np.median(gaps)) * 1e3 if len(gaps) else float("nan")
+    stalls = float(gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum()) if len(gaps) else None
+    if not after_first_wave:
+        ttft = statistics.median(request.token_times[0] - request.start for request in requests) * 1e3
+        end = max(request.token_times[-1] for request in requests)
+        tokens = sum(request.planned.output_tokens for request in requests)
+        return Figures(itl, ttft, tokens / (end - min(request.start for request in requests)), stalls)
+    later = requests[concurrency:]
+    if not later:
+        return Figures(itl, None, None)
+    ttft = statistics.median(request.token_times[0] - request.start for request in later) * 1e3
+    begin = min(request.token_times[-1] for request in requests)
+    end = max(request.token_times[-1] for request in requests)
+    tokens = sum(1 for request in requests for at in request.token_times if begin < at <= end)
+    return Figures(itl, ttft, tokens / (end - begin))
+
+
+@dataclass(frozen=True, slots=True)
 class LoadShape:
     """A closed loop: how many streams, and what each request asks for (lengths drawn evenly between the limits)."""
 
@@ -125,30 +155,16 @@ class LoadShape:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPoint:
-    """What a sweep would have measured; ms, tokens per second, GiB. Keys are points.csv's."""
+    """What a sweep would have measured, of what is asked for here; ms, tokens per second, GiB. As in points.csv."""
 
     output_tokens_per_s: float
-    requests_per_s: float
     ttft_ms_p50: float
     ttft_ms_p90: float
     ttft_ms_p99: float
     itl_ms_p50: float
-    itl_ms_p90: float
-    itl_ms_p99: float
-    tpot_ms_p50: float
-    tpot_ms_p99: float
-    e2e_ms_p50: float
     itl_stall_share: float
-    duration_s: float
     kv_cache_gib: float
-    kv_cache_blocks: int
-    kv_cache_usage_peak: float
-    preemptions: int
     running_peak: int
-    waiting_peak: int
-    vram_ready_mib: float
-    vram_peak_mib: float
-    startup_s: float
 
 
 class CannotStart(Exception):
@@ -167,8 +183,24 @@ def options_of(flags: Mapping[str, str | int | float | None], environ: Mapping[s
     return parse(words, environ)
 
 
-def scheduler_of(options: ServeOptions, plan: MemoryPlan, model: StepModel, *, seed: int | None = None) -> Scheduler:
-    """The engine core of a configuration, with the host's pace of this launch where --sim-spread plays one."""
+def core_of(options: ServeOptions, *, seed: int | None = None) -> tuple[MemoryPlan, Scheduler]:
+    """The memory and the engine core of a configuration that a server would start with.
+
+    Raises CannotStart where a server would not, UsageError for a model or card that is not known.
+    """
+    card, shape = find_card(options.card), served_shape(options.model)
+    plan = plan_memory(options, card, calibration()["memory"], shape)
+    try:
+        check_free_memory(options, plan)
+        check_fits(options, plan)
+    except StartFailure as failure:
+        raise CannotStart(failure.reason) from None
+    return plan, scheduler_of(options, plan, seed=seed)
+
+
+def scheduler_of(options: ServeOptions, plan: MemoryPlan, *, seed: int | None = None) -> Scheduler:
+    """The engine core of a configuration, as fast as its card, its machine and its flags make it."""
+    model = step_model(find_card(options.card), options.machine, served_shape(options.model), options.vllm_version)
     drafted = options.speculative_tokens
     rows = options.max_num_seqs * (1 + drafted)
     settings = StepSettings(
@@ -185,7 +217,7 @@ def scheduler_of(options: ServeOptions, plan: MemoryPlan, model: StepModel, *, s
         state_blocks=plan.state_blocks,
         caching=options.enable_prefix_caching,
     )
-    scheduler = Scheduler(limits, pool, model, options.seed if seed is None else seed)
+    scheduler = Scheduler(limits, pool, model.stretched(options.time_scale), options.seed if seed is None else seed)
     scheduler.host_pace = options.host_pace
     return scheduler
 
@@ -222,43 +254,27 @@ def simulate_point(
     no sense.
     """
     options = options_of(flags, environ)
-    card = find_card(options.card)
-    figures = calibration()
-    shape = served_shape(options.model)
-    plan = plan_memory(options, card, figures["memory"], shape)
-    try:
-        check_free_memory(options, plan)
-        check_fits(options, plan)
-    except StartFailure as failure:
-        raise CannotStart(failure.reason) from None
-    model = step_model(card, options.machine, shape, options.vllm_version).stretched(options.time_scale)
-    scheduler = scheduler_of(options, plan, model, seed=seed)
+    plan, scheduler = core_of(options, seed=seed)
     if options.spread:
-        scheduler.host_pace *= launch_pace(model, 1000 * seed + launch) * point_pace(model, 1000 * seed + launch, point)
-    gauge = VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens)
-    running_peak = waiting_peak = 0
-    usage_peak = 0.0
-
-    def watch(running: int, waiting: int) -> None:
-        nonlocal running_peak, waiting_peak, usage_peak
-        gauge.saw(running)
-        running_peak, waiting_peak = max(running_peak, running), max(waiting_peak, waiting)
-        usage_peak = max(usage_peak, scheduler.pool.usage)
-
+        number = 1000 * seed + launch
+        scheduler.host_pace *= launch_pace(scheduler.model, number) * point_pace(scheduler.model, number, point)
+    running = [0]
     queue = iter(planned_requests(load, seed))
-    replayed = closed_loop(scheduler, load.streams, lambda _: next(queue, None), on_step=watch)
-    phases = figures["startup"]["warm" if options.warm else "cold"]
+    replayed = closed_loop(
+        scheduler, load.streams, lambda _: next(queue, None), on_step=lambda now, _: running.append(now)
+    )
+    found = figures(replayed, load.streams)
+    ttft = [1e3 * (request.token_times[0] - request.start) for request in replayed]
+    p50, p90, p99 = (float(np.percentile(ttft, share)) for share in (50, 90, 99))
     return SimulatedPoint(
-        **_latencies(replayed),
+        output_tokens_per_s=found.tokens_per_s or 0.0,
+        ttft_ms_p50=p50,
+        ttft_ms_p90=p90,
+        ttft_ms_p99=p99,
+        itl_ms_p50=found.itl_p50_ms,
+        itl_stall_share=found.stall_share or 0.0,
         kv_cache_gib=plan.kv_cache_gib,
-        kv_cache_blocks=plan.num_blocks,
-        kv_cache_usage_peak=usage_peak,
-        preemptions=scheduler.preemptions,
-        running_peak=running_peak,
-        waiting_peak=waiting_peak,
-        vram_ready_mib=plan.ready_mib,
-        vram_peak_mib=gauge.used_mib,
-        startup_s=options.startup_s if options.startup_s is not None else sum(phases.values()),
+        running_peak=max(running),
     )
 
 
@@ -273,26 +289,3 @@ def planned_requests(load: LoadShape, seed: int) -> list[Planned]:
         replace(blank, prompt_tokens=draw.randint(*load.input_tokens), output_tokens=draw.randint(*load.output_tokens))
         for _ in range(count)
     ]
-
-
-def _latencies(replayed: Sequence[Replayed]) -> dict[str, float]:
-    """SimulatedPoint's figures of the requests."""
-    ttft = np.array([1e3 * (item.token_times[0] - item.start) for item in replayed])
-    gaps = 1e3 * np.concatenate([np.diff(item.token_times) for item in replayed])
-    e2e = np.array([1e3 * (item.token_times[-1] - item.start) for item in replayed])
-    lengths = np.array([item.planned.output_tokens for item in replayed])
-    several = lengths > 1
-    tpot = (e2e - ttft)[several] / (lengths[several] - 1)
-    duration = max(item.token_times[-1] for item in replayed) - min(item.start for item in replayed)
-    wanted = (("ttft", ttft, (50, 90, 99)), ("itl", gaps, (50, 90, 99)), ("tpot", tpot, (50, 99)), ("e2e", e2e, (50,)))
-    return {
-        "output_tokens_per_s": float(lengths.sum() / duration),
-        "requests_per_s": len(replayed) / duration,
-        **{
-            f"{name}_ms_p{share}": float(np.percentile(values, share)) if len(values) else float("nan")
-            for name, values, shares in wanted
-            for share in shares
-        },
-        "itl_stall_share": float(gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum()) if len(gaps) else 0.0,
-        "duration_s": float(duration),
-    }

@@ -37,7 +37,7 @@ from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.replay import launch_pace, point_pace, scheduler_of
 from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
-from qwenbench.simulator.steptime import calibration, step_model
+from qwenbench.simulator.steptime import calibration
 from qwenbench.simulator.uncertainty import uncertainty_of
 
 STATS_PERIOD_S = 10.0
@@ -58,13 +58,9 @@ class App:
         self.served = ServedModel(
             options.served_model_names, plan.max_model_len, options.reasoning_parser is not None, options.seed
         )
-        model = step_model(card, options.machine, served_shape(options.model), options.vllm_version).stretched(
-            options.time_scale
-        )
         figures = calibration()
-        scheduler = scheduler_of(options, plan, model)
         self.engine = Engine(
-            scheduler,
+            scheduler_of(options, plan),
             VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens),
             EnergyMeter(figures["power"], power_limit_w(card)),
         )
