@@ -15,14 +15,13 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.settings import settings_of_config
 from qwenbench.cli.runs import JsonOption, option, print_json
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.flags import parse_flags
+from qwenbench.engine.flags import SWITCHES, parse_flags
 from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input
 from qwenbench.sweep.model_files import drafter_shape, find_shape, read_shape
 
 DEFAULT_MODEL = "ig1/Qwen3.5-9B-NVFP4"
-VLLM = "vLLM's own settings"
 MEMORY_FLAGS = {
     "max-cudagraph-capture-size", "cudagraph-capture-sizes", "compilation-config", "max-num-seqs",
     "max-num-batched-tokens", "max-model-len", "gpu-memory-utilization", "kv-cache-dtype", "dtype",
@@ -31,6 +30,10 @@ MEMORY_FLAGS = {
     "kv-cache-memory-bytes", "num-gpu-blocks-override", "enable-prefix-caching", "no-enable-prefix-caching",
 }  # fmt: skip
 """vLLM's flags that the plan counts with, in any of vLLM's spellings."""
+WHOLE_NUMBERS = frozenset({
+    "max-num-seqs", "max-num-batched-tokens", "block-size", "tensor-parallel-size", "pipeline-parallel-size",
+    "max-cudagraph-capture-size", "num-gpu-blocks-override",
+})  # fmt: skip
 
 
 def command(
@@ -77,49 +80,21 @@ def command(
     graph_estimate: Annotated[
         bool, option("Whether vLLM takes its graph estimate off the KV cache (the default from 0.21 on).")
     ] = True,
-    enforce_eager: Annotated[bool, option("No graphs.", "--enforce-eager", panel=VLLM)] = False,
-    language_model_only: Annotated[
-        bool, option("Without the vision part.", "--language-model-only", panel=VLLM)
-    ] = False,
-    limit_mm_per_prompt: Annotated[
-        str | None, option("JSON; every kind 0 leaves the vision part out.", panel=VLLM)
-    ] = None,
-    speculative_config: Annotated[
-        str | None, option('JSON, e.g. {"method":"mtp","num_speculative_tokens":3}.', panel=VLLM)
-    ] = None,
-    max_num_batched_tokens: Annotated[int | None, option("Tokens of a step.", panel=VLLM)] = None,
-    kv_cache_memory_bytes: Annotated[str | None, option("The cache's size, e.g. 8G.", panel=VLLM)] = None,
-    block_size: Annotated[int | None, option("Tokens of a block.", panel=VLLM)] = None,
-    dtype: Annotated[str | None, option("The model's dtype.", panel=VLLM)] = None,
-    mamba_ssm_cache_dtype: Annotated[str | None, option("States' dtype.", panel=VLLM)] = None,
-    tensor_parallel_size: Annotated[
-        int | None, option("Cards that share each layer; figures are one card's.", panel=VLLM)
-    ] = None,
-    pipeline_parallel_size: Annotated[int | None, option("Cards that share the layers.", panel=VLLM)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Weights, graphs, KV cache, tokens and requests that a configuration will hold on a card, with an interval.
 
-    Further flags of vLLM that change memory are taken in vLLM's own spelling (--limit-mm-per-prompt.video 0, -tp 2).
+    vLLM's other flags that change memory are taken as vLLM takes them (-tp 2, --limit-mm-per-prompt.video 0):
+    --enforce-eager, --language-model-only, --limit-mm-per-prompt, --speculative-config, --max-num-batched-tokens,
+    --kv-cache-memory-bytes, --num-gpu-blocks-override, --block-size, --dtype, --mamba-ssm-cache-dtype,
+    --mamba-cache-mode, --tensor-parallel-size and --pipeline-parallel-size (figures are then one card's).
     """
-    given: dict[str, object] = {
-        "max-num-seqs": max_num_seqs,
-        "gpu-memory-utilization": gpu_memory_utilization,
-        "max-model-len": max_model_len or "auto",
-        "kv-cache-dtype": kv_cache_dtype,
-        "enforce-eager": enforce_eager,
-        "language-model-only": language_model_only,
-        "limit-mm-per-prompt": limit_mm_per_prompt,
-        "speculative-config": speculative_config,
-        "max-num-batched-tokens": max_num_batched_tokens,
-        "kv-cache-memory-bytes": kv_cache_memory_bytes,
-        "block-size": block_size,
-        "dtype": dtype,
-        "mamba-ssm-cache-dtype": mamba_ssm_cache_dtype,
-        "tensor-parallel-size": tensor_parallel_size,
-        "pipeline-parallel-size": pipeline_parallel_size,
-    }
-    flags = {**_flags(given), **_further_flags(context.args)}
+    flags: dict[str, str | None] = {"max-model-len": max_model_len or "auto", "kv-cache-dtype": kv_cache_dtype}
+    if max_num_seqs is not None:
+        flags["max-num-seqs"] = str(max_num_seqs)
+    if gpu_memory_utilization is not None:
+        flags["gpu-memory-utilization"] = f"{gpu_memory_utilization:g}"
+    flags |= _further_flags(context.args)
     if prefix_caching is not None:
         flags["enable-prefix-caching" if prefix_caching else "no-enable-prefix-caching"] = None
     env = {"VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS": "1" if graph_estimate else "0"}
@@ -147,12 +122,6 @@ def command(
     _show(plans, prompt, as_json)
 
 
-def _flags(given: dict[str, object]) -> dict[str, str | None]:
-    """Flags as vLLM takes them; what is None or False is left out."""
-    asked = {name: value for name, value in given.items() if value is not None and value is not False}
-    return {n: None if v is True else f"{v:g}" if isinstance(v, float) else str(v) for n, v in asked.items()}
-
-
 def _further_flags(arguments: list[str]) -> dict[str, str | None]:
     """What typer left over: vLLM's flags by other spellings. Raises UsageError for what the plan does not know."""
     flags = parse_flags(arguments)
@@ -165,6 +134,11 @@ def _further_flags(arguments: list[str]) -> dict[str, str | None]:
         raise UsageError(f"no such option: --{unknown[0]}; {hint}")
     if stray:
         raise UsageError(f"unexpected argument {stray[0]!r}")
+    for name, value in flags.items():
+        if name in WHOLE_NUMBERS and not (value or "").isdigit():
+            raise UsageError(f"--{name} {value or ''}: give a whole number")
+        if value is None and name not in SWITCHES:
+            raise UsageError(f"--{name} needs a value")
     return flags
 
 

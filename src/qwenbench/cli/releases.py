@@ -10,13 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qwenbench.cli.option_parameters import takes_options
-from qwenbench.cli.runs import RUN, UNDECIDED, JsonOption, NoReportOption, OutOption, option, print_json, writing
+from qwenbench.cli.runs import (
+    RUN,
+    UNDECIDED,
+    EverythingOption,
+    JsonOption,
+    MarkdownOption,
+    NoReportOption,
+    OutOption,
+    option,
+    print_compared,
+    writing,
+)  # fmt: skip
 from qwenbench.errors import RunError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from qwenbench.analysis.compare import GateRule
     from qwenbench.analysis.releases import Releases
 
 VERSIONS = "Versions"
@@ -48,8 +58,8 @@ def command(
     ] = None,
     dry_run: Annotated[bool, option("Print each version's plan, start nothing", "--dry-run", panel=RUN)] = False,
     no_report: NoReportOption = False,
-    everything: Annotated[bool, option("Every figure, not only the main and changed ones.", "--all")] = False,
-    markdown: Annotated[bool, option("Markdown for a pull request.", "--markdown")] = False,
+    everything: EverythingOption = False,
+    markdown: MarkdownOption = False,
     as_json: JsonOption = False,
 ) -> int:
     """Run the same campaign per vLLM version; show each figure over versions and where it first changed.
@@ -59,7 +69,12 @@ def command(
     judged; 130 interrupted (the same line with --run-id goes on).
     """
     from qwenbench.analysis.compare import parse_gate
+    from qwenbench.analysis.releases import Release, over_releases
+    from qwenbench.analysis.run import load_run
     from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, note
+    from qwenbench.report.page import build_releases_page
+    from qwenbench.report.releases import releases_blocks
+    from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import check_name
 
     if as_json and markdown:
@@ -79,10 +94,14 @@ def command(
     if INTERRUPTED in statuses.values():
         note(f"interrupted. To go on: the same line with --run-id {shlex.quote(base)}")
         return INTERRUPTED
-    found = _read(runs, rules, refused)
-    _print(found, as_json=as_json, markdown=markdown, everything=everything)
+    begun = [Release(name, load_run(folder)) for name, folder in runs.items() if (folder / "run.json").exists()]
+    found = over_releases(begun, rules, refused)
+    print_compared(found, releases_blocks(found, everything), as_json=as_json, markdown=markdown)
     if not no_report and found.comparison is not None:
-        _write_page(found, Path(out) / f"{base}-releases.html")
+        target = Path(out) / f"{base}-releases.html"
+        with writing(target):
+            write_bytes(target, build_releases_page(found).encode())
+        note(f"report: {target}")
     if not found.compared:
         note("no version could be measured")
         return 2
@@ -176,37 +195,6 @@ def _has_launch(folder: Path, launch: int) -> bool:
     done = {entry.cell for entry in Journal(RunPaths(folder).journal).entries()}
     planned = [cell for cell in cells if cell.launch <= launch]
     return max(cell.launch for cell in cells) >= launch and all(cell.cell_id in done for cell in planned)
-
-
-def _read(runs: dict[str, Path], rules: Sequence[GateRule], refused: dict[str, str]) -> Releases:
-    from qwenbench.analysis.releases import Release, over_releases
-    from qwenbench.analysis.run import load_run
-
-    begun = [Release(name, load_run(folder)) for name, folder in runs.items() if (folder / "run.json").exists()]
-    return over_releases(begun, rules, refused)
-
-
-def _print(releases: Releases, *, as_json: bool, markdown: bool, everything: bool) -> None:
-    if as_json:
-        print_json(releases.to_json())
-        return
-    from qwenbench.report.releases import releases_blocks
-    from qwenbench.report.text_writers import print_document, to_markdown
-
-    blocks = releases_blocks(releases, everything)
-    if markdown:
-        print(to_markdown(blocks), end="")
-    else:
-        print_document(blocks)
-
-
-def _write_page(releases: Releases, target: Path) -> None:
-    from qwenbench.report.page import build_releases_page
-    from qwenbench.runfolder.files import write_bytes
-
-    with writing(target):
-        write_bytes(target, build_releases_page(releases).encode())
-    print(f"report: {target}", file=sys.stderr)
 
 
 def _gate_status(releases: Releases) -> int:

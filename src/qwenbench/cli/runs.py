@@ -5,15 +5,20 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
 from qwenbench.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from qwenbench.analysis.compare import Comparison
+    from qwenbench.analysis.releases import Releases
+    from qwenbench.report.document import Block
 
 T = TypeVar("T")
 
@@ -39,6 +44,9 @@ RunArgument = Annotated[
 JsonOption = Annotated[bool, option("One JSON object on stdout.", "--json")]
 SloOption = Annotated[str | None, option("Limits of the answer, e.g. ttft_p99=1000ms,tpot_p50=25ms.")]
 UsersOption = Annotated[int | None, option("Concurrent users that the answer is for.", min=1)]
+
+EverythingOption = Annotated[bool, option("Every figure, not only the main ones and those with a verdict.", "--all")]
+MarkdownOption = Annotated[bool, option("Markdown for a pull request.", "--markdown")]
 
 UNDECIDED = 3
 """Exit status of a gate that could not be judged: neither passed (0) nor broken (1)."""
@@ -68,6 +76,18 @@ def run_asyncio(work: Coroutine[Any, Any, T]) -> T:
     except ImportError:
         return asyncio.run(work)
     return uvloop.run(work)
+
+
+def print_compared(compared: Comparison | Releases, blocks: Iterable[Block], *, as_json: bool, markdown: bool) -> None:
+    """One JSON object, Markdown, or the terminal's tables."""
+    from qwenbench.report.text_writers import print_document, to_markdown
+
+    if as_json:
+        print_json(compared.to_json())
+    elif markdown:
+        print(to_markdown(blocks), end="")
+    else:
+        print_document(blocks)
 
 
 @contextmanager
@@ -161,8 +181,8 @@ def compare(
     force: Annotated[
         bool, option("Compare what should not be: simulated with measured, other scenarios.", "--force")
     ] = False,
-    everything: Annotated[bool, option("Every row, not only those with a verdict.", "--all")] = False,
-    markdown: Annotated[bool, option("Markdown for a pull request.", "--markdown")] = False,
+    everything: EverythingOption = False,
+    markdown: MarkdownOption = False,
     html: Annotated[
         Path | None, option("Also write a self-contained page with overlaid curves.", metavar="FILE")
     ] = None,
@@ -172,6 +192,7 @@ def compare(
     from qwenbench.analysis.compare import compare as comparison_of
     from qwenbench.analysis.compare import parse_gate
     from qwenbench.analysis.run import load_runs
+    from qwenbench.report.comparison import comparison_blocks
     from qwenbench.runfolder.names import find_run
 
     if len(runs) < 2:
@@ -186,17 +207,7 @@ def compare(
 
         with writing(f"--html {html}"):
             write_bytes(html, build_comparison_page(comparison).encode())
-    if as_json:
-        print_json(comparison.to_json())
-    else:
-        from qwenbench.report.comparison import comparison_blocks
-        from qwenbench.report.text_writers import print_document, to_markdown
-
-        blocks = comparison_blocks(comparison, everything)
-        if markdown:
-            print(to_markdown(blocks), end="")
-        else:
-            print_document(blocks)
+    print_compared(comparison, comparison_blocks(comparison, everything), as_json=as_json, markdown=markdown)
     gated = comparison.gate
     if gated is not None and gated.outcome == "broken":
         count = len(gated.broken)
