@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -114,6 +114,7 @@ class _Form:
     unit: Unit | None
     """None: its times are dates, or the unit is not known."""
     block_tokens: int = 512
+    time: str = "timestamp"
     published: bool = True
     """Rows without tokens are left out, where an own trace would be refused."""
 
@@ -121,11 +122,18 @@ class _Form:
 _OWN = _Form("own form", "input_tokens", "output_tokens", "s", published=False)
 _BAILIAN = _Form("Bailian's form", "input_length", "output_length", "s", 16)
 _MOONCAKE = _Form("Mooncake's form", "input_length", "output_length", "ms")
-_AZURE = _Form("Azure's form", "contexttokens", "generatedtokens", None)
-_BURSTGPT = _Form("BurstGPT's form", "request tokens", "response tokens", "s")
+_LENGTHS_ONLY = replace(_MOONCAKE, name="Mooncake's or Bailian's form", unit=None)
+_PUBLISHED = (
+    _Form("Azure's form", "contexttokens", "generatedtokens", None),
+    _Form("BurstGPT's form", "request tokens", "response tokens", "s"),
+    _Form("Vidur's form", "num_prefill_tokens", "num_decode_tokens", "s", time="arrived_at"),
+    _Form("Splitwise's form", "prompt_size", "token_size", "s", time="arrival_timestamp"),
+    replace(_OWN, inputs="prompt_tokens", outputs="completion_tokens"),
+)
+"""Told by both their columns of tokens."""
+_FORMS = (_OWN, _BAILIAN, *_PUBLISHED)
 _NUMBERS = frozenset(
-    {"timestamp", "delay", "think_s"}
-    | {name for form in (_OWN, _BAILIAN, _AZURE, _BURSTGPT) for name in (form.inputs, form.outputs)}
+    {"delay", "think_s"} | {name for form in _FORMS for name in (form.inputs, form.outputs, form.time)}
 )
 """Columns of numbers, which are text in a CSV file."""
 _LARGEST = 8 * GIB
@@ -135,7 +143,8 @@ _MESSAGE_FIELDS = ("tools", "tool_choice", "parallel_tool_calls", "response_form
 _READ = (
     _NUMBERS
     | frozenset(_MESSAGE_FIELDS)
-    | frozenset("hash_ids,chat_id,parent_chat_id,turn,session_id,session id,session,messages,prompt,body".split(","))
+    | frozenset("hash_ids,chat_id,parent_chat_id,turn,session_id,session id,session".split(","))
+    | frozenset("messages,input,prompt,text_input,body".split(","))
 )
 _UNREAD_SHOWN = 8
 
@@ -184,17 +193,17 @@ def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: 
     for number, row in rows:
         where = f"{path}, row {number}"
         if form is None:
-            form = _form_of(row, unit, path)
+            form = _form_of([one for _, one in islice(_rows(path), _ROWS_LOOKED_AT)], unit, path)
             unread = tuple(visible(name)[:40] for name in row if name not in _READ)[:_UNREAD_SHOWN]
-            told = _told(form, unit, row.get("timestamp"))
+            told = _told(form, unit, row.get(form.time))
         divisor = {"s": 1.0, "ms": 1000.0}[unit or form.unit or "s"]
         later = before if kept and (row.get("delay") is not None or row.get("think_s") is not None) else None
-        time_s = _time(row, divisor, unit or form.unit, later, where)
+        time_s = _time(row, form.time, divisor, unit or form.unit, later, where)
         if not kept and not left_out:
             first = before = time_s
         if time_s < before:
             raise UsageError(
-                f"{where}: timestamp {time_s * divisor:g} lies before the one above it, {before * divisor:g}. "
+                f"{where}: {form.time} {time_s * divisor:g} lies before the one above it, {before * divisor:g}. "
                 "Sort the trace by time."
             )
         before = time_s
@@ -213,7 +222,7 @@ def _read(path: Path, rows: Numbered, unit: Unit | None, speed: float, until_s: 
 
 def _told(form: _Form, unit: Unit | None, first: object) -> str:
     """Whose form it is, and the unit of its times."""
-    if isinstance(first, str | datetime):
+    if isinstance(_numeric(first), str | datetime):
         return f"{form.name}, times as dates"
     words = {"s": "seconds", "ms": "milliseconds"}[unit or form.unit or "s"]
     return f"{form.name}, times in {words}" + (" (--trace-unit)" if unit is not None else "")
@@ -238,57 +247,90 @@ def _row(
     return TraceRow(start_s, inputs, outputs, session, think_s, messages, fields, hash_ids, form.block_tokens)
 
 
-def _form_of(row: Mapping[str, Any], unit: Unit | None, path: Path) -> _Form:
-    """The form that the first row's columns tell. Raises UsageError when they leave the unit open."""
-    names = row.keys()
-    if {"contexttokens", "generatedtokens"} <= names:
-        return _AZURE
-    if {"request tokens", "response tokens"} <= names:
-        return _BURSTGPT
-    if not names & {"input_length", "output_length"}:
-        return _OWN
+def _form_of(rows: Sequence[Mapping[str, Any]], unit: Unit | None, path: Path) -> _Form:
+    """The form that the first rows' columns tell. Raises UsageError when they leave the unit or the lengths open."""
+    names = frozenset[str]().union(*rows)
+    form = next((form for form in _PUBLISHED if {form.inputs, form.outputs} <= names), _OWN)
+    if names & {"input_length", "output_length"}:
+        form = _form_of_lengths(rows[0], names)
+    elif form is _OWN and not names & {form.inputs, form.outputs} and (found := sorted(filter(_LENGTH.search, names))):
+        raise UsageError(
+            f"--trace {path}: are {', '.join(map(visible, found))} lengths? Name the columns input_tokens and "
+            "output_tokens, or leave them out for the scenario's lengths."
+        )
+    if unit is None:
+        _check_unit(form, [_numeric(row.get(form.time)) for row in rows], path)
+    return form
+
+
+def _form_of_lengths(row: Mapping[str, Any], names: frozenset[str]) -> _Form:
+    """Whose rows with input_length these are, by a further column; numbers of the prompt's blocks tell by their count
+    how many tokens a block has, and a delay is in milliseconds like the times beside it."""
     if names & {"chat_id", "parent_chat_id", "turn"}:
         return _BAILIAN
-    # Mooncake's times are whole milliseconds; beside its two lengths that tells it from a cut-down trace in seconds,
-    # unless those came at a rate that no service has
-    times = [time for _, one in islice(_rows(path), _ROWS_LOOKED_AT) if (time := one.get("timestamp")) is not None]
-    seconds = float(times[-1] - times[0]) if all(isinstance(time, int | float) for time in times) and times else 0.0
-    milliseconds = seconds / 1000
-    whole = all(isinstance(time, int) for time in times)
-    likely = "hash_ids" in names or len(times) <= 1 + _MOST_A_SECOND * milliseconds or seconds == 0
-    if unit is None and not (whole and likely):
-        raise UsageError(
-            f"--trace {path}: rows with input_length may be in seconds (Bailian) or in milliseconds (Mooncake): its "
-            f"{seconds:g} are {seconds:g} s or {milliseconds:g} s. Say which with --trace-unit s or ms."
+    hashes, tokens = row.get("hash_ids"), row.get("input_length")
+    if isinstance(hashes, list) and isinstance(tokens, int | float):
+        return _BAILIAN if 0 <= len(hashes) * _BAILIAN.block_tokens - tokens < _BAILIAN.block_tokens else _MOONCAKE
+    return _MOONCAKE if names & {"hash_ids", "delay"} else _LENGTHS_ONLY
+
+
+def _check_unit(form: _Form, values: Sequence[object], path: Path) -> None:
+    """Raises UsageError with both readings where the form leaves the unit open, or where times read in its unit make a
+    load that is hardly one."""
+    times = [value for value in values if isinstance(value, int | float)]
+    if len(times) < 2 or (times[0] >= _A_DATE_IN_MS and form.unit == "s"):
+        return
+    span = float(times[-1] - times[0])
+    gap = span / (len(times) - 1)
+    doubtful = {
+        None: True,
+        "ms": gap < 1000 / _MOST_A_SECOND or not all(isinstance(time, int) for time in times),
+        "s": form is _OWN and gap >= _LONGEST_GAP_S,
+    }
+    if doubtful[form.unit] and (span > 0 or len(times) == _ROWS_LOOKED_AT):
+        both = (
+            ("seconds (Bailian)", "milliseconds (Mooncake)") if "length" in form.inputs else ("seconds", "milliseconds")
         )
-    return _MOONCAKE
+        raise UsageError(
+            f"--trace {path}: its times may be in {both[0]} or in {both[1]}: its {span:g} are {span:g} s or "
+            f"{span / 1000:g} s. Say which with --trace-unit s or ms."
+        )
 
 
+_LENGTH = re.compile(r"token|length|(?:^|_)len(?:_|$)|_size$")
 _ROWS_LOOKED_AT = 200
-_MOST_A_SECOND = 500.0
+_MOST_A_SECOND = 100.0
 """Requests a second: the busiest published traces have some 30, and read in a unit 1,000 times too small 30,000."""
+_LONGEST_GAP_S = 60.0
+"""Mean gap of a trace of no published form above which its times may as well be milliseconds."""
 
 
-def _time(row: Mapping[str, Any], divisor: float, unit: Unit | None, later: float | None, where: str) -> float:
+def _numeric(value: object) -> object:
+    """A value, or the number that its text holds."""
+    return _number_in(value) if isinstance(value, str) else value
+
+
+def _time(
+    row: Mapping[str, Any], column: str, divisor: float, unit: Unit | None, later: float | None, where: str
+) -> float:
     """When a row is due, s; `later` when it has no time but a pause after its session's last answer."""
-    value = row.get("timestamp")
+    value = _numeric(row.get(column))
     if value is None and later is not None:
         return later
-    if isinstance(value, datetime) or (isinstance(value, str) and not isinstance(_number_in(value), float | int)):
+    if isinstance(value, datetime | str):
         try:
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(value.strip())
         except ValueError:
-            raise UsageError(
-                f"{where}: timestamp {str(value)[:40]!r} is no date like 2023-11-16 18:15:46.68."
-            ) from None
+            raise UsageError(f"{where}: {column} {str(value)[:40]!r} is no date like 2023-11-16 18:15:46.68.") from None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     name = "milliseconds" if unit == "ms" else "seconds"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        columns = "" if "timestamp" in row else f" (it has {', '.join(row)[:120] or 'no columns'})"
-        raise UsageError(f"{where}: timestamp must be a number of {name}{columns}.")
+        has = ", ".join(map(visible, row))[:120] or "no columns"
+        columns = "" if column in row else f" (it has {has}; name that of its times {column})"
+        raise UsageError(f"{where}: {column} must be a number of {name}{columns}.")
     if unit != "ms" and value >= _A_DATE_IN_MS:
         said = "say so with --trace-unit ms" if value < 1000 * _A_DATE_IN_MS else "convert it to milliseconds"
-        raise UsageError(f"{where}: timestamp {value:.0f} is no date in seconds but in a smaller unit: {said}.")
+        raise UsageError(f"{where}: {column} {value:.0f} is no date in seconds but in a smaller unit: {said}.")
     return value / divisor
 
 
@@ -323,8 +365,10 @@ def _messages(row: Mapping[str, Any], where: str) -> tuple[tuple[Mapping[str, An
     """The messages of an agentic row with what belongs to them, from the row itself or from its request `body`."""
     holder = row["body"] if isinstance(row.get("body"), dict) else row
     messages = holder.get("messages")
+    if messages is None and isinstance(holder.get("input"), list):
+        messages = holder["input"]
     if messages is None:
-        prompt = row.get("prompt")
+        prompt = row.get("prompt", row.get("text_input"))
         return (({"role": "user", "content": prompt},) if isinstance(prompt, str) and prompt else ()), {}
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise UsageError(f"{where}: messages must be a list of objects with a role.")

@@ -54,7 +54,7 @@ def test_a_unit_that_cannot_be_told_is_asked_for_with_both_readings(tmp_path: Pa
 
 def test_the_unit_given_wins_over_the_form(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {"timestamp": 0, "input_tokens": 5}, {"timestamp": 1500, "input_tokens": 5})
-    assert starts(path) == [0, 1500]
+    assert starts(path, unit="s") == [0, 1500]
     assert starts(path, unit="ms") == [0, 1.5]
 
 
@@ -121,7 +121,7 @@ def test_a_device_is_no_trace() -> None:
 def test_any_ascending_times_are_read_as_they_are(tmp_path_factory: Any, gaps: list[float], speed: float) -> None:
     times = [sum(gaps[: end + 1]) for end in range(len(gaps))]
     path = jsonl(tmp_path_factory.mktemp("t"), *({"timestamp": time} for time in times))
-    assert starts(path, speed=speed) == pytest.approx([(time - times[0]) / speed for time in times])
+    assert starts(path, unit="s", speed=speed) == pytest.approx([(time - times[0]) / speed for time in times])
 
 
 def planned(rows: list[TraceRow], **options: Any) -> list[SessionPlan]:
@@ -221,12 +221,47 @@ def test_a_quoted_comma_is_no_decimal_one_where_commas_part_the_columns(tmp_path
         load_trace(path)
 
 
-def test_whole_times_at_a_rate_that_no_service_has_are_asked_about(tmp_path: Path) -> None:
-    """Without Mooncake's hash_ids, whole seconds look like milliseconds; three requests in each say which they are."""
-    rows = [{"timestamp": number // 3, "input_length": 5, "output_length": 8} for number in range(30)]
-    with pytest.raises(UsageError, match=r"its 9 are 9 s or 0.009 s. Say which with --trace-unit"):
+LENGTHS = {"input_length": 600, "output_length": 8}
+BLOCKS = list(range(38))
+
+
+@pytest.mark.parametrize(
+    ("gap", "more"),
+    [
+        (1, LENGTHS),  # whole seconds or milliseconds: two lengths are in both forms
+        (3000, LENGTHS | {"session_id": "a"}),
+        (1, LENGTHS | {"hash_ids": [1, 2]}),  # Mooncake's blocks at 1,000 requests a second
+        (2.5, LENGTHS | {"hash_ids": [1, 2]}),
+        (1500, {"input_tokens": 5}),
+        (1500, {}),
+        (1, {"ContextTokens": 5, "GeneratedTokens": 5}),  # published with dates
+    ],
+)
+def test_a_unit_in_doubt_is_asked_for(tmp_path: Path, gap: float, more: dict[str, Any]) -> None:
+    rows = [{"timestamp": gap * at, **more} for at in range(5)]
+    span = 4 * gap
+    with pytest.raises(UsageError, match=f"its {span:g} are {span:g} s or {span / 1000:g} s. Say which"):
         load_trace(jsonl(tmp_path, *rows))
-    assert starts(jsonl(tmp_path, *(row | {"hash_ids": [1]} for row in rows)))[-1] == 0.009
+    assert starts(jsonl(tmp_path, *rows), unit="s")[-1] == span
+
+
+@pytest.mark.parametrize(
+    ("times", "more", "read"),
+    [
+        ("timestamp", LENGTHS | {"hash_ids": BLOCKS}, (3.0, 600, 8)),  # as many as Bailian's 16 tokens need
+        ("arrived_at", {"num_prefill_tokens": 6, "num_decode_tokens": 7}, (3.0, 6, 7)),
+        ("arrival_timestamp", {"prompt_size": 6, "token_size": 7}, (3.0, 6, 7)),
+        ("timestamp", {"prompt_tokens": 6, "completion_tokens": 7}, (3.0, 6, 7)),
+    ],
+)
+def test_names_and_blocks_tell_whose_trace_it_is(tmp_path: Path, times: str, more: dict[str, Any], read: Any) -> None:
+    last = load_trace(jsonl(tmp_path, *({times: 1.5 * at, **more} for at in range(3))))[-1]
+    assert (last.start_s, last.input_tokens, last.output_tokens) == read
+
+
+def test_lengths_under_other_names_are_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"are output_len, prompt_len lengths. Name the columns input_tokens"):
+        load_trace(jsonl(tmp_path, {"timestamp": 0.5, "prompt_len": 5, "output_len": 6}))
 
 
 def test_a_rows_own_prompt_is_sent_and_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
@@ -274,7 +309,7 @@ def test_other_files_and_other_cases_of_names(tmp_path: Path, name: str, text: s
         (1700000000123, "no date in seconds but in a smaller unit: say so with --trace-unit ms"),
         (1700000000123456, "convert it to milliseconds"),
         ("11/16/2023 18:15", "is no date like 2023-11-16"),
-        (None, r"must be a number of seconds \(it has input_tokens\)"),
+        (None, r"must be a number of seconds \(it has input_tokens; name that of its times timestamp\)"),
     ],
 )
 def test_a_time_that_is_none_is_refused(tmp_path: Path, time: object, told: str) -> None:
