@@ -170,31 +170,33 @@ def budgeted(server: ServerConfig, options: SweepOptions, hardware: Hardware) ->
 
     Raises UsageError when the real card is unknown, or smaller than the budget.
     """
-    if options.card is None or options.launcher == "sim" or hardware.card is None or not hardware.gpus:
+    card, total = _card_stood_for(options, hardware), hardware.cuda_total_gib()
+    if card is None:
         return server
-    if hardware.card == hardware.real_card:
-        return server
-    total = hardware.cuda_total_gib()
     if total is None:
         raise UsageError(
             f"--card {options.card}: CUDA's total of {hardware.gpus[0].name} is not known here, so its share cannot be "
             "worked out. Leave --card out and give --gpu-memory-utilization."
         )
     fraction = server.gpu_memory_utilization or 0.9
-    share = utilization_for_card(hardware.card, total, fraction, platform=hardware.platform)
+    share = utilization_for_card(card, total, fraction, platform=hardware.platform)
     kept = server.with_flag("gpu-memory-utilization", f"{share:g}")
-    batched = default_batched_tokens(hardware.card.cuda_gib(hardware.platform))
+    batched = default_batched_tokens(card.cuda_gib(hardware.platform))
     if server.int_flag("max-num-batched-tokens") is None and batched != default_batched_tokens(total):
         kept = kept.with_flag("max-num-batched-tokens", str(batched))
     return kept
 
 
+def _card_stood_for(options: SweepOptions, hardware: Hardware) -> Card | None:
+    """--card, where a real card of another kind keeps its budget."""
+    another = options.card is not None and options.launcher != "sim" and hardware.card != hardware.real_card
+    return hardware.card if another and hardware.gpus else None
+
+
 def budget_note(options: SweepOptions, hardware: Hardware) -> str | None:
     """What --card on a larger real card means, for people and run.json; None when no card stands for another."""
-    total, card = hardware.cuda_total_gib(), hardware.card
-    if options.card is None or options.launcher == "sim" or card is None or not hardware.gpus or total is None:
-        return None
-    if card == hardware.real_card:
+    card, total = _card_stood_for(options, hardware), hardware.cuda_total_gib()
+    if card is None or total is None:
         return None
     real = hardware.gpus[0].name
     return (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,8 @@ class Shard:
     entries: tuple[Entry, ...]
     launches: tuple[Mapping[str, Any], ...]
     """Where each launch was made (`launches_of`)."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Its name of a configuration -> the joined run's."""
 
     @property
     def name(self) -> str:
@@ -111,14 +113,14 @@ def merge(runs: Sequence[Path], out: Path) -> Merged:
     shards = sorted((read_shard(run) for run in runs), key=lambda shard: _time(shard.meta.get("started")))
     for first, other in itertools.combinations(shards, 2):
         _refuse_unlike(first, other)
-    names = _known_names(shards)
-    _refuse_measured_twice(shards, names)
+    shards = _with_joined_names(shards)
+    _refuse_measured_twice(shards)
     options = _joined_options(shards)
     staging = out.with_name(f".{out.name[:60]}.merging")
     try:
         with RunLock(RunPaths(staging).lock, takeover=True):
             _clear(staging)  # what a merge that was killed has left
-            merged = _build(RunPaths(staging), out.name, shards, names, options)
+            merged = _build(RunPaths(staging), out.name, shards, options)
             staging.rename(out)
         sync_folder(out.parent)
     except OSError as error:
@@ -162,7 +164,11 @@ def _refuse_unlike(first: Shard, other: Shard) -> None:
     versions = first.vllm() | other.vllm()
     if len(versions) > 1:
         raise UsageError(f"{both}: their servers are vLLM {' and '.join(sorted(versions))}. Compare the runs instead.")
-    for image, digests in _images(first, other).items():
+    images: dict[str, set[str]] = {}
+    for launch in (*first.launches, *other.launches):
+        if launch["image"] and launch["image_digest"]:
+            images.setdefault(launch["image"], set()).add(launch["image_digest"])
+    for image, digests in images.items():
         if len(digests) > 1:
             raise UsageError(f"{both}: {image} is not one image ({' and '.join(sorted(digests))}). Name it by digest.")
 
@@ -178,33 +184,24 @@ def _shared(plan: Mapping[str, Mapping[str, str]], other: Mapping[str, Mapping[s
     return kept
 
 
-def _images(*shards: Shard) -> dict[str, set[str]]:
-    """Image -> the digests under which it was launched."""
-    found: dict[str, set[str]] = {}
-    for shard in shards:
-        for launch in shard.launches:
-            if launch["image"] and launch["image_digest"]:
-                found.setdefault(launch["image"], set()).add(launch["image_digest"])
-    return found
-
-
-def _known_names(shards: Sequence[Shard]) -> list[dict[str, str]]:
-    """For each run: its name of a configuration -> the first run's that has the same one.
-
-    A larger plan may name the same configuration otherwise."""
+def _with_joined_names(shards: Sequence[Shard]) -> list[Shard]:
+    """The runs with the first one's name of each configuration: a larger plan may name the same one otherwise."""
     named: dict[str, str] = {}
     for shard in shards:
         for name, value in shard.plan["configurations"].items():
             named.setdefault(value, name)
-    return [{name: named[value] for name, value in shard.plan["configurations"].items()} for shard in shards]
+    return [
+        replace(shard, names={name: named[value] for name, value in shard.plan["configurations"].items()})
+        for shard in shards
+    ]
 
 
-def _refuse_measured_twice(shards: Sequence[Shard], names: Sequence[Mapping[str, str]]) -> None:
+def _refuse_measured_twice(shards: Sequence[Shard]) -> None:
     """Raises UsageError for a cell that two runs have measured; one that was copied from the other is the same."""
     owners: dict[str, tuple[Shard, Entry]] = {}
-    for shard, renamed in zip(shards, names, strict=True):
+    for shard in shards:
         for entry in shard.entries:
-            cell = Cell.of_row({**entry.point, "config_id": renamed.get(entry.config, entry.config)}).cell_id
+            cell = Cell.of_row({**entry.point, "config_id": shard.names.get(entry.config, entry.config)}).cell_id
             owner, known = owners.setdefault(cell, (shard, entry))
             if known.finished_ns != entry.finished_ns:
                 raise UsageError(
@@ -235,20 +232,18 @@ def _joined_options(shards: Sequence[Shard]) -> SweepOptions:
     return joined
 
 
-def _build(
-    paths: RunPaths, run_id: str, shards: Sequence[Shard], names: Sequence[Mapping[str, str]], options: SweepOptions
-) -> Merged:
+def _build(paths: RunPaths, run_id: str, shards: Sequence[Shard], options: SweepOptions) -> Merged:
     """Writes the joined run into a folder of which nobody knows yet."""
     recorder = Recorder(paths, tuple(options.vary))
-    for shard, renamed in zip(shards, names, strict=True):
+    for shard in shards:
         for config, number, folder in launch_folders(shard.paths):
-            _take_launch(folder, paths.server(renamed.get(config, config), number))
-    found = [(entry, shard, renamed) for shard, renamed in zip(shards, names, strict=True) for entry in shard.entries]
-    for entry, shard, renamed in sorted(found, key=lambda each: each[0].finished_ns):
-        recorder.adopt(shard.paths, entry, renamed)
+            _take_launch(folder, paths.server(shard.names.get(config, config), number))
+    found = [(entry, shard) for shard in shards for entry in shard.entries]
+    for entry, shard in sorted(found, key=lambda each: each[0].finished_ns):
+        recorder.adopt(shard.paths, entry, shard.names)
     recorder.write_points()
     recorder.write_summary()
-    meta, notes = _joined_meta(run_id, shards, names, options)
+    meta, notes = _joined_meta(run_id, shards, options)
     meta["launches"] = launches_of(paths)
     write_json(paths.run_json, meta)
     plan = meta["plan"]
@@ -257,24 +252,21 @@ def _build(
     return Merged(done, max(0, cells - done), options.launcher == "url", tuple(notes))
 
 
-def _joined_meta(
-    run_id: str, shards: Sequence[Shard], names: Sequence[Mapping[str, str]], options: SweepOptions
-) -> tuple[dict[str, Any], list[str]]:
+def _joined_meta(run_id: str, shards: Sequence[Shard], options: SweepOptions) -> tuple[dict[str, Any], list[str]]:
     """run.json of the joined run, and what a reader should know of it. What its runs differ in is not known of it."""
     metas = [dict(shard.meta) for shard in shards]
     meta = dict(metas[0])
     for part in ("scenarios", "profiles"):
         meta[part] = _united([each.get(part) or {} for each in metas])
     renamed = [
-        {new.get(name, name): value for name, value in (each.get("configurations") or {}).items()}
-        for each, new in zip(metas, names, strict=True)
+        {shard.names.get(name, name): value for name, value in (shard.meta.get("configurations") or {}).items()}
+        for shard in shards
     ]
     meta["configurations"] = _united(renamed)
-    plans = [
-        {**shard.plan, "configurations": {new[name]: value for name, value in shard.plan["configurations"].items()}}
-        for shard, new in zip(shards, names, strict=True)
-    ]
-    meta["plan"] = {part: _united([plan.get(part, {}) for plan in plans]) for part in plans[0]}
+    meta["plan"] = {part: _united([shard.plan.get(part, {}) for shard in shards]) for part in shards[0].plan}
+    meta["plan"]["configurations"] = _united(
+        [{shard.names[name]: value for name, value in shard.plan["configurations"].items()} for shard in shards]
+    )
     meta["order"] = list(dict.fromkeys(point for each in metas for point in each.get("order") or ()))
     meta["options"] = options.model_dump(mode="json")
     for part in ("versions", "hardware"):
@@ -304,11 +296,12 @@ def _joined_meta(
 def _differences(shards: Sequence[Shard]) -> list[str]:
     """What the hosts and their tools differ in, in words."""
     found = []
-    for what, key in (("driver", "driver"), ("qwenbench", "qwenbench")):
-        values = {launch["versions"].get(key) for shard in shards for launch in shard.launches} - {None}
+    launches = [launch for shard in shards for launch in shard.launches]
+    for tool in ("driver", "qwenbench"):
+        values = {launch["versions"].get(tool) for launch in launches} - {None}
         if len(values) > 1:
-            found.append(f"measured with unlike versions of {what}: {', '.join(sorted(map(str, values)))}")
-    machines = {launch["machine"] for shard in shards for launch in shard.launches} - {None}
+            found.append(f"measured with unlike versions of {tool}: {', '.join(sorted(map(str, values)))}")
+    machines = {launch["machine"] for launch in launches} - {None}
     if len(machines) > 1:
         found.append(f"measured on unlike machines, whose figures are kept apart: {'; '.join(sorted(machines))}")
     return found

@@ -49,16 +49,10 @@ class _Facts:
     hybrid: bool
     largest_context: int | None
 
-    def has(self, flag: str) -> bool:
-        return flag in self.flags
-
-    def value(self, flag: str) -> str | None:
-        return self.flags.get(flag)
-
     def number(self, flag: str) -> int | None:
         """A flag's value as a whole number, None for anything else."""
-        value = self.value(flag)
-        return int(value) if value is not None and value.isdigit() else None
+        value = self.flags.get(flag) or ""
+        return int(value) if value.isdigit() else None
 
     @property
     def rows_per_sequence(self) -> int:
@@ -78,7 +72,7 @@ ESTIMATE_DEFAULT = 21
 
 
 def _kv_scales(facts: _Facts) -> Problem | None:
-    if not facts.has("calculate-kv-scales"):
+    if "calculate-kv-scales" not in facts.flags:
         return None
     if facts.minor is not None and facts.minor >= SCALES_REMOVED:
         return Problem(
@@ -109,11 +103,11 @@ def _kv_scales(facts: _Facts) -> Problem | None:
 
 
 def _fp8(facts: _Facts) -> bool:
-    return (facts.value("kv-cache-dtype") or "auto").startswith("fp8")
+    return (facts.flags.get("kv-cache-dtype") or "auto").startswith("fp8")
 
 
 def _fp8_unscaled(facts: _Facts) -> Problem | None:
-    if not (facts.hybrid and _fp8(facts)) or facts.has("calculate-kv-scales"):
+    if not (facts.hybrid and _fp8(facts)) or "calculate-kv-scales" in facts.flags:
         return None
     return Problem(
         "fp8-kv-unscaled",
@@ -126,7 +120,7 @@ def _fp8_unscaled(facts: _Facts) -> Problem | None:
 
 def _capture_too_small(facts: _Facts) -> Problem | None:
     capture = facts.number("max-cudagraph-capture-size")
-    if capture is None or not facts.concurrencies or facts.has("enforce-eager"):
+    if capture is None or not facts.concurrencies or "enforce-eager" in facts.flags:
         return None
     most, rows = max(facts.concurrencies), facts.rows_per_sequence
     seqs = facts.number("max-num-seqs")
@@ -159,7 +153,7 @@ def _context_too_long(facts: _Facts) -> Problem | None:
 
 
 def _no_graph_estimate(facts: _Facts) -> Problem | None:
-    if facts.minor is None or facts.minor >= ESTIMATE_DEFAULT or facts.has("enforce-eager"):
+    if facts.minor is None or facts.minor >= ESTIMATE_DEFAULT or "enforce-eager" in facts.flags:
         return None
     name = "VLLM_MEMORY_PROFILER_ESTIMATE_CUDAGRAPHS"
     setting = facts.config.env.get(name)
@@ -179,7 +173,7 @@ def _no_graph_estimate(facts: _Facts) -> Problem | None:
 
 def _thinking_without_parser(facts: _Facts) -> Problem | None:
     thinking = [name for name in facts.profiles if name in PROFILES and PROFILES[name].enable_thinking]
-    if not thinking or facts.has("reasoning-parser"):
+    if not thinking or "reasoning-parser" in facts.flags:
         return None
     return Problem(
         "no-reasoning-parser",
@@ -230,9 +224,7 @@ def folder_is_missing(model: str) -> bool:
     return model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().exists()
 
 
-def _missing_folder(model: str) -> Problem | None:
-    if not folder_is_missing(model):
-        return None
+def _missing_folder(model: str) -> Problem:
     text = f"--model {model}: no such folder on this host."
     return Problem("model-folder-missing", "refuse", text, "this host's disk")
 
@@ -292,11 +284,13 @@ class Preflight:
             hybrid=self._shape.hybrid if self._shape else False,
             largest_context=self._largest_context(planned),
         )
-        missing = _missing_folder(server.model) if self._launcher == "process" else None
+        missing = (
+            [_missing_folder(server.model)] if self._launcher == "process" and folder_is_missing(server.model) else []
+        )
         prediction = planned.prediction.to_json() if planned and planned.prediction else None
         return PreflightResult(
             prediction=prediction,
-            problems=(missing, *problems) if missing else tuple(problems),
+            problems=(*missing, *problems),
             cannot_start=planned.cannot_start if planned else None,
             unknown=None if prediction is not None else self._why_unknown(server, version),
         )
@@ -315,7 +309,7 @@ class Preflight:
         return self._asked_version
 
     def _planned(self, server: ServerConfig, version: str | None) -> ConfigPlan | None:
-        if self._shape is None or version is None or self._launcher == "url":
+        if self._shape is None or version is None:
             return None
         total = self._hardware.cuda_total_gib()
         on_gpu = total is not None or bool(self._hardware.gpus)
@@ -357,15 +351,13 @@ class Preflight:
         return kv_cache_tokens(blocks, planned.layout, self._shape.max_position)
 
     def _why_unknown(self, server: ServerConfig, version: str | None) -> str | None:
-        if self._launcher == "url":
-            return None
         if self._shape is None:
             return f"no prediction for {server.model}: its config.json is neither in its folder nor in the model cache"
-        if version is None and self._launcher == "docker":
-            return f"no prediction before the first launch: the image {server.docker.image} names no vLLM version"
-        if version is None:
-            return "no prediction before the first launch: the command does not tell its vLLM version"
-        return None
+        if version is not None:
+            return None
+        docker = self._launcher == "docker"
+        who = f"the image {server.docker.image} names no" if docker else "the command does not tell its"
+        return f"no prediction before the first launch: {who} vLLM version"
 
 
 def cpu_has_bf16() -> bool | None:
