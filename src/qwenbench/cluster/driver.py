@@ -21,10 +21,10 @@ from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_bytes
 from qwenbench.runfolder.journal import parse_entry
 from qwenbench.runfolder.names import RunPaths
-from qwenbench.sweep.launch import Launch, keep_earlier_log
+from qwenbench.sweep.launch import Launch
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.progress import Live, Progress
-from qwenbench.sweep.record import Site, finish
+from qwenbench.sweep.record import Site, finish, keep_earlier_log
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep
 from qwenbench.sweep.text_checks import canaries_beside_the_first

@@ -318,8 +318,11 @@ def _with_last_line(said: str, log: _Log) -> str:
     return said if last is None else f"{said}; its last line: {last}"
 
 
-def port_taken(message: str) -> Failure:
-    return Failure("port_taken", message, "Stop what runs there, or choose another port with --port.")
+def port_taken(port: int, by: int | None = None) -> Failure:
+    """Somebody else listens where the server should; `by` is his process, where it is known."""
+    who = "" if by is None else f" It belongs to pid {by}."
+    said = f"Port {port} answers already, before anything was launched.{who}"
+    return Failure("port_taken", said, "Stop what runs there, or choose another port with --port.")
 
 
 def never_healthy(timeout_s: float, seen: str, log_tail: Sequence[str]) -> Failure:

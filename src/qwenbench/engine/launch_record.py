@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +82,6 @@ class LaunchRecord:
             server=described(config),
             **given,
         )
-
-    def started(self, pid: int, start_time: float | None) -> LaunchRecord:
-        return replace(self, pid=pid, start_time=start_time)
 
     def owner_process(self) -> ProcessIdentity:
         return ProcessIdentity(self.host or "", self.boot_id, self.owner_pid or 0, self.owner_start_time)

@@ -16,11 +16,10 @@ from qwenbench.engine.caches import Caches, kept_by_process
 from qwenbench.engine.cards import cuda_environment
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import LaunchError
-from qwenbench.engine.launch_record import VARIABLE, LaunchRecord, new_mark, write_launch_record
-from qwenbench.engine.server import EndState, LaunchedServer
-from qwenbench.engine.supervised import RefusedError, SupervisedProcess
+from qwenbench.engine.launch_record import VARIABLE, LaunchRecord, new_mark
+from qwenbench.engine.server import EndState, LaunchedServer, check_launch, start_supervised
+from qwenbench.engine.supervised import SupervisedProcess
 from qwenbench.errors import UsageError
-from qwenbench.masking import refuse_secret_arguments
 from qwenbench.processes import oom_kills, own_folder, remove_abandoned, remove_unused_shared_memory, shared_memory_of
 
 _FRESH = "qwenbench-caches-"
@@ -60,15 +59,13 @@ class ProcessLauncher:
 
     async def check(self, config: ServerConfig) -> None:
         """Raises UsageError: no such command, a secret among the arguments, the port in use."""
-        refuse_secret_arguments(self.argv(config), "the server's command line")
+        check_launch(config, self.argv(config), "the server's command line")
         program = self._command[0]
         if shutil.which(program) is None:
             raise UsageError(
                 f"--vllm-command: {program!r} is no program that can be run here. "
                 "Give its path, e.g. --vllm-command '/opt/vllm/bin/vllm serve', or use --launcher docker or sim."
             )
-        if readiness.port_in_use(config.host, config.port):
-            raise UsageError(readiness.port_text(config.port) + " Stop what runs there or choose another with --port.")
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> ProcessServer:
         """Starts the server; its output goes to folder/server.log. Raises LaunchError."""
@@ -84,31 +81,27 @@ class ProcessLauncher:
         record = LaunchRecord.of(
             self.name, config, argv=argv, shown_argv=argv, env=env, run_id=run_id, simulated=self.simulated
         )
-        log_path = folder / "server.log"
         began = time.monotonic()
         try:
-            process = await SupervisedProcess.start(argv, log_path, env, config.env_names)
-        except RefusedError as error:
+            process, record = await start_supervised(folder, record, config, env)
+        except LaunchError:
             if fresh is not None:
                 fresh.cleanup()
-            raise LaunchError(failures.explain(str(error), 127)) from error
-        record = record.started(process.pid, process.start_time)
-        write_launch_record(folder, record)
-        return ProcessServer(process, record, log_path, config, began, fresh)
+            raise
+        return ProcessServer(process, folder, record, config, began, fresh)
 
 
 class ProcessServer(LaunchedServer):
     def __init__(
         self,
         process: SupervisedProcess,
+        folder: Path,
         record: LaunchRecord,
-        log_path: Path,
         config: ServerConfig,
         began: float,
         fresh_caches: TemporaryDirectory[str] | None = None,
     ) -> None:
-        url = readiness.base_url(config.host, config.port)
-        super().__init__(process, url, log_path, record, config.served_model_name, began)
+        super().__init__(process, folder, record, config, began)
         self._port = config.port
         self._oom_kills_before = oom_kills()
         self._fresh_caches = fresh_caches
@@ -122,8 +115,7 @@ class ProcessServer(LaunchedServer):
         stranger = readiness.foreign_listener(self._port, self._process.pids(), self.record.start_time)
         self._shared_memory |= shared_memory_of(self._process.pids())
         if stranger is not None:
-            text = f"{readiness.port_text(self._port)} It belongs to pid {stranger}."
-            raise LaunchError(failures.port_taken(text))
+            raise LaunchError(failures.port_taken(self._port, by=stranger))
 
     async def _end_state(self) -> EndState:
         return EndState(self._process.exit_code, oom_killed=oom_kills() > self._oom_kills_before)

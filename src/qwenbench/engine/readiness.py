@@ -64,12 +64,7 @@ def foreign_listener(port: int, ours: Sequence[int], launched_at_ticks: float | 
 def refuse_taken_port(host: str, port: int) -> None:
     """Raises LaunchError when somebody listens on the port before the launch."""
     if port_in_use(host, port):
-        raise LaunchError(port_taken(port_text(port)))
-
-
-def port_text(port: int) -> str:
-    """What is said about a port that is in use."""
-    return f"Port {port} answers already, before anything was launched."
+        raise LaunchError(port_taken(port))
 
 
 class DiedError(Exception):

@@ -10,8 +10,8 @@ import asyncio
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -19,15 +19,19 @@ from qwenbench.bounded_http import WaitLimit
 from qwenbench.engine import failures, readiness
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.failures import DeathWatch, Failure, LaunchError
-from qwenbench.engine.launch_record import LaunchRecord
+from qwenbench.engine.launch_record import LaunchRecord, write_launch_record
 from qwenbench.engine.log_lines import LogReader, tail
-from qwenbench.engine.supervised import SupervisedProcess
+from qwenbench.engine.supervised import RefusedError, SupervisedProcess
+from qwenbench.errors import UsageError
+from qwenbench.masking import refuse_secret_arguments
 
 DYING_S = 5.0
 """A server that prints its own death gets these seconds to print the rest of the reason and to exit."""
 STOP_GRACE_S = 30.0
 """Time for a server to end in order."""
 _TAIL_LINES = 40
+LOG = "server.log"
+"""A launch's output, in its folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +109,12 @@ class LaunchedServer(Server):
     """A server whose first process - vLLM itself, or the `docker run` that is attached to it - is supervised."""
 
     def __init__(
-        self, process: SupervisedProcess, base_url: str, log_path: Path, record: LaunchRecord, model: str, began: float
+        self, process: SupervisedProcess, folder: Path, record: LaunchRecord, config: ServerConfig, began: float
     ) -> None:
-        super().__init__(base_url, log_path, record, model, began)
+        url = readiness.base_url(config.host, config.port)
+        super().__init__(url, folder / LOG, record, config.served_model_name, began)
         self._process = process
-        self._watch = DeathWatch(LogReader(log_path))
+        self._watch = DeathWatch(LogReader(self.log_path))
         self._dying_since: float | None = None
         self._stopped: StopReport | None = None
 
@@ -152,6 +157,28 @@ class LaunchedServer(Server):
     @abstractmethod
     async def _end(self, grace_s: float) -> tuple[int | None, bool]:
         """Ends it; its exit code, and whether it had to be killed."""
+
+
+async def start_supervised(
+    folder: Path, record: LaunchRecord, config: ServerConfig, env: Mapping[str, str]
+) -> tuple[SupervisedProcess, LaunchRecord]:
+    """Runs the record's argv, its output into the folder's server.log; the record with the process in it, which is
+    launch.json then. Raises LaunchError."""
+    try:
+        process = await SupervisedProcess.start(record.argv, folder / LOG, env, config.env_names)
+    except RefusedError as error:
+        raise LaunchError(failures.explain(str(error), 127)) from error
+    record = replace(record, pid=process.pid, start_time=process.start_time)
+    write_launch_record(folder, record)
+    return process, record
+
+
+def check_launch(config: ServerConfig, argv: Sequence[str], what: str) -> None:
+    """Raises UsageError: a secret among the arguments (of `what`, in words), the port in use."""
+    refuse_secret_arguments(argv, what)
+    if readiness.port_in_use(config.host, config.port):
+        taken = failures.port_taken(config.port)
+        raise UsageError(f"{taken.evidence} {taken.advice}")
 
 
 class Launcher(Protocol):

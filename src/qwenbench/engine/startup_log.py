@@ -11,6 +11,7 @@ import copy
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from qwenbench.engine import startup_patterns as patterns
@@ -213,6 +214,14 @@ def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
         for line in text_or_lines:
             reader.feed(line if line.endswith("\n") else line + "\n")
     return reader.result()
+
+
+def read_startup_log(path: Path) -> StartupLog:
+    """Reads a log's file, as far as it is written; one that is not there says nothing."""
+    try:
+        return parse_startup_log(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return StartupLog()
 
 
 class _Start:

@@ -48,6 +48,10 @@ class Hardware:
         nvml = self.nvml.only(uuids) if self.nvml is not None else None
         return replace(self, gpus=gpus, nvml=nvml, card=card, real_card=real)
 
+    def used_mib(self) -> dict[str, float]:
+        """UUID -> used memory now, MiB; empty where it is not watched."""
+        return self.nvml.used_mib() if self.nvml else {}
+
     def cuda_total_gib(self) -> float | None:
         """CUDA's total of the real card (what vLLM multiplies), GiB: as the driver tells it, else the table's.
 

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from qwenbench.engine.failures import Failure, LaunchError, no_answer
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.log_lines import LogReader, StartPhases
 from qwenbench.engine.server import STOP_GRACE_S, Server
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log import read_startup_log
 from qwenbench.load.clients import Client
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape
@@ -36,6 +35,7 @@ from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import says_simulated, server_version
 from qwenbench.sweep.ready_server import ReadyServer, loads_of, must_answer, request_tokens
+from qwenbench.sweep.record import keep_earlier_log
 from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.text_checks import TextChecks, check_texts
@@ -143,7 +143,7 @@ class LaunchRun:
         if ours:
             sweep.progress.launching(self._configuration, self._launch.number)
         # a server that runs already holds its memory: what was used before it is not known
-        before = self._used_mib() if ours else {}
+        before = self._hardware.used_mib() if ours else {}
         began_ns = time.time_ns()
         try:
             with sweep.timings.phase("start"):
@@ -181,16 +181,12 @@ class LaunchRun:
             if ours and not sweep.stop.is_set():
                 await self._wait_given_back(before)
         if ledger is not None:
-            after = largest(self._used_mib()) if ours and not sweep.stop.is_set() else None
+            after = largest(self._hardware.used_mib()) if ours and not sweep.stop.is_set() else None
             vram = replace(ledger.vram, peak_mib=self._peak_mib(), after_mib=after)
             self._write_ledger(replace(ledger, vram=vram))
         if failure is not None and not sweep.stop.is_set():
             return self._failed(failure, done)
         return LaunchOutcome(done, interrupted=sweep.stop.is_set())
-
-    def _used_mib(self) -> dict[str, float]:
-        nvml = self._hardware.nvml
-        return nvml.used_mib() if nvml else {}
 
     def _preflight(self) -> Failure | None:
         """Writes prediction.json, tells known problems, and says why not to launch at all."""
@@ -234,14 +230,14 @@ class LaunchRun:
         if ours and not sweep.site.simulated and says_simulated(await server_version(questions)):
             sweep.found_simulated()
             self._write_launch_record(server)
-        startup = parse_startup_log(_read(server.log_path))
+        startup = read_startup_log(server.log_path)
         reading = await scrape(questions)
         if reading is None:
             sweep.note(f"{server.base_url}/metrics gives nothing of vLLM's: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
         startup = with_cache_labels(startup, labels, self._server_config.max_model_len, sweep.site.vllm_version)
         layout = served_layout(sweep.shape, startup, labels)
-        ready_mib = largest(self._used_mib())
+        ready_mib = largest(self._hardware.used_mib())
         if ready_mib is None and reading is not None:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own
         ledger = build_ledger(
@@ -396,18 +392,3 @@ def most_frequent_errors(requests: pa.Table, most: int = 3) -> list[str]:
     rows = zip(requests["error"].to_pylist(), requests["error_detail"].to_pylist(), strict=True)
     counted = Counter(detail for error, detail in rows if detail and error in ("http_status", "stream_error"))
     return [detail for detail, _ in counted.most_common(most)]
-
-
-def keep_earlier_log(folder: Path) -> None:
-    """A resumed configuration is launched again: its earlier log stays beside the new one, its failure goes."""
-    log = folder / "server.log"
-    if log.exists():
-        log.rename(folder / f"server.{time.strftime('%Y%m%d-%H%M%S')}.log")
-    (folder / "failure.json").unlink(missing_ok=True)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

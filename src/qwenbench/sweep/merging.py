@@ -24,11 +24,10 @@ from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.lock import RunLock, is_being_written
 from qwenbench.runfolder.names import RunPaths, check_name, launch_folders
 from qwenbench.sweep.extension import ADDED_TO, NEVER_FEWER, changed_parts, grown, stored_options
-from qwenbench.sweep.launch import keep_earlier_log
 from qwenbench.sweep.option_values import writable_folder
 from qwenbench.sweep.options import SweepOptions, checked_options
 from qwenbench.sweep.plan import make_plan
-from qwenbench.sweep.record import SCHEMA_VERSION, Recorder, launches_of
+from qwenbench.sweep.record import SCHEMA_VERSION, Recorder, keep_earlier_log, launches_of
 
 _WHOLE_PARTS = ("load options", "trace")
 """Parts of a plan's fingerprint that two plans must have alike; of the others each may have names of its own."""

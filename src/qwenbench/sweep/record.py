@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -282,6 +283,14 @@ def launches_of(paths: RunPaths) -> list[dict[str, Any]]:
             }
         )
     return sorted(found, key=lambda launch: launch["started_ns"] or 0)
+
+
+def keep_earlier_log(folder: Path) -> None:
+    """A configuration is launched again: its earlier log stays beside the new one, its failure goes."""
+    log = folder / "server.log"
+    if log.exists():
+        log.rename(folder / f"server.{time.strftime('%Y%m%d-%H%M%S')}.log")
+    (folder / "failure.json").unlink(missing_ok=True)
 
 
 def finish(paths: RunPaths, meta: dict[str, Any], **values: Any) -> None:

@@ -19,7 +19,7 @@ from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.readiness import port_in_use
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log import read_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError
 from qwenbench.load.clients import Client, Clients, OwnClients
@@ -208,7 +208,7 @@ class Sweep:
     def _learn_from_earlier_starts(self) -> None:
         """A resumed run has seen servers start: what the plan refused by their logs is refused again."""
         for log in sorted(self.paths.servers.glob("*/server.log")):
-            self.preflight.learn(parse_startup_log(log.read_text(encoding="utf-8", errors="replace")))
+            self.preflight.learn(read_startup_log(log))
 
     def _tell_cut_answers(self) -> None:
         """Answers that reached their limit while still thinking: their TTFO is empty. Told once, for the whole run."""

@@ -19,10 +19,9 @@ from qwenbench.engine.docker.command import QUICK_S, EngineError, docker, ensure
 from qwenbench.engine.docker.line import run_argv, shown_argv
 from qwenbench.engine.failures import LaunchError
 from qwenbench.engine.launch_record import LAUNCH_LABEL, LaunchRecord, new_labels, write_launch_record
-from qwenbench.engine.server import EndState, LaunchedServer
-from qwenbench.engine.supervised import RefusedError, SupervisedProcess
+from qwenbench.engine.server import EndState, LaunchedServer, check_launch, start_supervised
+from qwenbench.engine.supervised import SupervisedProcess
 from qwenbench.errors import UsageError
-from qwenbench.masking import refuse_secret_arguments
 from qwenbench.processes import descendants
 
 _GONE_POLL_S = 0.03
@@ -52,7 +51,7 @@ class DockerLauncher:
 
     async def check(self, config: ServerConfig) -> None:
         """Raises UsageError: no docker, no engine, a secret among the arguments, the port in use."""
-        refuse_secret_arguments(shown_argv(config), "the docker line")
+        check_launch(config, shown_argv(config), "the docker line")
         try:
             said = await command.docker("version", "--format", "{{.Server.Version}}")
         except LaunchError as error:
@@ -60,8 +59,6 @@ class DockerLauncher:
         if not said.ok:
             failure = failures.explain(said.err, said.code)
             raise UsageError(f"{failure.evidence} {failure.advice}".strip())
-        if readiness.port_in_use(config.host, config.port):
-            raise UsageError(readiness.port_text(config.port) + " Stop what runs there or choose another with --port.")
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> ContainerServer:
         """Pulls the image where needed and starts the container; its output goes to folder/server.log.
@@ -90,14 +87,8 @@ class DockerLauncher:
         )
         # written before the start: a leftover is found by it even when we are killed in between
         write_launch_record(folder, record)
-        log_path = folder / "server.log"
-        try:
-            process = await SupervisedProcess.start(argv, log_path, {}, config.env_names)
-        except RefusedError as error:
-            raise LaunchError(failures.explain(str(error), 127)) from error
-        record = record.started(process.pid, process.start_time)
-        write_launch_record(folder, record)
-        return ContainerServer(process, record, labels[LAUNCH_LABEL], log_path, config, began)
+        process, record = await start_supervised(folder, record, config, {})
+        return ContainerServer(process, folder, record, config, began, labels[LAUNCH_LABEL])
 
 
 class ContainerServer(LaunchedServer):
@@ -106,15 +97,14 @@ class ContainerServer(LaunchedServer):
     def __init__(
         self,
         process: SupervisedProcess,
+        folder: Path,
         record: LaunchRecord,
-        launch: str,
-        log_path: Path,
         config: ServerConfig,
         began: float,
+        launch: str,
     ) -> None:
         assert record.container is not None
-        url = readiness.base_url(config.host, config.port)
-        super().__init__(process, url, log_path, record, config.served_model_name, began)
+        super().__init__(process, folder, record, config, began)
         self._name = record.container
         self._launch = launch
         self._id: str | None = None
