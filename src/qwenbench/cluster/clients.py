@@ -26,8 +26,16 @@ from qwenbench.load.client_error import ClientError
 from qwenbench.load.clients import Client
 from qwenbench.load.clock import NS_PER_MS, now_ns
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.load.run import OnProgress, count_waits, default_processes, streams_to_open, total_progress
-from qwenbench.load.spec import ClientHealth, Decided, LoadProgress, LoadResult, LoadSpec
+from qwenbench.load.run import OnProgress, count_waits, total_progress
+from qwenbench.load.spec import (
+    ClientHealth,
+    Decided,
+    LoadProgress,
+    LoadResult,
+    LoadSpec,
+    default_processes,
+    streams_to_open,
+)
 from qwenbench.sweep.options import SweepOptions
 
 _ROUND_TRIPS = 20

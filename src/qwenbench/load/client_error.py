@@ -18,8 +18,8 @@ import pyarrow.compute as pc
 from qwenbench import __version__
 from qwenbench.errors import RunError
 from qwenbench.load.clock import MAX_CLOCK_STEP_MS
-from qwenbench.load.run import LoadClient, default_processes
-from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadResult, LoadSpec, Target
+from qwenbench.load.run import LoadClient, run_load
+from qwenbench.load.spec import ClientHealth, ClosedLoop, LoadResult, LoadSpec, Target, default_processes
 from qwenbench.load.truth.process import truth_server
 from qwenbench.load.truth.timing import ServedRequest, Timing
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
@@ -111,11 +111,7 @@ async def measure_client_error(
             processes=count,
             cpus=cpus,
         )
-        if client is None:
-            async with LoadClient() as own:
-                result = await own.run(spec)
-        else:
-            result = await client.run(spec)
+        result = await (run_load(spec) if client is None else client.run(spec))
         served = await server.take_served()
     error = compare(result.requests, served, timing, concurrency, result.health.stamp_source, count)
     error = replace(error, measured_at=time.time())

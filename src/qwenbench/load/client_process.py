@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import pyarrow as pa
+
 from qwenbench.load.clock import ProcessHealth
 from qwenbench.load.source import Share
 from qwenbench.load.spec import LoadProgress, LoadSpec
@@ -60,11 +62,12 @@ class WindDown:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A point's result: an Arrow IPC stream, and answers by request id where they were asked for."""
+    """A point's result: its request records, and answers by request id where they were asked for."""
 
-    table: bytes = field(repr=False)
+    table: pa.Table = field(repr=False)
     ended_ns: int
-    health: ProcessHealth
+    health: ProcessHealth | None
+    """None: the process was lost."""
     waiting_since_ns: int
     """As in LoadProgress; not 0: the last requests got no whole answer."""
     texts: Mapping[str, str] = field(default_factory=dict, repr=False)

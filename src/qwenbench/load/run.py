@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from qwenbench.bounded_http import WaitLimit
 from qwenbench.errors import RunError, UsageError
@@ -32,24 +32,22 @@ from qwenbench.load.client_process import (
     read_sent_log,
 )
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, ClockWatch, ProcessHealth, now_ns
-from qwenbench.load.http1 import request_head
 from qwenbench.load.records import REQUEST_SCHEMA, Sending, lost_row, to_table
 from qwenbench.load.source import Share, shares
 from qwenbench.load.spec import (
     ClientHealth,
-    ClosedLoop,
     Decided,
     LoadProgress,
     LoadResult,
     LoadSpec,
     RequestTimes,
-    address_of,
+    check_spec,
+    default_processes,
+    streams_to_open,
 )
 from qwenbench.processes import own_folder, remove_abandoned
 
 _FOLDER = "qwenbench-client-"
-STREAMS_PER_PROCESS = 256
-"""Above this many streams another process is used, where there are cores for it."""
 _LOG_ROOM_BYTES = 4 * 1024 * 1024
 _START_DELAY_NS = 30 * NS_PER_MS
 _PROGRESS_S = 1.0
@@ -62,17 +60,9 @@ _GRACE_S = 4.0
 
 _NO_ANSWER = frozenset({"refused", "reset", "timeout", "malformed", "tls", "cancelled", "client"})
 """Classes of records.ERRORS without a whole answer of the server's."""
-
 OnProgress = Callable[[LoadProgress], None]
 StartAt = Callable[[], Awaitable[int]]
 """Asked when all connections are open: the CLOCK_REALTIME ns at which the streams are let go."""
-
-
-def default_processes(streams: int, cores: int | None = None) -> int:
-    """Client processes for a number of streams: one per 256, on half of the cores at most."""
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores // 2))
 
 
 async def run_load(
@@ -110,9 +100,7 @@ class LoadClient:
         self._first = asyncio.ensure_future(self.start(1))  # while a server starts
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -153,7 +141,7 @@ class LoadClient:
         ends the point, unless its streams' next requests bring something at once: what is under way is `cancelled`.
         Afterwards the limit holds what was waited in vain.
         """
-        _check(spec)
+        check_spec(spec)
         machine, machines = spec.part
         streams = streams_to_open(spec)
         count = min((spec.processes or default_processes(-(-streams // machines))) * machines, max(1, streams))
@@ -213,12 +201,14 @@ class LoadClient:
         clock.look()
         if on_progress is not None:
             on_progress(total_progress([run.progress for run in runs]))
-        table = pa.concat_tables([run.table for run in runs]).sort_by("sent_ns")
-        texts = {key: text for run in runs for key, text in run.texts.items()}
-        health = _health([run.health for run in runs], clock.step_ms, table)
-        ended_ns = max((run.ended_ns for run in runs), default=started_ns)
+        ends = [run.end for run in runs]
+        table = pa.concat_tables([end.table for end in ends]).sort_by("sent_ns")
+        texts = {key: text for end in ends for key, text in end.texts.items()}
+        health = _health([end.health for end in ends], clock.step_ms, table)
+        ended_ns = max(end.ended_ns for end in ends)
         lost = next((run.lost for run in runs if run.lost is not None), None)
-        waited_s = max(0.0, min((ended_ns - run.waiting_since_ns) / NS_PER_S for run in runs)) if lost is None else 0.0
+        waiting_ns = max(end.waiting_since_ns or end.ended_ns for end in ends)
+        waited_s = max(0.0, (ended_ns - waiting_ns) / NS_PER_S) if lost is None else 0.0
         return LoadResult(table, started_ns, ended_ns, health, texts, lost, waited_s)
 
 
@@ -237,14 +227,9 @@ class _ProcessRun:
     def __init__(self, process: ClientProcess, task: Prepare, spec: LoadSpec) -> None:
         self.process = process
         self.task = task
-        self.table: pa.Table = REQUEST_SCHEMA.empty_table()
-        self.texts: dict[str, str] = {}
-        self.health: ProcessHealth | None = None
-        self.ended_ns = 0
+        self.end = Finished(REQUEST_SCHEMA.empty_table(), 0, None, 0)
         self.progress = LoadProgress(0, 0, 0, 0, 0)
         self.lost: str | None = None
-        self.waiting_since_ns = 0
-        """At the end: from when on the last requests got no whole answer; the end itself when they did."""
         self.going = False
         self._spec = spec
         self._silence_s = min(spec.timeout_s, _LONGEST_SILENCE_S) + _GRACE_S
@@ -292,17 +277,12 @@ class _ProcessRun:
             self._give_up(str(problem))
             on_news()
         else:
-            self.table = pa.ipc.open_stream(message.table).read_all()
-            self.texts = dict(message.texts)
-            self.health = message.health
-            self.ended_ns = message.ended_ns
-            self.waiting_since_ns = message.waiting_since_ns or message.ended_ns
-        failed = self.table.num_rows - self.table["error"].null_count
-        tokens = int(np.nansum(self.table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0))
-        ttft = self.table["ttft_ms"].drop_null().to_numpy()
-        rows = self.table.num_rows
+            self.end = message
+        table = self.end.table
+        rows, failed = table.num_rows, table.num_rows - table["error"].null_count
+        ttft = table["ttft_ms"].drop_null().to_numpy()
         self.progress = LoadProgress(
-            rows, rows, failed, 0, tokens, float(ttft.sum()), len(ttft), enough=self.has_enough
+            rows, rows, failed, 0, _tokens(table), float(ttft.sum()), len(ttft), enough=self.has_enough
         )
         self.going = False
 
@@ -311,8 +291,7 @@ class _ProcessRun:
         self.process.kill()
         self.has_enough = True
         self.lost = reason
-        self.table = self._lost(reason)
-        self.ended_ns = now_ns()
+        self.end = Finished(self._lost(reason), now_ns(), None, 0)
 
     def wind_down(self) -> None:
         if self.going and not self._winding_down:
@@ -333,40 +312,12 @@ class _ProcessRun:
     def _lost(self, reason: str) -> pa.Table:
         rows = []
         for entry in read_sent_log(Path(self.task.sent_log)):
-            session = self._spec.sessions[entry.session]
-            scheduled = entry.due_ns if self._spec.open_loop else None
-            process = self.task.share.process
-            turn = session.turns[entry.turn]
-            sending = Sending(session, turn, process, entry.stream, scheduled, entry.due_ns)
+            session, due_ns = self._spec.sessions[entry.session], entry.due_ns
+            scheduled_ns = due_ns if self._spec.open_loop else None
+            process, turn = self.task.share.process, session.turns[entry.turn]
+            sending = Sending(session, turn, process, entry.stream, scheduled_ns, due_ns)
             rows.append(lost_row(sending, entry.sent_ns, f"the client process was lost: {reason}"))
         return to_table(rows)
-
-
-def _check(spec: LoadSpec) -> None:
-    """Refuse what no process could do, before any is started. Raises UsageError."""
-    address = address_of(spec.target)
-    try:
-        request_head(address.host_header, address.path, spec.target.headers)
-    except (ValueError, UnicodeEncodeError) as problem:
-        raise UsageError(str(problem).split(":", maxsplit=1)[0]) from None
-    if isinstance(spec.shape, ClosedLoop) and spec.shape.concurrency < 1:
-        raise UsageError(f"concurrency must be 1 or more, not {spec.shape.concurrency}")
-    if spec.processes is not None and spec.processes < 1:
-        raise UsageError(f"--client-processes must be 1 or more, not {spec.processes}")
-    if spec.timeout_s <= 0:
-        raise UsageError(f"the time-out must be more than 0 s, not {spec.timeout_s:g}")
-    if hasattr(os, "sched_getaffinity"):
-        missing = sorted(set(spec.cpus) - os.sched_getaffinity(0))
-        if missing:
-            raise UsageError(f"--client-cpus names CPUs that are not usable here: {missing}")
-
-
-def streams_to_open(spec: LoadSpec) -> int:
-    """Connections to open before a point starts. Open loop: enough for two seconds of arrivals, 8 to 256."""
-    if isinstance(spec.shape, ClosedLoop):
-        return max(1, min(spec.shape.concurrency, len(spec.sessions)))
-    rate = spec.shape.rate or 32.0
-    return max(1, min(len(spec.sessions), max(8, min(256, round(2 * rate)))))
 
 
 def _look(runs: list[_ProcessRun], decided: Decided | None, alone: bool) -> None:
@@ -425,22 +376,20 @@ async def _tell(runs: list[_ProcessRun], on_progress: OnProgress) -> None:
 
 def total_progress(parts: Sequence[LoadProgress]) -> LoadProgress:
     """How far a load is that these parts make up."""
-    return LoadProgress(
-        sum(part.sent for part in parts),
-        sum(part.done for part in parts),
-        sum(part.failed for part in parts),
-        sum(part.in_flight for part in parts),
-        sum(part.output_tokens for part in parts),
-        sum(part.ttft_sum_ms for part in parts),
-        sum(part.ttft_count for part in parts),
-        enough=all(part.enough for part in parts),
-    )
+    counts = ("sent", "done", "failed", "in_flight", "output_tokens", "ttft_sum_ms", "ttft_count")
+    totals = {name: sum(getattr(part, name) for part in parts) for name in counts}
+    return LoadProgress(**totals, enough=all(part.enough for part in parts))
+
+
+def _tokens(table: pa.Table) -> int:
+    """Output tokens of all requests whose count is known."""
+    return pc.sum(table["output_tokens"]).as_py() or 0
 
 
 def _health(parts: list[ProcessHealth | None], own_step_ms: float, table: pa.Table) -> ClientHealth:
     known = [part for part in parts if part is not None]
     lags = np.concatenate([np.zeros(0), *(np.asarray(part.lag_ms) for part in known)])
-    tokens = np.nansum(table["output_tokens"].to_numpy(zero_copy_only=False) + 0.0)
+    tokens = _tokens(table)
     cpu_s = sum(part.cpu_s for part in known)
     return ClientHealth(
         processes=len(parts),

@@ -13,8 +13,11 @@ import pyarrow as pa
 
 from qwenbench.bounded_http import server_base
 from qwenbench.errors import UsageError
+from qwenbench.load.http1 import request_head
 from qwenbench.workload.sessions import SessionPlan
 
+STREAMS_PER_PROCESS = 256
+"""Above this many streams another process is used, where there are cores for it."""
 ENDPOINT_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
@@ -224,3 +227,37 @@ def _has_proxy(scheme: str, host: str) -> bool:
         return False
     local = host in ("localhost", "::1") or host.startswith("127.")
     return not local and not proxy_bypass(host) and os.environ.get("no_proxy") != "*"
+
+
+def check_spec(spec: LoadSpec) -> None:
+    """Refuses what no process could do, before any is started. Raises UsageError."""
+    address = address_of(spec.target)
+    try:
+        request_head(address.host_header, address.path, spec.target.headers)
+    except (ValueError, UnicodeEncodeError) as problem:
+        raise UsageError(str(problem).split(":", maxsplit=1)[0]) from None
+    if isinstance(spec.shape, ClosedLoop) and spec.shape.concurrency < 1:
+        raise UsageError(f"concurrency must be 1 or more, not {spec.shape.concurrency}")
+    if spec.processes is not None and spec.processes < 1:
+        raise UsageError(f"--client-processes must be 1 or more, not {spec.processes}")
+    if spec.timeout_s <= 0:
+        raise UsageError(f"the time-out must be more than 0 s, not {spec.timeout_s:g}")
+    if hasattr(os, "sched_getaffinity"):
+        missing = sorted(set(spec.cpus) - os.sched_getaffinity(0))
+        if missing:
+            raise UsageError(f"--client-cpus names CPUs that are not usable here: {missing}")
+
+
+def streams_to_open(spec: LoadSpec) -> int:
+    """Connections to open before a point starts. Open loop: enough for two seconds of arrivals, 8 to 256."""
+    if isinstance(spec.shape, ClosedLoop):
+        return max(1, min(spec.shape.concurrency, len(spec.sessions)))
+    rate = spec.shape.rate or 32.0
+    return max(1, min(len(spec.sessions), max(8, min(256, round(2 * rate)))))
+
+
+def default_processes(streams: int, cores: int | None = None) -> int:
+    """Client processes for a number of streams: one per 256, on half of the cores at most."""
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(-(-streams // STREAMS_PER_PROCESS), cores // 2))

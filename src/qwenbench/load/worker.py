@@ -1,4 +1,4 @@
-"""A client process: `python -m qwenbench.load.worker`, spoken to over stdin and stdout (load/messages.py).
+"""A client process: `python -m qwenbench.load.worker`, spoken to over stdin and stdout (load/client_process.py).
 
 It ends when stdin does, and by the kernel's hand where it is busy then: it cannot outlive who started it.
 """
@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import gc
 import importlib.util
-import io
 import os
 import platform
 import signal
@@ -20,8 +19,6 @@ import traceback
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from qwenbench.errors import UsageError
 from qwenbench.load.client_process import (
@@ -137,7 +134,7 @@ class Worker:
             finally:
                 ticking.cancel()
         texts = {one.row["request_id"]: one.answer for one in point.digests} if spec.save_text else {}
-        table = _ipc(to_table([one.row for one in point.digests]))
+        table = to_table([one.row for one in point.digests])
         return Finished(table, ended_ns, seen, point.waiting_since_ns, texts)
 
     async def _run(self, point: PointRunner, stamp_source: str, start_ns: int) -> ProcessHealth:
@@ -187,13 +184,6 @@ class Worker:
 def _end_point(point: PointRunner, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """The event loop's handler of exceptions in callbacks: whatever throws ends the point, not its progress."""
     point.fail(context.get("exception") or RuntimeError(str(context.get("message"))))
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
 
 
 async def _receive(reader: asyncio.StreamReader, inbox: asyncio.Queue[Message | None]) -> None:

@@ -21,9 +21,8 @@ from qwenbench.load.client_error import ClientError, compare, invalid_reason
 from qwenbench.load.client_process import SentEntry, SentLog, read_sent_log
 from qwenbench.load.clock import ClockWatch, TimedCalls, clock_gap_ns, now_ns
 from qwenbench.load.records import to_table
-from qwenbench.load.run import default_processes
 from qwenbench.load.source import SessionSource, encode, shares
-from qwenbench.load.spec import ClientHealth, Target, address_of
+from qwenbench.load.spec import ClientHealth, Target, address_of, default_processes
 from qwenbench.load.truth.timing import ServedRequest, Timing
 from qwenbench.load.worker import ask_for_short_slices
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
