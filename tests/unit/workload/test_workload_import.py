@@ -185,6 +185,15 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
         ("vllm-custom", {"prompt": "Hi", "output_tokens": 7}, {"output_tokens": 7}),
         ("ultrachat", {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]}, {"users": ["Hi"]}),
         ("ultrachat", {"messages": [{"role": "developer", "content": "Be kind"}, *CHAT]}, {"system": "Be kind"}),
+        ("sharegpt", {"id": "x", "items": SHAREGPT}, {"users": ["Hi", "More"]}),
+        ("lmsys", {"question_id": "1", "conversation_a": CHAT, "conversation_b": CHAT}, {"users": ["Hi"]}),
+        ("openai-batch", {"custom_id": "r", "params": {"system": "Be kind", "messages": CHAT}}, {"system": "Be kind"}),
+        ("bfcl", {"id": "1", "question": [CHAT[:1], CHAT[:1]], "function": [{}]}, {"users": ["Hi", "Hi"]}),
+        ("mt-bench", {"question_id": 81, "turns": ["Hi", "More"]}, {"users": ["Hi", "More"]}),
+        ("mt-bench", {"session_id": "s", "turns": [{"text": "Hi"}]}, {"users": ["Hi"]}),
+        ("openorca", {"system_prompt": "Be kind", "question": "Hi", "response": "Yo"}, {"system": "Be kind"}),
+        ("prompt", {"text": "Hi"}, {"users": ["Hi"]}),
+        ("prompt", {"prompt": CHAT[:1], "completion": CHAT[1:]}, {"users": ["Hi"]}),
     ],
 )
 def test_import_reads_data_as_people_have_it(
@@ -208,6 +217,8 @@ CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "functi
         ({"messages": CHAT[::-1]}, "'assistant' does not follow"),
         ({"messages": [{"role": "user", "content": 3}]}, "must be text"),
         ({"other": 1}, "is missing"),
+        ({"messages": [CHAT[0], {"from": "function_call", "value": "{}"}]}, "has tool calls"),
+        ({"custom_id": "r", "url": "/v1/embeddings", "body": {"input": "Hi"}}, "/v1/embeddings gives no text"),
     ],
 )
 def test_import_names_what_it_leaves_out(tmp_path: Path, row: dict[str, Any], reason: str) -> None:

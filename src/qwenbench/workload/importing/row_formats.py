@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class RowFormat:
     name: str
     title: str
     columns: tuple[str, ...]
-    """Columns that every row must have."""
+    """Columns that every row must have; `a|b`: one of them."""
     read: Callable[[DatasetRow], Content | None]
     """None: the row holds no text and is passed over."""
     hub_id: str | None = None
@@ -41,6 +42,10 @@ class RowFormat:
     hub_split: str = "train"
     licence: str | None = None
     """As the dataset's card says."""
+
+    def missing(self, row: DatasetRow) -> str | None:
+        """The first of its columns that a row has not got."""
+        return next((one for one in self.columns if not any(name in row.values for name in one.split("|"))), None)
 
 
 def _text(row: DatasetRow, column: str, *, optional: bool = False) -> str:
@@ -85,7 +90,34 @@ def _humaneval(row: DatasetRow) -> Content | None:
 
 
 def _plain(row: DatasetRow) -> Content | None:
-    return _single(_text(row, "prompt"), language=language_code(_text(row, "language", optional=True) or "en"))
+    column = next((name for name in (*_PLAIN.split("|"), "question") if name in row.values), "prompt")
+    if isinstance(row.values.get(column), Sequence) and not isinstance(row.values[column], str):
+        return _talk(row, row.values[column], column)
+    system = _text(row, "system_prompt", optional=True) or None
+    language = language_code(_text(row, "language", optional=True) or "en")
+    return _single(_text(row, column), language=language, system=system)
+
+
+_PLAIN = "prompt|query|text_input|text"
+
+
+def _function_calls(row: DatasetRow) -> Content | None:
+    turns = row.values.get("question")
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        return _plain(row)
+    # a list of turns, each a list of messages; nobody's answers are between them
+    told = [_message(one, row.where) for turn in turns for one in (turn if isinstance(turn, list) else [turn])]
+    system = "\n".join(text for role, text in told if role == "system") or None
+    asked = tuple(PromptTurn(user=text) for role, text in told if role == "user" and text)
+    return Content(turns=asked, system=system) if asked else None
+
+
+def _turns(row: DatasetRow) -> Content | None:
+    turns = row.values.get("turns")
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
+        raise UsageError(f"{row.where}: column 'turns' is no list.")
+    asked = [_text_of_parts([turn], f"{row.where}: turns.{place}").strip() for place, turn in enumerate(turns)]
+    return Content(turns=tuple(PromptTurn(user=text) for text in asked)) if asked and all(asked) else None
 
 
 def _vllm_custom(row: DatasetRow) -> Content | None:
@@ -98,12 +130,18 @@ def _vllm_custom(row: DatasetRow) -> Content | None:
 
 
 def _openai_batch(row: DatasetRow) -> Content | None:
-    body = row.values.get("body")
+    body = row.values.get("body", row.values.get("params"))
     if not isinstance(body, Mapping):
         raise UsageError(f"{row.where}: column 'body' is no object.")
+    path = row.values.get("url") or ""
+    if not re.search(r"/(?:completions|responses|messages)/?$|^$", str(path)):
+        raise UsageError(f"{row.where}: its url {str(path)[:60]} gives no text.")
+    system = body.get("instructions", body.get("system"))
     for column in ("messages", "input"):
         if isinstance(body.get(column), list):
-            return _talk(row, body[column], column)
+            content = _talk(row, body[column], column)
+            told = isinstance(system, str) and content is not None and content.system is None
+            return replace(content, system=system) if content and told else content
     prompt = body.get("prompt", body.get("input"))
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -117,11 +155,13 @@ def _messages(row: DatasetRow) -> Content | None:
 
 
 def _conversations(row: DatasetRow) -> Content | None:
-    return _talk(row, row.values.get("conversations"), "conversations")
+    column = "conversations" if "conversations" in row.values else "items"
+    return _talk(row, row.values.get(column), column)
 
 
 def _conversation(row: DatasetRow) -> Content | None:
-    content = _talk(row, row.values.get("conversation"), "conversation")
+    column = "conversation" if "conversation" in row.values else "conversation_a"
+    content = _talk(row, row.values.get(column), column)
     name = _text(row, "language", optional=True)
     return replace(content, language=language_code(name)) if content and name else content
 
@@ -160,7 +200,7 @@ def _message(message: Any, where: str) -> tuple[str, str]:
     if not isinstance(message, Mapping):
         raise UsageError(f"{where}: is no object with role and content.")
     role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-    if message.get("tool_calls") or message.get("function_call") or role in ("tool", "function", "observation"):
+    if message.get("tool_calls") or message.get("function_call") or role in _TOOL_ROLES:
         raise UsageError(f"{where}: has tool calls, which a prompt set cannot replay (a trace can: --trace).")
     if isinstance(content, Sequence) and not isinstance(content, str | bytes):
         content = _text_of_parts(content, where)
@@ -169,6 +209,7 @@ def _message(message: Any, where: str) -> tuple[str, str]:
     return _ROLES.get(role.lower(), role.lower()), content.strip()
 
 
+_TOOL_ROLES = ("tool", "function", "observation", "function_call", "tool_call", "function_response", "tool_response")
 _ROLES = {
     "human": "user",
     "gpt": "assistant",
@@ -208,22 +249,26 @@ FORMATS: Mapping[str, RowFormat] = {
     for one in (
         RowFormat("ultrachat", "UltraChat", ("messages",), _messages, "HuggingFaceH4/ultrachat_200k", "data",
                   "train_sft", "MIT"),
+        RowFormat("bfcl", "BFCL", ("question", "function|involved_classes"), _function_calls,
+                  "gorilla-llm/Berkeley-Function-Calling-Leaderboard", licence="Apache-2.0"),
         RowFormat("gsm8k", "GSM8K", ("question", "answer"), _gsm8k, "openai/gsm8k", "main", "train", "MIT"),
         RowFormat("code-alpaca", "CodeAlpaca", ("instruction",), _code_alpaca, "sahil2801/CodeAlpaca-20k", "", "",
                   "CC-BY-4.0"),
         RowFormat("aya", "Aya", ("inputs", "targets"), _aya, "CohereLabs/aya_dataset", "data", "train", "Apache-2.0"),
         RowFormat("humaneval", "HumanEval", ("task_id", "prompt"), _humaneval, "openai/openai_humaneval", "", "test",
                   "MIT"),
-        RowFormat("sharegpt", "ShareGPT", ("conversations",), _conversations,
+        RowFormat("sharegpt", "ShareGPT", ("conversations|items",), _conversations,
                   "anon8231489123/ShareGPT_Vicuna_unfiltered", "", "", "Apache-2.0"),
         RowFormat("wildchat", "WildChat", ("conversation", "toxic"), _conversation, "allenai/WildChat-1M", "data",
                   "train", "ODC-BY"),
-        RowFormat("lmsys", "LMSYS-Chat", ("conversation",), _conversation, "lmsys/lmsys-chat-1m", "data", "train",
-                  "LMSYS-Chat-1M Dataset License Agreement"),
-        RowFormat("openai-batch", "OpenAI batch", ("custom_id", "body"), _openai_batch),
+        RowFormat("lmsys", "LMSYS-Chat", ("conversation|conversation_a",), _conversation, "lmsys/lmsys-chat-1m",
+                  "data", "train", "LMSYS-Chat-1M Dataset License Agreement"),
+        RowFormat("openai-batch", "OpenAI batch", ("custom_id", "body|params"), _openai_batch),
         RowFormat("vllm-custom", "vLLM custom", ("prompt", "output_tokens"), _vllm_custom),
         RowFormat("qwenbench", "qwenbench prompt set", ("id", "turns"), _own),
-        RowFormat("prompt", "plain prompts", ("prompt",), _plain),
+        RowFormat("openorca", "OpenOrca", ("question", "response"), _plain, "Open-Orca/OpenOrca", licence="MIT"),
+        RowFormat("mt-bench", "MT-Bench", ("turns",), _turns),
+        RowFormat("prompt", "plain prompts", (_PLAIN,), _plain),
     )
 }  # fmt: skip
 """Format name -> format. The order is the one in which a row's columns are tried."""
@@ -239,7 +284,7 @@ def find_format(name: str) -> RowFormat:
 def detect_format(row: DatasetRow, before: RowFormat | None = None) -> RowFormat:
     """The first format whose columns the row has, else that of the rows before. Raises UsageError with the columns."""
     for one in FORMATS.values():
-        if all(column in row.values for column in one.columns):
+        if one.missing(row) is None:
             return one
     if before is not None:
         return before
@@ -249,10 +294,10 @@ def detect_format(row: DatasetRow, before: RowFormat | None = None) -> RowFormat
 
 def content_of(row: DatasetRow, form: RowFormat) -> Content | None:
     """What a row holds. Raises UsageError with file and row when a column is missing or of a wrong kind."""
-    missing = [column for column in form.columns if column not in row.values]
-    if missing:
+    if missing := form.missing(row):
         has = ", ".join(map(str, row.values)) or "(none)"
-        raise UsageError(f"{row.where}: column {missing[0]!r} is missing ({form.title} has it; this row has {has}).")
+        missing = missing.replace("|", " or ")
+        raise UsageError(f"{row.where}: column {missing!r} is missing ({form.title} has it; this row has {has}).")
     try:
         return form.read(row)
     except ValidationError as error:
