@@ -145,19 +145,6 @@ def _model_name(launch: Mapping[str, Any]) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    key: str
-    """As in limits and `recommend`: ttft_p50."""
-    label: str
-    title: str
-    """The label with its unit, for menus and axes."""
-    unit: str
-    better: str
-    """`higher`, `lower` or empty."""
-    definition: str
-
-
-@dataclass(frozen=True, slots=True)
 class ConfigView:
     """One server configuration, in the order of its first launch."""
 
@@ -222,7 +209,8 @@ class PageData:
     """True: levels are spread over a logarithmic axis."""
     workloads: tuple[str, ...]
     configs: tuple[ConfigView, ...]
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Mapping[str, str], ...]
+    """Of each its key as in limits, its label, `title` (the label with its unit, for menus and axes) and unit."""
     points: tuple[PointView, ...]
     timelines: tuple[TimelineView, ...]
     timelines_left_out: int
@@ -263,7 +251,7 @@ def page_data(run: Run, samples: bool = True) -> PageData:
         workloads=tuple(dict.fromkeys(point.workload for point in points)),
         configs=config_views(run),
         metrics=tuple(
-            Metric(key, label(key), titled(key), column.unit, column.better, column.definition)
+            {"key": key, "label": column.label, "title": titled(key), "unit": column.unit}
             for key, column in METRICS.items()
         ),
         points=points,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -234,63 +233,59 @@ def _timeline(run: Run, row: Row) -> TimelineView | None:
     starts = [table["t_ns"][0].as_py() for table in (metrics, nvml) if table is not None]
     if not starts:
         return None
-    server, vram = _server_series(metrics, min(starts)), _vram_series(metrics, nvml, min(starts))
-    return TimelineView(config, str(row["_workload"]), level_of(row), int(row["repeat"]), *server, *vram)
+    series = _server_series(metrics, min(starts)) | _vram_series(metrics, nvml, min(starts))
+    return TimelineView(config, str(row["_workload"]), level_of(row), int(row["repeat"]), **series)
 
 
-def _server_series(table: pa.Table | None, start: int) -> tuple[Series, Series, Series, Series, Series, Series]:
-    """Time, running, waiting, KV usage, preemptions and output tokens/s."""
+_GAUGES = ("running", "waiting", "kv_cache_usage")
+
+
+def _server_series(table: pa.Table | None, start: int) -> dict[str, Series]:
     if table is None:
-        return (), (), (), (), (), ()
-    t = (table["t_ns"].to_numpy() - start) / 1e9
-    groups = _groups(len(t))
-
-    def peaks(name: str, from_first: bool = False) -> Series:
-        values = column_values(table, name)
-        return _rounded(_reduce(values - values[0] if from_first else values, groups, np.max))
-
-    rate = _rounded(_reduce(_rate(t, column_values(table, "generation_tokens_total")), groups, np.mean), digits=1)
-    gauges = peaks("running"), peaks("waiting"), peaks("kv_cache_usage")
-    return _times(t, groups), *gauges, peaks("preemptions_total", from_first=True), rate
+        return dict.fromkeys(("t", *_GAUGES, "preemptions", "output_tokens_per_s"), ())
+    t, lost = (table["t_ns"].to_numpy() - start) / 1e9, column_values(table, "preemptions_total")
+    gauges = {name: column_values(table, name) for name in _GAUGES}
+    rate = _rate(t, column_values(table, "generation_tokens_total"))
+    return thinned({"t": t, **gauges, "preemptions": lost - lost[0], "output_tokens_per_s": rate})
 
 
-def _vram_series(metrics: pa.Table | None, nvml: pa.Table | None, start: int) -> tuple[Series, Series]:
-    """Time and GiB: NVML's, the largest card at each instant; the simulator's own figure where there is no NVML."""
+def _vram_series(metrics: pa.Table | None, nvml: pa.Table | None, start: int) -> dict[str, Series]:
+    """NVML's, the largest card at each instant; the simulator's own figure where there is no NVML."""
     if nvml is not None:
-        frame = nvml.select(["t_ns", "used_mib"]).to_pandas().groupby("t_ns")["used_mib"].max().dropna()
-        t, used = frame.index.to_numpy(), frame.to_numpy(dtype=float)
+        used = nvml.select(["t_ns", "used_mib"]).to_pandas().groupby("t_ns")["used_mib"].max()
     elif metrics is not None:
-        t, used = metrics["t_ns"].to_numpy(), column_values(metrics, "vram_used_mib")
-        t, used = t[~np.isnan(used)], used[~np.isnan(used)]
+        used = pd.Series(column_values(metrics, "vram_used_mib"), metrics["t_ns"].to_numpy())
     else:
-        return (), ()
-    groups = _groups(len(t))
-    return _times((t - start) / 1e9, groups), _rounded(_reduce(used / 1024, groups, np.max))
+        used = pd.Series(dtype=float)
+    used = used.dropna()
+    return thinned({"vram_t": (used.index.to_numpy() - start) / 1e9, "vram_gib": used.to_numpy() / 1024})
 
 
 def _rate(t: Floats, counter: Floats) -> Floats:
     """Per second between samples; unknown at the first, and where the counter fell (the server restarted)."""
-    rate = np.full(len(t), np.nan)
-    step, gained = np.diff(t), np.diff(counter)
-    usable = (step > 0) & (gained >= 0)
-    rate[1:][usable] = gained[usable] / step[usable]
+    step, gained = np.diff(t, prepend=np.nan), np.diff(counter, prepend=np.nan)
+    rate: Floats = np.full(len(t), np.nan)
+    np.divide(gained, step, out=rate, where=(step > 0) & (gained >= 0))
     return rate
 
 
-def _groups(length: int) -> list[slice]:
-    edges = np.linspace(0, length, min(length, MOST_SAMPLES) + 1).round().astype(int)
-    return [slice(low, high) for low, high in pairwise(edges) if high > low]
+_MEANS = {"t": 2, "vram_t": 2, "output_tokens_per_s": 1}
+"""Series of which each group keeps the mean -> decimal places."""
 
 
-def _reduce(values: Floats, groups: list[slice], how: Callable[[Floats], Any]) -> Floats:
-    """Peaks must not be thinned away, so gauges keep the largest of each group and rates their mean."""
-    kept = (values[group][~np.isnan(values[group])] for group in groups)
-    return np.array([how(part) if part.size else np.nan for part in kept], dtype=float)
-
-
-def _times(t: Floats, groups: list[slice]) -> Series:
-    return tuple(round(float(t[group].mean()), 2) for group in groups)
-
-
-def _rounded(values: Floats, digits: int = 3) -> Series:
-    return tuple(None if np.isnan(value) else round(float(value), digits) for value in values)
+def thinned(columns: Mapping[str, Floats]) -> dict[str, Series]:
+    """Columns of one length over at most MOST_SAMPLES groups of neighbours. Peaks must not be thinned away, so gauges
+    keep the largest of each group; times and rates their mean."""
+    length = len(next(iter(columns.values())))
+    if not length:
+        return dict.fromkeys(columns, ())
+    starts = np.linspace(0, length, min(length, MOST_SAMPLES) + 1).round().astype(int)[:-1]
+    found: dict[str, Series] = {}
+    for name, values in columns.items():
+        kept = np.fmax.reduceat(values, starts)
+        if name in _MEANS:
+            known = np.add.reduceat((~np.isnan(values)).astype(int), starts)
+            kept = np.add.reduceat(np.nan_to_num(values), starts) / np.where(known, known, np.nan)
+        digits = _MEANS.get(name, 3)
+        found[name] = tuple(None if np.isnan(value) else round(float(value), digits) for value in kept)
+    return found

@@ -22,10 +22,9 @@ from qwenbench.report.page_data import config_views, launch_flags, page_data, pr
 from qwenbench.report.points import (
     MOST_SAMPLES,
     MOST_TIMELINES,
-    _groups,
-    _reduce,
     point_views,
     read_summary,
+    thinned,
     timelines,
     workload_names,
 )
@@ -147,11 +146,15 @@ def test_a_time_line_holds_what_was_watched(planted: Planted) -> None:
 
 
 @given(arrays(np.float64, st.integers(1, 2000), elements=st.floats(0, 1e6)))
-def test_thinning_keeps_the_peak_and_every_sample_belongs_to_one_group(values: np.ndarray[Any, Any]) -> None:
-    groups = _groups(len(values))
-    assert len(groups) <= MOST_SAMPLES
-    assert [index for group in groups for index in range(group.start, group.stop)] == list(range(len(values)))
-    assert _reduce(values, groups, np.max).max() == values.max()
+def test_thinning_keeps_the_peak_and_every_sample_counts_once(values: np.ndarray[Any, Any]) -> None:
+    times = np.arange(len(values), dtype=float)
+    kept = thinned({"t": times, "running": values})
+    assert len(kept["t"]) == len(kept["running"]) <= MOST_SAMPLES
+    assert max(value or 0.0 for value in kept["running"]) == pytest.approx(values.max(), abs=1e-3)
+    # groups of neighbours, none of them empty and all of about one size: their means rise and stay within the samples
+    known = [value for value in kept["t"] if value is not None]
+    assert len(known) == len(kept["t"]) and known == sorted(set(known))
+    assert known[0] <= len(values) / len(known) and known[-1] >= times[-1] - len(values) / len(known)
 
 
 def test_each_step_of_capture_has_its_cost_and_its_gain_at_each_load(planted: Planted) -> None:
