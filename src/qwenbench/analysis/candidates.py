@@ -10,7 +10,7 @@ import pandas as pd
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import Estimate
-from qwenbench.analysis.levels import Curve, Level, Reading, Workload, mixed, rows_under
+from qwenbench.analysis.levels import Curve, Level, Reading, Workload, least_favourable, mixed, rows_under
 from qwenbench.analysis.limits import Limit, LimitState, estimate_verdict, pooled_test, show
 from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.run import Run
@@ -86,7 +86,7 @@ class Candidate:
         for level in self.levels:
             for name, value in level.facts.items():
                 found.setdefault(name, []).append(value)
-        return {n: min(v) if n.startswith(("kv_", "requests_")) else max(v) for n, v in found.items()}
+        return {name: least_favourable(name, values) for name, values in found.items()}
 
     @property
     def misses(self) -> tuple[LimitState, ...]:

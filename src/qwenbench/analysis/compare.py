@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -249,45 +250,32 @@ def _rows(pairs: Sequence[_Pair]) -> list[MetricChange]:
     rows: list[MetricChange] = []
     for pair, found in zip(pairs, changes, strict=True):
         stands, standing = standing[: len(found.p)], standing[len(found.p) :]
-        for place, (i, j) in enumerate(zip(pair.ours, pair.theirs, strict=True)):
+        figures = {
+            "before": pair.before.table.value[pair.ours],
+            "after": pair.after.table.value[pair.theirs],
+            **{name: getattr(found, name) for name in ("change", "low", "high", "p")},
+        }
+        for place, i in enumerate(pair.ours):
             point = pair.before.table.load_points[i]
+            config = str(point["config_id"])
+            where = {name: point[name] for name in ("scenario", "profile", "concurrency", "rate")}
             for column, key in enumerate(KEYS):
-                before, after, change, low, high, p = (
-                    None if np.isnan(value) else float(value)
-                    for value in (
-                        pair.before.table.value[i, column], pair.after.table.value[j, column],
-                        *(figures[place, column] for figures in (found.change, found.low, found.high, found.p)),
-                    )
-                )  # fmt: skip
-                if before is None and after is None:
-                    continue
-                known, stated = before is not None and after is not None, bool(stands[place, column])
-                rows.append(
-                    MetricChange(
-                        run=pair.after.run.run_id,
-                        config=str(point["config_id"]),
-                        scenario=str(point["scenario"]),
-                        profile=str(point["profile"]),
-                        concurrency=None if point["concurrency"] is None else int(point["concurrency"]),
-                        rate=point["rate"],
-                        key=key,
-                        before=before,
-                        after=after,
-                        change=change,
-                        low=low,
-                        high=high,
-                        verdict=_verdict(key, change, known, p is not None, stated),
-                    )
-                )
+                told = {name: values[place, column].item() for name, values in figures.items()}
+                known: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in told.items()}
+                judged, stated = known.pop("p") is not None, bool(stands[place, column])
+                if known["before"] is not None or known["after"] is not None:
+                    verdict = _verdict(key, known, judged, stated)
+                    rows.append(MetricChange(pair.after.run.run_id, config, **where, key=key, **known, verdict=verdict))
     return rows
 
 
-def _verdict(key: str, change: float | None, known: bool, judged: bool, stands: bool) -> str:
-    if not known:
+def _verdict(key: str, known: Mapping[str, float | None], judged: bool, stands: bool) -> str:
+    if known["before"] is None or known["after"] is None:
         return "missing"
     if not judged:
         return "indicative"
-    if not stands or change is None or change == 0:
+    change = known["change"]
+    if not stands or not change:
         return "no difference shown"
     return "better" if (change > 0) == (METRICS[key].better == "higher") else "worse"
 

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
 
+from qwenbench.analysis.columns import column_of
 from qwenbench.analysis.intervals import Estimate, combined
-from qwenbench.analysis.request_arrays import Floats
-from qwenbench.analysis.run import Point, records, valid_rows
+from qwenbench.analysis.run import Point, grouped, records, valid_rows
 from qwenbench.analysis.spread import NONE as NO_SPREAD
 from qwenbench.analysis.spread import Spread
-from qwenbench.analysis.statistics import RepeatTable, repeat_table
+from qwenbench.analysis.statistics import repeat_table
 
 FACTS = (
     "kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "requests_that_fit", "vram_ready_mib", "vram_peak_mib",
     "vram_over_budget_mib", "startup_s", "preemptions", "waiting_peak",
 )  # fmt: skip
-"""Columns without an interval that an answer shows."""
-_SMALLEST_COUNTS = frozenset({"kv_cache_gib", "kv_cache_blocks", "kv_cache_tokens", "requests_that_fit"})
+"""Columns without an interval that an answer shows, of several values the least favourable one."""
+
+
+def least_favourable(name: str, values: Iterable[float]) -> float:
+    """Of capacities the smallest, of uses the largest."""
+    return min(values) if column_of(name).better == "higher" else max(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +131,17 @@ def curves_of(
     valid = valid_rows(points)
     valid = valid[valid["concurrency"].notna()]
     table = repeat_table(valid)
-    facts, failed = _facts(valid, table), _gathered(valid, table, "requests_failed", np.add, 0.0)
-    members: dict[int, list[Point]] = {}
-    for number, row in zip(table.group.tolist(), records(valid), strict=True):
-        members.setdefault(number, []).append(Point.of(row))
+    members = grouped(zip(table.group.tolist(), records(valid), strict=True), lambda member: member[0])
     levels: dict[tuple[str, str, str], list[Level]] = {}
     for index, point in enumerate(table.load_points):
         name = (str(point["config_id"]), str(point["scenario"]), str(point["profile"]))
-        known = {fact: float(values[index]) for fact, values in facts.items() if not np.isnan(values[index])}
-        own = tuple(members[index])
+        own = tuple(Point.of(row) for _, row in members[index])
+        seen = {fact: [value for each in own if (value := each.number(fact)) is not None] for fact in FACTS}
+        facts = {fact: least_favourable(fact, values) for fact, values in seen.items() if values}
+        failed = int(sum(each.number("requests_failed") or 0 for each in own))
         launches = len({member.cell.launch for member in own})
         estimates = {key: spread.of_one_launch(found, launches) for key, found in table.estimates(index).items()}
-        level = Level(int(point["concurrency"]), estimates, known, int(failed[index]), own)
+        level = Level(int(point["concurrency"]), estimates, facts, failed, own)
         levels.setdefault(name, []).append(level)
     curves = {}
     for config in dict.fromkeys(points["config_id"].astype(str)):
@@ -147,21 +149,6 @@ def curves_of(
             found = levels.get((config, workload.scenario, workload.profile), [])
             curves[config, workload] = Curve(workload, tuple(sorted(found, key=lambda level: level.concurrency)))
     return curves
-
-
-def _facts(rows: pd.DataFrame, table: RepeatTable) -> dict[str, Floats]:
-    """FACTS by load point: of the repeats the least favourable value, NaN where none is known."""
-    return {
-        name: _gathered(rows, table, name, np.fmin if name in _SMALLEST_COUNTS else np.fmax, np.nan) for name in FACTS
-    }
-
-
-def _gathered(rows: pd.DataFrame, table: RepeatTable, name: str, pick: np.ufunc, start: float) -> Floats:
-    """A column by load point: its values over the repeats joined by `pick`, from `start` on."""
-    found = np.full(len(table.load_points), start)
-    values = rows[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    pick.at(found, table.group, np.nan_to_num(values) if pick is np.add else values)
-    return found
 
 
 def mixed(readings: Sequence[Reading]) -> dict[str, Estimate]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,7 +35,8 @@ PER_SCENARIO = ("requests_that_fit",)
 PER_LOAD = ("output_tokens_per_s", "itl_ms_p50")
 
 
-class Config(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Config:
     """A configuration of a chain of capture sizes."""
 
     config_id: str
@@ -44,7 +45,8 @@ class Config(NamedTuple):
     """Follows the capture size where the sweep matched the two, as the seed advises."""
 
 
-class Load(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Load:
     """What a figure depends on; None: not on that."""
 
     scenario: str | None = None
@@ -52,6 +54,9 @@ class Load(NamedTuple):
     load_shape: str | None = None
     concurrency: float | None = None
     rate: float | None = None
+
+
+_LOAD = tuple(field.name for field in fields(Load))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,7 @@ def price_of_capture(points: pd.DataFrame, ledgers: Mapping[str, Mapping[str, An
     there is none.
     """
     rows = valid_rows(points)
-    needed = ("config_id", "launch", "repeat", *Load._fields, *PER_LAUNCH, *PER_SCENARIO, *PER_LOAD)
+    needed = ("config_id", "launch", "repeat", *_LOAD, *PER_LAUNCH, *PER_SCENARIO, *PER_LOAD)
     own = grouped(records(rows, [name for name in needed if name in rows]), lambda row: str(row["config_id"]))
     figures = {config: _figures(found, ledgers.get(config, {})) for config, found in own.items()}
     return [price for smaller, larger in _steps(rows) for price in _prices(smaller, larger, figures)]
@@ -109,7 +114,7 @@ def _figures(rows: Iterable[Mapping[str, Any]], ledger: Mapping[str, Any]) -> di
     """Metric and load -> its values: one a launch (its points repeat its figures), or one a repeat of the load."""
     found: dict[tuple[str, Load], dict[Any, list[float]]] = {}
     for row in rows:
-        launch, whole = row["launch"], Load(*(row[name] for name in Load._fields))
+        launch, whole = row["launch"], Load(*(row[name] for name in _LOAD))
         kinds = (PER_LAUNCH, Load(), launch), (PER_SCENARIO, Load(whole.scenario), launch)
         for metrics, load, sample in (*kinds, (PER_LOAD, whole, (launch, row["repeat"]))):
             for metric in metrics:

@@ -88,7 +88,6 @@ class PlainLines:
 
 @dataclass(slots=True)
 class _Running:
-    began: float
     load_began: float | None = None
     live: Live | None = None
 
@@ -130,11 +129,11 @@ class LiveView:
         self._refresh()
 
     def cell_started(self, cell: Cell, number: int) -> None:
-        self._running[cell] = _Running(self._clock())
+        self._running[cell] = _Running()
         self._refresh()
 
     def live(self, cell: Cell, live: Live) -> None:
-        running = self._running.setdefault(cell, _Running(self._clock()))
+        running = self._running.setdefault(cell, _Running())
         if live.phase == "load" and running.load_began is None:
             running.load_began = self._clock()
         running.live = live

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from typing import Any
 
@@ -169,29 +169,16 @@ class ConfigView:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    workload: str | None
-    """None for figures of a launch, which do not depend on the load."""
-    level: float | None
-    before: float | None
-    after: float | None
-    change: float | None
-    low: float | None
-    high: float | None
-    basis: str
-    """`repeats`, `rounding` (of the printed figure) or `indicative`."""
-
-
-@dataclass(frozen=True, slots=True)
 class PriceView:
     """What one step of the captured size costs and buys, all else being equal."""
 
     before: str
     after: str
     label: str
-    costs: Mapping[str, Change]
-    gains: tuple[Change, ...]
-    """Output tokens/s at each load."""
+    costs: Mapping[str, Price]
+    """Of figures of a launch, which do not depend on the load."""
+    gains: tuple[Mapping[str, Any], ...]
+    """Output tokens/s at each load: its `workload`, its `level`, and the change of a Price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,15 +331,14 @@ def price_views(run: Run) -> tuple[PriceView, ...]:
 
 
 def _view(before: str, after: str, prices: list[Price], names: Mapping[tuple[str, str], str]) -> PriceView:
-    costs = {price.metric: _change(price, None) for price in prices if price.load.scenario is None}
-    gains = [
-        _change(price, names.get((str(price.load.scenario), str(price.load.profile))))
+    costs = {price.metric: price for price in prices if price.load.scenario is None}
+    gains = tuple(
+        {
+            "workload": names.get((str(price.load.scenario), str(price.load.profile))),
+            "level": level_of(asdict(price.load)),
+            **{name: getattr(price, name) for name in ("before", "after", "change", "low", "high", "basis")},
+        }
         for price in prices
         if price.metric == "output_tokens_per_s"
-    ]
-    return PriceView(before, after, f"{before} → {after}", costs, tuple(gains))
-
-
-def _change(price: Price, workload: str | None) -> Change:
-    level = None if workload is None else level_of(price.load._asdict())
-    return Change(workload, level, price.before, price.after, price.change, price.low, price.high, price.basis)
+    )
+    return PriceView(before, after, f"{before} → {after}", costs, gains)

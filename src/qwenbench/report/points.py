@@ -48,10 +48,6 @@ class PointView:
     bound_all: str | None
     requests_that_fit: float | None
     kv_cache_gib: float | None
-    running_peak: float | None
-    waiting_peak: float | None
-    preemptions: float | None
-    requests_ok: int
     requests_failed: int
     metrics: Mapping[str, Estimate]
 
@@ -110,10 +106,6 @@ def point_views(points: pd.DataFrame, summary: Summary | None = None) -> tuple[P
 def _view(rows: list[Row], summary: Row | None) -> PointView:
     first, usable = rows[0], [row for row in rows if row["valid"]]
     used = usable or rows  # invalid points are shown too, hollow, so theirs are taken as they are
-
-    def peak(name: str) -> float | None:
-        return max(_numbers(used, name), default=None)
-
     return PointView(
         config=str(first["config_id"]),
         workload=str(first["_workload"]),
@@ -127,10 +119,6 @@ def _view(rows: list[Row], summary: Row | None) -> PointView:
         bound_all=_joined(used, "bound_all"),
         requests_that_fit=next(iter(_numbers(used, "requests_that_fit")), None),
         kv_cache_gib=next(iter(_numbers(used, "kv_cache_gib")), None),
-        running_peak=peak("running_peak"),
-        waiting_peak=peak("waiting_peak"),
-        preemptions=peak("preemptions"),
-        requests_ok=int(sum(_numbers(rows, "requests_ok"))),
         requests_failed=int(sum(_numbers(rows, "requests_failed"))),
         metrics=_summarised(summary) if usable and summary is not None else _over_repeats(used),
     )

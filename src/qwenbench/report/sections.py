@@ -8,7 +8,7 @@ from typing import Any
 from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.columns import POINT_COLUMNS, label
 from qwenbench.analysis.machines import places_of
-from qwenbench.analysis.price import profile_costs
+from qwenbench.analysis.price import Price, profile_costs
 from qwenbench.analysis.run import Run, records
 from qwenbench.report.comparison import places_table
 from qwenbench.report.document import (
@@ -27,7 +27,7 @@ from qwenbench.report.document import (
     number,
     term,
 )
-from qwenbench.report.page_data import Change, ConfigView, PageData
+from qwenbench.report.page_data import ConfigView, PageData
 from qwenbench.report.points import PointView
 from qwenbench.runfolder.cells import load_label
 
@@ -230,8 +230,8 @@ def prices(data: PageData) -> Iterator[Block]:
     yield Table(("Step", *map(term, shown)), rows, caption="Change from one capture size to the next")
 
 
-def _step(key: str, change: Change | None) -> Inline:
-    if change is None or change.change is None:
+def _step(key: str, change: Price | None) -> Inline:
+    if change is None:
         return None
     return number(key, change.change, change.low, change.high, bare=True, signed=True)
 

@@ -162,9 +162,9 @@ def test_each_step_of_capture_has_its_cost_and_its_gain_at_each_load(planted: Pl
     first, second = price_views(run)
     assert (first.before, first.after, second.after) == ("cap16-seq16", "cap32-seq32", "cap64-seq64")
     assert first.costs["kv_cache_gib"].change == pytest.approx(-0.02, abs=1e-9)
-    gain = next(g for g in second.gains if g.workload == "math" and g.level == 64)
+    gain = next(g for g in second.gains if g["workload"] == "math" and g["level"] == 64)
     means = (
         run.points.query("scenario == 'math' and concurrency == 64").groupby("capture")["output_tokens_per_s"].mean()
     )
-    assert gain.change == pytest.approx(means[64] - means[32])
-    assert gain.low is not None and gain.low <= means[64] - means[32]
+    assert gain["change"] == pytest.approx(means[64] - means[32])
+    assert gain["low"] is not None and gain["low"] <= means[64] - means[32]
