@@ -38,6 +38,8 @@ class StreamFacts:
     """The last one, but for one that counts nothing after one that counted."""
     most_tokens: int = 0
     """The largest completion_tokens of any usage."""
+    several: bool = False
+    """A choice other than the first was seen: the chunks are of several answers (n > 1)."""
     passed_over: int = 0
     """Events that were no chunk: keep-alives, remarks, metadata."""
     finish_reason: str | None = None
@@ -74,6 +76,7 @@ def take_chunk(facts: StreamFacts, event: dict[str, Any], end: int) -> str | Non
     for choice in choices:
         if not isinstance(choice, dict):
             raise BrokenStreamError("a choice is no JSON object")
+        facts.several |= choice.get("index") not in (None, 0)
         key, carried, is_answer = _take_choice(facts, choice, end)
         token |= carried
         answered |= is_answer

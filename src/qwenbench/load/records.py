@@ -139,7 +139,7 @@ def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ())
     row["answer_chars"] = sum(map(len, facts.answer)) + facts.tool_chars
     row["finish_reason"] = facts.finish_reason
     _fill_usage(row, facts.usage)
-    row["disagreement"] = _settle(row, facts)
+    row["disagreement"] = _settle(row, facts, sending.turn.payload)
     row["tokens_from"] = None if row["output_tokens"] is None else "usage"
     return Digest(row, _joined(facts.answer), _joined(facts.reasoning))
 
@@ -212,34 +212,64 @@ def _fill_usage(row: RequestRow, usage: dict[str, Any] | None) -> None:
         row["reasoning_tokens"] = token_count(usage, "reasoning_tokens")
 
 
-def _settle(row: RequestRow, facts: StreamFacts) -> str | None:
+def _settle(row: RequestRow, facts: StreamFacts, payload: Mapping[str, Any]) -> str | None:
     """Which two of text, chunks, usage and times cannot be true together; what they would make wrong becomes unknown.
 
     The rule: each chunk with text brought at least one token; a token is at most MAX_TOKEN_CHARS characters; tokens
-    that came one after another did not come at one instant; a count of tokens does not fall; nothing comes before it
-    was asked for.
+    that came one after another did not come at one instant; a count of tokens does not fall, is not above the request's
+    limit, and adds up to its total; one answer's tokens come one after another, and thoughts that are not shown before
+    them; nothing comes before it was asked for.
     """
-    tokens, chunks = row["output_tokens"], row["chunks"]
-    if row["decode_ms"] == 0.0 and (chunks > 1 or (tokens or 0) > 1):
-        # all came in one read, as from a gateway that holds answers back: nothing is known of the time between
+    chunks, thoughts = row["chunks"], row["reasoning_tokens"] or 0
+    counts_differ = _add_up(row, facts)
+    tokens = row["output_tokens"]
+    shown = None if tokens is None else tokens - thoughts
+    hidden = thoughts > 0 and not row["reasoning_chars"] and chunks <= (shown or 0)
+    if hidden or (row["decode_ms"] == 0.0 and (chunks > 1 or (tokens or 0) > 1)):
+        # all came in one read, as from a gateway that holds answers back, or thoughts came before the first chunk:
+        # nothing is known of the time between
         row["decode_ms"] = None
     problem = None
     if row["ttft_ms"] is not None and row["ttft_ms"] < 0:
         problem = f"times: the first token came {-row['ttft_ms']:.1f} ms before the request was sent"
         row.update(ttft_ms=None, ttfo_ms=None, e2e_ms=None)
+    if facts.several:
+        problem = "chunks and times: the chunks are of several answers (n), so nothing is known of one's"
+        row.update(decode_ms=None, itl_ms=np.zeros(0, np.float32))
     if tokens is None or not chunks:
         return problem
     characters = row["reasoning_chars"] + row["answer_chars"]
+    limit = payload.get("max_tokens") or payload.get("max_completion_tokens")
     if facts.most_tokens > tokens:
         problem = f"usage and usage: it fell from {facts.most_tokens} to {tokens} tokens"
     elif tokens < chunks:
         problem = f"usage and chunks: usage says {tokens} tokens, but {chunks} chunks carried text"
     elif characters > MAX_TOKEN_CHARS * tokens:
         problem = f"usage and text: usage says {tokens} tokens, but the text has {characters} characters"
+    elif counts_differ is not None:
+        problem = counts_differ
+    elif isinstance(limit, int) and not facts.several and tokens - thoughts > limit >= chunks:
+        problem = f"usage and limit: usage says {tokens} tokens, but {limit} were asked for at most"
     else:
         return problem
     row["output_tokens"] = row["reasoning_tokens"] = None
     return problem
+
+
+def _add_up(row: RequestRow, facts: StreamFacts) -> str | None:
+    """Counts thoughts that a total shows to be beside the answer's tokens (xAI, Gemini) as tokens of the output; what
+    in a usage does not add up."""
+    read, tokens, thoughts = row["input_tokens"], row["output_tokens"], row["reasoning_tokens"] or 0
+    total = token_count(facts.usage, "total_tokens")
+    if tokens is None:
+        return None
+    if total and read and total != read + tokens:
+        if not thoughts or total != read + tokens + thoughts:
+            return f"usage and usage: {read} and {tokens} tokens make no total of {total}"
+        row["output_tokens"] = tokens + thoughts
+    elif thoughts > tokens:
+        return f"usage and usage: {thoughts} tokens of reasoning are more than {tokens} in all"
+    return None
 
 
 def _outcome(exchange: RawExchange, body: Body, facts: StreamFacts) -> tuple[str | None, str | None]:

@@ -22,7 +22,7 @@ import orjson
 
 from qwenbench.load.chunks import REASONING_KEYS, BrokenStreamError, StreamFacts, take_chunk, take_error
 from qwenbench.load.exchange import Body
-from qwenbench.server_words import error_message
+from qwenbench.server_words import error_message, words_of
 
 MAX_EVENT_BYTES = 4 * 1024 * 1024
 """An event longer than this is no token stream any more: `malformed`."""
@@ -34,6 +34,9 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _FIELD = re.compile(rb"^(?:data|event|id|retry|error)?:", re.MULTILINE)
 _STRING_REST = re.compile(rb'(?:[^"\\]|\\.)*')
 _ERROR_WORDS = re.compile(rb"\b(?:error|exception|failed)\b", re.IGNORECASE)
+_PAGE = re.compile(rb"\s*<(?:!doctype|html)", re.IGNORECASE)
+"""A page of a gateway: its words are no answer's."""
+_NO_STREAM = "the body is neither a stream of events nor valid JSON"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _LONGEST_REMARK = 400
 """Bytes of event data that is no JSON and still may be a keep-alive rather than a broken chunk."""
@@ -62,7 +65,7 @@ def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
             raise BrokenStreamError(f"the stream has more than {MAX_LINES:,} lines")
         _read_events(facts, data, start, complete)
         if not facts.token_ends and data.strip() and not _FIELD.search(data):
-            raise BrokenStreamError("the body is neither a stream of events nor valid JSON")
+            raise BrokenStreamError(_NO_STREAM + (f": {words_of(data, 200)}" if _PAGE.match(data) else ""))
     except BrokenStreamError as problem:
         facts.error, facts.detail = "malformed", str(problem)
     return facts
@@ -302,7 +305,7 @@ def _read_plain_json(data: bytes, facts: StreamFacts) -> None:
     try:
         document = orjson.loads(data)
     except orjson.JSONDecodeError:
-        facts.error, facts.detail = "malformed", "the body is neither a stream of events nor valid JSON"
+        facts.error, facts.detail = "malformed", _NO_STREAM
         return
     if not isinstance(document, dict) or not take_error(facts, document):
         facts.error = "malformed"

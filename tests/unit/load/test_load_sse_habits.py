@@ -245,6 +245,48 @@ def test_more_text_than_so_many_tokens_can_hold() -> None:
     assert row["disagreement"].startswith("usage and text")
 
 
+def thoughts(number: int) -> dict[str, Any]:
+    return {"completion_tokens_details": {"reasoning_tokens": number}}
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (usage(2, total_tokens=16), "usage and usage: 13 and 2 tokens make no total of 16"),
+        (usage(2, **thoughts(3)), "usage and usage: 3 tokens of reasoning are more than 2 in all"),
+        (usage(9), "usage and limit: usage says 9 tokens, but 4 were asked for at most"),
+    ],
+)
+def test_counts_that_do_not_add_up_are_not_believed(last: bytes, told: str) -> None:
+    row = decoded(events([(5, A), (8, B), (9, last), (9, DONE)]), messages=[], max_tokens=4).row
+    assert (row["output_tokens"], row["disagreement"], row["ttft_ms"], row["decode_ms"]) == (None, told, 5, 3)
+
+
+def test_thoughts_that_a_total_shows_to_be_beside_the_answer_are_output() -> None:
+    row = row_of((5, A), (8, B), (9, usage(2, total_tokens=115, **thoughts(100))), (9, DONE))
+    assert (row["output_tokens"], row["disagreement"]) == (102, None)
+    assert row["decode_ms"] is None, "the thoughts came before the first chunk"
+
+
+def test_thoughts_that_are_shown_have_their_times() -> None:
+    row = row_of((5, delta(reasoning="a")), (8, B), (9, usage(2, **thoughts(1))), (9, DONE))
+    assert (row["output_tokens"], row["decode_ms"], row["disagreement"]) == (2, 3, None)
+    row = row_of((5, A), (8, B), (9, usage(2, **thoughts(1))), (9, DONE))
+    assert row["decode_ms"] == 3, "nobody parsed them, but the chunks hold them"
+
+
+def test_several_answers_at_once_have_no_time_between_tokens() -> None:
+    other = B.replace(b'"index":0', b'"index":1')
+    row = row_of((5, A), (6, other), (8, A), (9, other), (9, usage(4)), (9, DONE))
+    assert (row["ttft_ms"], row["decode_ms"], row["output_tokens"], len(row["itl_ms"])) == (5, None, 4, 0)
+    assert "several answers" in row["disagreement"]
+
+
+def test_a_gateways_page_is_told_in_its_words() -> None:
+    row = row_of((5, b"<html><body><h1>Bad gateway</h1></body></html>"))
+    assert (row["error"], row["error_detail"].partition(": ")[2]) == ("malformed", "Bad gateway")
+
+
 def test_no_usage_leaves_tokens_unknown_and_keeps_the_times() -> None:
     row = row_of((5, A), (8, B), (9, DONE))
     assert (row["error"], row["output_tokens"], row["ttft_ms"], row["e2e_ms"]) == (None, None, 5, 8)
