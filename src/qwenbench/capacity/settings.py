@@ -5,9 +5,10 @@ The same value comes from `plan`'s options, a sweep's configuration and a probe'
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qwenbench.capacity.kv import Drafter, parse_drafter, release_minor
@@ -128,42 +129,39 @@ def settings_of_flags(flags: Mapping[str, str | None], env: Mapping[str, str] | 
 
 
 def settings_of_log(log: StartupLog) -> Settings:
-    """The settings of a server that was seen, as its log repeats them and as its engine says them."""
-    asked = log.requested
-    drafter = parse_drafter(asked.get("speculative_config"))
+    """The settings of a server that was seen: as its log repeats them, and over that as its engine says them."""
+    asked = settings_of_flags(dict(_as_flags(log.requested)))
+    drafter = asked.drafter
     if drafter is None and log.speculative_tokens:
         drafter = parse_drafter({"method": log.speculative_method, "num_speculative_tokens": log.speculative_tokens})
-    limits = asked.get("limit_mm_per_prompt")
-    text_only = asked.get("language_model_only") is True or log.vision_profiled is False
-    if isinstance(limits, Mapping):
-        text_only = text_only or _text_only(limits)
-    capture = log.capture_effective if log.capture_effective is not None else asked.get("max_cudagraph_capture_size")
-    if log.eager or asked.get("enforce_eager"):
-        capture = 0
-    size = asked.get("kv_cache_memory_bytes")
-    caching = log.enable_prefix_caching
-    if caching is None and isinstance(asked.get("enable_prefix_caching"), bool):
-        caching = asked["enable_prefix_caching"]
-    return Settings(
-        utilization=asked.get("gpu_memory_utilization"),
-        capture=capture,
-        max_num_seqs=asked.get("max_num_seqs"),
+    capture = asked.capture if log.capture_effective is None else log.capture_effective
+    caching = asked.prefix_caching if log.enable_prefix_caching is None else log.enable_prefix_caching
+    return replace(
+        asked,
+        capture=0 if log.eager or asked.capture == 0 else capture,
         batched_tokens=log.max_num_batched_tokens,
         max_model_len=log.max_model_len_effective,
-        kv_dtype=log.kv_cache_dtype or asked.get("kv_cache_dtype") or "auto",
+        auto_model_len=False,
+        kv_dtype=log.kv_cache_dtype or asked.kv_dtype,
         dtype=_dtype(log.dtype),
-        state_dtype=_dtype(asked.get("mamba_ssm_cache_dtype")),
-        block_size=asked.get("block_size"),
         prefix_caching=caching,
         mamba_cache_mode=log.mamba_cache_mode or ("none" if caching is False else None),
         drafter=drafter,
-        text_only=text_only,
-        tensor_parallel=log.tensor_parallel or asked.get("tensor_parallel_size") or 1,
-        pipeline_parallel=log.pipeline_parallel or asked.get("pipeline_parallel_size") or 1,
-        kv_cache_bytes=size if isinstance(size, int) else None,
-        blocks_override=asked.get("num_gpu_blocks_override"),
+        text_only=asked.text_only or log.vision_profiled is False,
+        tensor_parallel=log.tensor_parallel or asked.tensor_parallel,
+        pipeline_parallel=log.pipeline_parallel or asked.pipeline_parallel,
         estimate_graphs=log.graphs_estimate_applied is not False,
     )
+
+
+def _as_flags(requested: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
+    """Arguments as a log repeats them (`max_num_seqs: 64`), as they stand on a command line."""
+    for name, value in requested.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield (flag if value else f"no-{flag}"), None
+        elif value is not None:
+            yield flag, str(value) if isinstance(value, str | int | float) else json.dumps(value, default=str)
 
 
 def parse_bytes(text: str) -> int | None:
