@@ -13,7 +13,7 @@ import pytest
 from sweep_runs import QUICK, Ended, free_port, points, qwenbench, record
 
 from qwenbench.engine.config import Gpu
-from qwenbench.sweep.card_lock import card_locks
+from qwenbench.sweep.slots import card_locks
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 import fake_cards

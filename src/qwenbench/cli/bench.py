@@ -89,8 +89,8 @@ async def _attached_server(
 
     from qwenbench.bounded_http import Questions, server_base
     from qwenbench.engine.config import ServerConfig
+    from qwenbench.sweep.context import resolve_headers
     from qwenbench.sweep.probing import check_answers_for, model_facts, server_version, wait_for_server
-    from qwenbench.sweep.sweep import resolve_headers
 
     base = server_base(url)
     named = options.served_model_name or model

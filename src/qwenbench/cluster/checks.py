@@ -16,10 +16,10 @@ from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import image_digest
 from qwenbench.errors import UsageError
+from qwenbench.sweep.context import resolve_headers
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.preflight import folder_is_missing
 from qwenbench.sweep.record import find_site
-from qwenbench.sweep.sweep import resolve_headers
 
 _NICE = (
     "Ray puts servers and load behind other processes (niceness 15), and raising them takes root: start its nodes with "

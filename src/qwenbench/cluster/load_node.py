@@ -14,8 +14,8 @@ from qwenbench.load.client_error import ClientError, measure_client_error
 from qwenbench.load.clock import now_ns
 from qwenbench.load.run import LoadClient
 from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target, address_of
+from qwenbench.sweep.context import resolve_headers
 from qwenbench.sweep.options import SweepOptions
-from qwenbench.sweep.sweep import resolve_headers
 
 _NEWS_S = 1.0
 _CONNECTS = 5

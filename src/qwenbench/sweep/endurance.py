@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -15,11 +14,9 @@ from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.server import Server
 from qwenbench.load.clients import Client
 from qwenbench.runfolder.files import write_json
+from qwenbench.sweep.context import SweepContext
 from qwenbench.sweep.load_point import Watch, state_after_load
 from qwenbench.sweep.ready_server import ReadyServer
-
-if TYPE_CHECKING:
-    from qwenbench.sweep.sweep import Sweep
 
 COST_LENGTHS = (64, 128, 256, 512, 1024, 2048)
 COST_REQUESTS = 4
@@ -49,7 +46,7 @@ class Rung:
 
 
 class Endurance:
-    def __init__(self, sweep: Sweep, server: Server, ready: ReadyServer, client: Client) -> None:
+    def __init__(self, sweep: SweepContext, server: Server, ready: ReadyServer, client: Client) -> None:
         self._sweep = sweep
         self._server = server
         self._ready = ready

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -28,20 +28,18 @@ from qwenbench.observe.metrics import scrape
 from qwenbench.observe.nvml import VramPhases, wait_drained
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.files import write_json
+from qwenbench.sweep.context import SweepContext
 from qwenbench.sweep.endurance import Endurance
 from qwenbench.sweep.hardware import budgeted, largest, versions_here
-from qwenbench.sweep.load_point import CellResult, PointMeter
+from qwenbench.sweep.load_point import PointMeter
 from qwenbench.sweep.model_files import served_layout
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import says_simulated, server_version
-from qwenbench.sweep.ready_server import ReadyServer, loads_of, must_answer, request_tokens
-from qwenbench.sweep.record import keep_earlier_log
+from qwenbench.sweep.ready_server import ReadyServer, TextChecks, loads_of, must_answer, request_tokens
+from qwenbench.sweep.record import CellResult, keep_earlier_log
 from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
-from qwenbench.sweep.text_checks import TextChecks, check_texts
-
-if TYPE_CHECKING:
-    from qwenbench.sweep.sweep import Sweep
+from qwenbench.sweep.text_checks import check_texts
 
 _HANGING_GRACE_S = 2.0
 """A server that hangs has so long to end in order."""
@@ -83,7 +81,7 @@ class Course(Protocol):
 class ListedCells:
     """A sweep's course: the launch's cells as they are listed, then what --until-ci adds to them."""
 
-    def __init__(self, sweep: Sweep, launch: Launch) -> None:
+    def __init__(self, sweep: SweepContext, launch: Launch) -> None:
         self._sweep = sweep
         self._launch = launch
         self._pending = list(launch.cells)
@@ -117,7 +115,9 @@ class LaunchOutcome:
 class LaunchRun:
     """Makes one launch and measures its cells. One object per launch; `run` is called once."""
 
-    def __init__(self, sweep: Sweep, launch: Launch, slot: Slot, client: Client, course: Course | None = None) -> None:
+    def __init__(
+        self, sweep: SweepContext, launch: Launch, slot: Slot, client: Client, course: Course | None = None
+    ) -> None:
         """`course`: the launch's cells when left out. Raises UsageError when --card's budget cannot be kept there."""
         self._sweep = sweep
         self._course = course or ListedCells(sweep, launch)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,7 +20,7 @@ from qwenbench.capacity.settings import default_batched_tokens
 from qwenbench.engine.failures import Failure, no_answer
 from qwenbench.engine.flags import flags_of
 from qwenbench.engine.log_lines import LogReader
-from qwenbench.engine.speed_settings import GraphSteps, graph_steps
+from qwenbench.engine.speed_settings import graph_steps
 from qwenbench.load.client_error import CPU_SATURATED, ClientError, client_verdict
 from qwenbench.load.clients import Client
 from qwenbench.load.run import LoadClient
@@ -29,17 +28,15 @@ from qwenbench.load.spec import LoadProgress, LoadResult, LoadSpec, Target
 from qwenbench.observe.metrics import METRICS_SCHEMA, MetricsScraper
 from qwenbench.observe.nvml import NVML_SCHEMA, NvmlSampler
 from qwenbench.runfolder.cells import Cell
+from qwenbench.sweep.context import SweepContext
 from qwenbench.sweep.probing import gives_a_token
 from qwenbench.sweep.progress import Live
 from qwenbench.sweep.ready_server import ReadyServer
+from qwenbench.sweep.record import CellResult, Samples
 from qwenbench.sweep.requests import Until, load_shape_name, seed_of
 from qwenbench.workload.planning import PlannedSessions
 from qwenbench.workload.profiles import find_profile
 from qwenbench.workload.quality import cut_in_reasoning
-
-if TYPE_CHECKING:
-    from qwenbench.sweep.sweep import Sweep
-
 
 _CLIENT_LOST = (
     "The point is not kept, and --resume measures it. If the kernel ended the process for want of memory (dmesg), use "
@@ -51,32 +48,8 @@ UNCONTROLLED_SHARE = 0.02
 """Share of answers of another length than asked for up to which lengths count as controlled."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    metrics: pa.Table
-    nvml: pa.Table
-    graph_steps: Sequence[GraphSteps] = ()
-    """Steps by graph, where the server's log counts them."""
-    problem: str | None = None
-
-
-@dataclass(frozen=True)
-class CellResult:
-    point: Mapping[str, Any]
-    """Its row of points.csv."""
-    requests: pa.Table
-    samples: Samples
-    texts: Mapping[str, str]
-    engine_dead: bool
-    """The server stopped being healthy under this load: the point is not kept."""
-    lost: Failure | None = None
-    """Why the point is not kept although the server lives: a client process died, or the load was cut short."""
-    silent_s: float | None = None
-    """It gave no whole answer for so long, and afterwards none for a single token: the point is not kept either."""
-
-
 class PointMeter:
-    def __init__(self, sweep: Sweep, server: ReadyServer, client: Client) -> None:
+    def __init__(self, sweep: SweepContext, server: ReadyServer, client: Client) -> None:
         self._sweep = sweep
         self._server = server
         self._client = client
@@ -238,7 +211,7 @@ class PointMeter:
         )
 
 
-async def state_after_load(sweep: Sweep, server: ReadyServer) -> tuple[bool, float | None]:
+async def state_after_load(sweep: SweepContext, server: ReadyServer) -> tuple[bool, float | None]:
     """Whether the server died under a load, and for how long (s) it was silent where it hangs; None: it does not."""
     target, limit = server.target, server.questions.limit
     if not limit.over:
@@ -253,7 +226,7 @@ async def state_after_load(sweep: Sweep, server: ReadyServer) -> tuple[bool, flo
         return problem.kind == "refused", silent_s
 
 
-async def _is_healthy(sweep: Sweep, target: Target) -> bool:
+async def _is_healthy(sweep: SweepContext, target: Target) -> bool:
     """Whether nothing speaks against a server's health. After an engine's death /health says 503 while /metrics and
     /v1/models still answer; a server that does not answer in time counts as dead."""
     limit = WaitLimit(min(2 * LOOK_S, sweep.plan.options.timeout_s))
@@ -284,7 +257,7 @@ async def _running_beside(spec: LoadSpec | None) -> AsyncIterator[list[pa.Table]
 class Watch:
     """NVML and /metrics together, for the length of one load point."""
 
-    def __init__(self, sweep: Sweep, server: ReadyServer) -> None:
+    def __init__(self, sweep: SweepContext, server: ReadyServer) -> None:
         nvml = server.hardware.nvml
         self.scraper = MetricsScraper(server.questions)
         self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
@@ -327,7 +300,7 @@ def _expected_requests(load: LoadSpec) -> int | None:
 class _Listener:
     """Turns the load generator's progress into the live view's values."""
 
-    def __init__(self, sweep: Sweep, cell: Cell, phase: str, load: LoadSpec, watch: Watch | None = None) -> None:
+    def __init__(self, sweep: SweepContext, cell: Cell, phase: str, load: LoadSpec, watch: Watch | None = None) -> None:
         self._sweep = sweep
         self._cell = cell
         self._phase = phase

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from qwenbench.bounded_http import Questions
 from qwenbench.capacity.kv import KvLayout
@@ -15,13 +15,34 @@ from qwenbench.engine.startup_log import StartupLog
 from qwenbench.load.spec import Target
 from qwenbench.load.text_tokens import text_tokens
 from qwenbench.observe.ledger import MemoryLedger
+from qwenbench.processes import command_line
+from qwenbench.sweep.context import SweepContext
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.probing import chars_per_token, check_served, probe_fields, served_models
 from qwenbench.sweep.requests import Loads, ServerTraits, request_lengths
-from qwenbench.sweep.text_checks import TextChecks, dummy_weights
+from qwenbench.workload.canary import CanaryResult
 
-if TYPE_CHECKING:
-    from qwenbench.sweep.sweep import Sweep
+_LOAD_FORMAT = re.compile(r"--load[-_]format[= ](\S+)")
+
+
+@dataclass(frozen=True)
+class TextChecks:
+    """What the checks found. None or missing: not checked."""
+
+    canary: CanaryResult | None = None
+    broken_share: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """(scenario, profile) -> share of the natural-stop pass's answers that were broken."""
+    broken_kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """The same key -> the kinds found, with their counts."""
+
+
+def dummy_weights(startup: StartupLog, pids: Iterable[int]) -> bool:
+    """Whether the server's log says that the weights are random, or without one the command line of one of its
+    processes on this host: then the text means nothing and is not judged."""
+    if startup.requested:
+        return str(startup.requested.get("load_format", "")).lower() == "dummy"
+    # where the option is given twice, the last one counts
+    return any(_LOAD_FORMAT.findall(command_line(pid))[-1:] == ["dummy"] for pid in pids)
 
 
 @dataclass(frozen=True)
@@ -62,7 +83,7 @@ def must_answer(questions: Questions) -> None:
 
 
 async def loads_of(
-    sweep: Sweep, configuration: Configuration, questions: Questions, startup: StartupLog, pids: Sequence[int]
+    sweep: SweepContext, configuration: Configuration, questions: Questions, startup: StartupLog, pids: Sequence[int]
 ) -> Loads:
     """What can be sent to it: asks for its models, the fields that it refuses and its tokens."""
     options, model = sweep.plan.options, configuration.server.served_model_name
@@ -95,7 +116,7 @@ async def loads_of(
     return replace(loads, traits=traits)
 
 
-async def request_tokens(sweep: Sweep, ready: ReadyServer) -> dict[tuple[str, str], int]:
+async def request_tokens(sweep: SweepContext, ready: ReadyServer) -> dict[tuple[str, str], int]:
     """How long each scenario's requests are; says which are longer than the server takes."""
     for point in sweep.plan.points:
         kind = (point.scenario, point.profile)

@@ -17,8 +17,10 @@ import pyarrow as pa
 
 from qwenbench.analysis.bounds import settle_load
 from qwenbench.analysis.run import point_frame, points_csv
+from qwenbench.engine.failures import Failure
 from qwenbench.engine.launchers import make_launcher
 from qwenbench.engine.server import Launcher
+from qwenbench.engine.speed_settings import GraphSteps
 from qwenbench.errors import UsageError
 from qwenbench.masking import Masker, masked
 from qwenbench.runfolder.cells import Cell
@@ -29,10 +31,33 @@ from qwenbench.runfolder.names import TEXTS, RunPaths, launch_folders
 from qwenbench.simulator.uncertainty import uncertainty_of
 from qwenbench.sweep.extension import changed_parts
 from qwenbench.sweep.hardware import Hardware, find_hardware, versions_here
-from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.workload.profiles import find_profile
+
+
+@dataclass(frozen=True)
+class Samples:
+    metrics: pa.Table
+    nvml: pa.Table
+    graph_steps: Sequence[GraphSteps] = ()
+    """Steps by graph, where the server's log counts them."""
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class CellResult:
+    point: Mapping[str, Any]
+    """Its row of points.csv."""
+    requests: pa.Table
+    samples: Samples
+    texts: Mapping[str, str]
+    engine_dead: bool
+    """The server stopped being healthy under this load: the point is not kept."""
+    lost: Failure | None = None
+    """Why the point is not kept although the server lives: a client process died, or the load was cut short."""
+    silent_s: float | None = None
+    """It gave no whole answer for so long, and afterwards none for a single token: the point is not kept either."""
 
 
 class Recorder:

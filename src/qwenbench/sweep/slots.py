@@ -1,9 +1,17 @@
-"""Places for servers: on several cards configurations run side by side, each on cards and a port of its own."""
+"""Places for servers: on several cards configurations run side by side, each on cards and a port of its own.
+
+One sweep per card: two servers on one card would measure each other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qwenbench.engine.cards import assign_cards, cards_named_by_user, cards_needed
 from qwenbench.engine.config import AssignedCard, Gpu, ServerConfig
@@ -74,3 +82,34 @@ def cards_of(slots: Sequence[Slot], hardware: Hardware) -> list[Gpu]:
     if not all(slot.gpus for slot in slots):
         return list(hardware.gpus)
     return [gpu for slot in slots for gpu in slot.gpus]
+
+
+@contextmanager
+def card_locks(gpus: Sequence[Gpu]) -> Iterator[None]:
+    """Holds one lock per card, for all users of this machine; the kernel drops it with the process.
+
+    Raises UsageError when another qwenbench measures on one of the cards.
+    """
+    handles: list[int] = []
+    try:
+        for gpu in gpus:
+            handles.append(_take(gpu))
+        yield
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _take(gpu: Gpu) -> int:
+    path = Path(tempfile.gettempdir()) / f"qwenbench-{gpu.uuid}.lock"
+    # readable is enough to lock: another user's file can be locked as well
+    handle = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(
+            f"card {gpu.index} ({gpu.name}): another qwenbench is measuring on it. Wait for it, or name another card "
+            "with --devices."
+        ) from None
+    return handle

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, fields
+from typing import Any
 
 from qwenbench.errors import RunError
 from qwenbench.load.clients import Client
 from qwenbench.load.spec import ClosedLoop, LoadSpec
-from qwenbench.processes import command_line
+from qwenbench.runfolder.cells import LoadPoint
 from qwenbench.runfolder.damage import object_or_none
 from qwenbench.runfolder.files import write_json
 from qwenbench.runfolder.names import RunPaths
+from qwenbench.sweep.context import SweepContext
+from qwenbench.sweep.ready_server import ReadyServer, TextChecks
 from qwenbench.sweep.requests import seed_of
 from qwenbench.workload.canary import CanaryResult, agreement, ask_canary
 from qwenbench.workload.planning import REQUESTS, natural_pass
 
-if TYPE_CHECKING:
-    from qwenbench.engine.startup_log import StartupLog
-    from qwenbench.runfolder.cells import LoadPoint
-    from qwenbench.sweep.ready_server import ReadyServer
-    from qwenbench.sweep.sweep import Sweep
-
-_LOAD_FORMAT = re.compile(r"--load[-_]format[= ](\S+)")
 _IF_RANDOM = (
     ". If the weights are random, so is this, and the times count all the same: --no-natural-stop-check leaves the "
     "check out (and --server-log FILE lets bench see --load-format dummy by itself)"
@@ -35,27 +29,7 @@ MORE_REQUESTS = 12
 """Answers that are looked at besides, when one of the first few was broken: 16 in all, of which one may be."""
 
 
-@dataclass(frozen=True)
-class TextChecks:
-    """What the checks found. None or missing: not checked."""
-
-    canary: CanaryResult | None = None
-    broken_share: Mapping[tuple[str, str], float] = field(default_factory=dict)
-    """(scenario, profile) -> share of the natural-stop pass's answers that were broken."""
-    broken_kinds: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """The same key -> the kinds found, with their counts."""
-
-
-def dummy_weights(startup: StartupLog, pids: Iterable[int]) -> bool:
-    """Whether the server's log says that the weights are random, or without one the command line of one of its
-    processes on this host: then the text means nothing and is not judged."""
-    if startup.requested:
-        return str(startup.requested.get("load_format", "")).lower() == "dummy"
-    # where the option is given twice, the last one counts
-    return any(_LOAD_FORMAT.findall(command_line(pid))[-1:] == ["dummy"] for pid in pids)
-
-
-async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> TextChecks:
+async def check_texts(sweep: SweepContext, server: ReadyServer, client: Client) -> TextChecks:
     """Asks the canary (--canary), and under --ignore-eos a few requests per scenario that may end by themselves.
 
     A server with dummy weights and the simulator are not judged: their text means nothing.
@@ -106,7 +80,7 @@ async def check_texts(sweep: Sweep, server: ReadyServer, client: Client) -> Text
 
 
 async def _natural_answers(
-    sweep: Sweep, server: ReadyServer, client: Client, point: LoadPoint, deadline: float, requests: int
+    sweep: SweepContext, server: ReadyServer, client: Client, point: LoadPoint, deadline: float, requests: int
 ) -> list[list[str]]:
     """The kinds of broken output of each answer that was judged; requests of another number are other requests."""
     loaded = sweep.plan.scenarios[point.scenario]
@@ -150,7 +124,7 @@ def canaries_beside_the_first(paths: RunPaths, config_ids: Iterable[str]) -> Ite
         yield f"{config_id}: canary answers {same:.0%} as the first configuration"
 
 
-async def _canary(sweep: Sweep, server: ReadyServer) -> CanaryResult | None:
+async def _canary(sweep: SweepContext, server: ReadyServer) -> CanaryResult | None:
     config_id = server.configuration.config_id
     try:
         common = server.loads.request_options(sweep.plan.points[0], f"{sweep.nonce}q", measured=False)

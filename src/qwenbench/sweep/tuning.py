@@ -28,11 +28,10 @@ from qwenbench.runfolder.journal import append_line, whole_lines
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.hardware import budgeted
 from qwenbench.sweep.launch import Launch, LaunchRun
-from qwenbench.sweep.load_point import CellResult
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.progress import Progress, Schedule, expected
-from qwenbench.sweep.record import Site, finish
+from qwenbench.sweep.record import CellResult, Site, finish
 from qwenbench.sweep.requests import Until
 from qwenbench.sweep.slots import Slot
 from qwenbench.sweep.sweep import Sweep, SweepOutcome

@@ -9,7 +9,7 @@ import pytest
 
 from qwenbench.engine.config import Gpu
 from qwenbench.errors import UsageError
-from qwenbench.sweep.card_lock import card_locks
+from qwenbench.sweep.slots import card_locks
 
 
 @pytest.fixture(autouse=True)

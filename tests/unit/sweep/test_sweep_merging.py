@@ -26,11 +26,10 @@ from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep import merging
 from qwenbench.sweep.extension import known_configurations, stored_options
 from qwenbench.sweep.hardware import find_hardware
-from qwenbench.sweep.load_point import CellResult, Samples
 from qwenbench.sweep.merging import merge
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan, make_plan
-from qwenbench.sweep.record import Recorder, Site, begin, describe, launches_of
+from qwenbench.sweep.record import CellResult, Recorder, Samples, Site, begin, describe, launches_of
 
 XEON, EPYC = "RTX 5090, Xeon x 8", "RTX 5090, EPYC x 16"
 

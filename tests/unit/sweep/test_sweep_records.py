@@ -23,10 +23,9 @@ from qwenbench.runfolder.journal import Journal
 from qwenbench.runfolder.names import RunPaths
 from qwenbench.sweep.extension import extended_fields, known_configurations, stored_options
 from qwenbench.sweep.hardware import find_hardware
-from qwenbench.sweep.load_point import CellResult, Samples
 from qwenbench.sweep.options import SweepOptions, checked_options
 from qwenbench.sweep.plan import make_plan
-from qwenbench.sweep.record import Recorder, Site, begin, describe, points_csv
+from qwenbench.sweep.record import CellResult, Recorder, Samples, Site, begin, describe, points_csv
 
 CELL = Cell("cap16-seq16", 1, LoadPoint("math", "instruct-reasoning", 8, None, 1))
 

@@ -13,7 +13,8 @@ import pytest
 from qwenbench.bounded_http import WaitLimit
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.sweep import text_checks
-from qwenbench.sweep.text_checks import MORE_REQUESTS, TextChecks, check_texts, dummy_weights
+from qwenbench.sweep.ready_server import TextChecks, dummy_weights
+from qwenbench.sweep.text_checks import MORE_REQUESTS, check_texts
 from qwenbench.workload.planning import REQUESTS
 
 FINE: list[str] = []
