@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import Any
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.simulator.hosts import TYPICAL, mean_host
 from qwenbench.simulator.recorded import LIMITS, Comparison, Load, compare, judged
-from qwenbench.simulator.steptime import GpuTimes, HostTimes, StepModel, scaled
+from qwenbench.simulator.steptime import TYPICAL, GpuTimes, HostTimes, StepModel, mean_host, scaled
 
 OTHER_HOST = "the typical host of the other machines"
 OTHER_CARD = "the other card's kernels, scaled, in the typical host of the other machines"

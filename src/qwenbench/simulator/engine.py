@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from qwenbench.precise_timer import PreciseTimer
-from qwenbench.simulator.meters import EnergyMeter, Lateness, VramGauge
-from qwenbench.simulator.metrics import EngineMetrics
+from qwenbench.simulator.meters import EnergyMeter, EngineMetrics, Lateness, VramGauge
 from qwenbench.simulator.scheduler import Pipeline, Scheduler, SimRequest, Step, Turn
 
 TURNS_AT_ONCE = 4

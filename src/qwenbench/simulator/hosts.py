@@ -1,50 +1,16 @@
-"""Machines that a card may stand in: those that were measured, one from a file, and one measured from a run."""
+"""A machine that a card may stand in, measured from a run's request records."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
 from qwenbench.simulator.recorded import Load, compare, distance, judged, read_run_folder, strangeness
-from qwenbench.simulator.steptime import HostTimes, StepModel, calibration, gpu_times
-
-TYPICAL = "typical"
-"""The middle of the machines that were measured: what is taken where nothing is known."""
-
-
-def measured_hosts() -> dict[str, HostTimes]:
-    hosts = calibration()["hosts"]
-    return {name: HostTimes.from_json({"name": name, **values["times"]}) for name, values in hosts.items()}
-
-
-def typical_host() -> HostTimes:
-    """The geometric mean of the machines that were measured."""
-    return mean_host(list(measured_hosts().values()))
-
-
-def find_host(name: str | None) -> HostTimes:
-    """A machine by name, `typical` (None), or a file of `qwenbench simulate --measure-host`. Raises UsageError."""
-    hosts = measured_hosts()
-    if name is None or name == TYPICAL:
-        return typical_host()
-    if name in hosts:
-        return hosts[name]
-    path = Path(name)
-    if not path.is_file():
-        raise UsageError(
-            f"--sim-host {name!r}: no machine of that name and no such file; known are {', '.join([TYPICAL, *hosts])}"
-        )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        return HostTimes.from_json(values["times"] if isinstance(values, dict) and "times" in values else values)
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(f"--sim-host {path}: no machine's times: {error}") from None
+from qwenbench.simulator.steptime import HostTimes, StepModel, gpu_times, typical_host
 
 
 def to_json(host: HostTimes) -> Mapping[str, object]:
@@ -117,10 +83,3 @@ def _nearest(
         if best is not host:
             break
     return best
-
-
-def mean_host(hosts: Sequence[HostTimes]) -> HostTimes:
-    """The geometric mean of machines, as `typical`."""
-    names = [field.name for field in fields(HostTimes) if field.name != "name"]
-    means = {name: math.prod(max(getattr(host, name), 1e-9) for host in hosts) ** (1 / len(hosts)) for name in names}
-    return HostTimes(TYPICAL, **means)

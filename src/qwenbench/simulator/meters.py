@@ -1,11 +1,17 @@
-"""What follows the steps: power and energy, VRAM as NVML would show it, and how late tokens left. Rough, SIMULATED."""
+"""What follows the steps: vLLM's counts; power, energy and VRAM as NVML would show it, roughly; how late tokens left.
+
+SIMULATED.
+"""
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 
 import numpy as np
+from prometheus_client.core import HistogramMetricFamily, Metric
 
 from qwenbench.capacity.cards import Card
 from qwenbench.simulator.memory import MemoryPlan
@@ -114,3 +120,68 @@ class Lateness:
             if left < 0:
                 return (index + 1) * self._STEP_MS
         return 0.0
+
+
+SECONDS_LONG = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
+SECONDS_TTFT = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
+)
+SECONDS_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
+TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
+TOKENS_STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
+
+
+class Histogram:
+    """Counts with fixed upper bounds; takes many equal values at once, which prometheus_client's own does not."""
+
+    __slots__ = ("bounds", "counts", "name", "text", "total")
+
+    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
+        self.name = name
+        self.text = text
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.total += value * times
+
+    def family(self, labels: Mapping[str, str]) -> Metric:
+        edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
+        buckets = [(edge, float(count)) for edge, count in zip(edges, accumulate(self.counts), strict=True)]
+        family = HistogramMetricFamily(f"vllm:{self.name}", self.text, labels=list(labels))
+        family.add_metric(list(labels.values()), buckets, self.total)
+        return family
+
+
+class EngineMetrics:
+    def __init__(self, drafted_positions: int = 0) -> None:
+        self.created = time.time()
+        self.prompt_tokens = 0
+        self.prompt_tokens_cached = 0
+        self.generation_tokens = 0
+        self.drafts = 0
+        self.accepted_by_position = [0] * drafted_positions
+        self.finished = dict.fromkeys(FINISH_REASONS, 0)
+        made = Histogram
+        self.request_prompt = made("request_prompt_tokens", "Number of prefill tokens processed.", TOKENS)
+        self.request_generation = made("request_generation_tokens", "Number of generation tokens.", TOKENS)
+        self.iteration_tokens = made("iteration_tokens_total", "Histogram of tokens per engine_step.", TOKENS_STEP)
+        self.request_max_tokens = made("request_params_max_tokens", "The max_tokens request parameter.", TOKENS)
+        self.request_computed = made("request_prefill_kv_computed_tokens", "New KV tokens computed in prefill.", TOKENS)
+        self.ttft = made("time_to_first_token_seconds", "Time to first token in seconds.", SECONDS_TTFT)
+        self.itl = made("inter_token_latency_seconds", "Inter-token latency in seconds.", SECONDS_TOKEN)
+        self.tpot = made("request_time_per_output_token_seconds", "Time per output token per request.", SECONDS_TOKEN)
+        self.e2e = made("e2e_request_latency_seconds", "End to end request latency in seconds.", SECONDS_LONG)
+        self.queue = made("request_queue_time_seconds", "Time spent in WAITING phase.", SECONDS_LONG)
+        self.inference = made("request_inference_time_seconds", "Time spent in RUNNING phase.", SECONDS_LONG)
+        self.prefill = made("request_prefill_time_seconds", "Time spent in PREFILL phase.", SECONDS_LONG)
+        self.decode = made("request_decode_time_seconds", "Time spent in DECODE phase.", SECONDS_LONG)
+
+    @property
+    def histograms(self) -> list[Histogram]:
+        """In the order of the page."""
+        return [value for value in vars(self).values() if isinstance(value, Histogram)]

@@ -2,195 +2,101 @@
 
 from __future__ import annotations
 
-import time
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 from prometheus_client import generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qwenbench.capacity.cards import Card
+from qwenbench.simulator.engine import Engine
 from qwenbench.simulator.memory import MemoryPlan
 from qwenbench.simulator.options import ServeOptions
-
-if TYPE_CHECKING:
-    from qwenbench.simulator.engine import Engine
-
-SECONDS_LONG = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-SECONDS_TTFT = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
-    *(1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560),
-)
-SECONDS_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
-TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000)
-TOKENS_STEP = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
-FINISH_REASONS = ("stop", "length", "abort", "error", "repetition")
-
-
-class Histogram:
-    """Counts with fixed upper bounds; takes many equal values at once, which prometheus_client's own does not."""
-
-    __slots__ = ("bounds", "counts", "name", "text", "total")
-
-    def __init__(self, name: str, text: str, bounds: tuple[float, ...]) -> None:
-        self.name = name
-        self.text = text
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float, times: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += times
-        self.total += value * times
-
-    def family(self, labels: Mapping[str, str]) -> Metric:
-        edges = [*(repr(float(bound)) for bound in self.bounds), "+Inf"]
-        buckets = [(edge, float(count)) for edge, count in zip(edges, accumulate(self.counts), strict=True)]
-        family = HistogramMetricFamily(f"vllm:{self.name}", self.text, labels=list(labels))
-        family.add_metric(list(labels.values()), buckets, self.total)
-        return family
-
-
-class EngineMetrics:
-    def __init__(self, drafted_positions: int = 0) -> None:
-        self.created = time.time()
-        self.prompt_tokens = 0
-        self.prompt_tokens_cached = 0
-        self.generation_tokens = 0
-        self.drafts = 0
-        self.accepted_by_position = [0] * drafted_positions
-        self.finished = dict.fromkeys(FINISH_REASONS, 0)
-        made = Histogram
-        self.request_prompt = made("request_prompt_tokens", "Number of prefill tokens processed.", TOKENS)
-        self.request_generation = made("request_generation_tokens", "Number of generation tokens.", TOKENS)
-        self.iteration_tokens = made("iteration_tokens_total", "Histogram of tokens per engine_step.", TOKENS_STEP)
-        self.request_max_tokens = made("request_params_max_tokens", "The max_tokens request parameter.", TOKENS)
-        self.request_computed = made("request_prefill_kv_computed_tokens", "New KV tokens computed in prefill.", TOKENS)
-        self.ttft = made("time_to_first_token_seconds", "Time to first token in seconds.", SECONDS_TTFT)
-        self.itl = made("inter_token_latency_seconds", "Inter-token latency in seconds.", SECONDS_TOKEN)
-        self.tpot = made("request_time_per_output_token_seconds", "Time per output token per request.", SECONDS_TOKEN)
-        self.e2e = made("e2e_request_latency_seconds", "End to end request latency in seconds.", SECONDS_LONG)
-        self.queue = made("request_queue_time_seconds", "Time spent in WAITING phase.", SECONDS_LONG)
-        self.inference = made("request_inference_time_seconds", "Time spent in RUNNING phase.", SECONDS_LONG)
-        self.prefill = made("request_prefill_time_seconds", "Time spent in PREFILL phase.", SECONDS_LONG)
-        self.decode = made("request_decode_time_seconds", "Time spent in DECODE phase.", SECONDS_LONG)
-
-    @property
-    def histograms(self) -> list[Histogram]:
-        """In the order of the page."""
-        return [value for value in vars(self).values() if isinstance(value, Histogram)]
 
 
 def metrics_page(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> bytes:
     """The text of /metrics in Prometheus' format: vLLM's families that a benchmark reads, then the simulator's own."""
-    labels = {"engine": "0", "model_name": options.served_model_names[0]}
-    settings = cache_labels(options, plan)
-    families = [
-        *(_family(GaugeMetricFamily, f"vllm:{name}", text, rows) for name, text, rows in _gauges(engine, labels)),
-        *(
-            _family(CounterMetricFamily, f"vllm:{name}", text, rows, created=engine.metrics.created)
-            for name, text, rows in _counters(engine, labels)
-        ),
-        *(histogram.family(labels) for histogram in engine.metrics.histograms),
-        _family(
-            GaugeMetricFamily,
-            "vllm:cache_config_info",
-            "Information of the LLMEngine CacheConfig",
-            [(settings, 1.0)],
-        ),
-        *(
-            _family(GaugeMetricFamily, f"qwenbench_sim:{name}", f"SIMULATED: {text}", [({"card": card.name}, value)])
-            for name, text, value in _own(engine, card)
-        ),
-    ]
-    return generate_latest(_Page(families))
+    return generate_latest(_Page(list(_families(engine, options, plan, card))))
 
 
 class _Page(Collector):
-    def __init__(self, families: Sequence[Metric]) -> None:
+    def __init__(self, families: list[Metric]) -> None:
         self._families = families
 
-    def collect(self) -> Sequence[Metric]:
+    def collect(self) -> list[Metric]:
         return self._families
 
 
-Rows = Sequence[tuple[Mapping[str, str], float]]
-"""Labels and value of each line of a family."""
-Family = tuple[str, str, Rows]
-"""Name, what it is, its lines."""
-
-
 def _family(
-    kind: type[GaugeMetricFamily | CounterMetricFamily], name: str, text: str, rows: Rows, **more: Any
+    kind: type[GaugeMetricFamily | CounterMetricFamily],
+    labels: Mapping[str, str],
+    name: str,
+    text: str,
+    value: float | Mapping[str, float],
+    by: str = "",
+    **more: Any,
 ) -> Metric:
-    family = kind(name, text, labels=list(rows[0][0]))
-    for labels, value in rows:
-        family.add_metric(list(labels.values()), float(value), **more)
+    """A family of one value, or of one for each value of the label `by`."""
+    family = kind(f"vllm:{name}", text, labels=[*labels, *([by] if by else [])])
+    for own, number in value.items() if isinstance(value, Mapping) else [("", value)]:
+        family.add_metric([*labels.values(), *([own] if by else [])], float(number), **more)
     return family
 
 
-def _by(labels: Mapping[str, str], name: str, values: Mapping[str, float]) -> Rows:
-    return [({**labels, name: key}, value) for key, value in values.items()]
-
-
-def _gauges(engine: Engine, labels: Mapping[str, str]) -> list[Family]:
-    reasons = {"capacity": engine.waiting, "deferred": 0.0}
-    states = {"awake": 1.0, "weights_offloaded": 0.0, "discard_all": 0.0}
-    usage = engine.scheduler.pool.usage
-    return [
-        ("num_requests_running", "Number of requests in model execution batches.", [(labels, engine.running)]),
-        ("num_requests_waiting", "Number of requests waiting to be processed.", [(labels, engine.waiting)]),
-        (
-            "num_requests_waiting_by_reason",
-            "Number of waiting requests by reason.",
-            _by(labels, "reason", reasons),
-        ),
-        ("engine_sleep_state", "Engine sleep state.", _by(labels, "sleep_state", states)),
-        ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", [(labels, usage)]),
-    ]
-
-
-def _counters(engine: Engine, labels: Mapping[str, str]) -> Iterator[Family]:
+def _families(engine: Engine, options: ServeOptions, plan: MemoryPlan, card: Card) -> Iterator[Metric]:
+    labels = {"engine": "0", "model_name": options.served_model_names[0]}
     metrics, scheduler = engine.metrics, engine.scheduler
-    cached = metrics.prompt_tokens_cached
-    drafted, accepted = len(metrics.accepted_by_position), metrics.accepted_by_position
-    plain = [
-        ("prefix_cache_queries", "Prefix cache queries, in tokens.", scheduler.prefix_queries),
-        ("prefix_cache_hits", "Prefix cache hits, in tokens.", scheduler.prefix_hits),
-        ("num_preemptions", "Cumulative number of preemption from the engine.", scheduler.preemptions),
-        ("prompt_tokens", "Number of prefill tokens processed.", metrics.prompt_tokens),
-        ("prompt_tokens_cached", "Number of cached prompt tokens.", cached),
-        ("generation_tokens", "Number of generation tokens processed.", metrics.generation_tokens),
-    ]
-    if drafted:
-        plain += [
-            ("spec_decode_num_drafts", "Number of spec decoding drafts.", metrics.drafts),
-            ("spec_decode_num_draft_tokens", "Number of draft tokens.", metrics.drafts * drafted),
-            ("spec_decode_num_accepted_tokens", "Number of accepted tokens.", sum(accepted)),
-        ]
-        by_position = {str(at): float(count) for at, count in enumerate(accepted)}
+    gauge = partial(_family, GaugeMetricFamily, labels)
+    counter = partial(_family, CounterMetricFamily, labels, created=metrics.created)
+
+    yield gauge("num_requests_running", "Number of requests in model execution batches.", engine.running)
+    yield gauge("num_requests_waiting", "Number of requests waiting to be processed.", engine.waiting)
+    reasons = {"capacity": engine.waiting, "deferred": 0}
+    yield gauge("num_requests_waiting_by_reason", "Number of waiting requests by reason.", reasons, "reason")
+    states = {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
+    yield gauge("engine_sleep_state", "Engine sleep state.", states, "sleep_state")
+    yield gauge("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", scheduler.pool.usage)
+
+    accepted = metrics.accepted_by_position
+    if accepted:
+        by_position = {str(at): count for at, count in enumerate(accepted)}
         text = "Accepted tokens per draft position."
-        yield "spec_decode_num_accepted_tokens_per_pos", text, _by(labels, "position", by_position)
-    yield from ((name, text, [(labels, value)]) for name, text, value in plain)
+        yield counter("spec_decode_num_accepted_tokens_per_pos", text, by_position, "position")
+    yield counter("prefix_cache_queries", "Prefix cache queries, in tokens.", scheduler.prefix_queries)
+    yield counter("prefix_cache_hits", "Prefix cache hits, in tokens.", scheduler.prefix_hits)
+    yield counter("num_preemptions", "Cumulative number of preemption from the engine.", scheduler.preemptions)
+    yield counter("prompt_tokens", "Number of prefill tokens processed.", metrics.prompt_tokens)
+    yield counter("prompt_tokens_cached", "Number of cached prompt tokens.", metrics.prompt_tokens_cached)
+    yield counter("generation_tokens", "Number of generation tokens processed.", metrics.generation_tokens)
+    if accepted:
+        yield counter("spec_decode_num_drafts", "Number of spec decoding drafts.", metrics.drafts)
+        yield counter("spec_decode_num_draft_tokens", "Number of draft tokens.", metrics.drafts * len(accepted))
+        yield counter("spec_decode_num_accepted_tokens", "Number of accepted tokens.", sum(accepted))
+    cached = metrics.prompt_tokens_cached
     sources = {"local_compute": metrics.prompt_tokens - cached, "local_cache_hit": cached, "external_kv_transfer": 0}
-    yield "prompt_tokens_by_source", "Number of prompt tokens by source.", _by(labels, "source", sources)
+    yield counter("prompt_tokens_by_source", "Number of prompt tokens by source.", sources, "source")
     text = "Count of successfully processed requests."
-    yield "request_success", text, _by(labels, "finished_reason", metrics.finished)
+    yield counter("request_success", text, metrics.finished, "finished_reason")
 
+    yield from (histogram.family(labels) for histogram in metrics.histograms)
+    text = "Information of the LLMEngine CacheConfig"
+    yield _family(GaugeMetricFamily, cache_labels(options, plan), "cache_config_info", text, 1.0)
 
-def _own(engine: Engine, card: Card) -> list[tuple[str, str, float]]:
-    return [
-        ("server_late_mean_ms", "mean time by which tokens left after they were due", engine.lateness.mean_ms),
-        ("server_late_p99_ms", "99th percentile of the same", engine.lateness.p99_ms),
-        ("vram_used_mib", "what NVML would show, by a model", engine.vram.used_mib),
-        ("power_w", "power draw, by a model", engine.energy.power_w),
-        ("energy_j", "energy since the start, by a model", engine.energy.energy_j),
-        ("vram_total_mib", "NVML's total of the card", card.vram_mib),
-        ("card", "1, with the card's name", 1.0),
-    ]
+    own = {
+        "server_late_mean_ms": ("mean time by which tokens left after they were due", engine.lateness.mean_ms),
+        "server_late_p99_ms": ("99th percentile of the same", engine.lateness.p99_ms),
+        "vram_used_mib": ("what NVML would show, by a model", engine.vram.used_mib),
+        "power_w": ("power draw, by a model", engine.energy.power_w),
+        "energy_j": ("energy since the start, by a model", engine.energy.energy_j),
+        "vram_total_mib": ("NVML's total of the card", card.vram_mib),
+        "card": ("1, with the card's name", 1.0),
+    }
+    for name, (text, value) in own.items():
+        family = GaugeMetricFamily(f"qwenbench_sim:{name}", f"SIMULATED: {text}", labels=["card"])
+        family.add_metric([card.name], value)
+        yield family
 
 
 def cache_labels(options: ServeOptions, plan: MemoryPlan) -> dict[str, str]:

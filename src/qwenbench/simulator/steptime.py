@@ -9,8 +9,9 @@ the GPU with asynchronous scheduling. docs/simulator.md says where each number c
 from __future__ import annotations
 
 import json
+import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any, Self
 
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
+from qwenbench.errors import UsageError
 
 CALIBRATION_FILE = Path(__file__).with_name("calibration.json")
 
@@ -270,8 +272,46 @@ def scaled(times: GpuTimes, known: Card, card: Card, size: float = 1.0) -> GpuTi
     )
 
 
-def step_model(card: Card, host: str | None = None, shape: ModelShape = SEED_SHAPE, version: str = "") -> StepModel:
-    """The model of a card in a machine (`hosts.find_host`). Raises UsageError for a machine that is not known."""
-    from qwenbench.simulator.hosts import find_host
+TYPICAL = "typical"
+"""The middle of the machines that were measured: what is taken where nothing is known."""
 
+
+def measured_hosts() -> dict[str, HostTimes]:
+    hosts = calibration()["hosts"]
+    return {name: HostTimes.from_json({"name": name, **values["times"]}) for name, values in hosts.items()}
+
+
+def typical_host() -> HostTimes:
+    """The geometric mean of the machines that were measured."""
+    return mean_host(list(measured_hosts().values()))
+
+
+def find_host(name: str | None) -> HostTimes:
+    """A machine by name, `typical` (None), or a file of `qwenbench simulate --measure-host`. Raises UsageError."""
+    hosts = measured_hosts()
+    if name is None or name == TYPICAL:
+        return typical_host()
+    if name in hosts:
+        return hosts[name]
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(
+            f"--sim-host {name!r}: no machine of that name and no such file; known are {', '.join([TYPICAL, *hosts])}"
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return HostTimes.from_json(values["times"] if isinstance(values, dict) and "times" in values else values)
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"--sim-host {path}: no machine's times: {error}") from None
+
+
+def mean_host(hosts: Sequence[HostTimes]) -> HostTimes:
+    """The geometric mean of machines, as `typical`."""
+    names = [field.name for field in fields(HostTimes) if field.name != "name"]
+    means = {name: math.prod(max(getattr(host, name), 1e-9) for host in hosts) ** (1 / len(hosts)) for name in names}
+    return HostTimes(TYPICAL, **means)
+
+
+def step_model(card: Card, host: str | None = None, shape: ModelShape = SEED_SHAPE, version: str = "") -> StepModel:
+    """The model of a card in a machine (`find_host`). Raises UsageError for a machine that is not known."""
     return StepModel(gpu_times(card, shape, version), find_host(host))

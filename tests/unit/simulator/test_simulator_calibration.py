@@ -16,7 +16,7 @@ import pytest
 
 from qwenbench.errors import UsageError
 from qwenbench.load.records import REQUEST_SCHEMA
-from qwenbench.simulator.hosts import measure_host, typical_host
+from qwenbench.simulator.hosts import measure_host
 from qwenbench.simulator.recorded import (
     Load,
     ServerFacts,
@@ -28,7 +28,7 @@ from qwenbench.simulator.recorded import (
     strangeness,
 )
 from qwenbench.simulator.replay import Planned, Replayed
-from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape
+from qwenbench.simulator.steptime import StepModel, StepSettings, StepShape, typical_host
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from qwenbench.errors import UsageError
-from qwenbench.simulator.hosts import to_json, typical_host
+from qwenbench.simulator.hosts import to_json
 from qwenbench.simulator.replay import CannotStart, LoadShape, simulate_point
+from qwenbench.simulator.steptime import typical_host
 
 CONFIGURATION: dict[str, Any] = {
     "max-num-seqs": 64,

@@ -10,11 +10,19 @@ from hypothesis import strategies as st
 
 from qwenbench.capacity.cards import CARDS, find_card
 from qwenbench.errors import UsageError
-from qwenbench.simulator.hosts import find_host, measured_hosts, to_json, typical_host
-from qwenbench.simulator.meters import EnergyMeter, Lateness
-from qwenbench.simulator.metrics import Histogram
+from qwenbench.simulator.hosts import to_json
+from qwenbench.simulator.meters import EnergyMeter, Histogram, Lateness
 from qwenbench.simulator.scheduler import Step
-from qwenbench.simulator.steptime import StepSettings, StepShape, calibration, gpu_times, step_model
+from qwenbench.simulator.steptime import (
+    StepSettings,
+    StepShape,
+    calibration,
+    find_host,
+    gpu_times,
+    measured_hosts,
+    step_model,
+    typical_host,
+)
 
 H200 = step_model(find_card("h200"), "h200-vllm-0.20.2", version="0.20.2")
 H100 = step_model(find_card("h100"), "h100-vllm-0.26.0-pair", version="0.26.0")

@@ -3,9 +3,8 @@
 import pytest
 
 from qwenbench.capacity.cards import CARDS
-from qwenbench.simulator.hosts import measured_hosts
 from qwenbench.simulator.options import ServeOptions, parse
-from qwenbench.simulator.steptime import measured_cards
+from qwenbench.simulator.steptime import measured_cards, measured_hosts
 from qwenbench.simulator.uncertainty import FIGURES, Uncertainty, uncertainty_of
 
 
