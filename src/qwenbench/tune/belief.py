@@ -15,8 +15,10 @@ Floats = NDArray[np.float64]
 
 LENGTH = 0.8
 """Arms this far apart, in units of each dimension's range, are hardly alike."""
-LEVEL_SPREAD = 0.4
-"""How far all predictions together may be off: by half their order still counts, by a factor of 3 hardly."""
+LEVEL_SPREAD = 30.0
+"""How far all predictions together may be off, in log units: nothing is taken for granted of it. Where nothing is
+predicted (a model whose shape is not known), what was not launched would otherwise seem worse than what was.
+"""
 OK_BEFORE = 9.0
 """Launches that went well that are taken for granted, against one that failed."""
 NEARER = 6

@@ -36,6 +36,8 @@ SURE = 1.645
 NOTHING = "nothing could be measured of it"
 FIRST_LOAD = 8
 """Of a knee's search where nothing is predicted, in units."""
+ALIKE = 0.5
+"""An arm believed to be behind by fewer standard deviations than this is as good as the best."""
 UNMEASURED = 3
 """Launches in a row of which nothing could be measured, after which more would not help."""
 
@@ -177,6 +179,9 @@ class Search:
             return best, "launched again"
         if new and len(self._begun) % self._rules.random_every == 2:
             return self._drawn(belief, new), "drawn at random"
+        if new and len(new) <= left - again and all(self._alike_to(belief, best, arm) for arm in new):
+            # a figure of each tells more than a second one of those that happened to come first
+            return new[int(np.argmax(belief.mean[new] + np.log(worth[new])))], "most to gain"
         # two launches of one in a row would share a drift
         others = [i for i in standing if i != self._begun[-1] and (i not in busy or self._records[i].values)]
         gain = belief.gain(self._answers(), others, self._noise) * worth[others] if others else np.zeros(1)
@@ -185,6 +190,11 @@ class Search:
             return (best, "launched again") if again > 0 else None
         pick = others[int(np.argmax(gain))]
         return pick, "launched again" if self._records[pick].launches else "most to gain"
+
+    @staticmethod
+    def _alike_to(belief: Belief, best: int, arm: int) -> bool:
+        ahead, spread = belief.behind(best, arm)
+        return ahead > -ALIKE * spread
 
     def _drawn(self, belief: Belief, new: Sequence[int]) -> int:
         """One of them, each with its chance to be the best by what is believed (Thompson 1933)."""

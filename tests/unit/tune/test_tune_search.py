@@ -114,6 +114,22 @@ def test_a_wrong_prediction_is_survived(seed: int) -> None:
     assert tokens(*(int(part[3:]) for part in outcome.config_id.split("-"))) == 1000
 
 
+@pytest.mark.parametrize("scale", [None, 0.2, 5.0])
+def test_nothing_predicted_or_all_of_it_far_off_costs_nothing(scale: float | None) -> None:
+    """A model whose shape is not known has no predictions; the best stands last in the space."""
+    arms = [replace(arm, prior=scale and arm.prior and scale * arm.prior) for arm in space()]
+    for seed in range(6):
+        outcome = Bench(noise=0.03, seed=seed).run(arms, seed=seed)
+        assert outcome.config_id is not None
+        assert tokens(*(int(part[3:]) for part in outcome.config_id.split("-"))) == 1000
+
+
+def test_a_small_space_of_equals_is_tried_whole_before_one_is_launched_again() -> None:
+    arms = [Arm(f"cap{capture}-seq32", (math.log2(capture),)) for capture in (32, 64, 128, 256)]
+    path = Bench(noise=0.1).run(arms).path
+    assert {tried.config_id for tried in path[:4]} == {arm.config_id for arm in arms}
+
+
 def test_failed_launches_and_dead_engines_are_data() -> None:
     bench = Bench()
     bench.fails = {"cap128-seq64": "out of memory", "cap128-seq32": "out of memory"}
