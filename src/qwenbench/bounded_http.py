@@ -12,13 +12,15 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urljoin, urlsplit
 
-import aiohttp
 import orjson
 
 from qwenbench.server_words import visible, words_of
+
+if TYPE_CHECKING:
+    import aiohttp  # costs 0.1 s, and a client process of the load never asks
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024
 """An answer to a question is read up to here."""
@@ -267,6 +269,8 @@ async def _answer(
     headers: Mapping[str, str],
     body: Mapping[str, Any] | None,
 ) -> AsyncIterator[aiohttp.ClientResponse]:
+    import aiohttp
+
     sent = {"Accept-Encoding": "identity", **headers}
     data = None
     if body is not None:
@@ -297,6 +301,8 @@ async def _asked(
     session: aiohttp.ClientSession, url: str, data: bytes | None, headers: Mapping[str, str]
 ) -> aiohttp.ClientResponse:
     """The answer's head; a kept connection that the server has closed meanwhile is no answer, so it is asked again."""
+    import aiohttp
+
     method = "GET" if data is None else "POST"
     no_limit = aiohttp.ClientTimeout(total=None)  # the caller has one over all of it
     for _ in range(_KEPT_CONNECTIONS):

@@ -287,8 +287,14 @@ def _column(values: Sequence[Any], kind: Kind) -> Any:
 
 def records(points: pd.DataFrame, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
     """The frame's rows as dictionaries of these columns, or of all: Python's own values, None for the unknown."""
+    import pandas as pd
+
+    def known(value: Any) -> Any:
+        return None if value is pd.NA or value != value else value  # noqa: PLR0124 - only NaN is not itself
+
     names = list(columns) if columns is not None else [str(name) for name in points]
-    values = [points[name].astype(object).where(points[name].notna(), None).tolist() for name in names]
+    # one by one: pandas' own `where` takes some hundred times as long for the few rows of a run
+    values = [map(known, points[name].tolist()) for name in names]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 

@@ -17,8 +17,11 @@ import sys
 import time
 import traceback
 from functools import partial
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from qwenbench.errors import UsageError
 from qwenbench.load.client_process import (
@@ -258,9 +261,27 @@ def _allow_many_sockets() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+class _NoPandas(MetaPathFinder):
+    def find_spec(self, fullname: str, *_: object) -> None:
+        if fullname == "pandas":
+            raise ImportError
+
+
+def _leave_pandas_out() -> None:
+    """pyarrow imports pandas for the first list that it is given, to see whether it is pandas': 0.3 s in every client.
+
+    It remembers that there was none; this process's own code may still import it.
+    """
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    pa.array([])
+    sys.meta_path.remove(finder)
+
+
 def main() -> None:
     """Serve the parent until its end of stdin."""
     _end_with_parent()
+    _leave_pandas_out()
     _allow_many_sockets()
     ask_for_short_slices()
     out_fd = os.dup(1)

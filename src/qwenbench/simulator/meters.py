@@ -8,9 +8,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Mapping
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
-import numpy as np
 from prometheus_client.core import HistogramMetricFamily, Metric
 
 from qwenbench.capacity.cards import Card
@@ -79,15 +78,23 @@ class VramGauge:
         self._share = 1.0 + DRAFTED_SHARE * drafted
         self._ready = plan.ready_mib
         self._limit = card.vram_mib
-        self._running, self._over = np.array(overshoot).T
+        self._overshoot = overshoot
         self._largest = 0
         self.used_mib = plan.ready_mib
 
     def saw(self, running: int) -> None:
         if running > self._largest:
             self._largest = running
-            over = float(np.interp(running, self._running, self._over)) * self._share
-            self.used_mib = min(self._ready + over, self._limit)
+            self.used_mib = min(self._ready + _between(running, self._overshoot) * self._share, self._limit)
+
+
+def _between(x: float, line: list[list[float]]) -> float:
+    """y at x on a line through points (x, y) in the order of x; beyond its ends the y there (NumPy's `interp`, whose
+    import would double a simulator's start)."""
+    for (left, low), (right, high) in pairwise(line):
+        if x < right:
+            return low + (high - low) * max(x - left, 0.0) / (right - left)
+    return line[-1][1]
 
 
 class Lateness:

@@ -7,12 +7,11 @@ measured; calibration, tests and the benchmark of tuning call it (SIMULATED, lik
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-
-import numpy as np
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.errors import UsageError
@@ -121,6 +120,8 @@ class Figures:
 
 def figures(requests: list[Replayed], concurrency: int, *, after_first_wave: bool = False) -> Figures:
     """A load's figures."""
+    import numpy as np  # here, so that a simulated server, which replays nothing, starts without it
+
     gaps = np.concatenate([np.diff(request.token_times) for request in requests])
     itl = float(np.median(gaps)) * 1e3 if len(gaps) else float("nan")
     stalls = float(gaps[gaps > STALL_FACTOR * np.median(gaps)].sum() / gaps.sum()) if len(gaps) else None
@@ -233,7 +234,7 @@ def point_pace(model: StepModel, seed: int, point: int) -> float:
 
 
 def _pace(spread: float, seed: str) -> float:
-    return float(np.exp(random.Random(seed).gauss(0.0, spread)))
+    return math.exp(random.Random(seed).gauss(0.0, spread))
 
 
 def simulate_point(
@@ -263,6 +264,8 @@ def simulate_point(
     replayed = closed_loop(
         scheduler, load.streams, lambda _: next(queue, None), on_step=lambda now, _: running.append(now)
     )
+    import numpy as np
+
     found = figures(replayed, load.streams)
     ttft = [1e3 * (request.token_times[0] - request.start) for request in replayed]
     p50, p90, p99 = (float(np.percentile(ttft, share)) for share in (50, 90, 99))

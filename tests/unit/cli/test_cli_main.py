@@ -33,6 +33,13 @@ def test_no_commands_help_imports_tables_or_figures() -> None:
     assert not loaded_by(code) & {"pandas", "plotly", "pyarrow", "aiohttp", "pynvml"}
 
 
+def test_a_client_process_and_a_simulated_server_start_with_what_they_need() -> None:
+    """pandas would be 0.3 s and some 40 MB in every client, at the end of its first load point."""
+    table = "worker._leave_pandas_out(); from qwenbench.load.records import to_table; to_table([])"
+    assert loaded_by(f"from qwenbench.load import worker; {table}") == {"numpy", "pyarrow"}
+    assert not loaded_by("import qwenbench.simulator.__main__") & {"pandas", "numpy", "pyarrow", "aiohttp"}
+
+
 @pytest.mark.parametrize("name", [*main.COMMANDS])
 def test_every_command_is_there_and_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (Path(main.__file__).with_name(f"{main.module_of(name)}.py")).exists()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwenbench.capacity.cards import find_card
@@ -111,3 +112,11 @@ def test_a_model_that_is_not_known_is_refused_and_a_folder_is_read(tmp_path: Pat
 def test_a_context_beyond_the_models_is_refused_in_vllms_words() -> None:
     with pytest.raises(UsageError, match="greater than the derived max_model_len"):
         plan(f"{MODEL} --max-model-len 300000")
+
+
+@pytest.mark.parametrize("running", [1, 7, 16, 100, 300, 5000])
+def test_the_overshoot_lies_on_the_measured_line(running: int) -> None:
+    gauge = VramGauge(plan(RECORDED), find_card("h200"), FIGURES["overshoot_mib"])
+    before = gauge.used_mib
+    gauge.saw(running)
+    assert gauge.used_mib - before == pytest.approx(np.interp(running, *np.array(FIGURES["overshoot_mib"]).T))
