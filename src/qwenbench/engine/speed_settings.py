@@ -5,54 +5,32 @@ vLLM starts all the same with any of these and says so in one line among hundred
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qwenbench.engine.log_lines import taken_apart
-
-if TYPE_CHECKING:
-    from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_patterns import graph_steps_of
 
 MEASURED = "measured on vLLM 0.26.0, Qwen3.5-9B-NVFP4, H100: docs/memory.md"
 USUAL_BATCHED_TOKENS = 2048
 """vLLM's default of a server on a card under 70 GiB; fewer were measured to cost speed."""
 
-_SAMPLERS = {
-    "flashinfer": re.compile(r"Using FlashInfer for top-p & top-k sampling"),
-    "off": re.compile(r"FlashInfer top-p/top-k sampling disabled via (VLLM_USE_FLASHINFER_SAMPLER=0)"),
-    "unavailable": re.compile(
-        r"FlashInfer top-p/top-k sampling unavailable: (.+?)(?:; falling back|\. (?:Unset|Set|Please)|$)"
-        r"|(FlashInfer is not available)\. Falling back to the PyTorch-native implementation of top-p"
-        r"|FlashInfer top-p & top-k sampling sampler is disabled because (.+?)\. Falling back"
-    ),
-}
-"""How top-k and top-p are sampled, texts of 0.8 to 0.33; without FlashInfer, by PyTorch or a Triton kernel."""
-_SCHEDULING = re.compile(r"Asynchronous scheduling is (enabled|disabled)")
-_JIT = re.compile(r"JIT compilation during inference: ([\w.]+?)\.?(?:\s|$)")
-_GRAPH_ROW = re.compile(
-    r"\| *(\d+) *\| *\d+ *\| *-?\d+ *\| *(?:CUDAGraphMode\.)?(NONE|PIECEWISE|FULL)\w* *\| *(\d+) *\|"
-)
-"""A row of the tables that --cudagraph-metrics logs: tokens, padded, paddings, mode, steps (read in 0.26)."""
 _OTHERS = {
     "moe-config": (
-        re.compile(r"Using default MoE config\. Performance might be sub-optimal"),
         "no tuned MoE configuration for this card: vLLM takes its default",
         "tune one with vLLM's benchmarks/kernels/benchmark_moe.py, or take another MoE backend",
     ),
     "all-reduce": (
-        re.compile(r"Custom allreduce is disabled because (.+?)(?:\. |$)"),
         "custom all-reduce is off: {}",
         "nothing on consumer cards (no peer-to-peer); --disable-custom-all-reduce only silences it",
     ),
     "full-graphs": (
-        re.compile(r"CUDAGraphMode\.FULL\w* is not supported .*; setting cudagraph_mode=(\w+)"),
         "FULL graphs are not supported here: cudagraph_mode is {}",
         "another --attention-backend, where the model has one with FULL graphs",
     ),
 }
-"""Settings with a warning of their own and nothing more: the warning, what it means, what to do."""
+"""Settings with a warning of their own and nothing more (startup_patterns.py): what it means, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,36 +45,6 @@ class SpeedSetting:
     advice: str
     source: str
     """Where the cost, or without one the effect, is known from."""
-
-
-def sampler_of(line: str) -> str | None:
-    """`flashinfer`, `off: why` or `unavailable: why`; None for lines about something else."""
-    if "ampl" not in line:
-        return None
-    for state, pattern in _SAMPLERS.items():
-        found = pattern.search(line)
-        if found:
-            reason = next((text for text in found.groups() if text), "")
-            return f"{state}: {reason.strip()}" if reason else state
-    return None
-
-
-def async_scheduling_of(line: str) -> bool | None:
-    """Whether the line says that asynchronous scheduling is on or off; None for other lines."""
-    found = _SCHEDULING.search(line) if "ynchronous scheduling" in line else None
-    return None if found is None else found.group(1) == "enabled"
-
-
-def jit_kernel_of(line: str) -> str | None:
-    """The kernel that was compiled during inference, as jit_monitor names it."""
-    found = _JIT.search(line) if "JIT compilation during inference" in line else None
-    return found.group(1) if found else None
-
-
-def graph_steps_of(line: str) -> tuple[int, str, int] | None:
-    """(tokens, NONE, PIECEWISE or FULL, steps) of a row that --cudagraph-metrics logged; None for other lines."""
-    found = _GRAPH_ROW.search(line) if line.count("|") >= 6 else None
-    return None if found is None else (int(found.group(1)), found.group(2), int(found.group(3)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +76,6 @@ def full_graph_share(steps: Iterable[GraphSteps], most_rows: int | None) -> floa
     return sum(step.count for step in decoding if step.mode == "FULL") / total if total else None
 
 
-def other_setting_of(line: str) -> tuple[str, str] | None:
-    """(name, what it says) of the settings that have a warning of their own and nothing more."""
-    for name, (pattern, _, _) in _OTHERS.items():
-        found = pattern.search(line)
-        if found:
-            return name, found.group(1) if pattern.groups else ""
-    return None
-
-
 def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
     """What makes this server slower than it could be, the costliest first; empty where the log shows nothing."""
     sampler = _sampler(startup)
@@ -148,7 +87,7 @@ def speed_settings(startup: StartupLog) -> tuple[SpeedSetting, ...]:
             if (state := tell(startup)) is not None
         ),
         *(
-            SpeedSetting(name, _OTHERS[name][1].format(what), None, _OTHERS[name][2], "vLLM's own warning")
+            SpeedSetting(name, _OTHERS[name][0].format(what), None, _OTHERS[name][1], "vLLM's own warning")
             for name, what in startup.other_speed_settings.items()
         ),
     )

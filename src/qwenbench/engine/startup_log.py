@@ -16,7 +16,6 @@ from typing import Any
 
 from qwenbench.engine import startup_patterns as patterns
 from qwenbench.engine.log_lines import Process, clock_s, is_access_log, plain, process_of
-from qwenbench.engine.speed_settings import graph_steps_of, jit_kernel_of, other_setting_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,12 +323,12 @@ class _Start:
             self._values["died"] = True
         if (cached := patterns.compiled_from_cache(line)) is not None:
             self._values["compiled_from_cache"] = cached and self._values.get("compiled_from_cache", True)
-        if (kernel := jit_kernel_of(line)) is not None:
-            self._jit[kernel] += 1
-        if (steps := graph_steps_of(line)) is not None:
+        if (kernel := patterns.JIT.search(line)) is not None:
+            self._jit[kernel[1]] += 1
+        if (steps := patterns.graph_steps_of(line)) is not None:
             self._graph_steps[steps[0], steps[1]] += steps[2]
-        if (other := other_setting_of(line)) is not None:
-            self._values.setdefault("other_speed_settings", {}).setdefault(*other)
+        for name, said in patterns.values_in(patterns.OTHER_SETTINGS, line).items():
+            self._values.setdefault("other_speed_settings", {}).setdefault(name, said)
         if captured := patterns.captured_full_graphs(line):
             sizes = sorted(self._values.get("capture_sizes", ()))
             if captured <= len(sizes):

@@ -12,8 +12,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qwenbench.engine.speed_settings import async_scheduling_of, sampler_of
-
 Table = Mapping[str, tuple[Callable[[str], Any], tuple[re.Pattern[str], ...]]]
 """Field -> how its text is read, and the expressions that find it: the first that matches counts."""
 
@@ -125,6 +123,7 @@ _START: Table = {
         r"(?:\S+ GEMM\b|CompressedTensors\w+|ModelOpt\w+|GPTQ\w+|AWQ\w+|Fp8LinearMethod)",
         mamba_cache_mode=r"Mamba cache mode is set to '(\w+)'",
     ),
+    **_table(lambda text: text == "enabled", async_scheduling=r"Asynchronous scheduling is (enabled|disabled)"),
 }
 """Values of the whole start, by StartupLog's fields; the last one told counts."""
 
@@ -197,6 +196,32 @@ _PLATFORM_ATTENTION = _table(
 """Counts only from the files that choose the attention backend: MoE and GEMM kernels have lines of this form too."""
 _PLATFORM_FILES = {"cuda.py", "rocm.py", "cpu.py", "xpu.py", "tpu.py", "hpu.py", "selector.py"}
 
+_SAMPLERS = {
+    "flashinfer": re.compile(r"Using FlashInfer for top-p & top-k sampling"),
+    "off": re.compile(r"FlashInfer top-p/top-k sampling disabled via (VLLM_USE_FLASHINFER_SAMPLER=0)"),
+    "unavailable": re.compile(
+        r"FlashInfer top-p/top-k sampling unavailable: (.+?)(?:; falling back|\. (?:Unset|Set|Please)|$)"
+        r"|(FlashInfer is not available)\. Falling back to the PyTorch-native implementation of top-p"
+        r"|FlashInfer top-p & top-k sampling sampler is disabled because (.+?)\. Falling back"
+    ),
+}
+"""How top-k and top-p are sampled, texts of 0.8 to 0.33; without FlashInfer, by PyTorch or a Triton kernel."""
+JIT = re.compile(r"JIT compilation during inference: ([\w.]+?)\.?(?:\s|$)")
+"""A kernel that was compiled while requests were running, as jit_monitor names it."""
+_GRAPH_ROW = re.compile(
+    r"\| *(\d+) *\| *\d+ *\| *-?\d+ *\| *(?:CUDAGraphMode\.)?(NONE|PIECEWISE|FULL)\w* *\| *(\d+) *\|"
+)
+"""A row of the tables that --cudagraph-metrics logs: tokens, padded, paddings, mode, steps (read in 0.26)."""
+OTHER_SETTINGS = _table(
+    str,
+    **{
+        "moe-config": r"Using default MoE config\. Performance might be (sub-optimal)",
+        "all-reduce": r"Custom allreduce is disabled because (.+?)(?:\. |$)",
+        "full-graphs": r"CUDAGraphMode\.FULL\w* is not supported .*; setting cudagraph_mode=(\w+)",
+    },
+)
+"""Settings that cost speed and have a warning of their own and nothing more."""
+
 DIED = re.compile(
     r"EngineCore (?:failed to start|encountered a fatal error|encountered an issue)|EngineDeadError"
     r"|Engine core initialization failed|Engine core proc \S+ died|engine core exited unexpectedly"
@@ -247,13 +272,30 @@ def start_values(line: str) -> dict[str, Any]:
     """Values of the whole start in this line, by StartupLog field; the last one told counts."""
     values = values_in(_START, line)
     values.update((field, value) for pattern, field, value in _FACTS if pattern.search(line))
-    for field, value in (("async_scheduling", async_scheduling_of(line)), ("sampler", sampler_of(line))):
-        if value is not None:
-            values[field] = value
+    if (sampler := sampler_of(line)) is not None:
+        values["sampler"] = sampler
     if "Profiling CUDA graph memory:" in line and line.endswith("\n"):
         # A kind that is not named is not captured at all.
         values |= {"capture_effective": 0, "capture_effective_full": 0} | values_in(_GRAPHS, line)
     return values
+
+
+def sampler_of(line: str) -> str | None:
+    """`flashinfer`, `off: why` or `unavailable: why`; None for lines about something else."""
+    if "ampl" not in line:
+        return None
+    for state, pattern in _SAMPLERS.items():
+        found = pattern.search(line)
+        if found:
+            reason = next((text for text in found.groups() if text), "")
+            return f"{state}: {reason.strip()}" if reason else state
+    return None
+
+
+def graph_steps_of(line: str) -> tuple[int, str, int] | None:
+    """(tokens, NONE, PIECEWISE or FULL, steps) of a row that --cudagraph-metrics logged; None for other lines."""
+    found = _GRAPH_ROW.search(line) if line.count("|") >= 6 else None
+    return None if found is None else (int(found.group(1)), found.group(2), int(found.group(3)))
 
 
 def first_values(line: str) -> dict[str, Any]:
