@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qwenbench.runfolder.damage import mapping, object_or_none
-from qwenbench.runfolder.names import AT, RunPaths, launch_folders
+from qwenbench.runfolder.damage import mapping
+from qwenbench.runfolder.names import AT
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _TRADE_MARKS = re.compile(r"\((?:R|TM|C)\)|\bCPU\b|\bProcessor\b|@.*|\b\d+-Core\b|\bwith .* Graphics\b", re.I)
 UNKNOWN = "unknown machine"
+OfLaunches = Mapping[tuple[str, int], Mapping[str, Any]]
+"""(configuration, launch) -> what a file says of it, by rising launch."""
 
 
 def machine_of(hardware: Mapping[str, Any], launcher: str) -> str | None:
@@ -66,29 +68,24 @@ def told_apart(points: pd.DataFrame, meta: Mapping[str, Any], always: bool = Fal
     return points.assign(machine=machines, config_id=points["config_id"].astype(str) + AT + words)
 
 
-def by_machine(
-    paths: RunPaths, kept: Mapping[str, Mapping[str, Any]], names: Sequence[str], file: str
-) -> dict[str, Mapping[str, Any]]:
-    """A file of each configuration's first launch under the names of `told_apart`: that of the first launch there.
+def by_machine(values: OfLaunches, launches: OfLaunches, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """What a file says of each configuration: as its first launch has it, or the first on that machine where
+    `told_apart` named it so.
 
-    `kept` is what the first launches hold; `names` the configurations of the points.
+    `values` are that file of each launch, `launches` its launch.json, `names` the configurations of the points.
     """
+    first = {config: value for (config, launch), value in values.items() if launch == 1}
     apart = [name for name in names if AT in name]
-    if not apart:
-        return dict(kept)
-    found: dict[str, Mapping[str, Any]] = {}
+    several = Counter(name.partition(AT)[0] for name in apart)
+    found = {config: value for config, value in first.items() if config not in several}
     for name in apart:
         config, _, machine = name.partition(AT)
-        for folder in [folder for of, _, folder in launch_folders(paths) if of == config]:
-            record = object_or_none(folder / "launch.json", "its machine is missing")
-            if record is not None and record.get("machine") == machine:
-                value = object_or_none(folder / file, "it is missing for this machine")
-                if value is not None:
-                    found.setdefault(name, value)
-        if sum(other.partition(AT)[0] == config for other in apart) == 1 and config in kept:
-            found.setdefault(name, kept[config])  # of before launch.json named its machine
-    spread = {name.partition(AT)[0] for name in apart}
-    return found | {config: value for config, value in kept.items() if config not in spread}
+        own = [key for key in values if key[0] == config and launches.get(key, {}).get("machine") == machine]
+        if own:
+            found[name] = values[own[0]]
+        elif several[config] == 1 and config in first:
+            found[name] = first[config]  # of before launch.json named its machine
+    return found
 
 
 @dataclass(frozen=True, slots=True)

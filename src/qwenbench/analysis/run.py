@@ -128,13 +128,13 @@ class Run:
     def launch_ledgers(self) -> dict[tuple[str, int], Mapping[str, Any]]:
         """(config_id, launch) -> memory.json of that launch."""
         named = {(p.cell.config_id, p.cell.launch): str(p.values["config_id"]) for p in self.measured}
-        read = _of_launches(self.path, "memory.json", "its memory is missing")
+        read = _of_launches(RunPaths(self.path), "memory.json", "its memory is missing")
         return {(named.get(key, key[0]), key[1]): ledger for key, ledger in read.items()}
 
     @cached_property
     def launch_records(self) -> dict[tuple[str, int], Mapping[str, Any]]:
         """(configuration's name on disk, launch) -> launch.json."""
-        return _of_launches(self.path, "launch.json", "where it was launched is missing")
+        return _of_launches(RunPaths(self.path), "launch.json", "where it was launched is missing")
 
     def requests(self, cell_id: str) -> pa.Table | None:
         """The request records of a cell, or None when the folder was shipped without them."""
@@ -170,15 +170,19 @@ def load_run(path: Path, apart: bool = False) -> Run:
     points = told_apart(_points(paths), meta, apart)
     names = list(dict.fromkeys(points["config_id"].astype(str)))
 
-    def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:
-        return by_machine(paths, files_of(paths.servers, file, cost), names, file)
+    launches = _of_launches(paths, "launch.json", "its settings are missing")
 
-    failures = _failures(paths.servers)
+    def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:
+        return by_machine(_of_launches(paths, file, cost), launches, names)
+
+    failed = _of_launches(paths, "failure.json", "why it failed is missing")
+    # a configuration failed when any of its launches did
+    failures = {config: why for (config, _), why in sorted(failed.items(), key=lambda item: (item[0][0], -item[0][1]))}
     return Run(
         path=path,
         meta=meta,
         points=points,
-        launches=kept("launch.json", "its settings are missing"),
+        launches=by_machine(launches, launches, names),
         ledgers=kept("memory.json", "its memory is missing"),
         # of a configuration that failed on one of its machines nothing is advised on the others either
         failures={name: failures[config] for config in failures for name in _named(config, names)},
@@ -191,11 +195,9 @@ def _named(config: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if name.partition(AT)[0] == config] or [config]
 
 
-def _of_launches(run: Path, file: str, cost: str) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """(configuration, launch) -> that file of each launch that has it."""
-    read = {
-        (name, number): object_or_none(folder / file, cost) for name, number, folder in launch_folders(RunPaths(run))
-    }
+def _of_launches(paths: RunPaths, file: str, cost: str) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """(configuration's name on disk, launch) -> that file of each launch that has it; a damaged one is told."""
+    read = {(config, launch): object_or_none(folder / file, cost) for config, launch, folder in launch_folders(paths)}
     return {key: value for key, value in read.items() if value is not None}
 
 
@@ -327,16 +329,7 @@ def valid_rows(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["valid"].fillna(False).astype(bool)] if len(points) else points
 
 
-def files_of(servers: Path, name: str, cost: str) -> dict[str, dict[str, Any]]:
-    """Configuration -> what a file of its folder holds; a damaged one is told with its `cost` and missing."""
-    found = {file.parent.name: object_or_none(file, cost) for file in sorted(servers.glob(f"*/{name}"))}
-    return {config: value for config, value in found.items() if value is not None}
-
-
-def _failures(servers: Path) -> dict[str, dict[str, Any]]:
-    """A configuration failed when any of its launches did."""
-    relaunches = {
-        file.parent.parent.name: object_or_none(file, "why it failed is missing") or {}
-        for file in servers.glob("*/relaunch-*/failure.json")
-    }
-    return {**relaunches, **files_of(servers, "failure.json", "why it failed is missing")}
+def files_of(run: Run, file: str) -> dict[str, Mapping[str, Any]]:
+    """Configuration's name on disk -> that file of its first launch."""
+    read = _of_launches(RunPaths(run.path), file, f"what {file} says is missing")
+    return {config: value for (config, launch), value in read.items() if launch == 1}

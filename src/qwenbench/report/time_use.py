@@ -16,7 +16,6 @@ from qwenbench.report.page_data import PageData
 from qwenbench.report.points import level_of, workload_names
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
-from qwenbench.runfolder.names import RunPaths
 
 _COLUMNS = (
     "itl_ms_p50", "itl_stall_share", "itl_stall_ms_p50", "server_tokens_per_step", "server_prefill_step_share",
@@ -202,13 +201,9 @@ def _draw(uses: Sequence[Use], data: PageData, drawing: Drawing) -> None:
     drawing.height = y + 8
 
 
-def _files(run: Run, name: str) -> dict[str, dict[str, Any]]:
-    return files_of(RunPaths(run.path).servers, name, f"what {name} says is missing")
-
-
 def prompt_price(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
     """Whose time a step with a prompt is: a sentence for each configuration that tells another story, and a figure."""
-    costs = {config: cost for config, cost in _files(run, "prefill.json").items() if cost.get("sentence")}
+    costs = {config: cost for config, cost in files_of(run, "prefill.json").items() if cost.get("sentence")}
     shown = chosen if chosen in costs else next(iter(costs), None)
     if shown is None:
         return
@@ -233,7 +228,7 @@ def prompt_price(run: Run, data: PageData, chosen: str | None) -> Iterator[Block
 def endurance(run: Run) -> Iterator[Block]:
     """Long prompts one and two at a time, and how memory went while the heaviest load was held."""
     items: list[Inline] = []
-    for config, soak in _files(run, "soak.json").items():
+    for config, soak in files_of(run, "soak.json").items():
         held = f", {soak.get('load')} held for {float(soak.get('minutes') or 0):.0f} min"
         verdicts = [str(growth.get("verdict")) for growth in map(mapping, soak.get("growth") or ())]
         failed = soak.get("requests_failed")
@@ -242,7 +237,7 @@ def endurance(run: Run) -> Iterator[Block]:
     if items:
         yield Paragraph("Under a load that was held:")
         yield Bullets(items)
-    for config, ladder in _files(run, "ladder.json").items():
+    for config, ladder in files_of(run, "ladder.json").items():
         rungs = [mapping(rung) for rung in ladder.get("rungs") or ()]
         if rungs:
             head = ("Prompt, tokens", "at once", "TTFT, ms", "VRAM peak, GiB", "answered")
