@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from qwenbench.analysis.run import grouped
+from qwenbench.analysis.run import grouped, level_of
 from qwenbench.analysis.server_samples import column_values, known_values
 
 BOUNDS = {
@@ -152,7 +152,7 @@ def settle_load(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     usable = [row for row in points if row.get("valid") and row.get("output_tokens_per_s") is not None]
     rates = {}
     for load, alike in grouped(usable, _same).items():
-        levels = grouped(alike, _level)
+        levels = grouped(alike, level_of)
         rates[load] = {level: fmean(row["output_tokens_per_s"] for row in own) for level, own in levels.items()}
     return [_settled(row, rates.get(_same(row), {})) for row in points]
 
@@ -161,14 +161,9 @@ def _same(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(row.get(name) for name in ("config_id", "machine", "scenario", "profile", "load_shape", "launch"))
 
 
-def _level(row: Mapping[str, Any]) -> float | None:
-    value = row.get("concurrency") if row.get("concurrency") is not None else row.get("rate")
-    return None if value is None else float(value)
-
-
 def _settled(row: Mapping[str, Any], rates: Mapping[float | None, float]) -> Mapping[str, Any]:
     """`rates`: tokens/s by load."""
-    told, level = row.get("bound_all"), _level(row)
+    told, level = row.get("bound_all"), level_of(row)
     if row.get("bound") is not None or not told or NOT_KNOWN not in told or level is None or level not in rates:
         return row
     higher = min((other for other in rates if other is not None and other > level), default=None)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qwenbench.analysis.intervals import CONFIDENCE, critical_t, two_sided_p
 from qwenbench.analysis.request_arrays import Floats
 from qwenbench.analysis.statistics import KEYS, RepeatTable
+from qwenbench.runfolder.cells import load_label
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,11 @@ class MetricChange:
     low: float | None
     high: float | None
     verdict: str
+
+    @property
+    def load(self) -> str:
+        """For people: `32 streams`, `2/s`, `trace`."""
+        return load_label(self.concurrency, self.rate)
 
     def to_json(self) -> dict[str, Any]:
         return {("metric" if name == "key" else name): value for name, value in asdict(self).items()}

@@ -313,6 +313,12 @@ def columns_of(*names: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     return lambda row: tuple(row[name] for name in names)
 
 
+def level_of(row: Mapping[str, Any]) -> float | None:
+    """Client streams of a closed loop, else the scheduled rate; None for a trace."""
+    value = row.get("concurrency") if row.get("concurrency") is not None else row.get("rate")
+    return None if value is None else float(value)
+
+
 def mean_of(rows: Iterable[Mapping[str, Any]], column: str) -> float | None:
     """The mean of what is known of a column; None where nothing is."""
     known = [row[column] for row in rows if row[column] is not None]

@@ -24,7 +24,6 @@ from qwenbench.report.document import (
     Table,
     number,
 )
-from qwenbench.runfolder.cells import load_label
 
 FIRST_ROWS = 36
 """Rows of the page that stand open; the others are folded away."""
@@ -93,16 +92,14 @@ def _undecided(comparison: Comparison) -> str:
     largest = max(main, key=lambda row: abs(row.change or 0.0), default=None)
     seen = ""
     if largest is not None and largest.change is not None:
-        at = load_label(largest.concurrency, largest.rate)
-        seen = f" Largest change seen: {largest.change:+.0%} output tokens/s at {at} ({largest.scenario})."
+        seen = f" Largest change seen: {largest.change:+.0%} output tokens/s at {largest.load} ({largest.scenario})."
     return f"Undecided: one side has a single repeat, so no change can be told from noise.{seen}"
 
 
 def comparison_blocks(comparison: Comparison, everything: bool = False) -> Iterator[Block]:
-    if comparison.simulated:
-        yield Paragraph(SIMULATED, "warning")
-    yield Heading(f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}", 3)
-    yield from _findings(comparison)
+    """The whole answer for a terminal and for Markdown."""
+    title = Heading(f"{comparison.runs[0]} (before) against {', '.join(comparison.runs[1:])}", 3)
+    yield from comparison_head(comparison, title)
     rows = list(comparison.rows) if everything else chosen_rows(comparison)
     if rows:
         yield changes_table(rows, several=len(comparison.runs) > 2)
@@ -121,14 +118,11 @@ def comparison_page(comparison: Comparison) -> Iterator[Block]:
     yield from comparison_notes(comparison)
 
 
-def comparison_head(comparison: Comparison) -> Iterator[Block]:
+def comparison_head(comparison: Comparison, *title: Heading) -> Iterator[Block]:
     """Verdict, gate, and what differs in the conditions and in what the configurations hold."""
     if comparison.simulated:
         yield Paragraph(SIMULATED, "warning")
-    yield from _findings(comparison)
-
-
-def _findings(comparison: Comparison) -> Iterator[Block]:
+    yield from title
     yield Paragraph(Span(verdict(comparison)), "answer")
     yield from conditions(comparison)
 
@@ -231,7 +225,7 @@ def change_cells(row: MetricChange) -> tuple[str | None, str | None]:
 def _row(row: MetricChange, several: bool) -> Row:
     word: Inline = Span(row.verdict, "bad") if row.verdict == "worse" else row.verdict
     figures = (number(row.key, row.before), number(row.key, row.after), *change_cells(row))
-    where = (row.config, f"{row.scenario} ({row.profile})", load_label(row.concurrency, row.rate), label(row.key))
+    where = (row.config, f"{row.scenario} ({row.profile})", row.load, label(row.key))
     return Row((*_run(row.run, several), *where, *figures, word))
 
 

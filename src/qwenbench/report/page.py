@@ -18,7 +18,7 @@ from qwenbench.analysis.columns import METRICS, POINT_COLUMNS, Column
 from qwenbench.analysis.compare import Comparison
 from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.releases import Releases
-from qwenbench.analysis.run import Run
+from qwenbench.analysis.run import Run, level_of
 from qwenbench.report import sections
 from qwenbench.report.answer import answered, page_answer, question_of
 from qwenbench.report.comparison import comparison_head, comparison_page
@@ -114,7 +114,7 @@ def _curves(comparison: Comparison) -> Mapping[str, Any]:
                     "run": run,
                     "config": str(point["config_id"]),
                     "workload": f"{point['scenario']} ({point['profile']})",
-                    "level": point["concurrency"] if point["concurrency"] is not None else point["rate"],
+                    "level": level_of(point),
                     "figures": {key: short_estimate(e.value or 0.0, e.low, e.high) for key, e in known.items()},
                 }
             )

@@ -16,7 +16,7 @@ import pandas as pd
 
 from qwenbench.analysis.columns import METRICS, VARIED, label
 from qwenbench.analysis.price import Price, Reached, captures_reached, price_of_capture
-from qwenbench.analysis.run import Run, known_numbers
+from qwenbench.analysis.run import Run, known_numbers, level_of
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.capacity.cards import Card, find_card
 from qwenbench.errors import UsageError
@@ -24,7 +24,6 @@ from qwenbench.report.document import titled
 from qwenbench.report.points import (
     PointView,
     TimelineView,
-    level_of,
     point_views,
     read_summary,
     timelines,

@@ -14,7 +14,7 @@ import pyarrow as pa
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import interval_of_means
 from qwenbench.analysis.request_arrays import Floats
-from qwenbench.analysis.run import LOAD_POINT, Run, records
+from qwenbench.analysis.run import LOAD_POINT, Run, level_of, records
 from qwenbench.analysis.server_samples import column_values
 from qwenbench.runfolder.cells import Cell, load_label
 from qwenbench.runfolder.damage import if_readable
@@ -71,12 +71,6 @@ def workload_index(points: pd.DataFrame) -> dict[tuple[str, str], str]:
     """(scenario, profile) -> the workload."""
     keys = zip(points["scenario"].astype(str), points["profile"].astype(str), strict=True)
     return dict(zip(keys, workload_names(points), strict=True))
-
-
-def level_of(row: Row) -> float | None:
-    """Client streams of a closed loop, else the scheduled rate; None for a trace."""
-    value = row["concurrency"] if row["concurrency"] is not None else row["rate"]
-    return None if value is None else float(value)
 
 
 def read_summary(path: Path) -> Summary:

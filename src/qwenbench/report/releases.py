@@ -25,7 +25,6 @@ from qwenbench.report.document import (
     titled,
 )
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened
-from qwenbench.runfolder.cells import load_label
 
 MOST_FIGURES = 12
 """Curves of a drawing; of more load points the first are drawn."""
@@ -52,7 +51,7 @@ def verdict(releases: Releases) -> str:
 
 def _change_words(figure: FigureOver) -> str:
     change = figure.change
-    where = f"{change.config}, {change.scenario}, {load_label(change.concurrency, change.rate)}"
+    where = f"{change.config}, {change.scenario}, {change.load}"
     return f"{in_words(change.key)} {change.verdict} by {abs(change.change or 0.0):.1%} ({where})"
 
 
@@ -130,7 +129,7 @@ def _table(releases: Releases, figures: Sequence[FigureOver]) -> Table:
 def _row(names: Sequence[str], figure: FigureOver, several: bool) -> Row:
     change = figure.change
     scenario = f"{change.scenario} ({change.profile})" if several else change.scenario
-    where = (change.config, scenario, load_label(change.concurrency, change.rate))
+    where = (change.config, scenario, change.load)
     values = (_value(change.key, *told) for told in zip(figure.values, figure.verdicts, strict=True))
     first: Inline = None
     if figure.first is not None:
@@ -178,7 +177,7 @@ def _draw(releases: Releases, key: str, drawing: Drawing) -> None:
                 drawing.line(at, y(estimate.low), at, y(estimate.high), colour=colour)
             drawing.circle(x(place, series), y(estimate.value or 0.0), 3.5, colour=colour)
         change = figure.change
-        words = f"{change.config}, {change.scenario}, {load_label(change.concurrency, change.rate)}"
+        words = f"{change.config}, {change.scenario}, {change.load}"
         drawing.rect(left, legend - 9, 10, 10, colour=colour)
         drawing.text(left + 16, legend, shortened(words, right - left - 16, 12), colour="soft", size=12)
         legend += 17

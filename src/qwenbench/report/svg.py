@@ -146,8 +146,9 @@ class Drawing:
         self._parts.append(f"{f'<title>{html.escape(hint)}</title>' if hint else ''}</g>")
 
     def entry(self, x: float, y: float, words: str, *, colour: str = "s7", opacity: float = 1.0) -> None:
-        """A line of the key: a small filled box and what it means."""
-        self.rect(x, y - 10, 16, 11, colour=colour, opacity=opacity)
+        """A line of the key: a small filled box (none where it has no opacity) and what it means."""
+        if opacity:
+            self.rect(x, y - 10, 16, 11, colour=colour, opacity=opacity)
         self.text(x + 24, y, words, colour="soft", size=12)
 
     def simulated(self, x: float, y: float, size: float = 11.5) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from qwenbench.analysis.bounds import ADVICE
 from qwenbench.analysis.drafting import break_evens, pays_up_to
-from qwenbench.analysis.run import Run, columns_of, files_of, grouped, mean_of, records, valid_rows
+from qwenbench.analysis.run import Run, columns_of, files_of, grouped, level_of, mean_of, records, valid_rows
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData
-from qwenbench.report.points import level_of, workload_names
+from qwenbench.report.points import workload_names
 from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from qwenbench.report.document import UNKNOWN, Picture, figure
+from qwenbench.report.document import Number, Picture
 from qwenbench.report.points import Estimate
 from qwenbench.report.svg import LIGHT, NARROW, WIDE, Drawing, on_page, shortened, text_width, wrapped
 from qwenbench.report.tradeoff import Lane, Tradeoff
@@ -207,16 +207,14 @@ def _concurrency(drawing: Drawing, scale: _Scale, lane: Lane, middle: float) -> 
 
 
 def _shown(value: float | None, digits: int) -> str:
-    return UNKNOWN if value is None else figure(value, digits)
+    return str(Number(value, digits=digits))
 
 
 def _hint(lane: Lane, tradeoff: Tradeoff) -> str:
     def words(estimate: Estimate | None, unit: str) -> str:
-        if estimate is None:
-            return UNKNOWN
-        value, low, high = estimate
-        interval = "" if low is None or high is None else f" (95 %: {figure(low, 0)} to {figure(high, 0)})"
-        return f"{figure(value, 0)} {unit}{interval}"
+        value, *bounds = estimate or (None, None, None)
+        shown = Number(value, unit, 0, *bounds)
+        return f"{shown} (95 %: {shown.interval})" if shown.interval else str(shown)
 
     return "\n".join(
         (
@@ -250,8 +248,7 @@ def _key(drawing: Drawing, tradeoff: Tradeoff, left: float, right: float, y: flo
             drawing.line(x + 8, y - 11, x + 8, y + 3, colour="ink", width=2)
         elif sign == "star":
             drawing.star(x + 8, y - 4, 6, colour="accent")
-        else:
-            drawing.rect(x, y - 10, 16, 11, colour="s7", opacity=0.22 if sign == "pale" else 0.85)
-        drawing.text(x + 24, y, words, colour="soft", size=12)
+        opacity = {"pale": 0.22, "full": 0.85}.get(sign, 0.0)
+        drawing.entry(x, y, words, opacity=opacity)
         x += width + 20
     return y + 8
