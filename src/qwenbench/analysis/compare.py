@@ -23,9 +23,8 @@ from qwenbench.analysis.changes import (
     shown_by,
 )
 from qwenbench.analysis.columns import METRICS
-from qwenbench.analysis.conditions import Difference, differences, refusals
+from qwenbench.analysis.conditions import Difference, Place, differences, places_of, refusals
 from qwenbench.analysis.limit_text import metric_key
-from qwenbench.analysis.machines import Place, places_of
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.analysis.statistics import KEYS, RepeatTable, repeat_table, requests_under

@@ -1,8 +1,9 @@
-"""What differs between two runs beside their figures, and what makes them no comparison at all."""
+"""What a run was measured under: what differs between two runs beside their figures, what makes them no comparison at
+all, and the machines of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,3 +132,38 @@ def _shape_words(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     return "-" if value is None else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One machine of a run."""
+
+    machine: str | None
+    nodes: tuple[str, ...]
+    launches: int
+    """Launches that finished a point there."""
+    drivers: tuple[str, ...]
+    vllm: tuple[str, ...]
+
+
+def places_of(run: Run) -> tuple[Place, ...]:
+    """The machines that a run's points were measured on, in their order."""
+    seen: dict[str | None, dict[tuple[str, int], str | None]] = {}
+    for point in run.measured:
+        launches = seen.setdefault(point.text("machine"), {})
+        launches[point.cell.config_id, point.cell.launch] = point.text("node")
+    told = {
+        (launch.get("config_id"), launch.get("launch")): mapping(launch.get("versions"))
+        for launch in map(mapping, run.meta.get("launches") or ())
+    }
+
+    def distinct(values: Iterable[Any]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(value) for value in values if value is not None))
+
+    def version(name: str, launches: Iterable[tuple[str, int]]) -> tuple[str, ...]:
+        return distinct(told.get(launch, {}).get(name) for launch in launches)
+
+    return tuple(
+        Place(machine, distinct(nodes.values()), len(nodes), version("driver", nodes), version("vllm", nodes))
+        for machine, nodes in seen.items()
+    )

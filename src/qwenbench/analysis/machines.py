@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qwenbench.runfolder.damage import mapping
@@ -19,8 +18,6 @@ from qwenbench.runfolder.names import AT
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from qwenbench.analysis.run import Run
 
 _TRADE_MARKS = re.compile(r"\((?:R|TM|C)\)|\bCPU\b|\bProcessor\b|@.*|\b\d+-Core\b|\bwith .* Graphics\b", re.I)
 UNKNOWN = "unknown machine"
@@ -86,38 +83,3 @@ def by_machine(values: OfLaunches, launches: OfLaunches, names: Sequence[str]) -
         elif several[config] == 1 and config in first:
             found[name] = first[config]  # of before launch.json named its machine
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """One machine of a run."""
-
-    machine: str | None
-    nodes: tuple[str, ...]
-    launches: int
-    """Launches that finished a point there."""
-    drivers: tuple[str, ...]
-    vllm: tuple[str, ...]
-
-
-def places_of(run: Run) -> tuple[Place, ...]:
-    """The machines that a run's points were measured on, in their order."""
-    seen: dict[str | None, dict[tuple[str, int], str | None]] = {}
-    for point in run.measured:
-        launches = seen.setdefault(point.text("machine"), {})
-        launches[point.cell.config_id, point.cell.launch] = point.text("node")
-    told = {
-        (launch.get("config_id"), launch.get("launch")): mapping(launch.get("versions"))
-        for launch in map(mapping, run.meta.get("launches") or ())
-    }
-
-    def distinct(values: Iterable[Any]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(str(value) for value in values if value is not None))
-
-    def version(name: str, launches: Iterable[tuple[str, int]]) -> tuple[str, ...]:
-        return distinct(told.get(launch, {}).get(name) for launch in launches)
-
-    return tuple(
-        Place(machine, distinct(nodes.values()), len(nodes), version("driver", nodes), version("vllm", nodes))
-        for machine, nodes in seen.items()
-    )

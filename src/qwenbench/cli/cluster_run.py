@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +22,6 @@ from qwenbench.cli.runs import run_asyncio
 from qwenbench.cli.sweep_run import (
     FAILED,
     INTERRUPTED,
-    ClusterChoice,
     RunRequest,
     closing,
     new_folder,
@@ -48,7 +48,6 @@ from qwenbench.sweep.sweep import SweepOutcome, stopping_signals
 
 def client_nodes(ray: ModuleType, address: str, options: SweepOptions, url: str) -> RemoteClients:
     """The nodes that send a bench's load, looked at: those that the server is not on come first. Raises UsageError."""
-
     wanted, server = options.client_nodes or 1, urlsplit(url).hostname
 
     def beside(node: Mapping[str, Any]) -> bool:
@@ -79,22 +78,35 @@ class _KindRun:
     folder: Path
 
 
-def run_on_cluster(request: RunRequest, choice: ClusterChoice) -> int:
-    """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
+Kinds = tuple[str | None, ...]
+"""Kinds of card to run the plan on; None: whatever card the nodes have, if they are all alike."""
 
+
+def kinds_of(on: str | None) -> Kinds:
+    """Reads --on. Raises UsageError."""
+    kinds: Kinds = tuple(word.strip() for word in on.split(",") if word.strip()) if on is not None else (None,)
+    if not kinds or len(set(kinds)) != len(kinds):
+        raise UsageError(f"--on {on}: give each kind of card once, e.g. --on rtx-5090,rtx-4090.")
+    return kinds
+
+
+def run_on_cluster(request: RunRequest, address: str, kinds: Kinds) -> int:
+    """The sweep on each kind of card; returns the exit status of the whole. Raises UsageError before any launch."""
     fields, run_id = request.fields, request.run_id
     folder = None if request.resume is None else find_run(request.resume, "--resume", Path(request.out))
-    if folder is not None and len(choice.kinds) > 1:
+    if folder is not None and len(kinds) > 1:
         raise UsageError("--resume with several kinds in --on: give the same --run-id again instead.")
     if fields.get("devices"):
         raise UsageError("--devices with --cluster: Ray chooses the cards. Leave --devices out.")
     base = check_name(run_id, "--run-id") if run_id is not None else new_run_id(datetime.now())
-    ray = connect(choice.address)
+    ray = connect(address)
 
     async def prepare() -> list[_KindRun]:
         return [
-            await _kind_run(ray, choice.address, kind, fields, _folder(choice, kind, base, request.out, folder))
-            for kind in choice.kinds
+            await _kind_run(
+                ray, address, kind, fields, folder or _folder(kind if len(kinds) > 1 else None, base, request.out)
+            )
+            for kind in kinds
         ]
 
     runs = run_asyncio(prepare())
@@ -107,25 +119,21 @@ def run_on_cluster(request: RunRequest, choice: ClusterChoice) -> int:
     for run, outcome in zip(runs, outcomes, strict=True):
         if len(runs) > 1:
             note(f"== {run.kind}")
-        statuses.append(closing(outcome, run.folder, f"sweep{choice.words}", request.build_report))
+        statuses.append(closing(outcome, run.folder, f"sweep --cluster {shlex.quote(address)}", request.build_report))
     if INTERRUPTED in statuses:
         return INTERRUPTED
     return statuses[0] if len(set(statuses)) == 1 else FAILED
 
 
-def _folder(choice: ClusterChoice, kind: str | None, base: str, out: str, resumed: Path | None) -> Path:
-    """The run's folder: with several kinds one each, which goes on when it is there."""
-
-    if resumed is not None:
-        return resumed
-    if kind is None or len(choice.kinds) == 1:
+def _folder(kind: str | None, base: str, out: str) -> Path:
+    """The run's folder: with several kinds (else None) one each, which goes on when it is there."""
+    if kind is None:
         return new_folder(out, base)
     folder = Path(out) / slug(f"{base}-{kind}")
     return folder if (folder / "run.json").exists() else new_folder(out, folder.name)
 
 
 async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
-
     known: dict[str, str] = {}
     if (folder / "run.json").exists():
         fields = extended_fields(folder, fields)
@@ -153,7 +161,6 @@ async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dic
 
 def _site_of_nodes(options: SweepOptions) -> Site:
     """The cards are the nodes'; this machine starts no server."""
-
     assert options.launcher != "url"
     launcher = make_launcher(options.launcher, vllm_command=options.vllm_command, caches=options.caches)
     card = find_card(options.card) if options.card else None
@@ -162,7 +169,6 @@ def _site_of_nodes(options: SweepOptions) -> Site:
 
 async def _run_all(runs: list[_KindRun]) -> list[SweepOutcome]:
     """All kinds at once: their cards are not the same."""
-
     console, stop = Console(stderr=True), asyncio.Event()
     command_line = ["qwenbench", *sys.argv[1:]]
 

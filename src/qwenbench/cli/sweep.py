@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 from qwenbench.cli.option_parameters import ClusterOption, takes_options
@@ -34,11 +35,18 @@ def command(
     Exit status: 0 done; 1 some cells failed or no point is valid (the rest is there); 2 bad usage or nothing could run;
     130 interrupted.
     """
-    from qwenbench.cli.sweep_run import RunRequest, cluster_choice, run_campaign, run_one
+    from qwenbench.cli.sweep_run import RunRequest, run_campaign, run_one
 
-    request = RunRequest(given, out, run_id, resume, dry_run, not no_report, cluster_choice(cluster, on))
+    run = run_one
+    if cluster is not None:
+        from qwenbench.cli.cluster_run import kinds_of, run_on_cluster
+
+        run = partial(run_on_cluster, address=cluster, kinds=kinds_of(on))
+    elif on is not None:
+        raise UsageError("--on names cards of a cluster: give --cluster as well.")
+    request = RunRequest(given, out, run_id, resume, dry_run, not no_report)
     if campaign is None:
-        return run_one(request)
+        return run(request)
     if resume is not None:
         raise UsageError("--resume with --campaign: give the campaign with the same --run-id again instead.")
-    return run_campaign(campaign, request)
+    return run_campaign(campaign, request, run)

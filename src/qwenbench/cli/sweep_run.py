@@ -40,32 +40,6 @@ FAILED, INTERRUPTED = 1, 130
 
 
 @dataclass(frozen=True)
-class ClusterChoice:
-    """What the command line says of the cluster."""
-
-    address: str
-    kinds: tuple[str | None, ...] = (None,)
-    """--on; None: whatever card the nodes have, if they are all alike."""
-
-    @property
-    def words(self) -> str:
-        """The options again, for the line that goes on with a run."""
-        return f" --cluster {shlex.quote(self.address)}"
-
-
-def cluster_choice(cluster: str | None, on: str | None) -> ClusterChoice | None:
-    """The options as a value; None without --cluster. Raises UsageError."""
-    if cluster is None:
-        if on is not None:
-            raise UsageError("--on names cards of a cluster: give --cluster as well.")
-        return None
-    kinds = tuple(word.strip() for word in on.split(",") if word.strip()) if on is not None else (None,)
-    if not kinds or len(set(kinds)) != len(kinds):
-        raise UsageError(f"--on {on}: give each kind of card once, e.g. --on rtx-5090,rtx-4090.")
-    return ClusterChoice(cluster, kinds)
-
-
-@dataclass(frozen=True)
 class RunRequest:
     """A sweep as it was asked for: its options, and what becomes of the run."""
 
@@ -77,16 +51,10 @@ class RunRequest:
     """The run that goes on, by folder or name."""
     dry_run: bool
     build_report: bool
-    cluster: ClusterChoice | None = None
 
 
 def run_one(request: RunRequest) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
-    if request.cluster is not None:
-        from qwenbench.cli.cluster_run import run_on_cluster
-
-        return run_on_cluster(request, request.cluster)
-
     folder, fields, resume = None, request.fields, request.resume
     if resume is not None:
         folder = find_run(resume, "--resume", Path(request.out))
@@ -108,13 +76,11 @@ def run_one(request: RunRequest) -> int:
 
 def plan_and_site(options: SweepOptions, folder: Path | None) -> tuple[Plan, Site]:
     """What will be done, and where; `folder` is that of a run that goes on. Raises UsageError; starts nothing."""
-
     return make_plan(options, known_configurations(folder) if folder else {}), find_site(options)
 
 
-def run_campaign(campaign: str, request: RunRequest) -> int:
-    """Each sweep of a campaign file as a run of its own; returns the exit status of the whole."""
-
+def run_campaign(campaign: str, request: RunRequest, run: Callable[[RunRequest], int]) -> int:
+    """Each sweep of a campaign file as a `run` of its own; returns the exit status of the whole."""
     sweeps = {name: {**sweep, **request.fields} for name, sweep in load_campaign(find_campaign(campaign)).items()}
     for sweep in sweeps.values():
         make_plan(checked_options(sweep))  # none is begun before all are known to be good
@@ -124,7 +90,7 @@ def run_campaign(campaign: str, request: RunRequest) -> int:
         note(f"campaign {campaign}: {name}")
         folder = Path(request.out) / f"{base}-{name}"
         resume = str(folder) if (folder / "run.json").exists() and not request.dry_run else None
-        statuses.append(run_one(replace(request, fields=sweep, run_id=folder.name, resume=resume)))
+        statuses.append(run(replace(request, fields=sweep, run_id=folder.name, resume=resume)))
         if statuses[-1] == INTERRUPTED:
             return INTERRUPTED
     # one in which nothing could run is a part of the campaign that failed
@@ -133,7 +99,6 @@ def run_campaign(campaign: str, request: RunRequest) -> int:
 
 def new_folder(out: str, run_id: str | None) -> Path:
     """The folder of a new run, not yet made. Raises UsageError when it exists or could not be written."""
-
     writable_folder(Path(out), "--out")
     if run_id is not None:
         folder = Path(out) / check_name(run_id, "--run-id")
@@ -154,7 +119,6 @@ def run_plan(
 
     `resumed_by` is the command that goes on with it: `sweep`, `bench --url URL`. `clients`: see Sweep.
     """
-
     _, outcome = run_shown(lambda progress: Sweep(plan, RunPaths(folder), site, progress, clients))
     return closing(outcome, folder, resumed_by, build_report)
 
@@ -237,7 +201,6 @@ def note(text: str) -> None:
 def show_plan(plan: Plan, site: Site, resumed: Path | None = None) -> None:
     """--dry-run: configurations with their launch lines, load points in order, and about how long it takes; of a run
     that goes on what is measured already counts no more."""
-
     known = {entry.cell for entry in Journal(RunPaths(resumed).journal).readable_entries()} if resumed else set()
     left = [cell for cell in plan.cells() if cell.cell_id not in known]
     print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "

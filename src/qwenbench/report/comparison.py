@@ -10,7 +10,7 @@ from typing import Any
 from qwenbench.analysis.changes import MetricChange
 from qwenbench.analysis.columns import METRICS, label
 from qwenbench.analysis.compare import VERDICTS, Comparison
-from qwenbench.analysis.machines import Place
+from qwenbench.analysis.conditions import Place
 from qwenbench.report.document import (
     SIMULATED,
     Block,

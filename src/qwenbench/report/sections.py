@@ -7,7 +7,7 @@ from typing import Any
 
 from qwenbench.analysis.bounds import BOUNDS
 from qwenbench.analysis.columns import POINT_COLUMNS, label
-from qwenbench.analysis.machines import places_of
+from qwenbench.analysis.conditions import places_of
 from qwenbench.analysis.price import Price, profile_costs
 from qwenbench.analysis.run import Run, records
 from qwenbench.report.comparison import places_table
