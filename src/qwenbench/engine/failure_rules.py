@@ -50,6 +50,7 @@ OUT_OF_MEMORY = re.compile(
     r"(?:torch\.(?:cuda\.)?)?OutOfMemoryError: .*|CUDA out of memory|CUDA (?:driver )?error: out of memory"
     r"|CUDA_ERROR_OUT_OF_MEMORY|Triton Error \[CUDA\]: out of memory|CUBLAS_STATUS_ALLOC_FAILED"
     r"|cudaErrorMemoryAllocation|CUDA error: out of memory|NCCL WARN Cuda failure.*out of memory"
+    r"|NVML_SUCCESS == r INTERNAL ASSERT FAILED"
 )
 """A lack of the card's memory, in any of its words."""
 OTHERS_MEMORY = re.compile(r"Process \d+ has (?P<size>[\d.]+ [GM]iB) memory in use")
