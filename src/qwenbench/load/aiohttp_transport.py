@@ -11,10 +11,8 @@ from typing import Any
 import aiohttp
 
 from qwenbench.load.clock import NS_PER_MS, now_ns
-from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
-from qwenbench.load.socket_transport import END_GRACE_S, END_MARK, may_send_again
+from qwenbench.load.exchange import END_GRACE_S, END_MARK, OPEN_LIMIT_S, Channel, RawExchange, may_send_again
 from qwenbench.load.spec import Address
-from qwenbench.load.sse import MAX_EVENT_BYTES, holds_blank_line
 
 
 class AiohttpChannel:
@@ -116,21 +114,15 @@ class AiohttpTransport:
             await self._read(exchange, answer)
 
     async def _read(self, exchange: RawExchange, answer: aiohttp.ClientResponse) -> None:
-        unbroken = 0
         try:
             async with asyncio.timeout(None) as limit:
                 async for data in answer.content.iter_any():
                     exchange.stamps.append(now_ns())
                     exchange.reads.append(data)
-                    unbroken = 0 if holds_blank_line(data) else unbroken + len(data)
-                    problem = too_long(exchange)
-                    if unbroken > MAX_EVENT_BYTES:
-                        problem = f"an event is longer than {MAX_EVENT_BYTES} bytes"
+                    problem = exchange.excess(data)
                     if problem is not None:
                         exchange.give_up("malformed", problem)
-                        answer.close()
-                        return
-                    if answer.status != 200 and exchange.size() > MAX_ERROR_BYTES:
+                    if problem is not None or exchange.is_long_error:
                         answer.close()
                         return
                     if b"[DONE]" in data and limit.when() is None and END_MARK.search(data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from array import array
 from collections.abc import Callable, Mapping
@@ -11,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from qwenbench.load.clock import NS_PER_S, now_ns
 from qwenbench.load.http1 import ChunkWalk, MalformedResponse, ResponseHead, parse_head
 from qwenbench.server_words import visible
 
@@ -38,6 +40,8 @@ class RawExchange:
     """One of records.ERRORS when the transport failed; the body may still tell more."""
     detail: str | None = None
     _counted: int = 0
+    _unbroken: int = 0
+    """Bytes since the last blank line: an event without end must not fill the memory."""
     _size: int = 0
 
     def size(self) -> int:
@@ -46,6 +50,27 @@ class RawExchange:
         self._counted = len(self.reads)
         return self._size
 
+    @property
+    def too_long(self) -> str | None:
+        """Why the answer is longer than any real one, None while it is not."""
+        long = self.size() > MAX_ANSWER_BYTES
+        return f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB" if long else None
+
+    @property
+    def is_long_error(self) -> bool:
+        """Whether enough of an error page was read."""
+        return self.status not in (None, 200) and self.size() > MAX_ERROR_BYTES
+
+    def excess(self, data: bytes) -> str | None:
+        """Why an answer that brought `data` last is given up: an event without end, or too long; None while it is not.
+
+        An event is looked for in large reads only, and its exact length when it is decoded.
+        """
+        self._unbroken = 0 if holds_blank_line(data) else self._unbroken + len(data)
+        if self._unbroken > MAX_EVENT_BYTES + _EVENT_SLACK_BYTES:
+            return f"an event is longer than {MAX_EVENT_BYTES} bytes"
+        return self.too_long
+
     def give_up(self, error: str, detail: str) -> None:
         """End as a failure whose answer is of no further use: only its beginning is kept."""
         self.error, self.detail = error, detail
@@ -53,11 +78,15 @@ class RawExchange:
         del self.stamps[_READS_KEPT:]
 
 
-def too_long(exchange: RawExchange) -> str | None:
-    """Why an answer is longer than any real one, None while it is not."""
-    if exchange.size() <= MAX_ANSWER_BYTES:
-        return None
-    return f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB"
+def may_send_again(exchange: RawExchange) -> bool:
+    """Whether a connection that was lost only now had been kept from before, and was being closed already."""
+    kept = exchange.connect_ms is None and not exchange.resent
+    return kept and not exchange.reads and now_ns() - exchange.sent_ns < CLOSING_NS
+
+
+def holds_blank_line(data: bytes) -> bool:
+    """Whether a blank line ends an event in these bytes, whatever the line ends."""
+    return data.find(b"\n\n") >= 0 or data.find(b"\n\r\n") >= 0 or data.find(b"\r\r") >= 0
 
 
 class Channel(Protocol):
@@ -98,10 +127,19 @@ class Transport(Protocol):
         ...
 
 
+END_MARK = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
+END_GRACE_S = 0.01
+"""Time between the end mark and HTTP's own end before the connection is given up."""
+CLOSING_NS = NS_PER_S
+"""A kept connection that ends so soon after a request, before any answer, was being closed while it was written
+(llama.cpp's server closes after an answer and does not say so): the request is sent again, once, on a new one."""
 OPEN_LIMIT_S = 10.0
 """Longest time for opening connections before they are needed."""
 MAX_ANSWER_BYTES = 48 * 1024 * 1024
 """More than 150,000 tokens with an event each."""
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+"""An event longer than this is no token stream any more: `malformed`."""
+_EVENT_SLACK_BYTES = 64 * 1024
 MAX_ERROR_BYTES = 256 * 1024
 """An answer with an error status is read up to here."""
 _READS_KEPT = 8

@@ -16,7 +16,7 @@ from statistics import median
 
 from qwenbench.load.client_process import Prepare, SentEntry, SentLog
 from qwenbench.load.clock import NS_PER_MS, NS_PER_S, TimedCalls, now_ns
-from qwenbench.load.exchange import Channel, RawExchange, Transport, too_long
+from qwenbench.load.exchange import Channel, RawExchange, Transport
 from qwenbench.load.records import Digest, Sending, digest, lost_row
 from qwenbench.load.source import ReadySession, SessionSource, encode
 from qwenbench.load.spec import Enough, LoadProgress, RequestTimes
@@ -330,7 +330,7 @@ class PointRunner:
             exchange = stream.exchange
             if exchange is None:
                 continue
-            problem = too_long(exchange)
+            problem = exchange.too_long
             if problem is None and total > MAX_BYTES_HELD:
                 problem = f"the answers under way hold more than {MAX_BYTES_HELD >> 20} MiB together"
             if problem is None:
@@ -380,7 +380,7 @@ class PointRunner:
             self._count_towards(self._spec.enough, one.row["e2e_ms"], exchange.ended_ns)
         # what all streams begin at one time is no part of the steady load that is judged
         if self._tell_times and (self._open_loop or sending.ready_ns > self._start_ns):
-            self._news.append(_times(one))
+            self._news.append(one.times)
         kept = one if self._spec.keeps_texts or sending.session.feed_back else Digest(one.row, "", "")
         self.digests.append(kept)
         return None if failed else one.answer
@@ -398,12 +398,3 @@ class PointRunner:
         more = self._active > 0 or self._arrivals_left or self._decoding or self._undecoded
         if not more and not self._finished.done():
             self._finished.set_result(None)
-
-
-def _times(one: Digest) -> RequestTimes:
-    row = one.row
-    if row["error"] is not None:
-        return RequestTimes(None, None, None, None)
-    decode_ms, tokens = row["decode_ms"], row["output_tokens"] or 0
-    tpot = decode_ms / (tokens - 1) if decode_ms is not None and tokens > 1 else None
-    return RequestTimes(row["ttft_ms"], row["ttfo_ms"], tpot, row["e2e_ms"])

@@ -15,6 +15,7 @@ import pyarrow as pa
 from qwenbench.load.chunks import StreamFacts, token_count
 from qwenbench.load.clock import NS_PER_MS
 from qwenbench.load.exchange import Body, RawExchange, cut_body
+from qwenbench.load.spec import RequestTimes
 from qwenbench.load.sse import TokenTimes, decode_stream, token_times
 from qwenbench.server_words import words_of
 from qwenbench.workload.sessions import SessionPlan, TurnPlan
@@ -110,6 +111,16 @@ class Digest:
     row: RequestRow
     answer: str
     reasoning: str
+
+    @property
+    def times(self) -> RequestTimes:
+        """The latencies by which is decided whether a point has enough."""
+        row = self.row
+        if row["error"] is not None:
+            return RequestTimes(None, None, None, None)
+        decode_ms, tokens = row["decode_ms"], row["output_tokens"] or 0
+        tpot = decode_ms / (tokens - 1) if decode_ms is not None and tokens > 1 else None
+        return RequestTimes(row["ttft_ms"], row["ttfo_ms"], tpot, row["e2e_ms"])
 
 
 def digest(sending: Sending, exchange: RawExchange, secrets: Iterable[str] = ()) -> Digest:

@@ -8,60 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import socket
 import struct
-import sys
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from qwenbench.load.clock import NS_PER_MS, NS_PER_S, now_ns
-from qwenbench.load.exchange import MAX_ERROR_BYTES, OPEN_LIMIT_S, Channel, RawExchange, too_long
+from qwenbench.load.clock import NS_PER_MS, now_ns
+from qwenbench.load.exchange import END_GRACE_S, END_MARK, OPEN_LIMIT_S, Channel, RawExchange, may_send_again
 from qwenbench.load.http1 import HEAD_END, ChunkWalk, MalformedResponse, parse_head, request_head
 from qwenbench.load.spec import Address
-from qwenbench.load.sse import MAX_EVENT_BYTES, holds_blank_line
+from qwenbench.load.tcp import CONTROL_BYTES, Wiring, kernel_stamps_work, still_open
 
-SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)  # 35 in Linux's asm-generic/socket.h
-CONTROL_BYTES = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 _READ_BYTES = 65536
 _LARGE_READ = 4096
-END_MARK = re.compile(rb"(?:^|[\r\n])data: ?\[DONE\]")
-END_GRACE_S = 0.01
-"""Time between the end mark and HTTP's own end before the connection is given up."""
 _OPEN_ENDS_KNOWN = 3
 _OPEN_ENDS_CHECKED = 32
 """Once a server is known to leave connections open, one of so many is waited for again."""
-CLOSING_NS = NS_PER_S
-"""A kept connection that ends so soon after a request, before any answer, was being closed while it was written
-(llama.cpp's server closes after an answer and does not say so): the request is sent again, once, on a new one."""
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _timespec = struct.Struct("qq").unpack
 
 Done = Callable[[RawExchange], None]
-
-
-@dataclass(slots=True)
-class Wiring:
-    """What all connections to one server share."""
-
-    loop: asyncio.AbstractEventLoop
-    places: list[tuple[int, Any]]
-    """Socket family and address of each of the host's addresses, what answered last in front."""
-    head: bytes
-    """A request's head up to the value of Content-Length."""
-    kernel_stamps: bool
-    rest_s: float = 0.0
-    """Sleep after a round of reads, so that the next round finds several sockets ready; 0: none."""
-    resting: bool = False
-    open_ends: int = 0
-    """Streams in a row that left their connection open after the end mark."""
-
-    def rest(self) -> None:
-        """Sleep (the whole process: nothing is lost by it but wake-ups, since the kernel stamps what comes)."""
-        self.resting = False
-        time.sleep(self.rest_s)
 
 
 class SocketChannel:
@@ -76,7 +42,6 @@ class SocketChannel:
         "_loop",
         "_request",
         "_sock",
-        "_unbroken",
         "_unsent",
         "_walked",
         "_wiring",
@@ -93,8 +58,6 @@ class SocketChannel:
         self._grace: asyncio.TimerHandle | None = None
         self._left = -1
         """Bytes of a content-length body that are still to come; -1 for other bodies."""
-        self._unbroken = 0
-        """Bytes of large reads since the last line break: a line without end must not fill the memory."""
         self._walked = 0
         self._request = b""
 
@@ -109,7 +72,7 @@ class SocketChannel:
         exchange = self._exchange = RawExchange()
         self._done = done
         self._request = self._wiring.head + b"%d\r\n\r\n" % len(body) + body
-        if self._sock is not None and not self._idle_ok(self._sock):
+        if self._sock is not None and not still_open(self._sock):
             self._drop()
         if self._sock is not None:
             self._send_first(exchange)
@@ -143,29 +106,7 @@ class SocketChannel:
     # connecting
 
     async def _connect(self) -> None:
-        places = self._wiring.places
-        for place in list(places):
-            try:
-                await self._connect_to(*place)
-            except OSError:
-                if place == places[-1]:
-                    raise
-            else:
-                places.sort(key=lambda other: other != place)  # what answered is tried first from now on
-                return
-
-    async def _connect_to(self, family: int, address: Any) -> None:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._wiring.kernel_stamps:
-                sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-            await self._loop.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        self._sock = sock
+        self._sock = sock = await self._wiring.connect()
         self._loop.add_reader(sock.fileno(), self._on_readable)
 
     async def _connect_and_send(self, exchange: RawExchange) -> None:
@@ -183,16 +124,6 @@ class SocketChannel:
             exchange.connect_ms = (exchange.connect_ms or 0.0) + (now_ns() - began) / NS_PER_MS
             self._send_first(exchange)
 
-    def _idle_ok(self, sock: socket.socket) -> bool:
-        """Whether an idle connection is still open: a server may close it between two requests."""
-        try:
-            sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False  # closed, or bytes that nobody asked for
-
     def _drop(self) -> None:
         sock, self._sock = self._sock, None
         if sock is not None:
@@ -208,7 +139,7 @@ class SocketChannel:
         sock = self._sock
         assert sock is not None
         request = self._request
-        self._left, self._unbroken, self._walked = -1, 0, 0
+        self._left, self._walked = -1, 0
         exchange.sent_ns = now_ns()
         try:
             written = sock.send(request)
@@ -352,18 +283,11 @@ class SocketChannel:
             self._finish(exchange, clean=False)
 
     def _on_large_read(self, exchange: RawExchange, data: bytes) -> None:
-        self._unbroken = 0 if holds_blank_line(data) else self._unbroken + len(data)
-        if self._unbroken > MAX_EVENT_BYTES + _READ_BYTES:
-            self._give_up(f"an event is longer than {MAX_EVENT_BYTES} bytes")
-        elif exchange.status not in (None, 200) and exchange.size() > MAX_ERROR_BYTES:
-            self._finish(exchange, clean=False)  # enough of an error page
-        elif (problem := too_long(exchange)) is not None:
-            self._give_up(problem)
-
-    def _give_up(self, problem: str) -> None:
-        assert self._exchange is not None
-        self._exchange.give_up("malformed", problem)
-        self._fail("malformed", problem)
+        if exchange.is_long_error:
+            self._finish(exchange, clean=False)
+        elif (problem := exchange.excess(data)) is not None:
+            exchange.give_up("malformed", problem)
+            self._fail("malformed", problem)
 
     def _on_end(self, why: str) -> None:
         exchange = self._exchange
@@ -417,38 +341,7 @@ class SocketChannel:
         done(exchange)
 
 
-def may_send_again(exchange: RawExchange) -> bool:
-    """Whether a connection that was lost only now had been kept from before, and was being closed already."""
-    kept = exchange.connect_ms is None and not exchange.resent
-    return kept and not exchange.reads and now_ns() - exchange.sent_ns < CLOSING_NS
-
-
-_STAMP_ATTEMPTS = 40
 _REST_S = 0.0005
-
-
-def kernel_stamps_work() -> bool:
-    """Whether this platform stamps what it receives on a TCP socket.
-
-    Linux begins to stamp a little after the first socket has asked for it, hence the further attempts.
-    """
-    if sys.platform != "linux" or struct.calcsize("P") != 8:
-        return False
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-        sender = stack.enter_context(socket.create_connection(listener.getsockname()))
-        receiver = stack.enter_context(listener.accept()[0])
-        try:
-            receiver.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-        except OSError:
-            return False
-        receiver.settimeout(1.0)
-        for _ in range(_STAMP_ATTEMPTS):
-            sender.sendall(b"x")
-            if any(len(data) == 16 for _, _, data in receiver.recvmsg(1, CONTROL_BYTES)[1]):
-                return True
-            time.sleep(0.005)
-    return False
 
 
 class SocketTransport:

@@ -21,11 +21,9 @@ import numpy.typing as npt
 import orjson
 
 from qwenbench.load.chunks import REASONING_KEYS, BrokenStreamError, StreamFacts, take_chunk, take_error
-from qwenbench.load.exchange import Body
+from qwenbench.load.exchange import MAX_EVENT_BYTES, Body
 from qwenbench.server_words import error_message, words_of
 
-MAX_EVENT_BYTES = 4 * 1024 * 1024
-"""An event longer than this is no token stream any more: `malformed`."""
 MAX_LINES = 2_000_000
 """A body of more lines is `malformed`: 150,000 tokens take a third of it, and tens of millions would take minutes."""
 
@@ -69,11 +67,6 @@ def decode_stream(data: bytes, complete: bool = True) -> StreamFacts:
     except BrokenStreamError as problem:
         facts.error, facts.detail = "malformed", str(problem)
     return facts
-
-
-def holds_blank_line(data: bytes) -> bool:
-    """Whether a blank line ends an event in these bytes, whatever the line ends."""
-    return data.find(b"\n\n") >= 0 or data.find(b"\n\r\n") >= 0 or data.find(b"\r\r") >= 0
 
 
 def token_times(body: Body, facts: StreamFacts, stamps: npt.NDArray[np.int64]) -> TokenTimes | None:
