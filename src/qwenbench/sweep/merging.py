@@ -109,6 +109,12 @@ def merge(runs: Sequence[Path], out: Path) -> Merged:
     writable_folder(out.parent, "--out")
     if out.exists():
         raise UsageError(f"--out {out}: it exists. Choose another folder.")
+    homes = [run.resolve() for run in runs]
+    for run, home in zip(runs, homes, strict=True):
+        if homes.count(home) > 1:
+            raise UsageError(f"RUN {run}: it is given twice.")
+        if out.resolve().is_relative_to(home):
+            raise UsageError(f"--out {out}: it lies in {run}, which is to stay as it is. Choose another folder.")
     shards = sorted((read_shard(run) for run in runs), key=lambda shard: _time(shard.meta.get("started")))
     for first, other in itertools.combinations(shards, 2):
         _refuse_unlike(first, other)

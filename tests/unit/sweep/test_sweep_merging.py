@@ -183,6 +183,16 @@ def test_a_run_that_is_being_written_and_a_folder_that_exists_are_refused(tmp_pa
         merge([one.root, two.root], one.root)
 
 
+def test_a_run_given_twice_and_a_folder_in_a_run_are_refused(tmp_path: Path) -> None:
+    one, other = (shard(tmp_path / name, [f".{name}."]).root for name in ("c1", "c4"))
+    (tmp_path / "link").symlink_to(one)
+    with pytest.raises(UsageError, match="c1: it is given twice"):
+        merge([one, other, tmp_path / "link"], tmp_path / "m")
+    with pytest.raises(UsageError, match=r"it lies in .*c4, which is to stay as it is"):
+        merge([one, other], other / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_a_merge_that_was_killed_leaves_no_run_and_the_next_one_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
