@@ -58,6 +58,7 @@ def command(
         bool, option("Print the space and what is predicted of it, start nothing", "--dry-run", panel=RUN)
     ] = False,
     no_report: NoReportOption = False,
+    cluster: Annotated[str | None, option("Of sweep and bench", hidden=True)] = None,
 ) -> int:
     """Find the configuration to serve with, in few launches: predicted first, raced on equal requests, launched again.
 
@@ -73,6 +74,11 @@ def command(
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.tuning import Quest, default_space
 
+    if cluster is not None:
+        raise UsageError(
+            "--cluster: a search runs on one machine. Run it on a node, with --devices 0,1,.. for several of its cards; "
+            "qwenbench sweep --cluster measures a list of configurations on all nodes."
+        )
     folder = None
     if resume is not None:
         folder = find_run(resume, "--resume", Path(out))

@@ -120,6 +120,8 @@ def test_a_bad_option(refused: Callable[..., str], options: tuple[str, ...], tol
 
 def test_options_of_a_cluster_without_one(refused: Callable[..., str]) -> None:
     assert "--client remote sends the load from another node: give --cluster" in refused(*SIM, "--client", "remote")
+    search = refused("tune", "--users", "4", "--cluster", "auto")
+    assert "--cluster: a search runs on one machine. Run it on a node" in search
     assert "--on names cards of a cluster" in refused(*SIM, "--on", "rtx-5090")
     bench = refused("bench", "--url", "http://127.0.0.1:1", "--client-nodes", "2")
     assert "--client-nodes are nodes of a cluster: give --cluster" in bench
