@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from cluster_runs import SWEEP, completed, into, run
 from sweep_runs import STAMP
 
+HEAD = {"num_cpus": 1, "include_dashboard": False}
 KINDS = ("rtx-5090", "rtx-5090", "rtx-4090")
 
 
@@ -25,29 +26,36 @@ class RayCluster:
         from ray.cluster_utils import Cluster
 
         self.stamp = os.environ[STAMP] = os.urandom(8).hex()  # every process of the nodes inherits it
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        self._nodes: list[tuple[str, Any]] = [(kind, self._add(kind)) for kind in KINDS]
-        del os.environ[STAMP]
+        self._cluster = Cluster(initialize_head=True, head_node_args=HEAD)
         self.address = str(self._cluster.address)
+        lonely = ("--cluster", self.address, "--client", "remote", "--run-id", "lonely")
+        self.told_alone = run(*SWEEP, *lonely)
+        """What a sweep says of a cluster of one node."""
+        self._nodes: list[tuple[str, Any]] = [(kind, self._add(kind)) for kind in KINDS]
+        self._cluster.wait_for_nodes()
+        del os.environ[STAMP]
 
     def _add(self, kind: str) -> Any:
-        return self._cluster.add_node(num_cpus=2, resources={kind: 1})
+        return self._cluster.add_node(wait=False, num_cpus=2, resources={kind: 1})
 
     @contextlib.contextmanager
-    def odd_node(self, environment: dict[str, str], *kinds: str) -> Iterator[None]:
-        """One more node, started with other variables: what is on it is not what the others have."""
-        before = dict(os.environ)
-        os.environ.update(environment)
-        try:
-            node = self._cluster.add_node(num_cpus=1, resources=dict.fromkeys(kinds, 1))
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    def odd_nodes(self, nodes: Sequence[tuple[dict[str, str], Sequence[str]]]) -> Iterator[None]:
+        """More nodes, started with other variables: what is on them is not what the others have."""
+        before, odd = dict(os.environ), []
+        for environment, kinds in nodes:
+            os.environ.update(environment)
+            try:
+                odd.append(self._cluster.add_node(wait=False, num_cpus=1, resources=dict.fromkeys(kinds, 1)))
+            finally:
+                os.environ.clear()
+                os.environ.update(before)
+        self._cluster.wait_for_nodes()
         try:
             yield
         finally:
-            self._cluster.remove_node(node, allow_graceful=False)
-            self._cluster.wait_for_nodes()  # Ray lists it as alive for a while, and the next driver would ask it
+            for node in odd:
+                self._cluster.remove_node(node, allow_graceful=False)
+            self._cluster.wait_for_nodes()  # Ray lists them as alive for a while, and the next driver would ask them
 
     def replace_killed(self) -> None:
         """A new node for each whose raylet is gone."""
@@ -56,6 +64,7 @@ class RayCluster:
             if node.all_processes["raylet"][0].process.poll() is not None:
                 self._cluster.remove_node(node, allow_graceful=False)
                 self._nodes[place] = (kind, self._add(kind))
+        self._cluster.wait_for_nodes()
         del os.environ[STAMP]
 
     def shutdown(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import subprocess
@@ -56,13 +55,12 @@ def odd_nodes(ray_cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory)
     shutil.copytree(source, other / "src" / "qwenbench", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "src" / "qwenbench" / "errors.py").open("a") as file:
         file.write("# of another commit\n")
-    with contextlib.ExitStack() as stack:
-        for environment, kinds in (
-            ({"PATH": str(bare), "HOME": str(bare)}, ("no-docker", "both")),
-            ({"PATH": str(owner), "HOME": str(owner)}, ("no-image", "both")),
-            ({"PYTHONPATH": str(other / "src")}, ("unlike",)),
-        ):
-            stack.enter_context(ray_cluster.odd_node(environment, *kinds))
+    nodes = [
+        ({"PATH": str(bare), "HOME": str(bare)}, ("no-docker", "both")),
+        ({"PATH": str(owner), "HOME": str(owner)}, ("no-image", "both")),
+        ({"PYTHONPATH": str(other / "src")}, ("unlike",)),
+    ]
+    with ray_cluster.odd_nodes(nodes):
         yield
 
 
@@ -79,15 +77,10 @@ def test_a_node_that_lacks_what_servers_need_is_named(ray_cluster: RayCluster, t
         assert "--cluster: node " in line and told in line, line
 
 
-def test_a_load_from_another_node_needs_one(tmp_path: Path) -> None:
-    from ray.cluster_utils import Cluster
-
-    alone = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "resources": {"rtx-5090": 1}})
-    try:
-        line = refused(str(alone.address), tmp_path, "--client", "remote", "--on", "rtx-5090")
-        assert "--client remote: the cluster has one node only" in line
-    finally:
-        alone.shutdown()
+def test_a_load_from_another_node_needs_one(ray_cluster: RayCluster) -> None:
+    done = ray_cluster.told_alone
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1
+    assert "--client remote: the cluster has one node only" in done.stderr
 
 
 def test_an_address_that_does_not_answer(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_runs import SWEEP, after, completed, driver, into, raylet, run, same_points
+from cluster_runs import SWEEP, after, command, completed, driver, into, raylet, run, same_points
 from sweep_runs import free_port, journal, record, wait_until
 
 from conftest import RayCluster
@@ -77,6 +77,25 @@ def test_several_nodes_load_one_server_together(cluster: RayCluster, server: str
     grown = run("bench", *words[:4], "--resume", str(folder), "--repeats", "2", "--no-report")
     assert completed(grown.returncode, grown.stderr), grown.stderr
     assert len(journal(folder)) == 4
+
+
+def test_a_client_node_that_dies_costs_the_point_and_another_goes_on(
+    cluster: RayCluster, server: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "r"
+    words = ("--url", server, "--cluster", cluster.address, "--client-nodes", "2", *into(folder))
+    line = command(*BENCH, "--concurrency", "8,6,4,2", "--output-tokens", "100", "--order", "listed", *words)
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        after(1, folder, process)
+        next(one for one in cluster.actors() if one.cmdline()[0].startswith("ray::LoadNode")).kill()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1 and "Traceback" not in err, err
+    assert "its streams come from" in err
+    assert len(journal(folder)) == 3, err
+    assert len(record(folder / "run.json")["clients"]) == 3
+    done = run("bench", *words[:6], "--resume", str(folder), "--no-report")
+    assert completed(done.returncode, done.stderr), done.stderr
+    assert len({one["cell"] for one in journal(folder)}) == len(journal(folder)) == 4
 
 
 @pytest.mark.parametrize(

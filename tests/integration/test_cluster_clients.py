@@ -133,9 +133,50 @@ async def test_a_lost_node_makes_the_point_lost_and_ends_the_others(options: Swe
         hosts[1].gone_after = after
         spec = LoadSpec(Target(server.base_url), ClosedLoop(2), LazySessions())
         result = await RemoteClients(hosts, "auto").run(spec)
-        assert result.client_lost == "node1: it died"
+        assert result.client_lost is not None and result.client_lost.startswith("node1: it died; ")
         if after == "go":
             assert "stop" in hosts[0].called
+
+
+SHORT = LoadSpec(Target(""), ClosedLoop(4), [LazySessions()[index] for index in range(8)], processes=1)
+
+
+async def test_another_node_takes_a_lost_ones_place_for_the_next_load(options: SweepOptions) -> None:
+    async with truth_server(Timing(10, 5)) as server, nodes(options, 0.0, 2.0, 3.0, 4.0) as hosts:
+        used, spares = hosts[:2], iter(hosts[2:])
+
+        async def spare() -> Elsewhere | None:
+            return next(spares, None)
+
+        clients = RemoteClients(used, "auto", spare)
+        await clients.check(server.base_url)
+        spec = replace(SHORT, target=Target(server.base_url))
+        hosts[1].gone_after = "hello"
+        hosts[2].gone_after = "hello"
+        lost = await clients.run(spec)
+        result = await clients.run(spec)
+    assert lost.client_lost is not None and not lost.requests.num_rows
+    assert "node1: it died; its streams come from node3, clock +" in lost.client_lost
+    assert result.client_lost is None and result.requests.num_rows == 8
+    assert result.requests.filter(pc.equal(result.requests["stream"], 1)).num_rows == 2
+    assert "news" in hosts[3].called and "prepare" not in hosts[2].called
+    assert {one["node"] for one in clients.to_json()} == {"node0", "node1", "node3"}
+
+
+async def test_the_nodes_that_are_left_share_a_lost_ones_streams(options: SweepOptions) -> None:
+    async with truth_server(Timing(10, 5)) as server, nodes(options, 0.0, 2.0) as hosts:
+        clients = RemoteClients(hosts, "auto")
+        await clients.check(server.base_url)
+        spec = replace(SHORT, target=Target(server.base_url))
+        hosts[1].gone_after = "hello"
+        lost = await clients.run(spec)
+        result = await clients.run(spec)
+        assert lost.client_lost == "node1: it died; its streams come from node0 from the next load on"
+        assert result.client_lost is None and set(result.requests["stream"].to_pylist()) == set(range(4))
+        hosts[0].gone_after = "hello"
+        for _ in range(2):
+            last = await clients.run(spec)
+            assert last.client_lost == "node0: it died; no other node is left that could send its streams"
 
 
 async def test_the_user_stops_all(options: SweepOptions) -> None:

@@ -57,9 +57,20 @@ def client_nodes(ray: ModuleType, address: str, options: SweepOptions, url: str)
     if len(nodes) < wanted:
         raise UsageError(f"--client-nodes {wanted}: the cluster has {len(nodes)}.")
 
+    tried = {node["NodeID"] for node in nodes[:wanted]}
+
+    async def spare() -> RayHost | None:
+        for node in sorted(await asyncio.to_thread(living_nodes, ray), key=beside):
+            if node["NodeID"] not in tried:
+                tried.add(node["NodeID"])
+                with contextlib.suppress(UsageError):
+                    await check_versions(ray, [node])
+                    return RayHost(ray, node, options)
+        return None
+
     async def prepare() -> RemoteClients:
         await check_versions(ray, nodes[:wanted])
-        clients = RemoteClients([RayHost(ray, node, options) for node in nodes[:wanted]], address)
+        clients = RemoteClients([RayHost(ray, node, options) for node in nodes[:wanted]], address, spare)
         await clients.check(url)
         return clients
 
@@ -104,8 +115,13 @@ def run_on_cluster(request: RunRequest, address: str, kinds: Kinds) -> int:
     async def prepare() -> list[_KindRun]:
         return [
             await _kind_run(
-                ray, address, kind, fields, folder or _folder(kind if len(kinds) > 1 else None, base, request.out)
-            )
+                ray,
+                address,
+                kind,
+                fields,
+                folder or _folder(kind if len(kinds) > 1 else None, base, request.out),
+                warm=not request.dry_run,
+            )  # fmt: skip
             for kind in kinds
         ]
 
@@ -133,7 +149,9 @@ def _folder(kind: str | None, base: str, out: str) -> Path:
     return folder if (folder / "run.json").exists() else new_folder(out, folder.name)
 
 
-async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dict[str, Any], folder: Path) -> _KindRun:
+async def _kind_run(
+    ray: ModuleType, address: str, kind: str | None, fields: dict[str, Any], folder: Path, *, warm: bool
+) -> _KindRun:  # fmt: skip
     known: dict[str, str] = {}
     if (folder / "run.json").exists():
         fields = extended_fields(folder, fields)
@@ -152,6 +170,8 @@ async def _kind_run(ray: ModuleType, address: str, kind: str | None, fields: dic
     if options.client == "remote" and len(alive) < 2:
         raise UsageError("--client remote: the cluster has one node only, and the load needs one beside it.")
     await check_versions(ray, alive if options.client == "remote" else fleet.nodes())
+    if warm and not known:
+        fleet.warm(len(plan.configurations) * options.relaunch_repeats)
     hardware, notes = await check_nodes(ray, fleet.nodes(), options, servers, kind)
     plan = replace(plan, notes=(*plan.notes, *notes))
     site = find_site(options) if options.launcher == "sim" else _site_of_nodes(options)

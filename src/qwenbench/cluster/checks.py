@@ -11,8 +11,8 @@ from typing import Any
 
 from qwenbench.capacity.cards import find_card
 from qwenbench.cluster.fleet import LostError, card_name
-from qwenbench.cluster.node import niceness, plain_environment
-from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
+from qwenbench.cluster.node import LOOK_S, niceness, plain_environment
+from qwenbench.cluster.ray_fleet import answer_of, node_name, pinned
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.docker.command import image_digest
 from qwenbench.errors import UsageError

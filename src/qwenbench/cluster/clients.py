@@ -8,7 +8,8 @@ shortest of several leaves the least error, half of its length.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -20,7 +21,8 @@ import pyarrow.compute as pc
 from qwenbench.bounded_http import WaitLimit
 from qwenbench.cluster.fleet import LostError
 from qwenbench.cluster.load_node import Hello, LoadNode
-from qwenbench.cluster.ray_fleet import LOOK_S, answer_of, node_name, pinned
+from qwenbench.cluster.node import LOOK_S
+from qwenbench.cluster.ray_fleet import answer_of, node_name, pinned
 from qwenbench.errors import UsageError
 from qwenbench.load.client_error import ClientError
 from qwenbench.load.clients import Client
@@ -48,7 +50,9 @@ _STAMPS = ("scheduled_ns", "ready_ns", "sent_ns", "ended_ns")
 class Host(Protocol):
     """A node with a LoadNode."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """For people."""
 
     async def call(self, method: str, *arguments: Any, limit_s: float = _SILENCE_S) -> Any:
         """Calls the LoadNode. Raises what that raises (UsageError, RunError), and LostError when it is gone."""
@@ -96,57 +100,86 @@ async def measure_offset(host: Host) -> Offset:
 
 @dataclass
 class _Known:
-    """What is known of one node."""
+    """A node, and what is known of it. It is a Host as well."""
 
     host: Host
     cores: int = 1
     connect_ms: float | None = None
     offset: Offset | None = None
     """Of its clock, when it was known worst."""
+    lost: str | None = None
+    """Why it can send nothing more."""
+
+    @property
+    def name(self) -> str:
+        return self.host.name
+
+    async def call(self, method: str, *arguments: Any, limit_s: float = _SILENCE_S) -> Any:
+        """See Host."""
+        try:
+            return await self.host.call(method, *arguments, limit_s=limit_s)
+        except LostError as error:
+            self.lost = str(error)
+            raise
 
     def keep(self, offset: Offset) -> None:
         if self.offset is None or offset.error_ns > self.offset.error_ns:
             self.offset = offset
 
     async def look(self, base_url: str | None) -> None:
-        host = self.host
-        hello: Hello = await host.call("hello", limit_s=LOOK_S)
+        """Raises UsageError for a node that can send nothing, LostError."""
+        hello: Hello = await self.call("hello", limit_s=LOOK_S)
         if hello.problem is not None:
-            raise UsageError(f"--cluster: node {host.name}: {hello.problem}")
+            raise UsageError(f"--cluster: node {self.name}: {hello.problem}")
         self.cores = hello.cores
         if base_url is not None:
             try:
-                self.connect_ms = await host.call("reach", base_url)
+                self.connect_ms = await self.call("reach", base_url)
             except UsageError as error:
                 advice = "Give the server an address that every node reaches, and open its port to them."
-                raise UsageError(f"--cluster: node {host.name}: {error}. {advice}") from None
-        self.keep(await measure_offset(host))
+                raise UsageError(f"--cluster: node {self.name}: {error}. {advice}") from None
+        self.keep(await measure_offset(self))
 
     def to_json(self) -> dict[str, Any]:
         clock = self.offset
         return {
-            "node": self.host.name,
+            "node": self.name,
             "clock_offset_ms": None if clock is None else round(clock.ns / NS_PER_MS, 4),
             "clock_error_ms": None if clock is None else round(clock.error_ns / NS_PER_MS, 4),
             "connect_ms": None if self.connect_ms is None else round(self.connect_ms, 4),
         }
 
     def __str__(self) -> str:
-        told = self.host.name
+        told = self.name
         if self.offset is not None:
             told += f", clock {self.offset.ns / NS_PER_MS:+.2f} ms ± {self.offset.error_ns / NS_PER_MS:.2f}"
         return told if self.connect_ms is None else f"{told}, connects in {self.connect_ms:.2f} ms"
 
 
-class RemoteClients:
-    """Nodes that send a load together; the sweep's Clients, and its one Client."""
+async def _none() -> None:
+    return None
 
-    def __init__(self, hosts: Sequence[Host], cluster: str) -> None:
+
+class RemoteClients:
+    """Nodes that send a load together; the sweep's Clients, and its one Client.
+
+    A node that is lost costs the point under way; for the next one another node takes its place, or the ones that are
+    left take its streams.
+    """
+
+    def __init__(
+        self, hosts: Sequence[Host], cluster: str, spare: Callable[[], Awaitable[Host | None]] = _none
+    ) -> None:
+        """`spare`: a further node of the cluster; None when there is none."""
         self.cluster = cluster
         self._known = [_Known(host) for host in hosts]
+        self._gone: list[_Known] = []
+        self._spare = spare
+        self._base_url: str | None = None
 
     async def check(self, base_url: str | None = None) -> None:
         """Looks at the nodes, their clocks and, where a URL is given, their ways to it. Raises UsageError."""
+        self._base_url = base_url
         try:
             await asyncio.gather(*(known.look(base_url) for known in self._known))
         except LostError as error:
@@ -159,7 +192,7 @@ class RemoteClients:
 
     def to_json(self) -> list[dict[str, Any]]:
         """See Clients."""
-        return [known.to_json() for known in self._known]
+        return [known.to_json() for known in (*self._known, *self._gone)]
 
     def client(self) -> AbstractAsyncContextManager[Client]:
         """See Clients."""
@@ -167,7 +200,7 @@ class RemoteClients:
 
     async def measure_error(self, concurrency: int) -> ClientError | None:
         """Each node's at its share of the streams, all at once; of each figure the worst node's. See Clients."""
-        hosts = [known.host for known in self._known[:concurrency]]
+        hosts = self._known[:concurrency]
         share = -(-concurrency // len(hosts))
         try:
             found = await asyncio.gather(*(host.call("measure_error", share, limit_s=_CHECK_S) for host in hosts))
@@ -185,12 +218,12 @@ class RemoteClients:
         limit: WaitLimit | None = None,
     ) -> LoadResult:
         """See LoadClient.run, but that nothing else than the plan decides when a load ends, and that each node waits
-        for answers as long as one request may take. A node that is lost makes the result `client_lost`."""
+        for answers as long as one request may take. A node that is lost makes the result `client_lost`, which says who
+        sends its streams from now on."""
         assert decided is None, "searches run on one machine"
-        nodes = self._known[: streams_to_open(spec)]
-        hosts = [known.host for known in nodes]
+        hosts = self._known[: streams_to_open(spec)]
         streams = -(-streams_to_open(spec) // len(hosts))
-        processes = spec.processes or default_processes(streams, min(known.cores for known in nodes))
+        processes = spec.processes or default_processes(streams, min(host.cores for host in hosts))
         bare = replace(spec, target=replace(spec.target, headers={}), processes=processes)
         began = now_ns()
         try:
@@ -203,14 +236,33 @@ class RemoteClients:
             after = await asyncio.gather(*map(measure_offset, hosts))
         except LostError as error:
             health = ClientHealth(len(hosts), "unknown", 0.0, None, None, 0.0)
-            return LoadResult(REQUEST_SCHEMA.empty_table(), began, now_ns(), health, client_lost=str(error))
+            told = f"{error}; {await self._without_the_lost()}"
+            return LoadResult(REQUEST_SCHEMA.empty_table(), began, now_ns(), health, client_lost=told)
         offsets = [first.with_later(last) for first, last in zip(before, after, strict=True)]
-        for known, offset in zip(nodes, offsets, strict=True):
-            known.keep(offset)
+        for host, offset in zip(hosts, offsets, strict=True):
+            host.keep(offset)
         result = joined(results, [offset.ns for offset in offsets], started_ns)
         if limit is not None and result.client_lost is None:
             count_waits(result, limit)
         return result
+
+    async def _without_the_lost(self) -> str:
+        """Puts another node in the place of each that is lost, as long as there are any; in words."""
+        lost = [known for known in self._known if known.lost is not None]
+        self._known = [known for known in self._known if known.lost is None]
+        self._gone += lost
+        told: list[str] = []
+        while len(told) < len(lost) and (host := await self._spare()) is not None:
+            new = _Known(host)
+            with contextlib.suppress(UsageError, LostError):  # then the next one
+                await new.look(self._base_url)
+                self._known.append(new)
+                told.append(str(new))
+        if not self._known:
+            self._known, self._gone = lost, [known for known in self._gone if known not in lost]
+            return "no other node is left that could send its streams"
+        where = ", ".join(told if len(told) == len(lost) else [known.name for known in self._known])
+        return f"its streams come from {where} from the next load on"
 
 
 async def _all(

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import pickle
 import shutil
 import socket
 import sys
@@ -27,7 +28,9 @@ from qwenbench.engine.supervised import SupervisedProcess
 from qwenbench.runfolder.journal import parse_entry, whole_lines
 from qwenbench.runfolder.names import RunPaths
 
-TASK, JOURNAL_SEED, EVENTS, RESULT, LOG = "task.pickle", "journal.jsonl", "events.jsonl", "result.json", "shard.log"
+BEGIN, TASK, EVENTS, RESULT, LOG = "begin", "task.pickle", "events.jsonl", "result.json", "shard.log"
+LOOK_S = 120.0
+"""Longest wait for a node that is looked at: its worker has to start and to import."""
 LEASE_S = 60.0
 """A driver that asks for nothing for so long is gone: the launch ends."""
 STOP_S = 60.0
@@ -61,31 +64,48 @@ def niceness() -> int:
 
 
 class Node:
-    """One launch's place. Ray makes an actor of it; `begin` is called once, then `news` until there is a result."""
+    """One launch's place. Ray makes an actor of it; `warm` may be called while other nodes are still looked at, `begin`
+    is called once, then `news` until there is a result."""
 
     def __init__(self) -> None:
-        self._touched = time.monotonic()
+        self._touched = time.monotonic() + LOOK_S
+        self._warming: asyncio.Future[None] | None = None
+        self._events = 0
+        self._sent: dict[Path, tuple[int, int]] = {}
         self._number = 0
         self._last: News | None = None
         self._asking = asyncio.Lock()
 
-    async def begin(self, task: Task) -> str:
-        """Starts the shard process; the name of the node. Raises RefusedError when it cannot be started."""
+    async def warm(self) -> None:
+        """Starts the shard process, which imports what it needs and waits for `begin`. Can be called again.
+
+        Raises RefusedError when it cannot be started.
+        """
+        if self._warming is None:
+            self._warming = asyncio.ensure_future(self._start())
+        await self._warming
+
+    async def _start(self) -> None:
         plain_environment()
         self._folder = _new_folder()
-        self._paths = RunPaths(self._folder / task.run_id)
-        self._paths.root.mkdir()
-        (self._folder / TASK).write_bytes(task.plan)
-        if task.journal:
-            self._paths.journal.write_bytes(task.journal)
-        self._cells = task.journal.count(b"\n")
-        self._events = 0
-        self._sent: dict[Path, tuple[int, int]] = {}
-        words = [sys.executable, "-P", "-m", "qwenbench.cluster.shard", str(self._folder), task.run_id]
-        words += [str(task.launch), *_whereabouts()]
+        os.mkfifo(self._folder / BEGIN, 0o600)
+        words = [sys.executable, "-P", "-m", "qwenbench.cluster.shard", str(self._folder), *_whereabouts()]
         self._process = await SupervisedProcess.start(words, self._folder / LOG, {}, ())
         self._gone = asyncio.ensure_future(self._process.gone())
         self._lease = asyncio.ensure_future(self._watch_driver())
+
+    async def begin(self, task: Task) -> str:
+        """Has the shard make its launch; the name of the node. Raises RefusedError as `warm`."""
+        await self.warm()
+        self._touched = time.monotonic()
+        self._paths = RunPaths(self._folder / task.run_id)
+        self._paths.root.mkdir()
+        if task.journal:
+            self._paths.journal.write_bytes(task.journal)
+        self._cells = task.journal.count(b"\n")
+        (self._folder / TASK).write_bytes(pickle.dumps(task))
+        self._go = os.open(self._folder / BEGIN, os.O_RDWR)  # which waits for no reader, as O_WRONLY would
+        os.write(self._go, b"\n")
         return socket.gethostname()
 
     async def news(self, received: int) -> News:

@@ -20,8 +20,6 @@ from qwenbench.errors import RunError, UsageError
 _ANSWER_S = 5.0
 _CONNECT_S = 30.0
 """Longest wait for a Ray that answers at all; by itself Ray would try for minutes."""
-LOOK_S = 120.0
-"""Longest wait for a node that is looked at: its worker has to start and to import."""
 NO_NODE_S = 600.0
 """Longest wait for a node of the kind when all of them are gone."""
 _SILENCE_S = LEASE_S + STOP_S
@@ -157,6 +155,17 @@ class RayFleet:
     def __init__(self, ray: ModuleType, needs: Needs) -> None:
         self._ray = ray
         self._needs = needs
+        self._warm: list[Any] = []
+
+    def warm(self, launches: int) -> None:
+        """Starts what so many launches will need before there is a server, as far as they find room: their processes
+        import while the nodes are looked at. All of them have to be placed then; they hold their cards."""
+        self._warm = [self._actor() for _ in range(min(launches, self.capacity()))]
+
+    def _actor(self) -> Any:
+        actor = self._ray.remote(Node).options(**self._needs.options(), max_restarts=0, max_concurrency=8).remote()
+        actor.warm.remote()
+        return actor
 
     def nodes(self) -> list[dict[str, Any]]:
         """The living nodes on which a launch fits, as ray.nodes() tells them."""
@@ -168,20 +177,19 @@ class RayFleet:
 
     def place(self, task: Task) -> Placed:
         """See Fleet."""
-        return RayPlaced(self, self._ray, self._needs, task)
+        return RayPlaced(self, self._ray, self._warm.pop() if self._warm else self._actor(), task)
 
 
 class RayPlaced:
-    """One launch's actor, from the request for a place to its end."""
+    """One launch's actor, from its task to its end."""
 
-    def __init__(self, fleet: RayFleet, ray: ModuleType, needs: Needs, task: Task) -> None:
+    def __init__(self, fleet: RayFleet, ray: ModuleType, actor: Any, task: Task) -> None:
         self._fleet = fleet
         self._ray = ray
         self._received = 0
         self._task = task
         self._over = False
-        actor = ray.remote(Node).options(**needs.options(), max_restarts=0, max_concurrency=8)
-        self._actor = actor.remote()
+        self._actor = actor
 
     async def placed(self) -> str:
         """See Placed."""

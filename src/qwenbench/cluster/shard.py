@@ -1,8 +1,7 @@
-"""`python -m qwenbench.cluster.shard FOLDER RUN LAUNCH CLUSTER NODE`: one launch on a node, as a sweep into a run
-folder there.
+"""`python -m qwenbench.cluster.shard FOLDER CLUSTER NODE`: one launch on a node, as a sweep into a run folder there.
 
-It is the sweep that a user would start on that machine, cut down to one launch. The actor beside it (node.py) hands the
-finished cells to the driver.
+It is the sweep that a user would start on that machine, cut down to one launch. The actor beside it (node.py) says when
+it begins, and hands the finished cells to the driver.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from zlib import crc32
 
 import orjson
 
-from qwenbench.cluster.node import EVENTS, RESULT, TASK
+from qwenbench.cluster.fleet import Task
+from qwenbench.cluster.node import BEGIN, EVENTS, RESULT, TASK
 from qwenbench.engine.config import Configuration
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.readiness import base_url, port_in_use
@@ -157,9 +157,11 @@ def _other_node(options: SweepOptions, cluster: str, own_id: str, turn: int) -> 
     return _Remote(clients, own["NodeManagerAddress"])
 
 
-def run_shard(folder: Path, run_id: str, number: int, cluster: str, node: str) -> dict[str, Any]:
+def run_shard(folder: Path, cluster: str, node: str) -> dict[str, Any]:
     """Runs the launch; what RESULT shall hold. Raises UsageError and RunError as a sweep does."""
-    plan: Plan = pickle.loads((folder / TASK).read_bytes())
+    task: Task = pickle.loads((folder / TASK).read_bytes())
+    plan: Plan = pickle.loads(task.plan)
+    run_id, number = task.run_id, task.launch
     (configuration,) = plan.configurations
     site = find_site(plan.options)
     turn = number + crc32(configuration.config_id.encode())
@@ -199,10 +201,12 @@ def _run(work: Coroutine[Any, Any, SweepOutcome]) -> SweepOutcome:
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the shard and writes its result; returns the exit status."""
-    folder, run_id, number, cluster, node = words
+    """Waits for the actor's word, runs the shard and writes its result; returns the exit status."""
+    folder, cluster, node = words
+    with (Path(folder) / BEGIN).open("rb", buffering=0) as actor:
+        actor.read(1)
     try:
-        result = run_shard(Path(folder), run_id, int(number), cluster, node)
+        result = run_shard(Path(folder), cluster, node)
     except (UsageError, RunError) as error:
         result = {"error": str(error)}
     write_json(Path(folder) / RESULT, result)

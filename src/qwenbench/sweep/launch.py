@@ -288,6 +288,7 @@ class LaunchRun:
                 return done, no_answer(result.silent_s, f"in {cell.cell_id}, nor to one for a single token afterwards")
             if result.lost is not None:
                 lost = result.lost
+                self._sweep.forget_client_errors()  # what sends the rest may be another
                 self._sweep.note(f"{lost.evidence}. {lost.advice}")
                 continue
             self._sweep.recorder.record(cell, result)
