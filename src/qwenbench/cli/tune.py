@@ -76,7 +76,7 @@ def command(
 
     if cluster is not None:
         raise UsageError(
-            "--cluster: a search runs on one machine. Run it on a node, with --devices 0,1,.. for several of its cards; "
+            "--cluster: a search runs on one machine. Run it on a node, with --devices 0,1 for several of its cards; "
             "qwenbench sweep --cluster measures a list of configurations on all nodes."
         )
     folder = None
