@@ -92,6 +92,10 @@ class SweepContext:
         """Keeps in run.json where each launch was made."""
         finish(self.paths, self._meta, launches=launches_of(self.paths))
 
+    def forget_client_errors(self) -> None:
+        """Who sends the load is not what it was: its error is measured again."""
+        self._client_errors.clear()
+
     async def client_error(self, concurrency: int) -> ClientError | None:
         """The client's own error at so many streams, as long as a measurement of it is valid."""
         known = self._client_errors.get(concurrency)

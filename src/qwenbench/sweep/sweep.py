@@ -66,10 +66,6 @@ class SweepOutcome:
 class Sweep(SweepContext):
     """One run of a plan into a folder. `run` is called once."""
 
-    def forget_client_errors(self) -> None:
-        """Who sends the load is not what it was: its error is measured again."""
-        self._client_errors.clear()
-
     async def run(self, command_line: Sequence[str]) -> SweepOutcome:
         """Runs what is not finished yet.
 
