@@ -113,17 +113,9 @@ def run_on_cluster(request: RunRequest, address: str, kinds: Kinds) -> int:
     ray = connect(address)
 
     async def prepare() -> list[_KindRun]:
-        return [
-            await _kind_run(
-                ray,
-                address,
-                kind,
-                fields,
-                folder or _folder(kind if len(kinds) > 1 else None, base, request.out),
-                warm=not request.dry_run,
-            )  # fmt: skip
-            for kind in kinds
-        ]
+        folders = {kind: folder or _folder(kind if len(kinds) > 1 else None, base, request.out) for kind in kinds}
+        warm = not request.dry_run
+        return [await _kind_run(ray, address, kind, fields, folders[kind], warm=warm) for kind in kinds]
 
     runs = run_asyncio(prepare())
     if request.dry_run:
