@@ -132,19 +132,18 @@ def refuse_secret_arguments(arguments: Iterable[str], where: str) -> None:
                 f"Put it into an environment variable and name that instead (VLLM_API_KEY, --api-key-env)."
             )
         inside = next((name for part in (value, argument) for name in secret_names_in(part)), None)
+        shaped, told = _TOKEN_SHAPES.search(argument), flag if flag.startswith("--") else "an argument"
+        found = None
         if inside is not None:
+            found = f"{inside!r} in {told} carries a secret"
+        elif not shaped and Masker()(argument) != argument:
+            found = f"{told} holds a secret (a password in a URL, or what stands under a secret's name)"
+        if found is not None:
             raise UsageError(
-                f"{where}: {inside!r} in {flag if flag.startswith('--') else 'an argument'} carries a secret, and "
-                "arguments show in process lists and in the run folder. Put it into an environment variable or a file "
-                "that the server reads."
+                f"{where}: {found}, and arguments show in process lists and in the run folder. Put it into an "
+                "environment variable or a file that the server reads."
             )
-        if not _TOKEN_SHAPES.search(argument) and Masker()(argument) != argument:
-            raise UsageError(
-                f"{where}: {flag if flag.startswith('--') else 'an argument'} holds a secret (a password in a URL, or "
-                "what stands under a secret's name), and arguments show in process lists and in the run folder. Put it "
-                "into an environment variable or a file that the server reads."
-            )
-        if _TOKEN_SHAPES.search(argument):
+        if shaped:
             named = value and flag.startswith("--") and not _TOKEN_SHAPES.search(flag)
             raise UsageError(
                 f"{where}: the value of {flag if named else 'an argument'} looks like a token. "

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qwenbench.capacity.modules import layer_kinds, optional_int, text_part, window_tokens
+from qwenbench.capacity.modules import dtype_of, layer_kinds, optional_int, text_part, window_tokens
 from qwenbench.capacity.weights import Weights, WeightsUnknown, count_weights
 from qwenbench.errors import UsageError
 
@@ -114,7 +114,6 @@ class ModelShape:
             kinds = Counter(layer_kinds(body))
         except ValueError as error:
             raise UsageError(f"{name}: {error}") from None
-        dtype = str(body.get("dtype") or body.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
         weights, unknown = None, ""
         try:
             weights = count_weights(config)
@@ -125,7 +124,7 @@ class ModelShape:
             name=name,
             attention=_attention_layers(body, kinds, name),
             states=_state_layers(body, kinds, name),
-            dtype=dtype.removeprefix("torch."),
+            dtype=dtype_of(config),
             state_dtype=body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype"),
             max_position=optional_int(body, "max_position_embeddings"),
             weights=weights,

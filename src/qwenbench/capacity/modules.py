@@ -24,6 +24,13 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return text if isinstance(text, Mapping) else config
 
 
+def dtype_of(config: Mapping[str, Any]) -> str:
+    """The dtype that a config.json names for the model, bfloat16 where it names none."""
+    body = text_part(config)
+    named = body.get("dtype") or body.get("torch_dtype") or config.get("torch_dtype") or "bfloat16"
+    return str(named).removeprefix("torch.")
+
+
 def modules_of(config: Mapping[str, Any]) -> Iterator[Module]:
     """All modules of a model. Raises KeyError or ValueError for what is missing or not known."""
     body = text_part(config)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from qwenbench.capacity.modules import Module, modules_of
+from qwenbench.capacity.modules import Module, dtype_of, modules_of, text_part
 
 GIB = 1 << 30
 COUNT_ERROR = 0.05
@@ -157,13 +157,11 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _scheme(config: Mapping[str, Any]) -> _Scheme:
-    body = config.get("text_config")
-    text: Mapping[str, Any] = body if isinstance(body, Mapping) else config
-    dtype = str(text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype") or "bfloat16")
-    plain = FLOAT_BITS.get(dtype.removeprefix("torch."), 16) / 8
-    quantization = config.get("quantization_config") or text.get("quantization_config")
+    dtype = dtype_of(config)
+    plain = FLOAT_BITS.get(dtype, 16) / 8
+    quantization = config.get("quantization_config") or text_part(config).get("quantization_config")
     if not quantization:
-        return _Scheme(dtype.removeprefix("torch."), plain, [], [])
+        return _Scheme(dtype, plain, [], [])
     if not isinstance(quantization, Mapping):
         raise WeightsUnknown("quantization_config of config.json is no object")
     method = str(quantization.get("quant_method") or "").lower()

@@ -120,12 +120,9 @@ class Endurance:
         return failure
 
     async def _rung(self, length: int, together: int) -> tuple[Rung, list[str]]:
-        watch = await Watch(self._sweep, self._ready).start()
-        try:
+        async with Watch(self._ready) as watch:
             requests = await self._send(length, together, together)
-        finally:
-            samples = await watch.stop()
-        rows = requests.to_pylist()
+        samples, rows = watch.samples, requests.to_pylist()
         good = [row for row in rows if row["error"] is None]
         said = [row["error_detail"] for row in rows if row["error_detail"]]
         times = [row["ttft_ms"] for row in good if row["ttft_ms"] is not None]
@@ -150,12 +147,10 @@ class Endurance:
         point = max(sweep.plan.points, key=lambda one: (one.concurrency or 0, one.rate or 0.0))
         load = ready.loads.held(point, f"{sweep.nonce}s", seconds)
         sweep.note(f"soak: holding {point.label} for {seconds / 60:g} minutes", self._config_id)
-        watch = await Watch(sweep, ready).start()
-        try:
+        async with Watch(ready) as watch:
             result = await self._client.run(load, stop=sweep.stop, limit=ready.questions.limit)
-        finally:
-            samples = await watch.stop()
-        found = soak_growth(samples.nvml, samples.metrics, self._total_mib())
+        total_mib = min((gpu.total_mib for gpu in ready.hardware.gpus), default=None)
+        found = soak_growth(watch.samples.nvml, watch.samples.metrics, total_mib)
         failed = sum(error is not None for error in result.requests["error"].to_pylist())
         write_json(
             self._folder / "soak.json",
@@ -178,9 +173,6 @@ class Endurance:
         if dead or not self._server.alive():
             return await self._server.failure("load", said)
         return None if silent_s is None else no_answer(silent_s, "nor to one for a single token afterwards")
-
-    def _total_mib(self) -> float | None:
-        return min((gpu.total_mib for gpu in self._ready.hardware.gpus), default=None)
 
 
 def ladder_lengths(longest: int) -> list[int]:

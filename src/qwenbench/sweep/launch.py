@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 
@@ -26,14 +26,13 @@ from qwenbench.load.clients import Client
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape
 from qwenbench.observe.nvml import VramPhases, wait_drained
-from qwenbench.runfolder.cells import Cell, LoadPoint
+from qwenbench.runfolder.cells import Cell
 from qwenbench.runfolder.files import write_json
 from qwenbench.sweep.context import SweepContext
 from qwenbench.sweep.endurance import Endurance
 from qwenbench.sweep.hardware import budgeted, largest, versions_here
 from qwenbench.sweep.load_point import PointMeter
 from qwenbench.sweep.model_files import served_layout
-from qwenbench.sweep.plan import Plan
 from qwenbench.sweep.probing import says_simulated, server_version
 from qwenbench.sweep.ready_server import ReadyServer, TextChecks, loads_of, must_answer, request_tokens
 from qwenbench.sweep.record import CellResult, keep_earlier_log
@@ -92,9 +91,8 @@ class ListedCells:
     def next(self) -> Cell | None:
         """The next listed cell, or another repeat."""
         if not self._pending:
-            config_id, number = self._launch.configuration.config_id, self._launch.number
-            points = next_repeats(self._sweep.plan, self._sweep.recorder.points, config_id, number)
-            self._pending = [Cell(config_id, number, point) for point in points]
+            launch = self._launch
+            self._pending = next_repeats(self._sweep, launch.configuration.config_id, launch.number)
             self._sweep.schedule.add(self._pending)
         return self._pending.pop(0) if self._pending else None
 
@@ -365,26 +363,27 @@ class LaunchRun:
         return LaunchOutcome(done, failure)
 
 
-def next_repeats(plan: Plan, points: Sequence[Mapping[str, Any]], config_id: str, launch: int) -> list[LoadPoint]:
+def next_repeats(sweep: SweepContext, config_id: str, launch: int) -> list[Cell]:
     """--until-ci: one more repeat of each load point of this launch whose 95 % interval is wider than asked for.
 
     Empty without --until-ci, and for points that have MOST_REPEATS already or whose rate is not known.
     """
-    target = plan.options.until_ci
+    target = sweep.plan.options.until_ci
     if target is None:
         return []
-    cells = ((Cell.of_row(row), row) for row in points)
+    cells = ((Cell.of_row(row), row) for row in sweep.recorder.points)
     own = [(cell.point, row) for cell, row in cells if (cell.config_id, cell.launch) == (config_id, launch)]
     measured = grouped(own, lambda pair: replace(pair[0], repeat=1))
     more = []
-    for point in plan.points:
+    for point in sweep.plan.points:
         rows = [row for _, row in measured.get(point, ())] if point.repeat == 1 else []
         values = [float(row["output_tokens_per_s"]) for row in rows if row.get("output_tokens_per_s") is not None]
         if not values or len(rows) >= MOST_REPEATS:
             continue
         width = relative_half_width(values)
         if width is None or width > target:
-            more.append(replace(point, repeat=max(int(row["repeat"]) for row in rows) + 1))
+            another = replace(point, repeat=max(int(row["repeat"]) for row in rows) + 1)
+            more.append(Cell(config_id, launch, another))
     return more
 
 

@@ -73,16 +73,13 @@ class PointMeter:
         load = server.loads.measured(point, salt, until)
         with sweep.timings.phase("self_check"):
             client_error = None if point.concurrency is None else await sweep.client_error(point.concurrency)
-        watch = await Watch(sweep, server).start()
-        try:
+        async with Watch(server) as watch:
             with sweep.timings.phase("load"):
                 listener = _Listener(sweep, cell, "load", load, watch)
                 decided = until.decided if until is not None else None
                 async with _running_beside(server.loads.interfering(point, salt + "i")) as long_prompts:
                     result = await self._client.run(load, on_progress=listener, stop=halt, decided=decided, limit=limit)
-        finally:
-            samples = await watch.stop()
-        return await self._result(cell, result, samples, client_error, long_prompts, told=not halt.is_set())
+        return await self._result(cell, result, watch.samples, client_error, long_prompts, told=not halt.is_set())
 
     async def _result(
         self,
@@ -255,17 +252,19 @@ async def _running_beside(spec: LoadSpec | None) -> AsyncIterator[list[pa.Table]
 
 
 class Watch:
-    """NVML and /metrics together, for the length of one load point."""
+    """NVML and /metrics together, while the block runs; counters have their start values when it begins."""
 
-    def __init__(self, sweep: SweepContext, server: ReadyServer) -> None:
+    samples: Samples
+    """Once the block has ended."""
+
+    def __init__(self, server: ReadyServer) -> None:
         nvml = server.hardware.nvml
         self.scraper = MetricsScraper(server.questions)
         self.sampler = None if nvml is None else NvmlSampler(nvml, lambda: server.own_pids)
         counts = server.log_path is not None and "cudagraph-metrics" in flags_of(server.server_config)
         self._log = LogReader(server.log_path) if counts and server.log_path is not None else None
 
-    async def start(self) -> Watch:
-        """Begins to watch; counters have their start values when this returns."""
+    async def __aenter__(self) -> Watch:
         if self.sampler is not None:
             self.sampler.start()
         if self._log is not None:
@@ -273,12 +272,11 @@ class Watch:
         await self.scraper.start()
         return self
 
-    async def stop(self) -> Samples:
+    async def __aexit__(self, *_: object) -> None:
         metrics = await self.scraper.stop()
         steps = () if self._log is None else tuple(graph_steps(self._log.new_lines()))
-        if self.sampler is None:
-            return Samples(metrics, pa.Table.from_pylist([], schema=NVML_SCHEMA), steps)
-        return Samples(metrics, self.sampler.stop(), steps, self.sampler.error)
+        nvml = NVML_SCHEMA.empty_table() if self.sampler is None else self.sampler.stop()
+        self.samples = Samples(metrics, nvml, steps, self.sampler.error if self.sampler else None)
 
     def vram_mib(self) -> float | None:
         """Used memory of the fullest card now; the simulator's own figure under the simulator."""

@@ -189,8 +189,7 @@ class Sweep(SweepContext):
             cells = [Cell(configuration.config_id, number, point) for point in self.plan.points]
             pending = tuple(cell for cell in cells if not self.recorder.is_done(cell))
             if not pending:  # --until-ci may have been stopped between two repeats
-                more = next_repeats(self.plan, self.recorder.points, configuration.config_id, number)
-                pending = tuple(Cell(configuration.config_id, number, point) for point in more)
+                pending = tuple(next_repeats(self, configuration.config_id, number))
             if pending:
                 launches.append(Launch(configuration, number, pending))
         return launches
