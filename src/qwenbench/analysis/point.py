@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from qwenbench.analysis import server_samples as server
 from qwenbench.analysis.bounds import TimeShares, bounds
 from qwenbench.analysis.columns import COLUMN_NAMES, varied_column
-from qwenbench.analysis.drafting import drafting_columns
 from qwenbench.analysis.request_arrays import (
     Gaps,
     RequestArrays,
@@ -135,7 +134,7 @@ def summarise_point(
     row["broken_share"] = context.natural_broken_share if broken is None else broken
     row["requests_that_fit"] = _requests_that_fit(arrays, context)
     row |= _server(metrics)
-    row |= drafting_columns(metrics)
+    row |= server.drafting_columns(metrics)
     row |= clock_columns(nvml, window)
     row |= _cards(server.cards_of(nvml, metrics, context.simulated and not context.on_cards), window, arrays, context)
     row |= _validity(row, _broken_kinds(requests) or context.natural_broken_kinds, context)

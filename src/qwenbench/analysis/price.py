@@ -1,5 +1,6 @@
 """The price of capture (what each step of --max-cudagraph-capture-size costs in memory and time, and buys in speed),
-its second gain, and the price of a sampling profile: the same server, scenario and load with its fields and with none.
+its second gain; the price of a sampling profile: the same server, scenario and load with its fields and with none; and
+what a drafter (MTP, EAGLE, ngram) has to gain to pay.
 
 The second gain: a prompt that fits under the captured size runs in graphs, which spares the host its launches. Measured
 where a run has two captures of otherwise equal configurations, the load's prompts between them; elsewhere told from the
@@ -295,3 +296,59 @@ def relative(own: Estimate, base: Estimate) -> tuple[float, float | None, float 
         return ratio - 1, None, None
     half = critical(min(own.degrees, base.degrees)) * abs(ratio) * math.hypot(own.se / own.value, base.se / base.value)
     return ratio - 1, ratio - 1 - half, ratio - 1 + half
+
+
+DRAFTER = "vary_speculative_config"
+"""Column of a sweep that varied the drafter."""
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """What a drafter has to gain in a step to pay, at one load, mean over scenarios. None: not known."""
+
+    config_id: str
+    without_id: str
+    """The same configuration without a drafter."""
+    level: float
+    step_ms: float
+    """Median step with the drafter: the gap between two chunks."""
+    step_without_ms: float
+    gained: float | None
+    """Tokens that a request gained in a step."""
+
+    @property
+    def needed(self) -> float:
+        """Tokens a step from which on the drafter pays."""
+        return self.step_ms / self.step_without_ms
+
+    @property
+    def pays(self) -> bool | None:
+        return None if self.gained is None else self.gained > self.needed
+
+
+def break_evens(run: Run) -> list[BreakEven]:
+    """Every configuration with a drafter against the one that differs in nothing else, load by load.
+
+    Needs a sweep that varied speculative-config with `unset` (or nothing) among its values; empty otherwise.
+    """
+    if run.points.empty or DRAFTER not in run.points:
+        return []
+    rows = [row for row in records(valid_rows(run.points)) if row["concurrency"] is not None]
+    drafters = {row["config_id"] for row in rows if row["drafted_tokens"] is not None}
+    others = (str(name) for name in run.points if str(name).startswith(VARIED) and name != DRAFTER)
+    found = []
+    for alike in grouped(rows, columns_of("capture", "max_num_seqs", "gpu_memory_utilization", *others)).values():
+        bare = next((row["config_id"] for row in alike if row["config_id"] not in drafters), None)
+        levels = grouped(alike, columns_of("config_id", "concurrency"))
+        for (config, level), own in levels.items():
+            step, without = mean_of(own, "itl_ms_p50"), mean_of(levels.get((bare, level), ()), "itl_ms_p50")
+            if config in drafters and step is not None and without:
+                gained = mean_of(own, "acceptance_length")
+                found.append(BreakEven(str(config), str(bare), float(level), step, without, gained))
+    return sorted(found, key=lambda each: (each.config_id, each.level))
+
+
+def pays_up_to(found: Sequence[BreakEven]) -> float | None:
+    """The load up to which one configuration's drafter pays at every measured one; 0: at none, None: not known."""
+    paying = list(itertools.takewhile(lambda each: each.pays is not False, sorted(found, key=lambda each: each.level)))
+    return None if any(each.pays is None for each in paying) else max((each.level for each in paying), default=0.0)

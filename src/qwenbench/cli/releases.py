@@ -20,7 +20,7 @@ from qwenbench.cli.runs import (
     OutOption,
     option,
     print_compared,
-    writing,
+    write,
 )  # fmt: skip
 from qwenbench.errors import RunError, UsageError
 
@@ -74,7 +74,6 @@ def command(
     from qwenbench.cli.sweep_run import FAILED, INTERRUPTED, note
     from qwenbench.report.page import build_releases_page
     from qwenbench.report.releases import releases_blocks
-    from qwenbench.runfolder.files import write_bytes
     from qwenbench.runfolder.names import check_name
 
     if as_json and markdown:
@@ -99,8 +98,7 @@ def command(
     print_compared(found, releases_blocks(found, everything), as_json=as_json, markdown=markdown)
     if not no_report and found.comparison is not None:
         target = Path(out) / f"{base}-releases.html"
-        with writing(target):
-            write_bytes(target, build_releases_page(found).encode())
+        write(target, build_releases_page(found))
         note(f"report: {target}")
     if not found.compared:
         note("no version could be measured")

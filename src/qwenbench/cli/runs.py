@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
+import orjson
 import typer
 
 from qwenbench.errors import RunError, UsageError
+from qwenbench.runfolder.files import write_bytes
+from qwenbench.runfolder.names import find_run
 
 if TYPE_CHECKING:
     from qwenbench.analysis.compare import Comparison
     from qwenbench.analysis.releases import Releases
+    from qwenbench.analysis.run import Run
     from qwenbench.report.document import Block
 
 T = TypeVar("T")
@@ -52,20 +55,22 @@ UNDECIDED = 3
 """Exit status of a gate that could not be judged: neither passed (0) nor broken (1)."""
 
 
-def chosen_run(given: str | None, command: str) -> Path:
-    """The run's folder; says on stderr which one is taken where none was given. Raises UsageError without one."""
-    from qwenbench.runfolder.names import find_run
-
+def chosen_run(given: str | None, command: str) -> Run:
+    """The run; says on stderr which one is taken where none was given. Raises UsageError without one."""
     folder = find_run(given)
     if given is None:
         print(f"qwenbench {command}: {folder}, the newest run", file=sys.stderr)
-    return folder
+    return loaded(folder)
+
+
+def loaded(folder: Path) -> Run:
+    from qwenbench.analysis.run import load_run
+
+    return load_run(folder)
 
 
 def print_json(value: Mapping[str, Any], *, one_line: bool = False) -> None:
     """The one object that `--json` prints."""
-    import orjson
-
     print(orjson.dumps(value, option=None if one_line else orjson.OPT_INDENT_2).decode())
 
 
@@ -90,13 +95,12 @@ def print_compared(compared: Comparison | Releases, blocks: Iterable[Block], *, 
         print_document(blocks)
 
 
-@contextmanager
-def writing(target: object, hint: str = "") -> Iterator[None]:
-    """What the system refuses to write is told in one line."""
+def write(target: Path, data: str | bytes, told: object = None, hint: str = "") -> None:
+    """Writes a file. Raises UsageError that names `told` (the target) where the system refuses."""
     try:
-        yield
+        write_bytes(target, data.encode() if isinstance(data, str) else data)
     except OSError as error:
-        raise UsageError(f"{target}: cannot be written: {error.strerror or error}.{hint}") from error
+        raise UsageError(f"{told or target}: cannot be written: {error.strerror or error}.{hint}") from error
 
 
 def report(
@@ -107,20 +111,15 @@ def report(
     json: Annotated[bool, option("Print one JSON object: path and bytes.", "--json")] = False,
 ) -> None:
     """(Re)build the HTML report of a run: one file that opens without a network."""
-    from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import question_of
     from qwenbench.report.page import build_report
-    from qwenbench.runfolder.files import write_bytes
-    from qwenbench.runfolder.names import RunPaths
 
-    folder = chosen_run(run, "report")
-    loaded = load_run(folder)
-    target = out or RunPaths(folder).report
-    page = build_report(loaded, question_of(loaded, users, slo)).encode()
-    with writing(target, " Give another file with --out."):
-        write_bytes(target, page)
+    found = chosen_run(run, "report")
+    target = out or found.path / "report.html"
+    page = build_report(found, question_of(found, users, slo)).encode()
+    write(target, page, hint=" Give another file with --out.")
     if json:
-        print_json({"path": str(target), "bytes": len(page), "simulated": loaded.simulated}, one_line=True)
+        print_json({"path": str(target), "bytes": len(page), "simulated": found.simulated}, one_line=True)
     else:
         print(target)
 
@@ -146,16 +145,15 @@ def recommend(
     from qwenbench.analysis.candidates import OBJECTIVES
     from qwenbench.analysis.limits import parse_weights
     from qwenbench.analysis.recommend import recommend as answer_of
-    from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import SHELLS, printed_answer, question_of
 
     for value, known, name in ((objective, OBJECTIVES, "--objective"), (shell, SHELLS, "--shell")):
         if value not in known:
             raise UsageError(f"{name} {value!r}: one of {', '.join(known)}.")
     weights = parse_weights(scenario) if scenario is not None else None
-    loaded = load_run(chosen_run(run, "recommend"))
-    question = replace(question_of(loaded, users, slo), context=context, weights=weights, objective=objective)
-    answer = answer_of(loaded, question)
+    found = chosen_run(run, "recommend")
+    question = replace(question_of(found, users, slo), context=context, weights=weights, objective=objective)
+    answer = answer_of(found, question)
     if as_json:
         print_json(answer.to_json())
     elif answer.config_id is not None:
@@ -193,7 +191,6 @@ def compare(
     from qwenbench.analysis.compare import parse_gate
     from qwenbench.analysis.run import load_runs
     from qwenbench.report.comparison import comparison_blocks
-    from qwenbench.runfolder.names import find_run
 
     if len(runs) < 2:
         raise UsageError("give two runs or more: the first is what the others are held against.")
@@ -203,10 +200,8 @@ def compare(
     comparison = comparison_of(load_runs([find_run(run) for run in runs]), rules, force=force)
     if html is not None:
         from qwenbench.report.page import build_comparison_page
-        from qwenbench.runfolder.files import write_bytes
 
-        with writing(f"--html {html}"):
-            write_bytes(html, build_comparison_page(comparison).encode())
+        write(html, build_comparison_page(comparison), f"--html {html}")
     print_compared(comparison, comparison_blocks(comparison, everything), as_json=as_json, markdown=markdown)
     gated = comparison.gate
     if gated is not None and gated.outcome == "broken":
@@ -232,10 +227,7 @@ def merge(
 
     Refused for runs that are not of one plan, that have measured the same cell twice, or on unlike cards.
     """
-    from qwenbench.analysis.run import load_run
     from qwenbench.report.page import build_report
-    from qwenbench.runfolder.files import write_bytes
-    from qwenbench.runfolder.names import find_run
     from qwenbench.sweep.merging import merge as joined
 
     if len(runs) < 2:
@@ -249,8 +241,7 @@ def merge(
         line = f"qwenbench {again} --resume {shlex.quote(str(out))}"
         print(f"{merged.missing} cells of the joined plan are missing. To measure them: {line}")
     if not no_report and merged.cells:
-        with writing(out / "report.html"):
-            write_bytes(out / "report.html", build_report(load_run(out)).encode())
+        write(out / "report.html", build_report(loaded(out)))
         print(f"report: {out / 'report.html'}")
     print(f"run:    {out}")
 
@@ -266,13 +257,12 @@ def export(
     json: Annotated[bool, option("Print one JSON object: the files.", "--json")] = False,
 ) -> None:
     """A run's points, ledgers, figures or a Markdown summary as files."""
-    from qwenbench.analysis.run import load_run
     from qwenbench.report.export import FORMATS, Format, export_run
 
     if format not in FORMATS:
         raise UsageError(f"--format {format!r}: choose one of {', '.join(FORMATS)}.")
-    folder = chosen_run(run, "export")
-    files, missing = export_run(load_run(folder), cast(Format, format), out or folder / "export")
+    found = chosen_run(run, "export")
+    files, missing = export_run(found, cast(Format, format), out or found.path / "export")
     if missing is not None:
         print(f"qwenbench export: {missing}", file=sys.stderr)
     if json:
@@ -290,27 +280,21 @@ def card(
     json: Annotated[bool, option("Print results.json instead of the files' names.", "--json")] = False,
 ) -> None:
     """card.png and card.svg (1200 x 630): configuration, versions, card and five figures; results.json of the same."""
-    import orjson
-
-    from qwenbench.analysis.run import load_run
     from qwenbench.report.answer import answered, question_of
     from qwenbench.report.summary import card_facts, card_svg, results_json
     from qwenbench.report.svg import to_png
-    from qwenbench.runfolder.files import write_bytes
 
-    folder = chosen_run(run, "card")
-    loaded = load_run(folder)
-    answer = answered(loaded, question_of(loaded, users, slo))
+    found = chosen_run(run, "card")
+    answer = answered(found, question_of(found, users, slo))
     if isinstance(answer, str):
         raise RunError(answer)
-    facts = card_facts(loaded, answer)
+    facts = card_facts(found, answer)
     svg = card_svg(facts)
     results = orjson.dumps(results_json(facts), option=orjson.OPT_INDENT_2) + b"\n"
-    target = out or folder
-    with writing(f"--out {target}"):
-        for name, data in (("results.json", results), ("card.svg", svg.encode()), ("card.png", to_png(svg, 1.0))):
-            write_bytes(target / name, data)
-            if not json:
-                print(target / name)
+    target = out or found.path
+    for name, data in (("results.json", results), ("card.svg", svg.encode()), ("card.png", to_png(svg, 1.0))):
+        write(target / name, data, f"--out {target}")
+        if not json:
+            print(target / name)
     if json:
         print(results.decode(), end="")

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from qwenbench.analysis.bounds import ADVICE
-from qwenbench.analysis.drafting import break_evens, pays_up_to
+from qwenbench.analysis.price import break_evens, pays_up_to
 from qwenbench.analysis.run import Run, columns_of, files_of, grouped, level_of, mean_of, records, valid_rows
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData

@@ -7,8 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from qwenbench.analysis.drafting import drafting_columns
-from qwenbench.analysis.server_samples import clock_columns, throttle_note
+from qwenbench.analysis.server_samples import clock_columns, drafting_columns, throttle_note
 from qwenbench.analysis.window import Window
 from qwenbench.observe.metrics import METRICS_SCHEMA, parse_metrics
 from qwenbench.observe.nvml import NVML_SCHEMA

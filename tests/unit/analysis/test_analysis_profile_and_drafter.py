@@ -9,8 +9,7 @@ import pandas as pd
 import pytest
 
 from qwenbench.analysis.columns import COLUMN_NAMES
-from qwenbench.analysis.drafting import DRAFTER, break_evens
-from qwenbench.analysis.price import profile_costs
+from qwenbench.analysis.price import DRAFTER, break_evens, profile_costs
 from qwenbench.analysis.run import Run
 
 

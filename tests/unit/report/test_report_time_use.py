@@ -63,7 +63,7 @@ def test_heat_and_drafters_are_told_where_they_were(planted: Planted) -> None:
 
 
 def test_a_drafter_is_told_up_to_how_many_streams_it_pays(planted: Planted) -> None:
-    """The break-even itself is `analysis/drafting.py`'s; here: a sentence and a row a load."""
+    """The break-even itself is `analysis/price.py`'s; here: a sentence and a row a load."""
     run = planted(captures=(16, 32), scenarios=("math",), concurrencies=(1, 16, 64))
     with_it = run.points["capture"] == 32
     steps = {(16, 1): 4.4, (16, 16): 8.0, (16, 64): 11.8, (32, 1): 9.8, (32, 16): 19.8, (32, 64): 67.6}
