@@ -23,6 +23,7 @@ from qwenbench.analysis.columns import METRICS, VARIED
 from qwenbench.analysis.intervals import Estimate, combined, critical, interval_of_means
 from qwenbench.analysis.run import Run, columns_of, grouped, mean_of, records, valid_rows
 from qwenbench.capacity.graphs import GAIN_UP_TO_TOKENS, MEASURED_CAPTURES, capture_gain_words, graphs_gib
+from qwenbench.runfolder.cells import load_label
 
 PRINTED_GIB_ERROR = 0.01
 """Two figures that were printed with two decimals differ by so much less or more than their difference says."""
@@ -170,10 +171,10 @@ class Reached:
         price = ""
         if self.kv_cache_gib is not None:
             price = f" for {self.kv_cache_gib[1] - self.kv_cache_gib[0]:.2f} GiB of KV cache"
-        load = f"{self.concurrency} stream{'' if self.concurrency == 1 else 's'}"
         prompts = f"{self.scenario}'s prompts of about {self.prompt_tokens:,.0f} tokens"
         return (
-            f"{prompts} fit under capture {self.capture:,}, not under {self.smaller_capture:,}: TTFT p50 at {load} "
+            f"{prompts} fit under capture {self.capture:,}, not under {self.smaller_capture:,}: TTFT p50 at "
+            f"{load_label(self.concurrency, None)} "
             f"{ttft:,.0f} ms for {ttft_before:,.0f}, tokens/s {rate:,.0f} for {rate_before:,.0f}{price}"
         )
 

@@ -20,6 +20,7 @@ from qwenbench.engine.startup_log import StartupLog, parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.input_files import GIB, read_input
 from qwenbench.sweep.model_files import drafter_shape, find_shape, read_shape
+from qwenbench.sweep.option_values import not_negative, parse_list
 
 DEFAULT_MODEL = "ig1/Qwen3.5-9B-NVFP4"
 MEMORY_FLAGS = {
@@ -104,7 +105,8 @@ def command(
     log, shape = _probe(probe), _shape(model, model_config)
     probe_total = _probe_total(probe_card, probe_platform, found, platform) if log else None
     plans = []
-    for size in _captures(capture):
+    sizes = [None] if capture is None else parse_list(capture, "--capture", int, not_negative)
+    for size in sizes:
         config = _config(model, flags, env, size)
         plan = plan_config(
             config,
@@ -140,18 +142,6 @@ def _further_flags(arguments: list[str]) -> dict[str, str | None]:
         if value is None and name not in SWITCHES:
             raise UsageError(f"--{name} needs a value")
     return flags
-
-
-def _captures(text: str | None) -> list[int | None]:
-    if text is None:
-        return [None]
-    try:
-        sizes = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--capture {text}: whole numbers separated by commas, e.g. 16,32,64") from None
-    if any(size < 0 for size in sizes):
-        raise UsageError(f"--capture {text}: a size is at least 0")
-    return [*sizes]
 
 
 def _config(model: str, flags: dict[str, str | None], env: dict[str, str], capture: int | None) -> ServerConfig:

@@ -127,40 +127,32 @@ def export_run(run: Run, format: Format, out: Path) -> tuple[list[Path], str | N
     Files of a simulated run carry the word in their content (a column, a key, a watermark, a line).
     Raises UsageError when the folder cannot be written or PNG finds no font, RunError when drawing fails.
     """
-    files, missing = _contents(run, format)
-    written = []
+    missing = None
+    if format in ("png", "svg"):
+        images, missing = figure_images(run, format)
+        files = {f"{name}.{format}": image for name, image in images.items()}
+    else:
+        files = _data(run, format)
     try:
         for name, data in files.items():
             write_bytes(out / name, data)
-            written.append(out / name)
     except OSError as error:
         raise UsageError(f"--out {out}: cannot be written: {error.strerror or error}.") from error
-    return written, missing
-
-
-def _contents(run: Run, format: Format) -> tuple[dict[str, bytes], str | None]:
-    if format in ("png", "svg"):
-        images, missing = figure_images(run, format)
-        return {f"{name}.{format}": image for name, image in images.items()}, missing
-    return _data(run, format), None
+    return [out / name for name in files], missing
 
 
 def _data(run: Run, format: Format) -> dict[str, bytes]:
-    match format:
-        case "markdown":
-            return {"summary.md": to_markdown(run_summary(run)).encode()}
-        case "json":
-            head = {"run_id": run.run_id, "simulated": run.simulated}
-            ledgers = {name: dict(ledger) for name, ledger in run.ledgers.items()}
-            return {
-                "points.json": _json({**head, "points": records(run.points)}),
-                "ledgers.json": _json({**head, "ledgers": ledgers}),
-            }
-        case "parquet":
-            return {"points.parquet": _parquet(run.points), "ledgers.parquet": _parquet(ledger_table(run))}
-        case _:
-            tables = {"points.csv": run.points, "ledgers.csv": ledger_table(run)}
-            return {name: table.to_csv(index=False).encode() for name, table in tables.items()}
+    if format == "markdown":
+        return {"summary.md": to_markdown(run_summary(run)).encode()}
+    if format == "json":
+        head = {"run_id": run.run_id, "simulated": run.simulated}
+        return {
+            "points.json": _json({**head, "points": records(run.points)}),
+            "ledgers.json": _json({**head, "ledgers": run.ledgers}),
+        }
+    tables = {"points": run.points, "ledgers": ledger_table(run)}
+    write = _parquet if format == "parquet" else lambda table: table.to_csv(index=False).encode()
+    return {f"{name}.{format}": write(table) for name, table in tables.items()}
 
 
 def ledger_table(run: Run) -> pd.DataFrame:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from qwenbench.analysis.price import Price, Reached, captures_reached, price_of_
 from qwenbench.analysis.run import Run, known_numbers, level_of
 from qwenbench.analysis.spread import Spread, spread_of
 from qwenbench.capacity.cards import Card, find_card
+from qwenbench.engine.flags import parse_flags
 from qwenbench.errors import UsageError
 from qwenbench.report.document import titled
 from qwenbench.report.points import (
@@ -292,14 +292,9 @@ def _config(run: Run, name: str, rows: pd.DataFrame) -> ConfigView:
 
 
 def launch_flags(launch: Mapping[str, Any]) -> dict[str, str]:
-    """The flags of a launch line, without dashes, with their values (`--a b` and `--a=b`)."""
-    argv = [str(word) for word in launch.get("shown_argv") or launch.get("argv") or ()]
-    flags: dict[str, str] = {}
-    for word, following in zip_longest(argv, argv[1:], fillvalue=""):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            flags[name] = value if equals else following
-    return flags
+    """The flags of a launch line, without dashes, with their values."""
+    argv = map(str, launch.get("shown_argv") or launch.get("argv") or ())
+    return {name: value or "" for name, value in parse_flags(list(argv)).items()}
 
 
 def _cards(flags: Mapping[str, str]) -> int:
