@@ -263,10 +263,8 @@ def _server(metrics: pa.Table | None) -> dict[str, Any]:
     }
 
 
-def _cards(
-    cards: Mapping[str, server.CardSamples], window: Window | None, arrays: RequestArrays, context: PointContext
-) -> dict[str, Any]:
-    peaks = server.vram_peaks_mib(cards)
+def _cards(cards: pa.Table, window: Window | None, arrays: RequestArrays, context: PointContext) -> dict[str, Any]:
+    peaks = server.by_card(cards, "used_mib", np.max)
     before = context.vram_before_mib
     own_peaks = server.own_peaks_mib(cards, before)
     budget_gib = context.ledger.budget_gib
@@ -279,8 +277,8 @@ def _cards(
         "vram_over_budget_mib": over,
     }
     if window is not None:
-        busy = server.card_means(cards, window, lambda card: card.util_pct)
-        watts = server.card_means(cards, window, lambda card: card.power_w)
+        busy = server.card_means(cards, window, "util_pct")
+        watts = server.card_means(cards, window, "power_w")
         row["gpu_util_mean"] = None if busy is None else float(np.mean(busy))
         row["power_w_mean"] = None if watts is None else sum(watts)
         row["energy_j_per_output_token"] = server.energy_per_token_j(cards, window, arrays.tokens_between)

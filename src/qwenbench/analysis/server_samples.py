@@ -5,7 +5,6 @@ held them back, and what a long prompt does to others.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,19 +18,6 @@ MIN_ENERGY_S = 10.0
 """NVML's energy counter is too coarse for less."""
 SIMULATED_CARD = "sim"
 """Name of the one card of a simulated server."""
-
-
-@dataclass(frozen=True, slots=True)
-class CardSamples:
-    """Samples of one card (all its cards are the configuration's). Unknown numbers are NaN."""
-
-    t_ns: NDArray[np.int64]
-    used_mib: NDArray[np.float64]
-    own_mib: NDArray[np.float64]
-    """Of it the server's processes, where NVML tells."""
-    power_w: NDArray[np.float64]
-    energy_j: NDArray[np.float64]
-    util_pct: NDArray[np.float64]
 
 
 def column_values(table: pa.Table, name: str) -> NDArray[np.float64]:
@@ -69,66 +55,55 @@ def growth(table: pa.Table, name: str) -> float | None:
     return None if len(values) < 2 or (np.diff(values) < 0).any() else float(values[-1] - values[0])
 
 
-def cards_of(nvml: pa.Table | None, metrics: pa.Table | None, simulated: bool) -> Mapping[str, CardSamples]:
-    """Samples by card: from NVML, or for a simulated server from its own /metrics."""
-    if simulated:
-        return {} if metrics is None or metrics.num_rows == 0 else {SIMULATED_CARD: _card(metrics, "vram_used_mib")}
-    if nvml is None or nvml.num_rows == 0:
-        return {}
-    uuids = pc.unique(nvml["gpu"]).to_pylist()
-    return {str(uuid): _card(nvml.filter(pc.equal(nvml["gpu"], uuid)), "used_mib") for uuid in uuids}
+_NO_CARDS = pa.table({"t_ns": pa.array([], pa.int64()), "gpu": pa.array([], pa.string())})
 
 
-def _card(table: pa.Table, used: str) -> CardSamples:
-    return CardSamples(
-        t_ns=sample_times(table),
-        used_mib=column_values(table, used),
-        own_mib=column_values(table, "own_mib"),
-        power_w=column_values(table, "power_w"),
-        energy_j=column_values(table, "energy_j"),
-        util_pct=column_values(table, "util_pct"),
-    )
+def cards_of(nvml: pa.Table | None, metrics: pa.Table | None, simulated: bool) -> pa.Table:
+    """Samples of the configuration's cards, with NVML_SCHEMA's columns as far as they are known: NVML's, or for a
+    simulated server those of its own /metrics."""
+    found = metrics if simulated else nvml
+    if found is None or found.num_rows == 0:
+        return _NO_CARDS
+    if not simulated:
+        return found
+    used = pa.array(column_values(found, "vram_used_mib"))
+    return found.append_column("gpu", pa.repeat(SIMULATED_CARD, found.num_rows)).append_column("used_mib", used)
 
 
-def vram_peaks_mib(cards: Mapping[str, CardSamples]) -> dict[str, float]:
-    """Largest used memory of each card that reported any, over the whole point."""
-    known = {name: known_values(card.used_mib) for name, card in cards.items()}
-    return {name: float(values.max()) for name, values in known.items() if len(values)}
+def by_card(cards: pa.Table, name: str, pick: Callable[[NDArray[np.float64]], np.floating[Any]]) -> dict[str, float]:
+    """What `pick` makes of each card's values of a column; a card of which none is known is missing."""
+    gpus, values = cards["gpu"].to_numpy(), column_values(cards, name)
+    known = ~np.isnan(values)
+    return {gpu: float(pick(values[known & (gpus == gpu)])) for gpu in dict.fromkeys(gpus[known].tolist())}
 
 
-def own_peaks_mib(cards: Mapping[str, CardSamples], before_mib: Mapping[str, float]) -> dict[str, float]:
+def own_peaks_mib(cards: pa.Table, before_mib: Mapping[str, float]) -> dict[str, float]:
     """Largest memory of the server itself on each card: as NVML tells it per process, else what is used above what
     was used before the launch; a card of which neither is known is missing."""
-    own = {}
-    for name, peak_mib in vram_peaks_mib(cards).items():
-        told = known_values(cards[name].own_mib)
-        if len(told):
-            own[name] = float(told.max())
-        elif name in before_mib or name == SIMULATED_CARD:
-            own[name] = peak_mib - before_mib.get(name, 0.0)
-    return own
+    above = {
+        name: peak_mib - before_mib.get(name, 0.0)
+        for name, peak_mib in by_card(cards, "used_mib", np.max).items()
+        if name in before_mib or name == SIMULATED_CARD
+    }
+    return above | by_card(cards, "own_mib", np.max)
 
 
-def card_means(
-    cards: Mapping[str, CardSamples], window: Window, column: Callable[[CardSamples], NDArray[np.float64]]
-) -> list[float] | None:
+def card_means(cards: pa.Table, window: Window, name: str) -> list[float] | None:
     """Each card's mean over the window; None without cards, or when a card's is not known."""
-    inside = [
-        known_values(column(card)[(card.t_ns >= window.start_ns) & (card.t_ns <= window.end_ns)])
-        for card in cards.values()
-    ]
-    return [float(values.mean()) for values in inside] if inside and all(map(len, inside)) else None
+    means = by_card(during(cards, window), name, np.mean)
+    return list(means.values()) if means and len(means) == len(pc.unique(cards["gpu"])) else None
 
 
 def energy_per_token_j(
-    cards: Mapping[str, CardSamples], window: Window, tokens_between: Callable[[int, int], float | None]
+    cards: pa.Table, window: Window, tokens_between: Callable[[int, int], float | None]
 ) -> float | None:
     """Joules of all cards / output tokens, over the part of the window that every card's samples cover.
 
     None under 10 s, without tokens or where their number is unknown, or when a counter is missing or went backwards.
     """
-    known = {name: ~np.isnan(card.energy_j) for name, card in cards.items()}
-    counters = [(card.t_ns[known[name]], card.energy_j[known[name]]) for name, card in cards.items()]
+    gpus, every, energy = cards["gpu"].to_numpy(), sample_times(cards), column_values(cards, "energy_j")
+    places = [(gpus == gpu) & ~np.isnan(energy) for gpu in pc.unique(cards["gpu"]).to_pylist()]
+    counters = [(every[place], energy[place]) for place in places]
     if not counters or any(len(times) < 2 or (np.diff(joules) < 0).any() for times, joules in counters):
         return None
     start = max(window.start_ns, *(int(times[0]) for times, _ in counters))
