@@ -20,8 +20,6 @@ from qwenbench.runfolder.cells import Cell
 from qwenbench.sweep.progress import Live, Progress, Schedule, duration
 
 Clock = Callable[[], float]
-_Figure = tuple[Any, Callable[[Any], str]]
-"""A value that may be None, and how it is said."""
 
 
 @contextmanager
@@ -181,16 +179,20 @@ def _cell_rows(cell: Cell, running: _Running, now: float) -> list[Table | Text]:
 
 def figures(live: Live) -> list[str]:
     """The current point's figures as words; what is not known is left out."""
-    known: tuple[_Figure, ...] = (
-        (live.output_tokens_per_s, lambda v: f"{v:,.0f} tok/s"),
-        (live.ttft_ms, lambda v: f"TTFT {v:,.0f} ms"),
-        (live.running, lambda v: f"running {v:,.0f}"),
-        (live.waiting, lambda v: f"waiting {v:,.0f}"),
-        (live.kv_cache_usage, lambda v: f"KV {v:.0%}"),
-        (live.vram_mib, lambda v: f"VRAM {v / 1024:.2f} GiB"),
-        (live.failed or None, lambda v: f"failed {v}"),
+    return _said(
+        (live.output_tokens_per_s, "{:,.0f} tok/s"),
+        (live.ttft_ms, "TTFT {:,.0f} ms"),
+        (live.running, "running {:,.0f}"),
+        (live.waiting, "waiting {:,.0f}"),
+        (live.kv_cache_usage, "KV {:.0%}"),
+        (None if live.vram_mib is None else live.vram_mib / 1024, "VRAM {:.2f} GiB"),
+        (live.failed or None, "failed {}"),
     )
-    return [show(value) for value, show in known if value is not None]
+
+
+def _said(*figures: tuple[Any, str]) -> list[str]:
+    """Each known value in its words."""
+    return [words.format(value) for value, words in figures if value is not None]
 
 
 def _bar(title: Text, done: int, total: int | None, status: str) -> Table:
@@ -209,14 +211,13 @@ def describe_cell(cell: Cell) -> str:
 
 
 def describe_point(cell: Cell, point: Mapping[str, Any]) -> str:
-    parts: list[_Figure] = [
-        (point.get("output_tokens_per_s"), lambda v: f"{v:,.0f} tok/s"),
-        (point.get("ttft_ms_p50"), lambda v: f"TTFT {v:,.0f} ms"),
-        (point.get("tpot_ms_p50"), lambda v: f"TPOT {v:.1f} ms"),
-        (point.get("requests_failed") or None, lambda v: f"{v:g} requests failed"),
-        (point.get("bound") or None, lambda v: f"bound {v}"),
-    ]
-    words = [show(value) for value, show in parts if value is not None]
+    words = _said(
+        (point.get("output_tokens_per_s"), "{:,.0f} tok/s"),
+        (point.get("ttft_ms_p50"), "TTFT {:,.0f} ms"),
+        (point.get("tpot_ms_p50"), "TPOT {:.1f} ms"),
+        (point.get("requests_failed") or None, "{:g} requests failed"),
+        (point.get("bound") or None, "bound {}"),
+    )
     if point.get("valid") is False:
         words.append(f"INVALID: {point.get('invalid_reason')}")
     return f"{describe_cell(cell)}: {', '.join(words)}"

@@ -12,7 +12,7 @@ from qwenbench.analysis.run import Run
 from qwenbench.analysis.spread import start_differences
 from qwenbench.report.document import Block, Bullets, Config, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData, number_or_none
-from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
+from qwenbench.report.svg import Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.journal import Entry, Journal
 from qwenbench.runfolder.names import RunPaths
@@ -141,23 +141,21 @@ def duration(seconds: float) -> str:
 
 
 def _draw(launches: Sequence[LaunchCourse], data: PageData, drawing: Drawing) -> None:
-    shown, width = launches[:MOST_LAUNCHES], drawing.width
-    place = {view.id: index for index, view in enumerate(data.configs)}
-    narrow = width < 500
+    shown = launches[:MOST_LAUNCHES]
+    narrow = drawing.width < 500
     names = [_name(launch, launches) for launch in shown]
     left = 0.0 if narrow else min(230.0, max(text_width(name, 13) for name in names) + 24)
     end = max(launch.end_s for launch in shown)
-    right = width - 8
+    right = drawing.width - 8
 
     def x(seconds: float) -> float:
         return left + (right - left) * seconds / end
 
     y = 26.0
     for launch, name in zip(shown, names, strict=True):
-        series = f"s{place.get(launch.config, 0) % SERIES}"
         drawing.group(config=launch.config)
         if narrow:
-            drawing.text(0, y + 12, shortened(name, width, 12.5), size=12.5)
+            drawing.text(0, y + 12, shortened(name, drawing.width, 12.5), size=12.5)
             y += 17
         else:
             drawing.text(0, y + 14, shortened(name, left - 12, 13))
@@ -165,9 +163,8 @@ def _draw(launches: Sequence[LaunchCourse], data: PageData, drawing: Drawing) ->
             begun, ready = x(launch.begun_s), x(min(launch.begun_s + launch.startup_s, launch.cells[0].start_s))
             drawing.rect(begun, y + 4, max(1.0, ready - begun), 12, colour="faint", opacity=0.45)
         for cell in launch.cells:
-            drawing.rect(
-                x(cell.start_s), y + 2, max(1.2, x(cell.end_s) - x(cell.start_s) - 0.6), 16, colour=series, radius=1
-            )
+            width = max(1.2, x(cell.end_s) - x(cell.start_s) - 0.6)
+            drawing.rect(x(cell.start_s), y + 2, width, 16, colour=data.colour(launch.config), radius=1)
         drawing.end(_hint(launch))
         y += 24
     drawing.line(left, y, right, y, colour="rule")

@@ -29,6 +29,7 @@ from qwenbench.report.points import (
     timelines,
     workload_index,
 )
+from qwenbench.report.svg import SERIES
 from qwenbench.runfolder.damage import mapping, text_or_none
 from qwenbench.runfolder.names import RunPaths
 
@@ -210,6 +211,10 @@ class PageData:
     def points_of(self, config: str) -> list[PointView]:
         """Every load point of a configuration."""
         return [point for point in self.points if point.config == config]
+
+    def colour(self, config: str) -> str:
+        """The colour of a configuration's marks, by its place: `s0` to `s7`."""
+        return f"s{next((place for place, view in enumerate(self.configs) if view.id == config), 0) % SERIES}"
 
     def grid(self, workload: str) -> tuple[list[str], list[tuple[ConfigView, list[PointView | None]]]]:
         """The loads of a workload, and of each configuration that has any of them the point at each."""

@@ -14,7 +14,7 @@ from qwenbench.analysis.run import Run, columns_of, files_of, grouped, level_of,
 from qwenbench.report.document import Block, Bullets, Config, Fold, Inline, Number, Paragraph, Row, Span, Table, counted
 from qwenbench.report.page_data import PageData
 from qwenbench.report.points import workload_names
-from qwenbench.report.svg import SERIES, Drawing, picture, shortened, text_width
+from qwenbench.report.svg import Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
 
 _COLUMNS = (
@@ -164,7 +164,6 @@ def _throttling(run: Run) -> Iterator[Block]:
 def _draw(uses: Sequence[Use], data: PageData, drawing: Drawing) -> None:
     """A bar a load: the share of stalls, and the share of the time in which the GPU was busy as a tick."""
     width, narrow = drawing.width, drawing.width < 500
-    place = {view.id: index for index, view in enumerate(data.configs)}
     names = 0.0 if narrow else min(220.0, max(text_width(use.config, 13, bold=True) for use in uses) + 16)
     left = names + 92
     right = width - 52
@@ -180,9 +179,7 @@ def _draw(uses: Sequence[Use], data: PageData, drawing: Drawing) -> None:
         drawing.text(left - 8, y + 12, use.load, colour="soft", size=12, anchor="end")
         drawing.rect(left, y + 2, right - left, 13, colour="wash")
         stalls = use.stalls or 0.0
-        drawing.rect(
-            left, y + 2, (right - left) * stalls, 13, colour=f"s{place.get(use.config, 0) % SERIES}", opacity=0.85
-        )
+        drawing.rect(left, y + 2, (right - left) * stalls, 13, colour=data.colour(use.config), opacity=0.85)
         if use.gpu is not None:
             at = left + (right - left) * min(1.0, use.gpu)
             drawing.line(at, y - 1, at, y + 18, colour="ink", width=2)
@@ -219,8 +216,7 @@ def prompt_price(run: Run, data: PageData, chosen: str | None) -> Iterator[Block
         for length, ttft in zip(costs[shown].get("lengths") or (), costs[shown].get("ttft_ms") or (), strict=False)
     ]
     if len(points) > 1:
-        place = next((index for index, view in enumerate(data.configs) if view.id == shown), 0)
-        draw = partial(_draw_prompts, points, costs[shown].get("floor_ms"), f"s{place % SERIES}", shown)
+        draw = partial(_draw_prompts, points, costs[shown].get("floor_ms"), data.colour(shown), shown)
         words = f"TTFT at one stream against the prompt's length, {shown}"
         yield picture(words, draw, simulated=data.simulated, wide=560.0, small=True)
 

@@ -19,7 +19,6 @@ from qwenbench.analysis.spread import Spread
 from qwenbench.report.document import counted
 from qwenbench.report.page_data import ConfigView, PageData, Subject
 from qwenbench.report.points import Estimate, PointView
-from qwenbench.report.svg import SERIES
 
 SAME_KV = 0.01
 """KV caches that differ by less than this share of the largest are the same for every purpose."""
@@ -34,8 +33,7 @@ class Lane:
     """One configuration in a panel. None: not known."""
 
     config: ConfigView
-    series: int
-    """Its colour."""
+    colour: str
     kv_gib: float | None
     fits: float | None
     """Requests that fit, of the scenario that fits worst."""
@@ -91,7 +89,7 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
     groups = [workloads] if scenarios_agree(at_load) else [[name] for name in workloads]
     panels, left_out = [], 0
     for names in groups:
-        lanes = [lane for index, view in enumerate(data.configs) if (lane := _lane(view, index, names, data, at_load))]
+        lanes = [lane for view in data.configs if (lane := _lane(view, names, data, at_load))]
         marked = _with_frontier(lanes)
         panels.append(Panel(names[0] if len(groups) > 1 else "", _best(marked)))
         left_out = max(left_out, len(marked) - MOST_LANES)
@@ -179,7 +177,7 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate | None:
     return (value, value - below, value + above)
 
 
-def _lane(view: ConfigView, index: int, names: Sequence[str], data: PageData, at_load: list[PointView]) -> Lane | None:
+def _lane(view: ConfigView, names: Sequence[str], data: PageData, at_load: list[PointView]) -> Lane | None:
     own = [point for point in at_load if point.config == view.id and point.workload in names]
     if not own and not view.failed:
         return None
@@ -191,7 +189,7 @@ def _lane(view: ConfigView, index: int, names: Sequence[str], data: PageData, at
     captured = ledger.get("capture_effective_full") or ledger.get("capture_effective") or view.capture
     return Lane(
         config=view,
-        series=index % SERIES,
+        colour=data.colour(view.id),
         kv_gib=min(kv, default=ledger.get("kv_cache_gib")),
         fits=min(fits, default=None),
         captured=captured,

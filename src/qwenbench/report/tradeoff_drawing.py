@@ -150,7 +150,7 @@ def _heading(drawing: Drawing, tradeoff: Tradeoff, left: float, right: float, y:
 
 
 def _name(drawing: Drawing, lane: Lane, chosen: bool, left: float, width: float, middle: float) -> None:
-    drawing.rect(left, middle - 7, 4, 14, colour=f"s{lane.series}", radius=1)
+    drawing.rect(left, middle - 7, 4, 14, colour=lane.colour, radius=1)
     base = middle + (0 if chosen else 4.5)
     words = shortened(lane.config.id, width - 32, 13, bold=True)
     drawing.text(left + 12, base, words, size=13, bold=lane.frontier)
@@ -169,20 +169,20 @@ def _bars(drawing: Drawing, scales: _Scales, lane: Lane, middles: Sequence[float
         drawing.text(x, middles[0] + 4.5, words, colour="warn", size=12.5)
         return
     kv, held, rate, ttft = scales
-    _bar(drawing, kv, lane.kv_gib, middles[0], lane.series, digits=2)
+    _bar(drawing, kv, lane.kv_gib, middles[0], lane.colour, digits=2)
     _concurrency(drawing, held, lane, middles[1])
-    _bar(drawing, rate, lane.rate[0], middles[2], lane.series, lane.rate)
-    _bar(drawing, ttft, lane.ttft[0] if lane.ttft else None, middles[3], lane.series, lane.ttft)
+    _bar(drawing, rate, lane.rate[0], middles[2], lane.colour, lane.rate)
+    _bar(drawing, ttft, lane.ttft[0] if lane.ttft else None, middles[3], lane.colour, lane.ttft)
 
 
 def _bar(
-    drawing: Drawing, scale: _Scale, value: float | None, middle: float, series: int,
+    drawing: Drawing, scale: _Scale, value: float | None, middle: float, colour: str,
     interval: Estimate | None = None, digits: int = 0,
 ) -> None:  # fmt: skip
     end = scale.left
     if value is not None:
         end = scale(value)
-        drawing.rect(scale.left, middle - _BAR / 2, end - scale.left, _BAR, colour=f"s{series}", opacity=0.85)
+        drawing.rect(scale.left, middle - _BAR / 2, end - scale.left, _BAR, colour=colour, opacity=0.85)
     if interval is not None and interval[1] is not None and interval[2] is not None:
         low, high = scale(max(0.0, interval[1])), scale(interval[2])
         drawing.line(low, middle, high, middle, colour="ink", width=1.4)
@@ -193,7 +193,7 @@ def _bar(
 
 
 def _concurrency(drawing: Drawing, scale: _Scale, lane: Lane, middle: float) -> None:
-    colour, seqs, fits = f"s{lane.series}", lane.config.max_num_seqs, lane.fits
+    colour, seqs, fits = lane.colour, lane.config.max_num_seqs, lane.fits
     at_once = min((value for value in (seqs, fits) if value is not None), default=None)
     end = scale.left
     for value, opacity in ((fits, 0.22), (at_once, 0.85)):
