@@ -82,29 +82,25 @@ def engine_failure(error: str) -> StartFailure:
     return StartFailure(lines, reason=error)
 
 
-class StartChecks:
-    """Ends a start at the point at which vLLM would find out, or at which --sim-fail was seen to happen."""
+async def check_start(options: ServeOptions, plan: MemoryPlan, point: str) -> None:
+    """Ends a start at the point of the template at which vLLM would find out, or --sim-fail was seen to happen.
 
-    def __init__(self, options: ServeOptions, plan: MemoryPlan) -> None:
-        self._options = options
-        self._plan = plan
-
-    async def at(self, point: str) -> None:
-        """The start has come to this point of the template. Raises StartFailure, or never returns (hang-at-start)."""
-        kind, plan = self._options.fail, self._plan
-        if point == "memory":
-            check_free_memory(self._options, plan)
-        elif point == "loaded" and kind == "hang-at-start":
-            await asyncio.Event().wait()
-        elif point == "loaded" and kind == "exit-silently":
-            raise StartFailure([], code=0)
-        elif point == "profiled":
-            if kind == "kv-too-small":
-                few = 4 * plan.layout.bytes_per_block / GIB
-                raise kv_too_small(replace(plan, num_blocks=plan.state_blocks + 1, kv_cache_gib=few))
-            check_fits(self._options, plan)
-        elif point == "capturing" and kind == "oom-at-start":
-            raise engine_failure(_out_of_memory(plan))
+    Raises StartFailure, or never returns (hang-at-start).
+    """
+    kind = options.fail
+    if point == "memory":
+        check_free_memory(options, plan)
+    elif point == "loaded" and kind == "hang-at-start":
+        await asyncio.Event().wait()
+    elif point == "loaded" and kind == "exit-silently":
+        raise StartFailure([], code=0)
+    elif point == "profiled":
+        if kind == "kv-too-small":
+            few = 4 * plan.layout.bytes_per_block / GIB
+            raise kv_too_small(replace(plan, num_blocks=plan.state_blocks + 1, kv_cache_gib=few))
+        check_fits(options, plan)
+    elif point == "capturing" and kind == "oom-at-start":
+        raise engine_failure(_out_of_memory(plan))
 
 
 def arm(options: ServeOptions, engine: Engine, plan: MemoryPlan) -> None:

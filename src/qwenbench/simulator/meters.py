@@ -20,16 +20,12 @@ POWER_LIMIT_W = {
     "rtx-5090": 575.0, "rtx-5080": 360.0, "rtx-4090": 450.0, "rtx-3090": 350.0, "l4": 72.0, "l40s": 350.0,
     "a100-80g": 400.0, "h100": 700.0, "h200": 700.0,
 }  # fmt: skip
-"""Data sheets' board power."""
+"""Data sheets' board power, W."""
 UNKNOWN_LIMIT_W = 400.0
+"""For other cards: the power model is rough anyway."""
 
 DRAFTED_SHARE = 0.8
 """What each drafted token adds to VRAM beyond the budget: 4,390 MiB at 64 streams with three, 1,280 without."""
-
-
-def power_limit_w(card: Card) -> float:
-    """The board's power limit in W, 400 where it is not known (the power model is rough anyway)."""
-    return POWER_LIMIT_W.get(card.name, UNKNOWN_LIMIT_W)
 
 
 class EnergyMeter:

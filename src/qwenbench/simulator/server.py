@@ -10,7 +10,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -32,11 +33,11 @@ from qwenbench.simulator.api import (
 )
 from qwenbench.simulator.engine import Engine, LiveRequest
 from qwenbench.simulator.memory import MemoryPlan, plan_memory, served_shape
-from qwenbench.simulator.meters import EnergyMeter, VramGauge, power_limit_w
+from qwenbench.simulator.meters import POWER_LIMIT_W, UNKNOWN_LIMIT_W, EnergyMeter, VramGauge
 from qwenbench.simulator.metrics import metrics_page
 from qwenbench.simulator.options import ServeOptions
 from qwenbench.simulator.replay import launch_pace, point_pace, scheduler_of
-from qwenbench.simulator.startup import ROUTES, ServerLog, StartTimes
+from qwenbench.simulator.startup import ROUTES, ServerLog
 from qwenbench.simulator.steptime import calibration
 from qwenbench.simulator.uncertainty import uncertainty_of
 
@@ -62,7 +63,7 @@ class App:
         self.engine = Engine(
             scheduler_of(options, plan),
             VramGauge(plan, card, figures["memory"]["overshoot_mib"], options.speculative_tokens),
-            EnergyMeter(figures["power"], power_limit_w(card)),
+            EnergyMeter(figures["power"], POWER_LIMIT_W.get(card.name, UNKNOWN_LIMIT_W)),
         )
         self.finished = asyncio.Event()
         self._created = int(time.time())
@@ -203,10 +204,9 @@ async def serve(options: ServeOptions) -> int:
     """Runs the server until a signal or its own end; returns the exit status. Raises UsageError."""
     card = find_card(options.card)
     plan = plan_memory(options, card, calibration()["memory"], served_shape(options.model))
-    phases, times = _start_times(options)
     doubt = uncertainty_of(options.card, options.machine, options.model)
     note = f"Card {card.name}, host {options.machine or 'typical'}. {doubt.text()}"
-    lines = ServerLog(options, plan, phases, note)
+    lines = ServerLog(options, plan, note)
     listener = _bind(options)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
@@ -214,7 +214,7 @@ async def serve(options: ServeOptions) -> int:
         loop.add_signal_handler(number, stopped.set)
     with listener:
         try:
-            started = await _unless(stopped, lines.start(times, failures.StartChecks(options, plan).at))
+            started = await _unless(stopped, lines.start(partial(failures.check_start, options, plan)))
         except failures.StartFailure as failure:
             for line in failure.lines:
                 log.plain(line)
@@ -237,16 +237,6 @@ async def serve(options: ServeOptions) -> int:
         await server.close()
         lines.say("shutdown")
     return 0
-
-
-def _start_times(options: ServeOptions) -> tuple[Mapping[str, float], StartTimes]:
-    """What the phases of the start take as the log tells it, and how they are waited for."""
-    phases: Mapping[str, float] = calibration()["startup"]["warm" if options.warm else "cold"]
-    if options.startup_s is not None:
-        scale = options.startup_s / sum(phases.values())
-        phases = {name: seconds * scale for name, seconds in phases.items()}
-        return phases, StartTimes(phases, options.time_scale)
-    return phases, StartTimes(phases, options.time_scale if options.startup == "real" else 0.0)
 
 
 async def _unless(stopped: asyncio.Event, work: Any) -> bool:

@@ -23,6 +23,7 @@ from typing import Any
 from qwenbench.simulator import log
 from qwenbench.simulator.memory import MemoryPlan
 from qwenbench.simulator.options import ServeOptions
+from qwenbench.simulator.steptime import calibration
 
 FIRST_LINE = (
     "SIMULATED: this is qwenbench's simulator, no vLLM and no GPU; every figure below is computed, none measured."
@@ -48,20 +49,6 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class StartTimes:
-    """Seconds of each phase of a start, and by how much they are shortened (1: real, 0: at once)."""
-
-    phases: Mapping[str, float]
-    pace: float
-
-    async def spend(self, phase: str, share: float) -> None:
-        """Waits as long as this share of the phase takes."""
-        seconds = self.phases[phase] * share * self.pace
-        if seconds > 0:
-            await asyncio.sleep(seconds)
-
-
-@dataclass(frozen=True, slots=True)
 class _Line:
     words: tuple[str, ...]
     kind: str
@@ -71,17 +58,22 @@ class _Line:
 
 
 class ServerLog:
-    def __init__(self, options: ServeOptions, plan: MemoryPlan, phases: Mapping[str, float], card_note: str) -> None:
+    def __init__(self, options: ServeOptions, plan: MemoryPlan, card_note: str) -> None:
         self._sections = template(options.vllm_version)
         self._options = options
+        self._phases = phases = start_phases(options)
         self._facts = facts(options, plan)
         self._values = log_values(options, plan, phases) | {"first_line": f"{FIRST_LINE} {card_note}"}
 
-    async def start(self, times: StartTimes, at_point: Callable[[str], Awaitable[None]]) -> None:
+    async def start(self, at_point: Callable[[str], Awaitable[None]]) -> None:
         """Everything up to the HTTP server's start. `at_point` may raise StartFailure."""
+        timed = self._options.startup == "real" or self._options.startup_s is not None
+        pace = self._options.time_scale if timed else 0.0
         for line in self._lines("start"):
             if line.kind == "wait":
-                await times.spend(line.fields[0], float(line.fields[1]))
+                phase, share = line.fields
+                if seconds := self._phases[phase] * float(share) * pace:
+                    await asyncio.sleep(seconds)
             elif line.kind == "point":
                 await at_point(line.fields[0])
             else:
@@ -144,6 +136,13 @@ def _parsed(row: str) -> _Line:
     if not bar or kind not in ("API", "CORE", "RAW", "HTTP"):
         raise ValueError(f"no line of a start-up template: {row!r}")
     return _Line(words, kind, tuple(fields), text.removeprefix(" "))
+
+
+def start_phases(options: ServeOptions) -> Mapping[str, float]:
+    """Seconds of each phase of a start, as the log tells them."""
+    phases: Mapping[str, float] = calibration()["startup"]["warm" if options.warm else "cold"]
+    scale = 1.0 if options.startup_s is None else options.startup_s / sum(phases.values())
+    return {name: seconds * scale for name, seconds in phases.items()}
 
 
 def facts(options: ServeOptions, plan: MemoryPlan) -> dict[str, bool]:
