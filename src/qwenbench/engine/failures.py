@@ -20,7 +20,7 @@ _EXCEPTION = re.compile(
     r"|^(?:Value|Assertion) error, .+|^Assertion failed, .+",  # pydantic: after `1 validation error for ...`
     re.IGNORECASE,
 )
-_WITHOUT_WORDS = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)$")
+_WITHOUT_WORDS = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)\s*$")
 """An exception that says nothing: the code that raised it does (`assert param_data.shape == loaded_weight.shape`)."""
 _NOISE = re.compile(
     r"nanobind:|leaked |resource_tracker|destroy_process_group|^\s*[\^~]+\s*$|^\s*$|^usage: "
@@ -139,7 +139,7 @@ class _Log:
         frames = _frames_of(self.lines)
         self.frames = [self.lines[number].text for number in frames]
         self.evident = [
-            (number, f"{line.text}: {self.lines[number - 1].text.strip()}" if bare else line.text)
+            (number, f"{line.text.strip()}: {self.lines[number - 1].text.strip()}" if bare else line.text)
             for number, line in enumerate(self.lines)
             if number not in frames and _may_be_evidence(line)
             for bare in [number - 1 in frames and _WITHOUT_WORDS.match(line.text)]

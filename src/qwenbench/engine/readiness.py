@@ -117,8 +117,10 @@ async def _look(questions: Questions) -> tuple[str, ...] | str:
 
 
 def model_names(answer: object) -> tuple[str, ...] | None:
-    """The names in an answer of /v1/models; None when it is no list of models."""
-    data = answer.get("data") if isinstance(answer, dict) else None
+    """The names in an answer of /v1/models, also as a bare list (Together) or as Ollama lists them; None when it is no
+    list of models."""
+    data = answer.get("data", answer.get("models")) if isinstance(answer, dict) else answer
     if not isinstance(data, list):
         return None
-    return tuple(str(row["id"]) for row in data if isinstance(row, dict) and "id" in row)
+    names = tuple(str(name) for row in data if isinstance(row, dict) and (name := row.get("id", row.get("name"))))
+    return names if names or isinstance(answer, dict) else None

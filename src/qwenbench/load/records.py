@@ -324,6 +324,9 @@ def _empty_detail(facts: StreamFacts) -> str:
 def _status_detail(exchange: RawExchange, body: Body) -> str:
     retry = exchange.headers.get("retry-after")
     after = f" (Retry-After: {retry[:40]})" if retry else ""
+    if 300 <= (exchange.status or 0) < 400:
+        target = exchange.headers.get("location", "an address that it does not give")
+        return f"HTTP {exchange.status}: a redirect to {target[:120]}, which is not followed"
     return f"HTTP {exchange.status}{after}: {words_of(body.data, 4 * MAX_DETAIL)}"
 
 

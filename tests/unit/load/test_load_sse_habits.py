@@ -282,6 +282,12 @@ def test_several_answers_at_once_have_no_time_between_tokens() -> None:
     assert "several answers" in row["disagreement"]
 
 
+def test_a_redirect_is_told_with_its_target() -> None:
+    head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: https://other.example/v1\r\nContent-Length: 0\r\n\r\n"
+    row = decoded(exchange([(0.5, head)])).row
+    assert row["error_detail"] == "HTTP 307: a redirect to https://other.example/v1, which is not followed"
+
+
 def test_a_gateways_page_is_told_in_its_words() -> None:
     row = row_of((5, b"<html><body><h1>Bad gateway</h1></body></html>"))
     assert (row["error"], row["error_detail"].partition(": ")[2]) == ("malformed", "Bad gateway")
@@ -331,6 +337,8 @@ CHUNK = st.one_of(
     st.builds(lambda text: delta(content=[{"type": "text", "text": text}]), st.text(max_size=3)),
     st.sampled_from(KEEP_ALIVES),
     st.builds(usage, st.integers(0, 6)),
+    st.builds(lambda count, of, total: usage(count, total_tokens=total, **thoughts(of)), *[st.integers(0, 30)] * 3),
+    st.just(B.replace(b'"index":0', b'"index":1')),
     st.builds(lambda value: b"data: " + orjson.dumps(value) + b"\n\n", st.dictionaries(st.text(max_size=4), st.none())),
     st.binary(max_size=12).map(lambda junk: b"data: " + junk + b"\n\n"),
 )
@@ -342,7 +350,7 @@ def test_whatever_comes_the_figures_can_be_true_together(chunks: list[tuple[byte
     for event, wait in chunks:
         at += wait
         timed.append((at, event))
-    row = row_of(*timed, *([(at, DONE)] if ended else []))
+    row = decoded(events([*timed, *([(at, DONE)] if ended else [])]), messages=[], max_tokens=9).row
     tokens, count = row["output_tokens"], row["chunks"]
     assert row["error"] is not None or count > 0
     if row["error"] is None:
@@ -350,4 +358,7 @@ def test_whatever_comes_the_figures_can_be_true_together(chunks: list[tuple[byte
         assert tokens is None or count <= tokens
         assert tokens is None or row["reasoning_chars"] + row["answer_chars"] <= MAX_TOKEN_CHARS * tokens
         assert tokens is None or tokens < 2 or row["decode_ms"] is None or row["decode_ms"] > 0
-        assert len(row["itl_ms"]) + row["gaps_merged"] == count - 1
+        several = any(b'"index":1' in event for event, _ in chunks)
+        assert several or len(row["itl_ms"]) + row["gaps_merged"] == count - 1
+        assert tokens is None or 0 <= (row["reasoning_tokens"] or 0) <= tokens
+        assert tokens is None or several or tokens - (row["reasoning_tokens"] or 0) <= max(9, count)

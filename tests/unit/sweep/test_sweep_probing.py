@@ -112,6 +112,13 @@ async def test_a_redirect_is_refused_at_once_and_names_its_target() -> None:
         await found(limit_s=600, models=always(307, Location="http://127.0.0.2:9/x"))
 
 
+@pytest.mark.parametrize(
+    "document", [[{"id": "m"}], {"models": [{"name": "m"}]}, {"object": "list", "data": [{"id": "m"}]}]
+)
+async def test_a_list_of_models_in_other_forms(document: Any) -> None:
+    assert (await found(models=always(document=document))).models == ("m",)
+
+
 @pytest.mark.parametrize("document", [None, {"data": None}, [1], {"data": "x"}])
 async def test_odd_lists_of_models_end_with_a_sentence(document: Any) -> None:
     with pytest.raises(UsageError, match=r"no usable answer within 0.3 s .*/v1/models gave no list of models"):
