@@ -7,6 +7,8 @@ import gzip
 import io
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -15,6 +17,8 @@ import orjson
 from qwenbench.errors import UsageError
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MOST_VALUES = 4_000_000
+"""In a JSON file: as Python objects they take sixty times the bytes that they have as text."""
 _KINDS = (
     (stat.S_ISDIR, "is a folder"),
     (stat.S_ISFIFO, "is a pipe"),
@@ -38,16 +42,31 @@ def check_input(path: Path, what: str, most_bytes: int) -> int:
 
 def read_input(path: Path, what: str, most_bytes: int) -> bytes:
     """The whole of a regular file. Raises UsageError as `check_input` does; never reads more than `most_bytes`."""
-    try:
-        # without O_NONBLOCK opening a pipe waits for its writer
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            _checked(os.fstat(file.fileno()), path, what, most_bytes)
-            data = file.read(most_bytes + 1)
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, what, error) from error
+    with open_input(path, what, most_bytes) as file:
+        data = file.read(most_bytes + 1) or b""  # None: it would have to be waited for
     if len(data) > most_bytes:  # it grew, or its size was not told (files of /proc)
         raise _too_large(path, what, most_bytes)
     return data
+
+
+@contextmanager
+def open_input(path: Path, what: str, most_bytes: int) -> Iterator[IO[bytes]]:
+    """A regular file to be read. Raises UsageError as `check_input` does, and where reading fails."""
+    try:
+        file = _opened(path)
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, what, error) from error
+    with file:
+        try:
+            _checked(os.fstat(file.fileno()), path, what, most_bytes)
+            yield file
+        except OSError as error:
+            raise _unreadable(path, what, error) from error
+
+
+def _opened(path: Path) -> IO[bytes]:
+    """Without O_NONBLOCK opening a pipe waits for its writer."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def read_input_text(path: Path, what: str, most_bytes: int) -> str:
@@ -62,8 +81,11 @@ def read_input_text(path: Path, what: str, most_bytes: int) -> str:
 
 def read_json(path: Path, what: str, most_bytes: int) -> Any:
     """A JSON file. Raises UsageError also for what is no JSON, with the place."""
+    data = read_input(path, what, most_bytes)
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise UsageError(f"{what} {path}: holds more than {MOST_VALUES:,} values, more than such a file can need.")
     try:
-        return orjson.loads(read_input(path, what, most_bytes))
+        return orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise UsageError(f"{what} {path}: no JSON ({error})") from None
 
@@ -74,8 +96,8 @@ PACKED = (".gz", ".zst", ".bz2")
 
 def open_unpacked(path: Path) -> IO[bytes]:
     """A file, unpacked where its first bytes say gzip, zstd or bzip2. Raises OSError, and UsageError for an archive."""
-    with path.open("rb") as file:
-        start = file.read(4)
+    with _opened(path) as file:
+        start = file.read(4) or b""
     if start.startswith(b"PK\x03\x04"):
         raise UsageError(f"{path}: is a ZIP archive. Unpack it first.")
     if start.startswith(b"\x1f\x8b"):
@@ -86,7 +108,7 @@ def open_unpacked(path: Path) -> IO[bytes]:
         import pyarrow as pa  # takes a moment, and few commands come here
 
         return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(str(path)), "zstd"))
-    return path.open("rb")
+    return _opened(path)
 
 
 def plain_name(name: str) -> str:

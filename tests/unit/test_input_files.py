@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from qwenbench.errors import UsageError
-from qwenbench.input_files import check_input, read_input, read_input_text
+from qwenbench.input_files import check_input, read_input, read_input_text, read_json
 from qwenbench.yaml_reader import MOST_BYTES, parse_yaml_model, read_yaml_text
 
 
@@ -53,6 +53,13 @@ def test_what_is_no_regular_file_is_refused_without_waiting(
 def test_a_file_whose_size_is_not_told_is_bounded_too() -> None:
     with pytest.raises(UsageError, match="is larger than"):
         read_input(Path("/proc/kallsyms"), "LOG", 1 << 10)
+
+
+@pytest.mark.parametrize("data", [b"[" + b"[]," * 2_500_000 + b"0]", b'{"a":' * 3_000_000])
+def test_json_made_to_fill_memory_is_not_parsed(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.json").write_bytes(data)
+    with pytest.raises(UsageError, match=r"4,000,000 values|no JSON"):
+        read_json(tmp_path / "x.json", "model", 1 << 30)
 
 
 def test_text_that_is_no_utf8_names_its_line(tmp_path: Path) -> None:

@@ -312,6 +312,9 @@ def printed_tokens(version: str, blocks: int, layout: KvLayout, max_model_len: i
     return int(blocks / layout.blocks_per_request(max_model_len) * max_model_len)
 
 
+_MOST_TRIED = 100_000
+
+
 def blocks_from_printed_tokens(tokens: int, formula: str, layout: KvLayout, max_model_len: int) -> tuple[int, int]:
     """Fewest and most blocks that a printed token count stands for, the inverse of `printed_tokens`."""
     if formula == "blocks_per_group":
@@ -319,8 +322,8 @@ def blocks_from_printed_tokens(tokens: int, formula: str, layout: KvLayout, max_
         count = tokens // min(group.block_tokens for group in layout.groups)
         return count * groups, count * groups + groups - 1
     per_request = layout.blocks_per_request(max_model_len)
-    first = tokens * per_request // max_model_len
-    last = -(-(tokens + 1) * per_request // max_model_len)
+    first = tokens * per_request // max(max_model_len, 1)
+    last = min(-(-(tokens + 1) * per_request // max(max_model_len, 1)), first + _MOST_TRIED)
     fitting = [blocks for blocks in range(first, last + 1) if int(blocks / per_request * max_model_len) == tokens]
     if not fitting:
         raise UsageError(

@@ -117,15 +117,20 @@ class ModelShape:
         weights, unknown = None, ""
         try:
             weights = count_weights(config)
+            if not 0 < weights.total_gib() < _MOST_GIB:
+                weights, unknown = None, "config.json has sizes that no model has"
         except WeightsUnknown as error:
             unknown = str(error)
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+            # a stranger's file: whatever stands where a number or an object should costs the weights only
+            unknown = f"config.json is malformed ({' '.join(str(error).split())[:80]})"
         mtp = optional_int(body, "mtp_num_hidden_layers", "num_nextn_predict_layers")
         return cls(
             name=name,
             attention=_attention_layers(body, kinds, name),
             states=_state_layers(body, kinds, name),
             dtype=dtype_of(config),
-            state_dtype=body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype"),
+            state_dtype=str(body.get("mamba_ssm_dtype") or body.get("mamba_ssm_cache_dtype") or "") or None,
             max_position=optional_int(body, "max_position_embeddings"),
             weights=weights,
             weights_unknown=unknown,
@@ -163,11 +168,15 @@ def _widths(body: Mapping[str, Any], config: Mapping[str, Any]) -> LayerWidths |
 
 
 def _int(body: Mapping[str, Any], field: str, name: str) -> int:
-    value = body.get(field)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        state = "is missing" if value is None else f"is {value!r}, no positive whole number"
+    value = optional_int(body, field)
+    if value is None:
+        told = body.get(field)
+        state = "is missing" if told is None else f"is {str(told)[:40]!r}, no whole number of a model's size"
         raise UsageError(f"{name}: the field {field!r} of config.json {state}: the KV cache cannot be computed")
     return value
+
+
+_MOST_GIB = 1e6
 
 
 def _attention_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -> tuple[AttentionLayers, ...]:
@@ -178,6 +187,8 @@ def _attention_layers(body: Mapping[str, Any], kinds: Counter[str], name: str) -
     head_dim = optional_int(body, "head_dim")
     if head_dim is None:
         head_dim = _int(body, "hidden_size", name) // heads
+        if head_dim == 0:
+            raise UsageError(f"{name}: config.json has more attention heads than its hidden_size")
     rank = optional_int(body, "kv_lora_rank")
     latent = rank + (optional_int(body, "qk_rope_head_dim") or 0) if rank else None
     full = AttentionLayers(

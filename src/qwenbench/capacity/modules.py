@@ -63,19 +63,26 @@ _KIND_NAMES = {
 }  # fmt: skip
 
 
+_MOST_LAYERS = 10_000
+
+
 def layer_kinds(body: Mapping[str, Any]) -> list[str]:
     """What each layer is: `full` or `window` attention, `delta` (gated delta net), `mamba`, or `none` of them.
 
     Raises ValueError for kinds that are not known, KeyError without a number of layers.
     """
     count = body["num_hidden_layers"]
+    for field in ("num_hidden_layers", "mtp_num_hidden_layers", "num_nextn_predict_layers"):
+        if isinstance(body.get(field), int) and body[field] > _MOST_LAYERS:
+            raise ValueError(f"the field {field!r} of config.json is larger than {_MOST_LAYERS:,}")
     every = optional_int(body, "full_attention_interval")
     listed = body.get("layer_types") or body.get("layers_block_type")
     if isinstance(listed, list):
+        listed = [str(kind) for kind in listed]
         if len(listed) != count:
             raise ValueError(f"config.json lists {len(listed)} layer types for {count} layers")
         if not (every and set(listed) == {"linear_attention"}):  # Qwen3.8's: the interval is what its code goes by
-            unknown = sorted({str(kind) for kind in listed if kind not in _KIND_NAMES})
+            unknown = sorted({kind for kind in listed if kind not in _KIND_NAMES})
             if unknown:
                 raise ValueError(f"config.json has layers of an unknown type: {', '.join(unknown)}")
             return [_KIND_NAMES[kind] for kind in listed]
@@ -98,9 +105,9 @@ def window_tokens(body: Mapping[str, Any]) -> int | None:
 
 
 def optional_int(body: Mapping[str, Any], *fields: str) -> int | None:
-    """The first of these fields that holds a positive whole number."""
+    """The first of these fields that holds a positive whole number, below 2^31."""
     values = (body.get(field) for field in fields)
-    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and v > 0), None)
+    return next((v for v in values if isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31), None)
 
 
 def _attention(body: Mapping[str, Any], prefix: str, kind: str) -> Iterator[Module]:

@@ -96,10 +96,9 @@ def settings_of_flags(flags: Mapping[str, str | None], env: Mapping[str, str] | 
     capture = _int(flags, "max-cudagraph-capture-size")
     if capture is None and isinstance(compilation.get("max_cudagraph_capture_size"), int):
         capture = compilation["max_cudagraph_capture_size"]
-    listed = [int(size) for size in re.findall(r"\d+", flags.get("cudagraph-capture-sizes") or "")]
-    sizes = listed or compilation.get("cudagraph_capture_sizes")
-    if capture is None and sizes:
-        capture = max(sizes)
+    sizes = flags.get("cudagraph-capture-sizes") or str(compilation.get("cudagraph_capture_sizes") or "")
+    if capture is None and (listed := re.findall(r"\d{1,9}", sizes)):
+        capture = max(map(int, listed))
     mode = str(compilation.get("cudagraph_mode") or "").upper()
     if "enforce-eager" in flags or mode == "NONE":
         capture = 0
@@ -166,7 +165,7 @@ def _as_flags(requested: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 def parse_bytes(text: str) -> int | None:
     """A whole number as vLLM takes it: 67108864, 64M (2^20), 1.5g (10^9), 32k; None for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG]?)", text.strip())
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?)([kmgKMG]?)", text.strip())
     if found is None:
         return None
     return int(float(found.group(1)) * _SUFFIXES[found.group(2)])

@@ -14,18 +14,19 @@ from qwenbench.capacity.configuration import layout_of_server
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.cli.runs import JsonOption, option, print_json
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log import read_named_log
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, MIB, check_input, read_input, read_json
+from qwenbench.input_files import MIB, check_input, read_input, read_json
 from qwenbench.report.text_writers import print_document
 from qwenbench.sweep.model_files import read_shape, served_layout, shape_of_server
 
 if TYPE_CHECKING:
     from qwenbench.observe.ledger import MemoryLedger
 
-LOG_BYTES = 2 * GIB
 METRICS_BYTES = 64 * MIB
-SAMPLES_BYTES = GIB
+SAMPLES_BYTES = 256 * MIB
+MOST_SAMPLES = 2_000_000
+"""Ten a second for two days."""
 
 
 def command(
@@ -122,7 +123,7 @@ def _ledger(
     from qwenbench.observe.ledger import build_ledger
     from qwenbench.observe.nvml import VramPhases, vram_phases
 
-    startup = parse_startup_log(_read_text(log, "LOG", LOG_BYTES))
+    startup = read_named_log(log, "LOG")
     labels, blocks = _cache_config(metrics), kept.get("kv_cache_blocks")
     if blocks is not None and not labels:
         labels = {"num_gpu_blocks": str(blocks)}
@@ -168,14 +169,16 @@ def _samples(path: Path) -> list[tuple[float, float]]:
 
         check_input(path, "--nvml", SAMPLES_BYTES)
         try:
-            rows = pq.read_table(path, columns=["t_ns", "gpu", "used_mib"]).to_pylist()
+            if pq.read_metadata(path).num_rows > MOST_SAMPLES:
+                raise UsageError(f"--nvml {path}: holds more than {MOST_SAMPLES:,} rows.")
+            columns = pq.read_table(path, columns=["t_ns", "gpu", "used_mib"]).to_pydict().values()
         except (OSError, pa.ArrowException) as error:
             raise UsageError(f"--nvml {path}: no NVML samples ({error})") from None
-        rows = [row for row in rows if row["used_mib"] is not None]
+        rows = [row for row in zip(*columns, strict=True) if row[2] is not None]
         if not rows:
             return []
-        busiest = max(rows, key=lambda row: row["used_mib"])["gpu"]
-        return [(row["t_ns"] / 1e9, row["used_mib"]) for row in rows if row["gpu"] == busiest]
+        busiest = max(rows, key=lambda row: row[2])[1]
+        return [(t_ns / 1e9, used) for t_ns, gpu, used in rows if gpu == busiest]
     rows = read_json(path, "--nvml", SAMPLES_BYTES)
     try:
         return [(float(row[0]), float(row[1]) / 2**20) for row in rows]

@@ -129,12 +129,16 @@ def _complete(arguments: list[str]) -> int:
     return 0
 
 
+_LONGEST_MESSAGE = 2000
+
+
 def _one_line(text: str) -> str:
     """One line without secrets, in which a server's control characters are seen and not obeyed."""
     from qwenbench.masking import Masker
     from qwenbench.server_words import visible
 
-    return visible(Masker.from_environment()(" ".join(text.split())))
+    shown = visible(Masker.from_environment()(" ".join(text.split())))
+    return shown if len(shown) <= _LONGEST_MESSAGE else f"{shown[:_LONGEST_MESSAGE]} ..."
 
 
 class _OnceOnStderr(logging.Handler):

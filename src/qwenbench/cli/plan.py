@@ -16,9 +16,8 @@ from qwenbench.capacity.settings import settings_of_config
 from qwenbench.cli.runs import JsonOption, option, print_json
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.flags import SWITCHES, parse_flags
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog, read_named_log
 from qwenbench.errors import UsageError
-from qwenbench.input_files import GIB, read_input
 from qwenbench.sweep.model_files import drafter_shape, find_shape, read_shape
 from qwenbench.sweep.option_values import not_negative, parse_list
 
@@ -168,7 +167,7 @@ def _shape(model: str, path: Path | None) -> ModelShape:
 def _probe(path: Path | None) -> StartupLog | None:
     if path is None:
         return None
-    log = parse_startup_log(read_input(path, "--probe", 2 * GIB).decode("utf-8", errors="replace"))
+    log = read_named_log(path, "--probe")
     if not log.recognised:
         raise UsageError(f"--probe {path}: no start-up line of vLLM in it")
     return log

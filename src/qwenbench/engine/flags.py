@@ -61,14 +61,14 @@ def _usual_names(flags: Mapping[str, str | None]) -> dict[str, str | None]:
             continue
         try:
             dotted.setdefault(head, {})[key.replace("-", "_")] = json.loads(value or "true")
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             dotted.setdefault(head, {})[key.replace("-", "_")] = value
     for head, values in dotted.items():
         usual[head] = json.dumps({**json_flag(usual, head), **values})
     for short, key in (("spec-method", "method"), ("spec-tokens", "num_speculative_tokens"), ("spec-model", "model")):
         if short in usual:
             value = usual.pop(short)
-            given = int(value) if value is not None and value.isdigit() else value
+            given = int(value) if value is not None and re.fullmatch(r"\d{1,9}", value) else value
             usual["speculative-config"] = json.dumps({**json_flag(usual, "speculative-config"), key: given})
     return usual
 
@@ -78,12 +78,15 @@ def json_flag(flags: Mapping[str, str | None], name: str) -> dict[str, Any]:
     text = flags.get(name)
     if not text:
         return {}
-    if re.fullmatch(r"[\w]+=\d+(,[\w]+=\d+)*", text):  # image=2,video=0, as older versions take it
+    if re.fullmatch(r"[\w]+=\d{1,9}(,[\w]+=\d{1,9})*", text):  # image=2,video=0, as older versions take it
         return {key: int(number) for key, _, number in (part.partition("=") for part in text.split(","))}
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         if name == "compilation-config":
             return {}  # also a level: -O2
-        raise UsageError(f"--{name} {text}: no JSON ({error.msg} at column {error.colno})") from None
+        place = (
+            f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else "too deep or long"
+        )
+        raise UsageError(f"--{name} {text[:200]}: no JSON ({place})") from None
     return value if isinstance(value, dict) else {}

@@ -8,6 +8,7 @@ every worker as many blocks as the tightest one holds) and the largest of everyt
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,8 @@ from typing import Any
 
 from qwenbench.engine import startup_patterns as patterns
 from qwenbench.engine.log_lines import Process, clock_s, is_access_log, plain, process_of
+from qwenbench.errors import UsageError
+from qwenbench.input_files import GIB, KIB, MIB, open_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +218,40 @@ def parse_startup_log(text_or_lines: str | Iterable[str]) -> StartupLog:
     return reader.result()
 
 
+_NO_NUMBER = re.compile(r"\d[\d,]{19}")
+"""More digits than anything in such a log has, or than 64 bits hold."""
+_MOST_LOG_BYTES = 2 * GIB
+_LONGEST_LINE = 64 * KIB
+"""The configuration's line takes some 10 KiB; what is longer is passed over."""
+_FOREIGN_LINES, _FOREIGN_BYTES = 20_000, 64 * MIB
+"""So much without a line of vLLM's start, and it is another log."""
+
+
 def read_startup_log(path: Path) -> StartupLog:
-    """Reads a log's file, as far as it is written; one that is not there says nothing."""
+    """Reads a run's log, as far as it is written; one that is not there, or cannot be read, says nothing."""
     try:
-        return parse_startup_log(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
+        return read_named_log(path, "log")
+    except UsageError:
         return StartupLog()
+
+
+def read_named_log(path: Path, what: str) -> StartupLog:
+    """Reads a log that a user named, line by line; stops early in one that is not vLLM's.
+
+    Raises UsageError: no regular file, or larger than a log can be.
+    """
+    reader = StartupLogReader()
+    with open_input(path, what, _MOST_LOG_BYTES) as file:
+        lines, whole = 0, True
+        while piece := file.readline(_LONGEST_LINE):
+            lines += 1
+            foreign = lines % 1000 == 0 and (lines > _FOREIGN_LINES or file.tell() > _FOREIGN_BYTES)
+            if foreign and not reader.result().recognised:
+                break
+            begins, whole = whole, piece.endswith(b"\n") or len(piece) < _LONGEST_LINE
+            if begins and whole:
+                reader.feed(piece.decode("utf-8", "replace"))
+    return reader.result()
 
 
 class _Start:
@@ -239,7 +270,7 @@ class _Start:
     def take(self, line: str) -> _Start:
         """Takes a line; gives the start that it belongs to, which is a new one after a restart."""
         line = plain(line)
-        if is_access_log(line):
+        if is_access_log(line) or " Avg prompt throughput: " in line or _NO_NUMBER.search(line):
             return self
         version = patterns.banner_version(line)
         if version is not None:

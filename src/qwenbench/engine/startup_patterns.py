@@ -371,8 +371,8 @@ def engine_config(line: str) -> dict[str, Any] | None:
     mode, sizes = _MODE.search(line), _CAPTURE_SIZES.search(line)
     if values.get("eager") or (mode is not None and mode.group(1) == "NONE"):
         return {**values, "capture_effective": 0, "capture_effective_full": 0}
-    if sizes is not None and sizes.group(1).strip():
-        values["capture_sizes"] = captured = tuple(int(size) for size in sizes.group(1).split(","))
+    if sizes is not None and any(map(str.isdigit, sizes.group(1))):
+        values["capture_sizes"] = captured = tuple(map(int, re.findall(r"\d+", sizes.group(1))))
         if mode is None or "PIECEWISE" in mode.group(1):
             values["capture_effective"] = max(captured)
     return values

@@ -6,7 +6,6 @@ layout comes from the model's shape (capacity/).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from qwenbench.capacity.graphs import graph_counts, graphs_gib
 from qwenbench.capacity.kv import GIB, KvLayout, blocks_for_gib, kv_layout, parse_drafter
 from qwenbench.capacity.model_shape import ModelShape, known_shape
 from qwenbench.errors import UsageError
+from qwenbench.input_files import MIB, read_json
 from qwenbench.simulator.options import ServeOptions
 
 
@@ -86,10 +86,7 @@ def served_shape(model: str) -> ModelShape:
         return known
     config = Path(model) / "config.json"
     if config.is_file():
-        try:
-            return ModelShape.from_hf_config(json.loads(config.read_text(encoding="utf-8")), model)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{config}: cannot be read as JSON: {error}") from None
+        return ModelShape.from_hf_config(read_json(config, "model", 64 * MIB), model)
     raise UsageError(
         f"SIMULATED: the shape of {model!r} is not known, and another model's figures would be wrong under its name: "
         "give ig1/Qwen3.5-9B-NVFP4, or a folder with the model's config.json"

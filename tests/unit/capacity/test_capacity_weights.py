@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwenbench.capacity.model_shape import KNOWN_MODELS
+from qwenbench.capacity.kv import kv_layout
+from qwenbench.capacity.model_shape import KNOWN_MODELS, ModelShape
 from qwenbench.capacity.weights import GIB, WeightsUnknown, count_weights, weights_from_headers
+from qwenbench.errors import UsageError
 from qwenbench.sweep.model_files import read_shape, stored_weights
 
 DENSE: dict[str, Any] = {
@@ -167,3 +170,24 @@ def test_fewer_bits_and_larger_groups_never_weigh_more(bits: int, group: int) ->
 
     assert size(bits, group) <= size(bits + 1, group)
     assert size(bits, 2 * group) <= size(bits, group)
+
+
+ANY_VALUE = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 1 << 64) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+FIELDS = [*DENSE, "layer_types", "quantization_config", "mtp_num_hidden_layers", "mamba_ssm_dtype", "vision_config"]
+GROUPS = {"quant_method": "compressed-tensors", "config_groups": {"g": {"weights": NVFP4_WEIGHTS}}}
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), ANY_VALUE, max_size=3), st.sampled_from(list(GROUPS)), ANY_VALUE)
+def test_whatever_stands_in_a_config_json_is_a_shape_or_a_sentence(
+    fields: dict[str, Any], key: str, value: Any
+) -> None:
+    for config in ({**DENSE, **fields}, {**DENSE, "quantization_config": {**GROUPS, key: value}, **fields}):
+        with suppress(UsageError):
+            shape = ModelShape.from_hf_config(config)
+            assert shape.weights is None or 0 < shape.weights.total_gib() < 1e6
+            with suppress(UsageError):
+                kv_layout(shape)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenbench.engine.startup_log import StartupLog, StartupLogReader, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog, StartupLogReader, parse_startup_log, read_named_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 H200 = "h200-vllm-0.20.2"
@@ -240,3 +240,22 @@ def test_pieces_give_the_same_as_the_whole(cuts: Any) -> None:
         reader.result()
     assert reader.result() == parse_startup_log(WHOLE)
     assert parse_startup_log(WHOLE.splitlines()) == parse_startup_log(WHOLE)
+
+
+def test_a_log_is_read_line_by_line_and_another_program_s_not_to_its_end(tmp_path: Path) -> None:
+    log, path = read(f"{H200}/cap16-seq16.log.gz"), tmp_path / "server.log"
+    path.write_text("x" * 10_000_000 + "\n" + log)
+    assert read_named_log(path, "LOG") == parse_startup_log(log)
+    path.write_text("a: 1\n" * 30_000 + log)
+    assert not read_named_log(path, "LOG").recognised
+
+
+@pytest.mark.parametrize("digits", ["9" * 25, "9" * 5000, "1,2" * 2000])
+def test_a_number_that_nothing_can_have_tells_nothing(digits: str) -> None:
+    log = parse_startup_log(f"INFO GPU KV cache size: {digits} tokens\nINFO Available KV cache memory: {digits} GiB\n")
+    assert not log.recognised
+
+
+def test_an_empty_place_in_a_list_of_captures() -> None:
+    line = read(f"{H200}/cap16-seq16.log.gz").replace("'cudagraph_capture_sizes': [", "'cudagraph_capture_sizes': [,, ")
+    assert parse_startup_log(line).capture_sizes == parse_startup_log(read(f"{H200}/cap16-seq16.log.gz")).capture_sizes

@@ -10,6 +10,7 @@ import codecs
 import csv
 import importlib.util
 import io
+import itertools
 import json
 import re
 import zlib
@@ -115,13 +116,23 @@ def _csv_rows(path: Path) -> Iterator[DatasetRow]:
             names = [name.strip() for name in next(csv.reader([heading], delimiter=delimiter), [])]
             if any(re.fullmatch(r"[-\d.,:]*", name) for name in names):
                 raise UsageError(f"{path}: its first line must name the columns.")
-            for cells in csv.reader(file, delimiter=delimiter):
+            for cells in csv.reader(_lines(file, path), delimiter=delimiter):
                 number += 1
                 if any(cell.strip() for cell in cells):
                     values = dict(zip(names, (cell or None for cell in cells), strict=False))
                     yield DatasetRow(path, number, values, delimiter)
         except UnicodeDecodeError as error:
             raise _wrong_encoding(path, number + 1, error) from error
+
+
+def _lines(file: IO[str], path: Path) -> Iterator[str]:
+    for number in itertools.count(2):
+        line = file.readline(MAX_ROW_BYTES)
+        if not line:
+            return
+        if len(line) == MAX_ROW_BYTES:
+            raise _too_long(path, number)
+        yield line
 
 
 def _object(value: Any, path: Path, number: int, skip: Skip) -> DatasetRow | None:
@@ -198,7 +209,7 @@ class _JsonWindow:
         """Reads on; False at the end of the file."""
         if self._ended:
             return False
-        data = self._file.read(max(_CHUNK, len(self.text) - self.place))
+        data = self._file.read(max(_CHUNK, len(self.text) - self.place)) or b""
         if self._first:
             data, self._first = _without_mark(data, self._path), False
         self._ended = not data
