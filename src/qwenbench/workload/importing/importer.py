@@ -20,7 +20,7 @@ from qwenbench.bounded_http import server_base, tokenize_question, tokens_told
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.files import replacing
 from qwenbench.workload.importing.dataset_files import read_rows
-from qwenbench.workload.importing.row_formats import Content, RowFormat, content_of, detect_format
+from qwenbench.workload.importing.row_formats import RowFormat, content_of, detect_format
 from qwenbench.workload.prompts import Prompt
 
 TIMEOUT_S = 30.0
@@ -193,27 +193,14 @@ def prompts_of(source: Source, counter: TokenCounter, max_tokens: int, tally: Ta
         # a file with a column named `messages` alone may be anybody's: it has no dataset's licence
         known = source.form is not None or len(form.columns) > 1
         licence = source.licence or (form.licence if known else None)
-        prompt = _prompt(content, form, f"{form.name}-{tally.read:06d}", where, licence)
+        named = {"id": f"{form.name}-{tally.read:06d}", "tags": (form.name,), "source": where, "licence": licence}
+        prompt = content.model_copy(update=named)
         if counter.within(prompt, max_tokens):
             yield prompt
         else:
             tally.too_long += 1
     if not used and problems:
         raise problems[0]
-
-
-def _prompt(content: Content, form: RowFormat, prompt_id: str, where: str, licence: str | None) -> Prompt:
-    return Prompt(
-        id=prompt_id,
-        language=content.language,
-        tags=(form.name,),
-        system=content.system,
-        turns=content.turns,
-        answer=content.answer,
-        output_tokens=content.output_tokens,
-        source=where,
-        licence=licence,
-    )
 
 
 def write_prompts(prompts: Iterable[Prompt], out: Path, *, overwrite: bool = False) -> int:

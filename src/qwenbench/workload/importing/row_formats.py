@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,24 +17,12 @@ from qwenbench.workload.prompts import Prompt, PromptTurn
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
-    """What a row holds, before it gets an id and its provenance."""
-
-    turns: tuple[PromptTurn, ...]
-    language: str = "en"
-    system: str | None = None
-    answer: str | None = None
-    output_tokens: int | None = None
-    """Length of the answer in tokens, where the dataset tells one to ask for."""
-
-
-@dataclass(frozen=True, slots=True)
 class RowFormat:
     name: str
     title: str
     columns: tuple[str, ...]
     """Columns that every row must have; `a|b`: one of them."""
-    read: Callable[[DatasetRow], Content | None]
+    read: Callable[[DatasetRow], Prompt | None]
     """None: the row holds no text and is passed over."""
     hub_id: str | None = None
     """Where the dataset is published."""
@@ -58,17 +46,22 @@ def _text(row: DatasetRow, column: str, *, optional: bool = False) -> str:
     return value.strip()
 
 
-def _single(user: str, assistant: str = "", **more: Any) -> Content | None:
-    return Content(turns=(PromptTurn(user=user, assistant=assistant or None),), **more) if user else None
+def _prompt(turns: tuple[PromptTurn, ...], **more: Any) -> Prompt:
+    """What a row holds; its id and its provenance come from the import."""
+    return Prompt(id="row", turns=turns, **more)
 
 
-def _gsm8k(row: DatasetRow) -> Content | None:
+def _single(user: str, assistant: str = "", **more: Any) -> Prompt | None:
+    return _prompt((PromptTurn(user=user, assistant=assistant or None),), **more) if user else None
+
+
+def _gsm8k(row: DatasetRow) -> Prompt | None:
     solution = _text(row, "answer")
     _, marked, final = solution.rpartition("####")
     return _single(_text(row, "question"), solution, answer=final.strip().replace(",", "") if marked else None)
 
 
-def _code_alpaca(row: DatasetRow) -> Content | None:
+def _code_alpaca(row: DatasetRow) -> Prompt | None:
     # Dolly names the same columns otherwise
     given = _text(row, "context" if "context" in row.values else "input", optional=True)
     user = _text(row, "instruction")
@@ -76,12 +69,12 @@ def _code_alpaca(row: DatasetRow) -> Content | None:
     return _single(f"{user}\n\n{given}" if user and given else user, answer)
 
 
-def _aya(row: DatasetRow) -> Content | None:
+def _aya(row: DatasetRow) -> Prompt | None:
     name = _text(row, "language", optional=True) or _text(row, "language_code", optional=True)
     return _single(_text(row, "inputs"), _text(row, "targets"), language=language_code(name))
 
 
-def _humaneval(row: DatasetRow) -> Content | None:
+def _humaneval(row: DatasetRow) -> Prompt | None:
     code = row.values.get("prompt")
     if not isinstance(code, str):
         raise UsageError(f"{row.where}: column 'prompt' is missing or no text.")
@@ -89,7 +82,7 @@ def _humaneval(row: DatasetRow) -> Content | None:
     return _single(f"Complete this Python function.\n\n```python\n{code.rstrip()}\n```", (code + solution).rstrip())
 
 
-def _plain(row: DatasetRow) -> Content | None:
+def _plain(row: DatasetRow) -> Prompt | None:
     column = next((name for name in (*_PLAIN.split("|"), "question") if name in row.values), "prompt")
     if isinstance(row.values.get(column), Sequence) and not isinstance(row.values[column], str):
         return _talk(row, row.values[column], column)
@@ -101,7 +94,7 @@ def _plain(row: DatasetRow) -> Content | None:
 _PLAIN = "prompt|query|text_input|text"
 
 
-def _function_calls(row: DatasetRow) -> Content | None:
+def _function_calls(row: DatasetRow) -> Prompt | None:
     turns = row.values.get("question")
     if not isinstance(turns, Sequence) or isinstance(turns, str):
         return _plain(row)
@@ -109,18 +102,18 @@ def _function_calls(row: DatasetRow) -> Content | None:
     told = [_message(one, row.where) for turn in turns for one in (turn if isinstance(turn, list) else [turn])]
     system = "\n".join(text for role, text in told if role == "system") or None
     asked = tuple(PromptTurn(user=text) for role, text in told if role == "user" and text)
-    return Content(turns=asked, system=system) if asked else None
+    return _prompt(asked, system=system) if asked else None
 
 
-def _turns(row: DatasetRow) -> Content | None:
+def _turns(row: DatasetRow) -> Prompt | None:
     turns = row.values.get("turns")
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise UsageError(f"{row.where}: column 'turns' is no list.")
     asked = [_text_of_parts([turn], f"{row.where}: turns.{place}").strip() for place, turn in enumerate(turns)]
-    return Content(turns=tuple(PromptTurn(user=text) for text in asked)) if asked and all(asked) else None
+    return _prompt(tuple(PromptTurn(user=text) for text in asked)) if asked and all(asked) else None
 
 
-def _vllm_custom(row: DatasetRow) -> Content | None:
+def _vllm_custom(row: DatasetRow) -> Prompt | None:
     tokens = row.values.get("output_tokens")
     if isinstance(tokens, str) and tokens.strip().isdecimal():
         tokens = int(tokens)  # a cell of a CSV file
@@ -129,7 +122,7 @@ def _vllm_custom(row: DatasetRow) -> Content | None:
     return _single(_text(row, "prompt"), output_tokens=tokens)
 
 
-def _openai_batch(row: DatasetRow) -> Content | None:
+def _openai_batch(row: DatasetRow) -> Prompt | None:
     body = row.values.get("body", row.values.get("params"))
     if not isinstance(body, Mapping):
         raise UsageError(f"{row.where}: column 'body' is no object.")
@@ -141,7 +134,7 @@ def _openai_batch(row: DatasetRow) -> Content | None:
         if isinstance(body.get(column), list):
             content = _talk(row, body[column], column)
             told = isinstance(system, str) and content is not None and content.system is None
-            return replace(content, system=system) if content and told else content
+            return content.model_copy(update={"system": system}) if content and told else content
     prompt = body.get("prompt", body.get("input"))
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
@@ -150,23 +143,23 @@ def _openai_batch(row: DatasetRow) -> Content | None:
     return _single(prompt.strip())
 
 
-def _messages(row: DatasetRow) -> Content | None:
+def _messages(row: DatasetRow) -> Prompt | None:
     return _talk(row, row.values.get("messages"), "messages")
 
 
-def _conversations(row: DatasetRow) -> Content | None:
+def _conversations(row: DatasetRow) -> Prompt | None:
     column = "conversations" if "conversations" in row.values else "items"
     return _talk(row, row.values.get(column), column)
 
 
-def _conversation(row: DatasetRow) -> Content | None:
+def _conversation(row: DatasetRow) -> Prompt | None:
     column = "conversation" if "conversation" in row.values else "conversation_a"
     content = _talk(row, row.values.get(column), column)
     name = _text(row, "language", optional=True)
-    return replace(content, language=language_code(name)) if content and name else content
+    return content.model_copy(update={"language": language_code(name)}) if content and name else content
 
 
-def _talk(row: DatasetRow, messages: object, column: str) -> Content | None:
+def _talk(row: DatasetRow, messages: object, column: str) -> Prompt | None:
     """A conversation as turns of a user and an assistant; raises UsageError for what cannot be replayed as one."""
     if isinstance(messages, str) and messages.lstrip().startswith("["):  # a cell of a CSV file
         with suppress(orjson.JSONDecodeError):
@@ -193,7 +186,7 @@ def _talk(row: DatasetRow, messages: object, column: str) -> Content | None:
             )
     if asked:
         turns.append(PromptTurn(user=asked))
-    return Content(turns=tuple(turns), system=system) if turns else None
+    return _prompt(tuple(turns), system=system) if turns else None
 
 
 def _message(message: Any, where: str) -> tuple[str, str]:
@@ -235,13 +228,13 @@ def _text_of_parts(parts: Sequence[Any], where: str) -> str:
     return "\n".join(texts)
 
 
-def _own(row: DatasetRow) -> Content | None:
+def _own(row: DatasetRow) -> Prompt | None:
     try:
         prompt = Prompt.model_validate(row.values)
     except ValidationError as error:
         problem = error.errors()[0]
         raise UsageError(f"{row.where}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}.") from error
-    return Content(prompt.turns, prompt.language, prompt.system, prompt.answer, prompt.output_tokens)
+    return prompt
 
 
 FORMATS: Mapping[str, RowFormat] = {
@@ -292,7 +285,7 @@ def detect_format(row: DatasetRow, before: RowFormat | None = None) -> RowFormat
     raise UsageError(f"{row.where}: columns {', '.join(map(str, row.values)) or '(none)'} fit no format ({wanted}).")
 
 
-def content_of(row: DatasetRow, form: RowFormat) -> Content | None:
+def content_of(row: DatasetRow, form: RowFormat) -> Prompt | None:
     """What a row holds. Raises UsageError with file and row when a column is missing or of a wrong kind."""
     if missing := form.missing(row):
         has = ", ".join(map(str, row.values)) or "(none)"
