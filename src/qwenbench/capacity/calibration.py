@@ -19,8 +19,13 @@ from qwenbench.capacity.kv import (
     release_of,
 )
 from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, LayerWidths, ModelShape
-from qwenbench.capacity.settings import Settings, default_batched_tokens, default_max_num_seqs, settings_of_log
-from qwenbench.capacity.settings import default_utilization as version_default_utilization
+from qwenbench.capacity.settings import (
+    Settings,
+    default_batched_tokens,
+    default_max_num_seqs,
+    default_utilization,
+    settings_of_log,
+)
 from qwenbench.engine.startup_log import StartupLog
 from qwenbench.errors import UsageError
 
@@ -194,19 +199,17 @@ def calibrate(
     layout: KvLayout,
     *,
     cuda_total_gib: float,
-    utilization: float | None = None,
     where: str = "the probe",
 ) -> Calibration:
     """Takes a server's start-up log apart.
 
-    `cuda_total_gib` is the total of the card that the probe ran on; `utilization` is needed where the log neither
-    repeats it nor tells its version, whose default then holds. Raises UsageError naming what the log lacks.
+    `cuda_total_gib` is the total of the card that the probe ran on. The utilisation is the log's, else its version's
+    default. Raises UsageError naming what the log lacks.
     """
     settings = settings_of_log(probe)
-    share = utilization if utilization is not None else settings.utilization
-    default = ""
+    share, default = settings.utilization, ""
     if share is None and probe.vllm_version and settings.kv_cache_bytes is None:
-        share, default = version_default_utilization(probe.vllm_version), ", its default"
+        share, default = default_utilization(probe.vllm_version), ", its default"
     if share is None:
         raise UsageError(f"{where} does not say its --gpu-memory-utilization: it cannot calibrate a plan")
     low, high = _kv_range_gib(probe, layout, shape, where)

@@ -120,6 +120,8 @@ def _joined(main: tuple[AttentionLayers, ...], drafter: tuple[AttentionLayers, .
 
 
 GIB = 1 << 30
+PADDING_RATIO = 1.5
+"""Where the layer kinds' counts differ by less, groups take the larger count and are padded (0.32)."""
 NULL_BLOCKS = 1
 """vLLM keeps one block of the pool for itself."""
 
@@ -202,7 +204,6 @@ def kv_layout(
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
     max_num_batched_tokens: int = 2048,
-    padding_ratio: float = 1.5,
 ) -> KvLayout:
     """The block layout that vLLM derives for a model.
 
@@ -211,8 +212,7 @@ def kv_layout(
     log tells it, which then wins. `state_dtype` overrides the config's (`--mamba-ssm-cache-dtype`).
     `drafter` adds its layers (`drafter_shape`, from its own config.json) and states. Under tensor parallelism heads and
     states are split, under pipeline parallelism layers: the layout is one card's, of the stage with most layers.
-    `padding_ratio`: where the layer kinds' counts differ by less, groups take the larger count and are padded
-    (1.5 in 0.32). Raises UsageError for a model without a cache and for dtypes that are not known.
+    Raises UsageError for a model without a cache and for dtypes that are not known.
     """
     shape = with_drafter(shape, drafter, drafter_shape)
     speculative_tokens = drafter.tokens if drafter is not None else 0
@@ -234,7 +234,7 @@ def kv_layout(
         )
     counts = [layers.count for layers in shape.attention] + [states.count for states in shape.states]
     # vLLM's rule: the smallest count of a kind, or the largest where padding to it wastes little
-    per_group = max(counts) if max(counts) < min(counts) * padding_ratio else min(counts)
+    per_group = max(counts) if max(counts) < min(counts) * PADDING_RATIO else min(counts)
     groups: list[KvGroup] = []
     for layers, size in zip(shape.attention, token_bytes, strict=True):
         if page % size:

@@ -72,10 +72,6 @@ class ServerConfig:
         """A copy in which the flag has this value: replaced where it stood, else added at the end."""
         return replace(self, flags={**self.flags, name: value})
 
-    def flag(self, name: str) -> str | None:
-        """The value of a flag, or None when it is not set (or has no value)."""
-        return self.flags.get(name)
-
     def int_flag(self, name: str) -> int | None:
         """The value of a flag as an integer; None when it is unset or not a whole number (`auto`)."""
         value = self.flags.get(name)

@@ -63,16 +63,8 @@ class DeploymentFile(BaseModel):
         flags: dict[str, FlagValue] = {
             name: None if value is True else str(value) for name, value in self.flags.items()
         }
-        return ServerConfig(
-            model=self.model,
-            served_model_name=self.served_model_name,
-            flags=flags,
-            extra_args=self.extra_args,
-            env=self.env,
-            env_names=self.env_names,
-            docker=DockerOptions(**self.docker.model_dump()),
-            port=self.port,
-        )
+        alike = self.model_dump(exclude={"name", "description", "platform", "flags", "docker"})
+        return ServerConfig(**alike, flags=flags, docker=DockerOptions(**self.docker.model_dump()))
 
 
 def deployment_folder() -> Path:

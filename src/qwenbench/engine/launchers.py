@@ -23,18 +23,15 @@ def make_launcher(
     *,
     vllm_command: str = "vllm serve",
     card: str | None = None,
-    sim_args: tuple[str, ...] = (),
     caches: Caches = "kept",
 ) -> Launcher:
     """A launcher: containers, processes of this machine (`vllm_command`), or the simulator.
 
-    `card` is the card that the simulator stands for; `sim_args` are further --sim-* flags; `caches`
-    says whether servers find what earlier ones compiled.
+    `card` is the card that the simulator stands for; `caches` says whether servers find what earlier ones compiled.
     Raises UsageError for a command line that cannot be split.
     """
     if name == "sim":
-        chosen = ("--sim-card", card) if card else ()
-        command = (sys.executable, "-m", "qwenbench.simulator", "serve", *chosen, *sim_args)
+        command = (sys.executable, "-m", "qwenbench.simulator", "serve", *(("--sim-card", card) if card else ()))
         return ProcessLauncher(command, name="sim", simulated=True)
     if name == "process":
         return ProcessLauncher.of_command_line(vllm_command, caches)

@@ -107,6 +107,7 @@ def taken_apart(line: str) -> Line:
 
 _LINE_END = re.compile(rb"[\r\n]")
 _LONGEST_LINE = 1 << 20
+_TAIL_BYTES = 1 << 16
 
 
 class LogSink:
@@ -176,12 +177,12 @@ class LogReader:
         return [line.decode("utf-8", "replace") for line in _LINE_END.split(data[:cut]) if line]
 
 
-def tail(path: Path, lines: int = 40, most_bytes: int = 64 * 1024) -> list[str]:
+def tail(path: Path, lines: int = 40) -> list[str]:
     """The last lines of a log; empty when there is none."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - most_bytes))
+            file.seek(max(0, size - _TAIL_BYTES))
             data = file.read()
     except FileNotFoundError:
         return []

@@ -234,7 +234,7 @@ class LaunchRun:
             sweep.note(f"{server.base_url}/metrics gives nothing of vLLM's: KV, queue and prefix columns stay empty.")
         labels = reading.cache_config if reading else {}
         startup = with_cache_labels(startup, labels, self._server_config.max_model_len, sweep.site.vllm_version)
-        layout = served_layout(sweep.shape, startup, labels)
+        layout = served_layout(sweep.shape, startup, labels, self._server_config.docker.cache_mount)
         ready_mib = largest(self._hardware.used_mib())
         if ready_mib is None and reading is not None:
             ready_mib = reading.values.get("vram_used_mib")  # the simulator's own
@@ -387,8 +387,8 @@ def next_repeats(sweep: SweepContext, config_id: str, launch: int) -> list[Cell]
     return more
 
 
-def most_frequent_errors(requests: pa.Table, most: int = 3) -> list[str]:
-    """What a server answered to the requests that failed, the most frequent first; what the client saw is no answer."""
+def most_frequent_errors(requests: pa.Table) -> list[str]:
+    """The three most frequent answers of a server to requests that failed; what the client saw is no answer."""
     rows = zip(requests["error"].to_pylist(), requests["error_detail"].to_pylist(), strict=True)
     counted = Counter(detail for error, detail in rows if detail and error in ("http_status", "stream_error"))
-    return [detail for detail, _ in counted.most_common(most)]
+    return [detail for detail, _ in counted.most_common(3)]

@@ -27,9 +27,10 @@ HEADER_BYTES = 16 * MIB
 """A safetensors header may take 100 MB by its definition; that of 100,000 tensors takes 13."""
 
 
-def model_folders(model: str, cache_mount: str | None = None) -> Iterator[Path]:
-    """Folders that may hold the model's files: itself, then snapshots of the Hugging Face cache, the newest first."""
-    yield Path(model)
+def model_folders(model: str, cache_mount: str | None) -> Iterator[Path]:
+    """Folders with the model's config.json: itself, then snapshots of the Hugging Face cache, the newest first."""
+    if (Path(model) / "config.json").is_file():
+        yield Path(model)
     hubs = [Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser() / "hub"]
     if os.environ.get("HF_HUB_CACHE"):
         hubs.insert(0, Path(os.environ["HF_HUB_CACHE"]).expanduser())
@@ -43,23 +44,21 @@ def model_folders(model: str, cache_mount: str | None = None) -> Iterator[Path]:
 def find_shape(model: str, cache_mount: str | None = None) -> ModelShape | None:
     """The model's shape, or None when no readable config.json is at hand: then capacity figures stay empty."""
     for folder in model_folders(model, cache_mount):
-        if (folder / "config.json").is_file():
-            try:
-                return read_shape(folder, model)
-            except UsageError:
-                return None
+        try:
+            return read_shape(folder, model)
+        except UsageError:
+            return None
     return known_shape(model)
 
 
 def model_type(model: str, cache_mount: str | None = None) -> str | None:
     """What the model's config.json says that it is (`qwen3_5`), or None when none is at hand."""
     for folder in model_folders(model, cache_mount):
-        if (folder / "config.json").is_file():
-            try:
-                found = read_json(folder / "config.json", "model", CONFIG_BYTES).get("model_type")
-            except (UsageError, AttributeError):
-                continue
-            return str(found) if found else None
+        try:
+            found = read_json(folder / "config.json", "model", CONFIG_BYTES).get("model_type")
+        except (UsageError, AttributeError):
+            continue
+        return str(found) if found else None
     return None
 
 
@@ -94,14 +93,14 @@ def drafter_shape(drafter: Drafter | None, cache_mount: str | None = None) -> Mo
     return find_shape(drafter.model, cache_mount)
 
 
-def shape_of_server(startup: StartupLog, cache_mount: str | None = None) -> ModelShape | None:
+def shape_of_server(startup: StartupLog) -> ModelShape | None:
     """The shape of the model that a server's log names; None where it is not known.
 
     A server started from a folder that is not here may carry the model's name as --served-model-name: that is taken
     where the block size and the printed figures fit it.
     """
     model = str(startup.requested.get("model") or startup.model or "")
-    found = find_shape(model, cache_mount) if model else None
+    found = find_shape(model) if model else None
     if found is not None:
         return found
     served = startup.requested.get("served_model_name") or ()

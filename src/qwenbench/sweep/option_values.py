@@ -209,24 +209,26 @@ def long_prompts(text: str, option: str = "--interfere") -> tuple[int, float]:
     return tokens, rate
 
 
+def _number(text: str) -> float:
+    """NaN for a text that is none: it lies in no range."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
 def gamma_shape(text: str, option: str) -> float | str:
     """Reads a gamma shape, or `constant`."""
     if text == "constant":
         return text
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value < math.inf:
         raise UsageError(f"{option} {text!r}: give a number above 0, or `constant`.")
     return value
 
 
 def share(text: str, option: str) -> float:
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
+    value = _number(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 < value < 1:
         raise UsageError(f"{option} {text!r}: give a share of the mean, e.g. 5%.")
     return value

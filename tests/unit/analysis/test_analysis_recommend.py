@@ -335,7 +335,7 @@ def test_open_loops_and_empty_runs_are_refused(tmp_path: Path) -> None:
 
 def test_docker_lines_deploy_what_was_requested_not_a_stand_ins_budget() -> None:
     config = server_config_of(launch_of("cap64"))
-    assert config.flag("gpu-memory-utilization") == "0.95"
+    assert config.flags["gpu-memory-utilization"] == "0.95"
     assert (config.capture, config.max_num_seqs, config.port) == (64, 64, 8000)
     assert config.docker.image == "vllm/vllm-openai:v0.18.0-cu130"
     assert server_config_of({"argv": []}) is None
