@@ -10,7 +10,7 @@ import pandas as pd
 
 from qwenbench.analysis.columns import METRICS
 from qwenbench.analysis.intervals import Estimate
-from qwenbench.analysis.levels import Curve, Level, Reading, Workload, least_favourable, mixed, rows_under
+from qwenbench.analysis.levels import Curve, Level, Reading, Workload, facts_of, mixed, rows_under
 from qwenbench.analysis.limits import Limit, LimitState, estimate_verdict, pooled_test, show
 from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.run import Run
@@ -82,11 +82,7 @@ class Candidate:
     @property
     def facts(self) -> dict[str, float]:
         """Capacity and VRAM over all its readings: smallest capacities, largest uses."""
-        found: dict[str, list[float]] = {}
-        for level in self.levels:
-            for name, value in level.facts.items():
-                found.setdefault(name, []).append(value)
-        return {name: least_favourable(name, values) for name, values in found.items()}
+        return facts_of(point for level in self.levels for point in level.points)
 
     @property
     def misses(self) -> tuple[LimitState, ...]:

@@ -22,9 +22,12 @@ FACTS = (
 """Columns without an interval that an answer shows, of several values the least favourable one."""
 
 
-def least_favourable(name: str, values: Iterable[float]) -> float:
-    """Of capacities the smallest, of uses the largest."""
-    return min(values) if column_of(name).better == "higher" else max(values)
+def facts_of(points: Iterable[Point]) -> dict[str, float]:
+    """The FACTS that are known: of capacities the smallest, of uses the largest."""
+    every = tuple(points)
+    seen = {name: [value for point in every if (value := point.number(name)) is not None] for name in FACTS}
+    pick = {name: min if column_of(name).better == "higher" else max for name in FACTS}
+    return {name: pick[name](values) for name, values in seen.items() if values}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,12 @@ class Level:
 
     concurrency: int
     estimates: Mapping[str, Estimate]
-    facts: Mapping[str, float]
-    """FACTS that are known: the least favourable value of the repeats."""
-    requests_failed: int
-    points: tuple[Point, ...] = ()
+    points: tuple[Point, ...]
     """Its valid points, one per repeat and launch."""
+
+    @property
+    def requests_failed(self) -> int:
+        return int(sum(point.number("requests_failed") or 0 for point in self.points))
 
     @property
     def launches(self) -> int:
@@ -136,12 +140,9 @@ def curves_of(
     for index, point in enumerate(table.load_points):
         name = (str(point["config_id"]), str(point["scenario"]), str(point["profile"]))
         own = tuple(Point.of(row) for _, row in members[index])
-        seen = {fact: [value for each in own if (value := each.number(fact)) is not None] for fact in FACTS}
-        facts = {fact: least_favourable(fact, values) for fact, values in seen.items() if values}
-        failed = int(sum(each.number("requests_failed") or 0 for each in own))
         launches = len({member.cell.launch for member in own})
         estimates = {key: spread.of_one_launch(found, launches) for key, found in table.estimates(index).items()}
-        level = Level(int(point["concurrency"]), estimates, facts, failed, own)
+        level = Level(int(point["concurrency"]), estimates, own)
         levels.setdefault(name, []).append(level)
     curves = {}
     for config in dict.fromkeys(points["config_id"].astype(str)):

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from qwenbench.analysis.columns import BOOLEAN, COLUMN_NAMES, INTEGER, NUMBER, POINT_COLUMNS, TEXT, Kind, varied_column
-from qwenbench.analysis.machines import by_machine, told_apart
+from qwenbench.analysis.machines import OfLaunches, by_machine, told_apart
 from qwenbench.analysis.window import Window
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell
@@ -99,6 +99,10 @@ class Run:
     """config_id -> failure.json."""
     predictions: Mapping[str, Mapping[str, Any]]
     """config_id -> what was predicted before launch (prediction.json, keys of `plan --json`)."""
+    launch_records: OfLaunches = field(default_factory=dict)
+    """launch.json of each launch, under the configuration's name on disk."""
+    kept_ledgers: OfLaunches = field(default_factory=dict)
+    """memory.json likewise."""
 
     @property
     def simulated(self) -> bool:
@@ -125,16 +129,10 @@ class Run:
         return tuple(map(Point.of, records(self.points)))
 
     @cached_property
-    def launch_ledgers(self) -> dict[tuple[str, int], Mapping[str, Any]]:
-        """(config_id, launch) -> memory.json of that launch."""
+    def launch_ledgers(self) -> OfLaunches:
+        """memory.json of each launch, under the name that `points` have for its configuration."""
         named = {(p.cell.config_id, p.cell.launch): str(p.values["config_id"]) for p in self.measured}
-        read = _of_launches(RunPaths(self.path), "memory.json", "its memory is missing")
-        return {(named.get(key, key[0]), key[1]): ledger for key, ledger in read.items()}
-
-    @cached_property
-    def launch_records(self) -> dict[tuple[str, int], Mapping[str, Any]]:
-        """(configuration's name on disk, launch) -> launch.json."""
-        return _of_launches(RunPaths(self.path), "launch.json", "where it was launched is missing")
+        return {(named.get(key, key[0]), key[1]): ledger for key, ledger in self.kept_ledgers.items()}
 
     def requests(self, cell_id: str) -> pa.Table | None:
         """The request records of a cell, or None when the folder was shipped without them."""
@@ -171,10 +169,8 @@ def load_run(path: Path, apart: bool = False) -> Run:
     names = list(dict.fromkeys(points["config_id"].astype(str)))
 
     launches = _of_launches(paths, "launch.json", "its settings are missing")
-
-    def kept(file: str, cost: str) -> dict[str, Mapping[str, Any]]:
-        return by_machine(_of_launches(paths, file, cost), launches, names)
-
+    ledgers = _of_launches(paths, "memory.json", "its memory is missing")
+    predictions = _of_launches(paths, "prediction.json", "its prediction is missing")
     failed = _of_launches(paths, "failure.json", "why it failed is missing")
     # a configuration failed when any of its launches did
     failures = {config: why for (config, _), why in sorted(failed.items(), key=lambda item: (item[0][0], -item[0][1]))}
@@ -183,10 +179,12 @@ def load_run(path: Path, apart: bool = False) -> Run:
         meta=meta,
         points=points,
         launches=by_machine(launches, launches, names),
-        ledgers=kept("memory.json", "its memory is missing"),
+        ledgers=by_machine(ledgers, launches, names),
         # of a configuration that failed on one of its machines nothing is advised on the others either
         failures={name: failures[config] for config in failures for name in _named(config, names)},
-        predictions=kept("prediction.json", "its prediction is missing"),
+        predictions=by_machine(predictions, launches, names),
+        launch_records=launches,
+        kept_ledgers=ledgers,
     )
 
 
@@ -195,7 +193,7 @@ def _named(config: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if name.partition(AT)[0] == config] or [config]
 
 
-def _of_launches(paths: RunPaths, file: str, cost: str) -> dict[tuple[str, int], Mapping[str, Any]]:
+def _of_launches(paths: RunPaths, file: str, cost: str) -> OfLaunches:
     """(configuration's name on disk, launch) -> that file of each launch that has it; a damaged one is told."""
     read = {(config, launch): object_or_none(folder / file, cost) for config, launch, folder in launch_folders(paths)}
     return {key: value for key, value in read.items() if value is not None}

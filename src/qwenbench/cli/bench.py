@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from qwenbench.cli.option_parameters import ClusterOption, takes_options
@@ -34,22 +33,16 @@ def command(
     Writes the same run folder as `sweep`, with one configuration, and ends with the same exit status.
     """
     from qwenbench.cli.cluster_run import client_nodes
-    from qwenbench.cli.sweep_run import new_folder, run_plan
+    from qwenbench.cli.sweep_run import begun, new_folder, run_plan
     from qwenbench.engine.attached import AttachedLauncher, is_local, processes_behind
-    from qwenbench.runfolder.names import find_run
-    from qwenbench.sweep.extension import extended_fields
     from qwenbench.sweep.hardware import find_attached_hardware
     from qwenbench.sweep.options import checked_options
     from qwenbench.sweep.plan import make_bench_plan
     from qwenbench.sweep.probing import says_simulated
     from qwenbench.sweep.record import Site
 
-    fields = given
-    if resume is not None:
-        folder = find_run(resume, "--resume", Path(out))
-        fields = extended_fields(folder, fields)
-    else:
-        folder = new_folder(out, run_id)
+    resumed, fields = begun(resume, out, given)
+    folder = resumed or new_folder(out, run_id)
     if cluster is not None:
         fields = {"client_nodes": 1, **fields}
     options = checked_options({**fields, "launcher": "url"})

@@ -53,14 +53,20 @@ class RunRequest:
     build_report: bool
 
 
+def begun(resume: str | None, out: str, fields: dict[str, Any]) -> tuple[Path | None, dict[str, Any]]:
+    """The run that goes on, and its options with these added; no folder and these where a new one begins."""
+    if resume is None:
+        return None, fields
+    folder = find_run(resume, "--resume", Path(out))
+    return folder, extended_fields(folder, fields)
+
+
 def run_one(request: RunRequest) -> int:
     """One sweep; returns the exit status. Raises UsageError before anything is started or written."""
-    folder, fields, resume = None, request.fields, request.resume
-    if resume is not None:
-        folder = find_run(resume, "--resume", Path(request.out))
-        if read_run_json(folder / "run.json").get("cluster"):
-            raise UsageError(f"--resume {resume}: it was measured on a cluster. Go on with --cluster ADDRESS.")
-        fields = extended_fields(folder, fields)
+    resume = request.resume
+    folder, fields = begun(resume, request.out, request.fields)
+    if folder is not None and read_run_json(folder / "run.json").get("cluster"):
+        raise UsageError(f"--resume {resume}: it was measured on a cluster. Go on with --cluster ADDRESS.")
     options = checked_options(fields)
     if options.launcher == "url":
         raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")

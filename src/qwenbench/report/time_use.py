@@ -17,15 +17,17 @@ from qwenbench.report.points import workload_names
 from qwenbench.report.svg import Drawing, picture, shortened, text_width
 from qwenbench.runfolder.damage import mapping
 
-_COLUMNS = (
-    "itl_ms_p50", "itl_stall_share", "itl_stall_ms_p50", "server_tokens_per_step", "server_prefill_step_share",
-    "server_queue_ms_mean", "server_prefill_ms_mean", "gpu_util_mean",
-)  # fmt: skip
-_HEAD = (
-    "ITL p50, ms", "stalls, % of the time between tokens", "median stall, ms", "tokens a step",
-    "steps with a prompt, % at least", "queue, ms", "queue to first token, ms", "GPU busy, %",
-)  # fmt: skip
-_PERCENT = frozenset({"itl_stall_share", "server_prefill_step_share"})
+_CLOCKS = {
+    "itl_ms_p50": ("ITL p50, ms", 1),
+    "itl_stall_share": ("stalls, % of the time between tokens", 0),
+    "itl_stall_ms_p50": ("median stall, ms", 0),
+    "server_tokens_per_step": ("tokens a step", 1),
+    "server_prefill_step_share": ("steps with a prompt, % at least", 0),
+    "server_queue_ms_mean": ("queue, ms", 0),
+    "server_prefill_ms_mean": ("queue to first token, ms", 0),
+    "gpu_util_mean": ("GPU busy, %", 0),
+}
+"""Column -> its head and decimal places; shares as percent."""
 _NOTABLE = 0.05
 """Share of samples from which on clocks that are held back are told."""
 MOST_ROWS = 24
@@ -75,7 +77,9 @@ def time_use(run: Run, data: PageData, chosen: str | None) -> Iterator[Block]:
         if "prefill" in set(run.points["bound"].dropna()):
             yield Paragraph((Span("What was measured to help: "), ADVICE["prefill"], "."), "quiet")
         rows = list(_rows(run))
-        table = Table(("Configuration", "Scenario", "Load", *_HEAD), rows, numbers_from=3)
+        table = Table(
+            ("Configuration", "Scenario", "Load", *(head for head, _ in _CLOCKS.values())), rows, numbers_from=3
+        )
         yield Fold("Client's and server's clocks, point by point", (table,), count=len(rows))
     else:
         yield Paragraph("Stalls were not measured in this run.", "quiet")
@@ -102,16 +106,14 @@ def _rows(run: Run) -> Iterator[Row]:
     for (config, workload, level), own in grouped(
         rows, lambda row: (str(row["config_id"]), str(row["_workload"]), level_of(row))
     ).items():
-        cells = [_cell(own, column) for column in _COLUMNS]
+        cells = [_cell(own, column, digits) for column, (_, digits) in _CLOCKS.items()]
         if level is not None and any(cell.value is not None for cell in cells[1:]):
             yield Row((Config(config), workload, f"{level:g}", *cells), config, workload)
 
 
-def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> Number:
+def _cell(rows: Sequence[Mapping[str, Any]], column: str, digits: int) -> Number:
     value = mean_of(rows, column)
-    if value is not None and column in _PERCENT:
-        value *= 100
-    return Number(value, digits=1 if column in ("itl_ms_p50", "server_tokens_per_step") else 0)
+    return Number(100 * value if value is not None and column.endswith("_share") else value, digits=digits)
 
 
 def _drafting(run: Run) -> Iterator[Block]:
