@@ -13,6 +13,7 @@ from typing import Any
 
 from qwenbench.capacity.configuration import label_int
 from qwenbench.capacity.kv import (
+    GIB,
     KvLayout,
     blocks_from_printed_tokens,
     blocks_range_for_printed_gib,
@@ -260,9 +261,6 @@ def compare_starts(named: Sequence[tuple[str, MemoryLedger]]) -> list[str]:
                 f"{cold_name} and {warm_name} held the same KV cache{activations}: compiling was not charged"
             )
     return remarks
-
-
-GIB = 1024**3
 
 
 def with_cache_labels(

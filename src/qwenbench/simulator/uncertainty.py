@@ -14,14 +14,6 @@ from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.model_shape import SEED_MODEL, SEED_SHAPE, known_shape
 from qwenbench.simulator.steptime import calibration, measured_cards
 
-FIGURES = {
-    "output_tokens_per_s": "tokens_per_s",
-    "itl_ms": "itl_p50_ms",
-    "tpot_ms": "itl_p50_ms",
-    "ttft_ms": "ttft_p50_ms",
-    "e2e_ms": "tokens_per_s",
-}
-"""points.csv's figures (the part before _p50 and the like) -> which of the judged figures stands for them."""
 OTHER_ARCHITECTURE = 2.0
 """Stated, not measured: both measured cards are Hopper, where NVFP4 runs through Marlin (weights only). A card with
 FP4 kernels of its own may prefill several times as fast as its BF16 figure says, one without Marlin's tuning slower."""
@@ -32,30 +24,12 @@ OTHER_MODEL = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A simulated figure with the least and the most that was seen to be real beside such a figure."""
-
-    low: float
-    value: float
-    high: float
-    basis: str
-    """In words what it rests on."""
-
-
-@dataclass(frozen=True, slots=True)
 class Uncertainty:
-    """recorded / simulated, least and largest, by figure (keys of FIGURES' values)."""
+    """recorded / simulated, least and largest, of tokens_per_s, itl_p50_ms and ttft_p50_ms."""
 
     factors: Mapping[str, tuple[float, float]]
     basis: str
-
-    def interval(self, figure: str, value: float) -> Interval:
-        """The interval of a figure named as in points.csv, e.g. `ttft_ms_p99`. Raises KeyError for another name."""
-        name = next(name for name in (*FIGURES, "") if not name or figure.startswith(name))
-        low, high = self.factors[FIGURES[name]]
-        if name == "e2e_ms":
-            low, high = 1 / high, 1 / low
-        return Interval(value * low, value, value * high, self.basis)
+    """In words what it rests on."""
 
     def text(self) -> str:
         """One sentence for a log, a report or a README."""

@@ -149,13 +149,6 @@ _READ = (
 _UNREAD_SHOWN = 8
 
 
-def load_trace(
-    path: Path, unit: Unit | None = None, speed: float = 1.0, until_s: float | None = None
-) -> list[TraceRow]:
-    """The rows of a trace; see `read_trace`."""
-    return list(read_trace(path, unit, speed, until_s).rows)
-
-
 def read_trace(path: Path, unit: Unit | None = None, speed: float = 1.0, until_s: float | None = None) -> Trace:
     """Read a trace: JSON Lines or CSV (both also .gz), a JSON array or Parquet, in any form of docs/workload.md.
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.arrivals import Shape, TraceRow, arrival_times, load_trace
+from qwenbench.workload.arrivals import Shape, TraceRow, arrival_times, read_trace
 
 
 def gaps(shape: Shape, burstiness: float = 1.0, rate: float = 5.0) -> np.ndarray:
@@ -73,7 +73,7 @@ def trace(folder: Path, text: str) -> Path:
 
 def test_a_trace_counts_from_its_first_row(tmp_path: Path) -> None:
     path = trace(tmp_path, '{"timestamp": 1000.5}\n\n{"timestamp": 1002, "input_tokens": 8, "output_tokens": 4}\n')
-    assert load_trace(path) == [TraceRow(0.0), TraceRow(1.5, 8, 4)]
+    assert list(read_trace(path).rows) == [TraceRow(0.0), TraceRow(1.5, 8, 4)]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_trace_counts_from_its_first_row(tmp_path: Path) -> None:
 )
 def test_a_broken_row_is_told_with_its_line(tmp_path: Path, row: str, told: str) -> None:
     with pytest.raises(UsageError, match=told):
-        load_trace(trace(tmp_path, f'{{"timestamp": 1}}\n\n{row}\n'))
+        read_trace(trace(tmp_path, f'{{"timestamp": 1}}\n\n{row}\n'))
 
 
 def test_a_mooncake_trace_is_in_milliseconds(tmp_path: Path) -> None:
@@ -98,11 +98,11 @@ def test_a_mooncake_trace_is_in_milliseconds(tmp_path: Path) -> None:
         '{"timestamp": 500, "input_length": 6758, "output_length": 500, "hash_ids": [0]}\n'
         '{"timestamp": 3500, "input_length": 7322, "output_length": 490, "hash_ids": [0, 1]}\n'
     )
-    assert load_trace(trace(tmp_path, rows)) == [TraceRow(0.0, 6758, 500), TraceRow(3.0, 7322, 490)]
+    assert list(read_trace(trace(tmp_path, rows)).rows) == [TraceRow(0.0, 6758, 500), TraceRow(3.0, 7322, 490)]
 
 
 def test_an_empty_or_missing_trace_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no row"):
-        load_trace(trace(tmp_path, "\n"))
+        read_trace(trace(tmp_path, "\n"))
     with pytest.raises(UsageError, match="cannot be read"):
-        load_trace(tmp_path / "none.jsonl")
+        read_trace(tmp_path / "none.jsonl")

@@ -14,12 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.errors import UsageError
-from qwenbench.workload.arrivals import TraceRow, load_trace, read_trace, sessions_of
+from qwenbench.workload.arrivals import TraceRow, read_trace, sessions_of
 from qwenbench.workload.planning import PlannedSessions, RequestOptions
 from qwenbench.workload.scenario import Lengths, Scenario
 from qwenbench.workload.sessions import SessionPlan
 
 SCENARIO = Scenario(name="t", output_tokens=Lengths(min=8, max=8))
+
+
+def load_trace(path: Path, **how: Any) -> list[TraceRow]:
+    return list(read_trace(path, **how).rows)
 
 
 def jsonl(folder: Path, *rows: dict[str, Any]) -> Path:
