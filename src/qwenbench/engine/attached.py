@@ -6,7 +6,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -209,7 +208,8 @@ class AttachedLauncher:
         """Nothing can be known beforehand."""
 
     async def launch(self, config: ServerConfig, folder: Path, run_id: str) -> AttachedServer:
-        record = LaunchRecord(self.name, (), (self.url,), (), run_id=run_id, server=described(config))
-        record = replace(record, simulated=self.simulated)
+        record = LaunchRecord(
+            self.name, (), (self.url,), (), run_id=run_id, server=described(config), simulated=self.simulated
+        )
         write_launch_record(folder, record)
         return AttachedServer(self.url, folder, record, config.served_model_name, self.pids, self._log, self.limit)

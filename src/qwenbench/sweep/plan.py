@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +28,8 @@ MEANING = {
     "extra_body", "slo", "burstiness", "ramp_s", "timeout_s", "launcher", "card", "vllm_command",
 }  # fmt: skip
 """Options that decide what a point means: with another value a run cannot go on."""
+MEANING_WHERE_GIVEN = {"interfere", "client", "client_nodes"}
+"""The same for later options: an older run, which lacks them, means their defaults."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,7 @@ class Plan:
     def fingerprint(self) -> dict[str, dict[str, str]]:
         """Part of the plan -> name -> hash of what it means. A resumed run must agree in every name that it has."""
         fixed = self.options.model_dump(mode="json", include=MEANING) | {"until_steady": self.options.until_steady}
-        if self.options.interfere is not None:
-            fixed["interfere"] = self.options.interfere
-        if self.options.client != "local":
-            fixed["client"] = self.options.client
-        if self.options.client_nodes is not None:
-            fixed["client_nodes"] = self.options.client_nodes
+        fixed |= self.options.model_dump(include=MEANING_WHERE_GIVEN, exclude_defaults=True)
         trace = [[row.start_s, row.input_tokens, row.output_tokens, *_told_by(row)] for row in self.trace]
         parts: dict[str, dict[str, Any]] = {
             "load options": fixed,
@@ -114,17 +111,13 @@ def load_points(options: SweepOptions, scenarios: Mapping[str, LoadedScenario]) 
         LoadPoint(name, profile, concurrency, rate, repeat)
         for repeat in range(1, options.repeats + 1)
         for name, scenario in scenarios.items()
-        for profile in _profiles(options, scenario)
+        for profile in options.profile or (scenario.file.scenario.profile,)
         for concurrency, rate in levels
     ]
     if options.order == "shuffled":
         order = np.random.default_rng([options.seed, len(points)]).permutation(len(points))
         points = [points[index] for index in order]
     return tuple(points)
-
-
-def _profiles(options: SweepOptions, scenario: LoadedScenario) -> tuple[str, ...]:
-    return options.profile or (scenario.file.scenario.profile,)
 
 
 def _scenario(name: str, options: SweepOptions) -> LoadedScenario:
@@ -165,9 +158,7 @@ def load_scenarios(options: SweepOptions) -> dict[str, LoadedScenario]:
 
 def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType({})) -> Plan:
     """The whole plan of a sweep; `known`: see `configurations`. Raises UsageError; touches nothing."""
-    note = parser_note(options)
-    plan = _plan(options, configurations(options, base_server(options), known))
-    return plan if note is None else replace(plan, notes=(*plan.notes, note))
+    return _plan(options, configurations(options, base_server(options), known), parser_note(options))
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:
@@ -189,13 +180,12 @@ def _refuse_mixed_loads(options: SweepOptions) -> None:
         raise UsageError(f"{given} shapes an open loop: give --rate as well.")
 
 
-def _plan(options: SweepOptions, built: tuple[Configuration, ...]) -> Plan:
+def _plan(options: SweepOptions, built: tuple[Configuration, ...], note: str | None = None) -> Plan:
     scenarios = load_scenarios(options)
     _refuse_mixed_loads(options)
-    trace = None
+    rows: tuple[TraceRow, ...] = ()
+    notes = () if note is None else (note,)
     if options.trace:
         trace = read_trace(Path(options.trace), options.trace_unit, options.speed, options.duration_s)
-    points: tuple[LoadPoint, ...] = load_points(options, scenarios)
-    if trace is None:
-        return Plan(options, built, points, scenarios)
-    return Plan(options, built, points, scenarios, trace.rows, (trace.note,))
+        rows, notes = trace.rows, (trace.note, *notes)
+    return Plan(options, built, load_points(options, scenarios), scenarios, rows, notes)

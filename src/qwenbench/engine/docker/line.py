@@ -26,7 +26,6 @@ CONTAINER_PORT = 8000
 _PLAIN = re.compile(r"\d+\Z")
 _SAFE_FLAG = re.compile(r"--?[A-Za-z0-9][A-Za-z0-9._=-]*\Z|[a-z]+\Z")
 _MOUNT = re.compile(r"(?P<source>[A-Za-z]:[\\/][^:]*|[^:]+):(?P<target>[^:]+)(?::(?P<mode>[a-z,]+))?\Z")
-_HEALTH = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health', timeout=5)"
 PROXY_IMAGE = "qwenbench:latest"
 """Made from Dockerfile.bench."""
 PROXY_PORT = 9000
@@ -159,31 +158,20 @@ def compose(config: ServerConfig) -> str:
 
 def _vllm_service(config: ServerConfig) -> dict[str, Any]:
     docker = config.docker
-    service: dict[str, Any] = {
+    service = {
         "image": docker.image,
         "command": [_escaped(word) for word in (config.model, *config.vllm_args())],
         "restart": "unless-stopped",
+        "runtime": docker.runtime,
+        "ipc": docker.ipc,
+        "environment": [*config.env_names, *(f"{name}={_escaped(text)}" for name, text in config.env.items())],
+        "volumes": [_volume(mount) for mount in _mounts(docker)],
+        "ports": [f"127.0.0.1:{config.port}:{CONTAINER_PORT}"],
+        # a first start downloads the model and compiles
+        "healthcheck": {**_healthcheck("python3", CONTAINER_PORT), "retries": 6, "start_period": "20m"},
+        "deploy": docker.gpus and {"resources": {"reservations": {"devices": [_devices(docker.gpus)]}}},
     }
-    if docker.runtime:
-        service["runtime"] = docker.runtime
-    if docker.ipc:
-        service["ipc"] = docker.ipc
-    environment = [*config.env_names, *(f"{name}={_escaped(text)}" for name, text in config.env.items())]
-    if environment:
-        service["environment"] = environment
-    if mounts := _mounts(docker):
-        service["volumes"] = [_volume(mount) for mount in mounts]
-    service["ports"] = [f"127.0.0.1:{config.port}:{CONTAINER_PORT}"]
-    service["healthcheck"] = {
-        "test": ["CMD", "python3", "-c", _HEALTH.format(port=CONTAINER_PORT)],
-        "interval": "10s",
-        "timeout": "6s",
-        "retries": 6,
-        "start_period": "20m",  # a first start downloads the model and compiles
-    }
-    if docker.gpus:
-        service["deploy"] = {"resources": {"reservations": {"devices": [_devices(docker.gpus)]}}}
-    return service
+    return {name: value for name, value in service.items() if value}
 
 
 def _proxy_service(config: ServerConfig) -> dict[str, Any]:
@@ -197,13 +185,14 @@ def _proxy_service(config: ServerConfig) -> dict[str, Any]:
         ],
         "ports": [f"127.0.0.1:{PROXY_PORT}:{PROXY_PORT}"],
         "depends_on": {"vllm": {"condition": "service_healthy"}},
-        "healthcheck": {
-            "test": ["CMD", "python", "-c", _HEALTH.format(port=PROXY_PORT)],
-            "interval": "10s",
-            "timeout": "6s",
-        },
+        "healthcheck": _healthcheck("python", PROXY_PORT),
         "restart": "unless-stopped",
     }
+
+
+def _healthcheck(python: str, port: int) -> dict[str, Any]:
+    ask = f"import urllib.request; urllib.request.urlopen('http://127.0.0.1:{port}/health', timeout=5)"
+    return {"test": ["CMD", python, "-c", ask], "interval": "10s", "timeout": "6s"}
 
 
 def _escaped(text: str) -> str:
