@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -16,15 +17,23 @@ from qwenbench.analysis.point import BROKEN
 from qwenbench.analysis.run import Run
 from qwenbench.analysis.statistics import RequestsOf, requests_under
 
-OBJECTIVES: Mapping[str, str] = {
-    "tokens": "output_tokens_per_s",
-    "latency": "e2e_mean",
-    "context": "kv_cache_tokens",
-    "energy": "energy_j_per_output_token",
+
+class Objective(NamedTuple):
+    """What --objective makes largest or smallest."""
+
+    metric: str
+    sign: int
+    """1: more is better; -1: less is."""
+    words: str
+
+
+OBJECTIVES: Mapping[str, Objective] = {
+    "tokens": Objective("output_tokens_per_s", 1, "the most output tokens per second"),
+    "latency": Objective("e2e_mean", -1, "the shortest requests"),
+    "context": Objective("kv_cache_tokens", 1, "the longest context"),
+    "energy": Objective("energy_j_per_output_token", -1, "the least energy per token"),
 }
-"""What --objective makes largest or smallest."""
 UNKNOWN = Estimate(0, None)
-HIGHER_IS_BETTER = frozenset({"tokens", "context"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +112,7 @@ class Candidate:
         """Its objective so that more is better; -inf where it is not known."""
         if self.objective.value is None:
             return float("-inf")
-        return self.objective.value if objective in HIGHER_IS_BETTER else -self.objective.value
+        return OBJECTIVES[objective].sign * self.objective.value
 
 
 def judge(run: Run, config_id: str, question: Question, curves: Sequence[Curve]) -> Candidate:
@@ -184,7 +193,7 @@ class _Judge:
         if context:
             return Standing.OUT, context
         if found.objective.value is None:
-            return Standing.OUT, f"{OBJECTIVES[self.question.objective]} is not known"
+            return Standing.OUT, f"{OBJECTIVES[self.question.objective].metric} is not known"
         broken = [str(state) for state in found.limits if state.verdict == "broken"]
         # what breaks a limit at fewer users breaks it at more, but not the other way round
         if broken and (beyond is None or all(level.concurrency <= (found.users or 0) for level in found.levels)):
@@ -213,7 +222,7 @@ class _Judge:
         return f"kv_cache_tokens is {show(held, 'tokens')} where {show(wanted, 'tokens')} is asked for (one request)"
 
     def _objective(self, found: Candidate) -> Estimate:
-        key = OBJECTIVES[self.question.objective]
+        key = OBJECTIVES[self.question.objective].metric
         if key in METRICS:
             return found.expected[key]
         value = found.facts.get(key)

@@ -15,6 +15,8 @@ from qwenbench.analysis.levels import Workload
 from qwenbench.analysis.limits import LimitState
 from qwenbench.analysis.run import Run
 from qwenbench.engine.docker.line import ATTACHED
+from qwenbench.runfolder.damage import mapping
+from qwenbench.runfolder.names import AT
 
 MIN_REPEATS = 3
 """Repeats, or launches, from which an interval is worth something."""
@@ -88,7 +90,7 @@ def _apart(one: Estimate, other: Estimate) -> bool:
 
 
 def _overlap(winner: Candidate, rival: Candidate, question: Question) -> str:
-    key = in_words(OBJECTIVES[question.objective])
+    key = in_words(OBJECTIVES[question.objective].metric)
     if winner.objective.value == rival.objective.value:
         return f"{winner.config_id} and {rival.config_id} have the same {key}"
     if winner.objective.low is None or rival.objective.low is None:
@@ -176,9 +178,9 @@ def deciding_command(run: Run, missing: Sequence[MissingPoints]) -> str | None:
     if not missing:
         return None
     words = _going_on(run)
-    measured = {int(value) for value in run.points["concurrency"].dropna()}
-    levels = sorted(measured | {point.concurrency for point in missing})
-    if set(levels) != measured:
+    # a search measures loads that are not in its plan
+    planned = run.part("options").get("concurrency") or run.points["concurrency"].dropna().astype(int)
+    if levels := sorted({point.concurrency for point in missing} - set(planned)):
         words += ["--concurrency", ",".join(map(str, levels))]
     scenarios = list(dict.fromkeys(run.points["scenario"].astype(str)))
     added = [name for name in dict.fromkeys(point.scenario for point in missing) if name not in scenarios]
@@ -190,6 +192,10 @@ def deciding_command(run: Run, missing: Sequence[MissingPoints]) -> str | None:
     launches = max(point.launches for point in missing)
     if launches > max((int(value) for value in run.points["launch"].dropna()), default=1):
         words += ["--relaunch-repeats", str(launches)]
+    doubted = {point.config_id.partition(AT)[0] for point in missing}
+    known = mapping(run.part("plan").get("configurations")) or {name.partition(AT)[0] for name in run.launches}
+    if words[1] == "sweep" and (doubted < set(known) or run.part("options").get("only")):
+        words += ["--only", ",".join(sorted(doubted))]
     return " ".join(map(shlex.quote, words))
 
 

@@ -264,7 +264,7 @@ def _change(state: LimitState) -> str:
 
 
 def _to_win(winner: Candidate, second: Candidate, question: Question) -> str:
-    key = OBJECTIVES[question.objective]
+    key = OBJECTIVES[question.objective].metric
     unit = METRICS[key].unit if key in METRICS else "tokens"
     ours, theirs = winner.objective.value or 0.0, second.objective.value or 0.0
     if abs(ours - theirs) <= EQUAL * abs(ours):

@@ -209,7 +209,8 @@ def show_plan(plan: Plan, site: Site, resumed: Path | None = None) -> None:
     that goes on what is measured already counts no more."""
     known = {entry.cell for entry in Journal(RunPaths(resumed).journal).readable_entries()} if resumed else set()
     left = [cell for cell in plan.cells() if cell.cell_id not in known]
-    print(f"{len(plan.configurations)} configurations x {len(plan.points)} load points "
+    some = f"{len(plan.options.only)} of " if plan.options.only else ""
+    print(f"{some}{len(plan.configurations)} configurations x {len(plan.points)} load points "
           f"x {plan.options.relaunch_repeats} launches = {len(plan.cells())} cells"
           + (f", {len(left)} of them not measured yet" if resumed else "")
           + (" (SIMULATED)" if site.simulated else ""))  # fmt: skip

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qwenbench.sweep.tuning import Quest
 
 SEARCH = "What is sought"
-_OBJECTIVES = ("tokens", "users", "rate")
+_SOUGHT = ("tokens", "users", "rate")
 _SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "": 1.0}
 
 
@@ -34,7 +34,7 @@ def command(
             "tokens: most tokens/s at --users; users, rate: most users, or requests a second (open loop), "
             "within the limits (default: tokens)",
             panel=SEARCH,
-            metavar="tokens|users|rate",
+            metavar="|".join(_SOUGHT),
         ),
     ] = None,
     max_launches: Annotated[
@@ -177,8 +177,8 @@ def _quest(
     from qwenbench.sweep.tuning import Quest
     from qwenbench.tune.protocol import Rules
 
-    if objective is not None and objective not in _OBJECTIVES:
-        raise UsageError(f"--objective {objective!r}: choose {', '.join(_OBJECTIVES)}.")
+    if objective is not None and objective not in _SOUGHT:
+        raise UsageError(f"--objective {objective!r}: choose {', '.join(_SOUGHT)}.")
     limits = parse_point_limits(slo) if slo is not None else ()
     if objective in ("users", "rate"):
         if users is not None:

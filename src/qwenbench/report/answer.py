@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from qwenbench.analysis.candidates import Question
+from qwenbench.analysis.candidates import OBJECTIVES, Question
 from qwenbench.analysis.columns import METRICS, label
 from qwenbench.analysis.deciding import MissingPoints
 from qwenbench.analysis.limits import parse_point_limits
@@ -40,12 +40,6 @@ _EXPECTED = (
 """Figures of an answer, in their order; --json has all."""
 _TILES = frozenset(_EXPECTED) - {"itl_p99", "e2e_p50", "goodput_rps", "energy_j_per_output_token"}
 """Those that a page or a summary shows large."""
-_OBJECTIVES = {
-    "tokens": "the most output tokens per second",
-    "latency": "the shortest requests",
-    "context": "the longest context",
-    "energy": "the least energy per token",
-}
 SHELLS = {"bash": "sh", "powershell": "powershell", "compose": "yaml"}
 """How a deployment can be written -> the language of that block."""
 _SHELL_LABELS = {"bash": "bash", "powershell": "PowerShell", "compose": "compose"}
@@ -154,7 +148,7 @@ def _headline(answer: Answer) -> Iterator[Block]:
             yield Paragraph((Span("Closest: "), answer.nearest_miss))
         return
     users = "" if answer.users is None else f" at {answer.users:,} client streams"
-    goal = _OBJECTIVES.get(answer.question.objective, answer.question.objective)
+    goal = OBJECTIVES[answer.question.objective].words
     sure: Inline = "" if answer.decided else (" ", Span("not decided yet", "badge"))
     words = (Span(("Deploy ", answer.config_id)), f": {goal}{users}", f", for {asked}" if asked else "", ".", sure)
     yield Paragraph(words, "answer")

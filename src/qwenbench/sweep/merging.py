@@ -218,7 +218,7 @@ def _refuse_measured_twice(shards: Sequence[Shard]) -> None:
 def _joined_options(shards: Sequence[Shard]) -> SweepOptions:
     """Options of which the plan holds what every run's holds. Raises UsageError where no options do."""
     first = shards[0].options
-    fields = first.model_dump(exclude_defaults=True)
+    fields = first.model_dump(exclude_defaults=True, exclude={"only"})  # names may become others
     for shard in shards[1:]:
         given = {name: getattr(shard.options, name) for name in (*ADDED_TO, *NEVER_FEWER, "vary")}
         fields = grown(SweepOptions.model_validate(fields), given)

@@ -97,6 +97,11 @@ def profile_names(text: str, option: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def names_or_all(text: str, option: str) -> tuple[str, ...]:
+    """Reads --only: names; none for `all`."""
+    return () if text == "all" else parse_list(text, option, str, any_word)
+
+
 def match_or_list(text: str, option: str) -> str | tuple[int, ...]:
     """Reads --max-num-seqs: `match`, or numbers."""
     return text if text == "match" else parse_list(text, option, int, positive)

@@ -24,6 +24,7 @@ from qwenbench.sweep.option_values import (
     json_object,
     list_of,
     match_or_list,
+    names_or_all,
     not_negative,
     one_of,
     parse_vary,
@@ -146,6 +147,7 @@ class SweepOptions(BaseModel):
 
     repeats: Annotated[int, _shaped("Repeats of each point within a launch", REPEATS)] = Field(default=1, ge=1, le=1000)
     relaunch_repeats: Annotated[int, Flag("Launches per configuration", REPEATS, commands=("sweep",))] = Field(default=1, ge=1, le=100)
+    only: Annotated[tuple[str, ...], Flag("Measure these configurations of the plan only, by name (those in doubt); `all` again", REPEATS, "NAME,..", names_or_all, commands=("sweep",))] = ()
     until_ci: Annotated[float | None, _shaped("Repeat until the 95 % interval of output tokens/s is so narrow", REPEATS, "5%", share)] = Field(default=None, gt=0, lt=1)
     order: Annotated[Literal["listed", "shuffled"], _shaped("Order of load points; shuffled by the seed", REPEATS)] = "shuffled"
     seed: Annotated[int, Flag("Seed of everything that is drawn", REPEATS)] = Field(default=0, ge=0)

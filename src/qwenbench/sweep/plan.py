@@ -61,7 +61,8 @@ class Plan:
         """Launches in order: every configuration once, then every one again, so that drift hits all alike."""
         for launch in range(1, self.options.relaunch_repeats + 1):
             for configuration in self.configurations:
-                yield configuration, launch
+                if not self.options.only or configuration.config_id in self.options.only:
+                    yield configuration, launch
 
     def cells(self) -> list[Cell]:
         """All cells in the order in which they are run."""
@@ -158,7 +159,12 @@ def load_scenarios(options: SweepOptions) -> dict[str, LoadedScenario]:
 
 def make_plan(options: SweepOptions, known: Mapping[str, str] = MappingProxyType({})) -> Plan:
     """The whole plan of a sweep; `known`: see `configurations`. Raises UsageError; touches nothing."""
-    return _plan(options, configurations(options, base_server(options), known), parser_note(options))
+    built = configurations(options, base_server(options), known)
+    names = [configuration.config_id for configuration in built]
+    for name in options.only:
+        if name not in names:
+            raise UsageError(f"--only {name!r}: no configuration of this plan. It has {', '.join(names)}.")
+    return _plan(options, built, parser_note(options))
 
 
 def make_bench_plan(options: SweepOptions, server: ServerConfig) -> Plan:

@@ -197,7 +197,7 @@ class Sweep(SweepContext):
     async def _check(self, slots: Sequence[Slot]) -> None:
         """Raises UsageError for what can be known to be impossible on any of the places for servers."""
         first = self.plan.configurations[0].server
-        for slot in slots[: len(self.plan.configurations) * self.plan.options.relaunch_repeats]:
+        for slot in slots[: len(list(self.plan.launches()))]:
             await self.site.launcher.check(slot.place(first))
 
     async def _end_leftovers(self) -> None:

@@ -18,6 +18,7 @@ from qwenbench.errors import UsageError
 from qwenbench.runfolder.cells import Cell, LoadPoint
 from qwenbench.runfolder.names import check_name
 from qwenbench.sweep.configurations import base_server, configurations
+from qwenbench.sweep.extension import grown
 from qwenbench.sweep.option_values import profile_names
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan, load_points, load_scenarios, make_plan
@@ -101,6 +102,16 @@ def test_relaunches_come_after_every_configuration_had_its_turn() -> None:
     """A machine that warms up or slows down then hits all configurations alike."""
     launches = [(c.config_id, launch) for c, launch in plan(capture=(16, 32), relaunch_repeats=2).launches()]
     assert launches == [("cap16-seq16", 1), ("cap32-seq32", 1), ("cap16-seq16", 2), ("cap32-seq32", 2)]
+
+
+def test_only_those_in_doubt_are_launched_and_the_plan_stays_what_it_was() -> None:
+    made = plan(capture=(16, 32), relaunch_repeats=2, only=("cap32-seq32",))
+    assert [(c.config_id, launch) for c, launch in made.launches()] == [("cap32-seq32", 1), ("cap32-seq32", 2)]
+    assert made.fingerprint() == plan(capture=(16, 32), relaunch_repeats=2).fingerprint()
+    with pytest.raises(UsageError, match=r"--only 'cap64'.*It has cap16-seq16, cap32-seq32"):
+        make_plan(SweepOptions(capture=(16, 32), only=("cap64",)))
+    whole = grown(made.options, {"only": ()})
+    assert not whole["only"] and grown(made.options, {"repeats": 2})["only"] == ("cap32-seq32",)
 
 
 def test_the_order_is_shuffled_by_the_seed_and_can_be_listed() -> None:
