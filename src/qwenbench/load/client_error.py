@@ -261,24 +261,10 @@ def client_verdict(result: LoadResult, error: ClientError | None) -> str | None:
     """Why the point is invalid on the client's account, None when it is valid. All times in ms."""
     ok = result.requests.filter(pc.is_null(result.requests["error"]))
     gaps = pc.list_flatten(ok["itl_ms"])
-    return invalid_reason(
-        result.health,
-        error,
-        _median(ok["ttft_ms"]),
-        _median(gaps),
-        _merged_share(ok, len(gaps)),
-        _quantile(ok["ttft_ms"], 0.99),
-    )
-
-
-def _merged_share(ok: pa.Table, timed: int) -> float | None:
-    """Share of gaps whose time is not known, of all gaps; None without any."""
     merged = pc.sum(ok["gaps_merged"]).as_py() or 0
-    return merged / (merged + timed) if merged + timed else None
-
-
-def _median(values: pa.ChunkedArray) -> float | None:
-    return _quantile(values, 0.5)
+    share = merged / (merged + len(gaps)) if merged + len(gaps) else None
+    ttft_p50, ttft_p99 = (_quantile(ok["ttft_ms"], one) for one in (0.5, 0.99))
+    return invalid_reason(result.health, error, ttft_p50, _quantile(gaps, 0.5), share, ttft_p99)
 
 
 def _quantile(values: pa.ChunkedArray, share: float) -> float | None:

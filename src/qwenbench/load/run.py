@@ -25,7 +25,6 @@ from qwenbench.load.client_process import (
     Finished,
     Go,
     Prepare,
-    Prepared,
     ProcessLost,
     Stop,
     WindDown,
@@ -154,9 +153,8 @@ class LoadClient:
         ]
         try:
             limit = limit or WaitLimit(spec.timeout_s)
-            result = await self._run(
-                runs, on_progress, stop, partial(_look, runs, decided, machines == 1), start_at, limit
-            )
+            look = partial(_look, runs, decided, machines == 1)
+            result = await self._run(runs, on_progress, stop, look, start_at, limit)
             count_waits(result, limit)
             return result
         except BaseException:
@@ -249,7 +247,6 @@ class _ProcessRun:
             return
         if isinstance(answer, Failed):
             raise UsageError(answer.reason) if answer.usage else RunError(answer.reason)
-        assert isinstance(answer, Prepared)
 
     async def go(self, start_ns: int, on_news: Callable[[], None]) -> None:
         """Run to the end. A process that dies or fails leaves rows with error `client` for all that it had sent.
