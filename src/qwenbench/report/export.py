@@ -29,7 +29,7 @@ from qwenbench.analysis.run import Run, records
 from qwenbench.errors import RunError, UsageError
 from qwenbench.report.answer import answered, question_of
 from qwenbench.report.page import embedded, self_contained
-from qwenbench.report.page_data import page_data, subject_of
+from qwenbench.report.page_data import page_data
 from qwenbench.report.summary import run_summary
 from qwenbench.report.svg import to_png
 from qwenbench.report.text_writers import to_markdown
@@ -88,7 +88,7 @@ def figure_images(
 def tradeoff_image(run: Run, format: ImageFormat, question: Question | None = None) -> bytes | None:
     """The trade-off figure alone, which needs no browser; None without a valid point."""
     answer = answered(run, question or question_of(run))
-    tradeoff = tradeoff_of(page_data(run, samples=False), subject_of(run), answer)
+    tradeoff = tradeoff_of(page_data(run, samples=False), answer)
     svg = file_svg(tradeoff) if tradeoff is not None else None
     return None if svg is None else to_png(svg) if format == "png" else svg.encode()
 

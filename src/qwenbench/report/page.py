@@ -25,7 +25,7 @@ from qwenbench.report.comparison import comparison_head, comparison_page
 from qwenbench.report.course import course, search_path
 from qwenbench.report.document import Block, Paragraph, counted, titled
 from qwenbench.report.html_writer import Html, HtmlWriter, fill, join, swatch, tag, text
-from qwenbench.report.page_data import PageData, Subject, page_data, subject_of
+from qwenbench.report.page_data import PageData, page_data
 from qwenbench.report.points import quick_to_filter, short_estimate
 from qwenbench.report.releases import releases_head, releases_rows
 from qwenbench.report.svg import css_variables
@@ -44,15 +44,14 @@ def build_report(run: Run, question: Question | None = None) -> str:
     write = HtmlWriter().write
     answer = answered(run, question or question_of(run))
     chosen = answer.config_id if isinstance(answer, Answer) else None
-    subject = subject_of(run)
-    found = tradeoff_of(data, subject, answer)
+    found = tradeoff_of(data, answer)
     return self_contained(
         "page.html",
         ("format.js", "style.js", "theme.js", "figures.js", "page.js"),
         {
-            "title": text(f"{'SIMULATED · ' if run.simulated else ''}{subject.title} · qwenbench"),
+            "title": text(f"{'SIMULATED · ' if run.simulated else ''}{data.subject.title} · qwenbench"),
             "body_class": "simulated" if run.simulated else "measured",
-            "masthead": _masthead(subject, data, len(run.points)),
+            "masthead": _masthead(data, len(run.points)),
             "filters": join(_fieldsets(data)),
             "answer": write(page_answer(run, answer)),
             "tradeoff": write(
@@ -156,7 +155,8 @@ def _definition(column: Column) -> str:
     return f"{column.definition} [{column.unit}]" if column.unit else column.definition
 
 
-def _masthead(subject: Subject, data: PageData, points: int) -> Html:
+def _masthead(data: PageData, points: int) -> Html:
+    subject = data.subject
     facts = [
         f"run {subject.run_id}",
         subject.started and subject.started[:16].replace("T", " "),

@@ -183,13 +183,7 @@ class PriceView:
 
 @dataclass(frozen=True, slots=True)
 class PageData:
-    run_id: str
-    simulated: bool
-    card_name: str | None
-    card_gib: float | None
-    """CUDA's total, which --gpu-memory-utilization multiplies."""
-    card_nvml_gib: float | None
-    """NVML's total, which the VRAM figures are to be held against."""
+    subject: Subject
     level_label: str
     """Title of the load axis with its unit."""
     level_log: bool
@@ -207,6 +201,10 @@ class PageData:
     """Loads whose prompts fit under the larger of two captures: what that gave."""
     spread: Spread
     """How far launches of one configuration lie apart, which one launch cannot show."""
+
+    @property
+    def simulated(self) -> bool:
+        return self.subject.simulated
 
     def points_of(self, config: str) -> list[PointView]:
         """Every load point of a configuration."""
@@ -230,13 +228,8 @@ def page_data(run: Run, samples: bool = True) -> PageData:
     lines, left_out = timelines(run) if samples else ((), 0)
     points = point_views(run.points, read_summary(RunPaths(run.path).summary))
     rates = not run.points.empty and bool(run.points["concurrency"].isna().all())
-    subject = subject_of(run)
     return PageData(
-        run_id=run.run_id,
-        simulated=run.simulated,
-        card_name=subject.card,
-        card_gib=subject.cuda_gib,
-        card_nvml_gib=subject.nvml_gib,
+        subject=subject_of(run),
         level_label="Scheduled sessions per second" if rates else "Client streams (concurrency)",
         level_log=not rates,
         workloads=tuple(dict.fromkeys(point.workload for point in points)),

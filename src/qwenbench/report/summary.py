@@ -85,7 +85,7 @@ def run_summary(run: Run) -> Iterator[Block]:
             ]
         )
     shown = [f"{name} {value}" for name, value in run.part("versions").items() if value]
-    parts = [data.card_name or "card not known", *shown, f"seed {run.meta.get('seed', 'not known')}"]
+    parts = [data.subject.card or "card not known", *shown, f"seed {run.meta.get('seed', 'not known')}"]
     yield Paragraph(f"Conditions: {', '.join(parts)}.")
 
 

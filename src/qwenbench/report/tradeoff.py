@@ -17,7 +17,7 @@ from qwenbench.analysis.recommend import Answer
 from qwenbench.analysis.run import grouped
 from qwenbench.analysis.spread import Spread
 from qwenbench.report.document import counted
-from qwenbench.report.page_data import ConfigView, PageData, Subject
+from qwenbench.report.page_data import ConfigView, PageData
 from qwenbench.report.points import Estimate, PointView
 
 SAME_KV = 0.01
@@ -70,7 +70,7 @@ class Tradeoff:
     simulated: bool
 
 
-def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = None) -> Tradeoff | None:
+def tradeoff_of(data: PageData, answer: Answer | str | None = None) -> Tradeoff | None:
     """The figure of a run; None without a valid point.
 
     The load in question is the measured one at or above the answer's users, the highest where nobody asked.
@@ -93,7 +93,7 @@ def tradeoff_of(data: PageData, subject: Subject, answer: Answer | str | None = 
         marked = _with_frontier(lanes)
         panels.append(Panel(names[0] if len(groups) > 1 else "", _best(marked)))
         left_out = max(left_out, len(marked) - MOST_LANES)
-    about = (subject.title, f"at {load}", _scenario_words(groups), *_spread_words(at_load, data.spread))
+    about = (data.subject.title, f"at {load}", _scenario_words(groups), *_spread_words(at_load, data.spread))
     return Tradeoff(
         title=" ".join([*_statements(panels, load), *reach_statement(data.reached, level)]),
         subtitle=" · ".join(about),

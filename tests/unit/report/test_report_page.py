@@ -61,7 +61,7 @@ def test_a_simulated_run_says_so_and_a_measured_one_does_not(planted: Planted) -
     simulated, measured = build_report(planted()), build_report(planted(simulated=False))
     assert 'class="simulated"' in simulated and "SIMULATED" in without_scripts(simulated)
     assert 'class="measured"' in measured and "SIMULATED" not in without_scripts(measured)
-    assert embedded(measured, "data")["simulated"] is False
+    assert embedded(measured, "data")["subject"]["simulated"] is False
 
 
 def test_failures_show_evidence_and_advice(planted: Planted) -> None:

@@ -12,7 +12,7 @@ import pytest
 from qwenbench.analysis.candidates import Question
 from qwenbench.analysis.run import Run
 from qwenbench.report.answer import answered
-from qwenbench.report.page_data import _gpu_words, page_data, subject_of
+from qwenbench.report.page_data import _gpu_words, page_data
 from qwenbench.report.tradeoff import MOST_LANES, Tradeoff, faster, tradeoff_of
 from qwenbench.report.tradeoff_drawing import file_svg, picture
 
@@ -20,7 +20,7 @@ Planted = Callable[..., Run]
 
 
 def drawn(run: Run, users: int | None = None) -> Tradeoff:
-    found = tradeoff_of(page_data(run, samples=False), subject_of(run), answered(run, Question(users=users)))
+    found = tradeoff_of(page_data(run, samples=False), answered(run, Question(users=users)))
     assert found is not None
     return found
 
@@ -117,8 +117,8 @@ def test_a_failed_configuration_has_its_row_and_many_are_cut_to_the_best(planted
 def test_nothing_valid_is_no_figure(planted: Planted) -> None:
     run = planted()
     run.points["valid"] = False
-    assert tradeoff_of(page_data(run, samples=False), subject_of(run)) is None
-    assert tradeoff_of(page_data(replace(run, points=pd.DataFrame()), samples=False), subject_of(run)) is None
+    assert tradeoff_of(page_data(run, samples=False)) is None
+    assert tradeoff_of(page_data(replace(run, points=pd.DataFrame()), samples=False)) is None
 
 
 def test_one_launch_of_a_real_server_is_held_against_the_spread_between_launches(planted: Planted) -> None:

@@ -12,7 +12,7 @@ function baseLayout(env, height) {
     hovermode: "closest", showlegend: false, annotations: [], shapes: [],
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", itemclick: false, itemdoubleclick: false, font: { color: theme.ink } },
   };
-  if (env.doc.simulated) layout.annotations.push(Style.simulated(env.theme));
+  if (env.doc.subject.simulated) layout.annotations.push(Style.simulated(env.theme));
   return layout;
 }
 
@@ -32,7 +32,7 @@ function panels(env, layout, names, xTitle, yTitle, xMore, yMore, panelHeight = 
   layout.legend.y = 1 + 30 / (layout.height - layout.margin.t - layout.margin.b);
   const gapX = 0.1, gapY = 74 / (rows * panelHeight);
   const wide = (1 - gapX * (columns - 1)) / columns, tall = (1 - gapY * (rows - 1)) / rows;
-  layout.annotations = env.doc.simulated ? [{ ...Style.simulated(env.theme), yshift: 5 + legendRoom }] : [];
+  layout.annotations = env.doc.subject.simulated ? [{ ...Style.simulated(env.theme), yshift: 5 + legendRoom }] : [];
   return names.map((name, index) => {
     const column = index % columns, row = Math.floor(index / columns), suffix = index ? String(index + 1) : "";
     const left = column * (wide + gapX), top = 1 - row * (tall + gapY);
@@ -163,10 +163,10 @@ const Figures = {
     layout.barmode = "stack";
     layout.legend.traceorder = "normal";
     layout.xaxis.rangemode = "tozero";
-    for (const [size, label, dash] of [[doc.card_gib, "CUDA's total", "solid"], [doc.card_nvml_gib, "NVML's total", "dot"]]) {
+    for (const [size, label, dash] of [[doc.subject.cuda_gib, "CUDA's total", "solid"], [doc.subject.nvml_gib, "NVML's total", "dot"]]) {
       if (size === null) continue;
       layout.shapes.push({ type: "line", x0: size, x1: size, yref: "paper", y0: 0, y1: 1, line: { color: theme.warn, width: 1.6, dash } });
-      data.push({ type: "scatter", mode: "lines", x: [null], y: [names[0] ?? null], name: `${Format.short(doc.card_name ?? "card", 30)}: ${label}, ${Format.number(size, 2)} GiB`, line: { color: theme.warn, dash, width: 1.6 } });
+      data.push({ type: "scatter", mode: "lines", x: [null], y: [names[0] ?? null], name: `${Format.short(doc.subject.card ?? "card", 30)}: ${label}, ${Format.number(size, 2)} GiB`, line: { color: theme.warn, dash, width: 1.6 } });
     }
     return { data, layout };
   },
@@ -191,7 +191,7 @@ const Figures = {
     layout.xaxis.rangemode = "tozero";
     const predicted = configs.map((config) => config.prediction.kv_cache_gib);
     const side = (key, sign) => configs.map((config, index) => (config.prediction[key] == null ? 0 : sign * (config.prediction[key] - predicted[index])));
-    const seen = env.doc.simulated ? "the simulator's log" : "measured: the server's log";
+    const seen = env.doc.subject.simulated ? "the simulator's log" : "measured: the server's log";
     const measured = configs.map((config) => config.ledger.kv_cache_gib ?? null);
     const off = configs.map((_, index) => (measured[index] === null ? "no figure in the log" : `off by ${Format.number(100 * (predicted[index] / measured[index] - 1), 1)} %`));
     const data = [
