@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.observe.metrics import parse_metrics
 from qwenbench.simulator.steptime import calibration
 

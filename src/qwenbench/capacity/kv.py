@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qwenbench.capacity.model_shape import DTYPE_BYTES, AttentionLayers, ModelShape
-from qwenbench.engine.startup_patterns import tokens_formula
+from qwenbench.engine.startup_log import tokens_formula
 from qwenbench.errors import UsageError
 
 _WITHOUT_LAYERS = ("ngram", "ngram_gpu", "suffix", "prompt_lookup", "extract_hidden_states", "custom_class")

@@ -14,7 +14,7 @@ from qwenbench.capacity.configuration import layout_of_server
 from qwenbench.capacity.kv import KvLayout
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.cli.runs import JsonOption, option, print_json
-from qwenbench.engine.startup_log import read_named_log
+from qwenbench.engine.startup_log_reader import read_named_log
 from qwenbench.errors import UsageError
 from qwenbench.input_files import MIB, check_input, read_input, read_json
 from qwenbench.report.text_writers import print_document

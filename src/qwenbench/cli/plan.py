@@ -16,7 +16,8 @@ from qwenbench.capacity.settings import settings_of_config
 from qwenbench.cli.runs import JsonOption, option, print_json
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.flags import SWITCHES, parse_flags
-from qwenbench.engine.startup_log import StartupLog, read_named_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import read_named_log
 from qwenbench.errors import UsageError
 from qwenbench.sweep.model_files import drafter_shape, find_shape, read_shape
 from qwenbench.sweep.option_values import not_negative, parse_list

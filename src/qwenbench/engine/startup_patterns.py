@@ -253,21 +253,6 @@ def banner_version(line: str) -> str | None:
     return found.group(1) if found else None
 
 
-def tokens_formula(version: str | None) -> str | None:
-    """The formula behind `KV cache size: N tokens` by version: the older one up to 0.20.0 (seen printed) and its
-    builds before 0.20.1; None for builds that carry no release's number."""
-    found = re.match(r"v?(\d+)\.(\d+)(?:\.(\d+))?(rc|\.?dev|a|b)?", version or "")
-    if found is None:
-        return None
-    # 0.20 without a patch number stands for its later releases
-    release = (int(found[1]), int(found[2]), int(found[3]) if found[3] else 99 if found[2] == "20" else 0)
-    if release < (0, 18, 0) and ("dev" in (version or "")):
-        return None  # 0.1.dev1+g12ab: built without tags
-    if release <= (0, 20, 0) or (release == (0, 20, 1) and found.group(4)):
-        return "blocks_per_group"
-    return "max_concurrency"
-
-
 def start_values(line: str) -> dict[str, Any]:
     """Values of the whole start in this line, by StartupLog field; the last one told counts."""
     values = values_in(_START, line)

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from qwenbench.capacity.cards import find_card
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.simulator.blocks import BLOCK_TOKENS, STATE_BLOCKS, BlockPool
 from qwenbench.simulator.options import flashinfer_by_default
 from qwenbench.simulator.replay import Figures, Planned, Replayed, closed_loop, figures

@@ -21,7 +21,7 @@ from qwenbench.engine.failures import Failure, LaunchError, no_answer
 from qwenbench.engine.launch_record import write_launch_record
 from qwenbench.engine.log_lines import LogReader, StartPhases
 from qwenbench.engine.server import STOP_GRACE_S, Server
-from qwenbench.engine.startup_log import read_startup_log
+from qwenbench.engine.startup_log_reader import read_startup_log
 from qwenbench.load.clients import Client
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, with_cache_labels
 from qwenbench.observe.metrics import scrape

@@ -16,7 +16,7 @@ import aiohttp
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.leftovers import find_leftovers, remove_leftover
 from qwenbench.engine.readiness import port_in_use
-from qwenbench.engine.startup_log import read_startup_log
+from qwenbench.engine.startup_log_reader import read_startup_log
 from qwenbench.load.clients import Client
 from qwenbench.masking import masked
 from qwenbench.runfolder.cells import Cell

@@ -15,7 +15,8 @@ from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
 from qwenbench.capacity.predict import Prediction
 from qwenbench.capacity.settings import parse_bytes, settings_of_config
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 CASES = json.loads((DATA / "cpu-doomed" / "cases.json").read_text())

@@ -23,7 +23,8 @@ from qwenbench.capacity.kv import (
     requests_that_fit,
 )
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape, known_shape
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.errors import UsageError
 from qwenbench.observe.ledger import build_ledger
 

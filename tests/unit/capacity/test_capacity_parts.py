@@ -19,7 +19,8 @@ from qwenbench.capacity.model_shape import SEED_SHAPE, known_shape
 from qwenbench.capacity.predict import capture_gain_of
 from qwenbench.engine.config import ServerConfig
 from qwenbench.engine.flags import parse_flags
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 
 RECORDED = Path(__file__).parents[2] / "data" / "memory" / "vllm-0.26.0"
 H100_TOTAL = 79.18

@@ -20,7 +20,8 @@ from qwenbench.capacity.predict import Prediction, Target, predict
 from qwenbench.capacity.settings import Settings
 from qwenbench.capacity.weights import WeightsUnknown, count_weights
 from qwenbench.engine.config import ServerConfig
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.errors import UsageError
 
 DATA = Path(__file__).parents[2] / "data" / "memory"

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenbench.engine.speed_settings import speed_settings
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 RECORDED = gzip.decompress((DATA / "h200-vllm-0.20.2/cap64-seq64.log.gz").read_bytes()).decode()

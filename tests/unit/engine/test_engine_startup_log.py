@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwenbench.engine.startup_log import StartupLog, StartupLogReader, parse_startup_log, read_named_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import StartupLogReader, parse_startup_log, read_named_log
 
 DATA = Path(__file__).parents[2] / "data" / "memory"
 H200 = "h200-vllm-0.20.2"

@@ -11,7 +11,8 @@ import pytest
 
 from qwenbench.capacity.kv import kv_layout
 from qwenbench.capacity.model_shape import SEED_SHAPE, ModelShape
-from qwenbench.engine.startup_log import StartupLog, parse_startup_log
+from qwenbench.engine.startup_log import StartupLog
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.observe.ledger import MemoryLedger, build_ledger, compare_starts
 from qwenbench.observe.nvml import VramPhases, vram_phases
 

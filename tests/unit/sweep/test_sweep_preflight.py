@@ -10,7 +10,7 @@ import pytest
 from qwenbench.capacity.cards import find_card
 from qwenbench.capacity.model_shape import known_shape
 from qwenbench.engine.config import Configuration, DockerOptions, ServerConfig
-from qwenbench.engine.startup_log import parse_startup_log
+from qwenbench.engine.startup_log_reader import parse_startup_log
 from qwenbench.sweep.hardware import Hardware
 from qwenbench.sweep.options import SweepOptions
 from qwenbench.sweep.plan import Plan
