@@ -188,8 +188,8 @@ CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel
         ("sharegpt", {"id": "x", "items": SHAREGPT}, {"users": ["Hi", "More"]}),
         ("lmsys", {"question_id": "1", "conversation_a": CHAT, "conversation_b": CHAT}, {"users": ["Hi"]}),
         ("openai-batch", {"custom_id": "r", "params": {"system": "Be kind", "messages": CHAT}}, {"system": "Be kind"}),
-        ("bfcl", {"id": "1", "question": [CHAT[:1], CHAT[:1]], "function": [{}]}, {"users": ["Hi", "Hi"]}),
-        ("mt-bench", {"question_id": 81, "turns": ["Hi", "More"]}, {"users": ["Hi", "More"]}),
+        ("bfcl", {"id": "1", "question": [CHAT[:1], CHAT[:1]], "function": [{}]}, {"users": ["Hi"]}),
+        ("mt-bench", {"question_id": 81, "turns": ["Hi", "More"]}, {"users": ["Hi"]}),
         ("mt-bench", {"session_id": "s", "turns": [{"text": "Hi"}]}, {"users": ["Hi"]}),
         ("openorca", {"system_prompt": "Be kind", "question": "Hi", "response": "Yo"}, {"system": "Be kind"}),
         ("prompt", {"text": "Hi"}, {"users": ["Hi"]}),
@@ -204,6 +204,8 @@ def test_import_reads_data_as_people_have_it(
     assert tally.formats == {form}
     found = {"users": [turn.user for turn in prompt.turns], "system": prompt.system, "language": prompt.language}
     assert {**found, "output_tokens": prompt.output_tokens}.items() >= kept.items()
+    write_prompts([prompt], tmp_path / "set.jsonl")
+    assert load_prompt_set(tmp_path / "set.jsonl").prompts, "what is imported can be sent"
 
 
 CALL = {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f"}}]}

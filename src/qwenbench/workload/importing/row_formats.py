@@ -94,23 +94,16 @@ def _plain(row: DatasetRow) -> Prompt | None:
 _PLAIN = "prompt|query|text_input|text"
 
 
-def _function_calls(row: DatasetRow) -> Prompt | None:
-    turns = row.values.get("question")
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        return _plain(row)
-    # a list of turns, each a list of messages; nobody's answers are between them
-    told = [_message(one, row.where) for turn in turns for one in (turn if isinstance(turn, list) else [turn])]
-    system = "\n".join(text for role, text in told if role == "system") or None
-    asked = tuple(PromptTurn(user=text) for role, text in told if role == "user" and text)
-    return _prompt(asked, system=system) if asked else None
-
-
-def _turns(row: DatasetRow) -> Prompt | None:
-    turns = row.values.get("turns")
-    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
-        raise UsageError(f"{row.where}: column 'turns' is no list.")
-    asked = [_text_of_parts([turn], f"{row.where}: turns.{place}").strip() for place, turn in enumerate(turns)]
-    return _prompt(tuple(PromptTurn(user=text) for text in asked)) if asked and all(asked) else None
+def _first_question(row: DatasetRow) -> Prompt | None:
+    """The first of a row's questions: later ones follow answers that the row has not got."""
+    column = "turns" if "turns" in row.values else "question"
+    asked = row.values.get(column)
+    if isinstance(asked, str) or not isinstance(asked, Sequence) or not asked:
+        raise UsageError(f"{row.where}: column {column!r} is no list.")
+    first = asked[0]
+    if isinstance(first, Sequence) and not isinstance(first, str):  # BFCL: a list of messages
+        return _talk(row, first, column)
+    return _single(_text_of_parts([first], f"{row.where}: {column}.0").strip())
 
 
 def _vllm_custom(row: DatasetRow) -> Prompt | None:
@@ -242,7 +235,7 @@ FORMATS: Mapping[str, RowFormat] = {
     for one in (
         RowFormat("ultrachat", "UltraChat", ("messages",), _messages, "HuggingFaceH4/ultrachat_200k", "data",
                   "train_sft", "MIT"),
-        RowFormat("bfcl", "BFCL", ("question", "function|involved_classes"), _function_calls,
+        RowFormat("bfcl", "BFCL", ("question", "function|involved_classes"), _first_question,
                   "gorilla-llm/Berkeley-Function-Calling-Leaderboard", licence="Apache-2.0"),
         RowFormat("gsm8k", "GSM8K", ("question", "answer"), _gsm8k, "openai/gsm8k", "main", "train", "MIT"),
         RowFormat("code-alpaca", "CodeAlpaca", ("instruction",), _code_alpaca, "sahil2801/CodeAlpaca-20k", "", "",
@@ -260,7 +253,7 @@ FORMATS: Mapping[str, RowFormat] = {
         RowFormat("vllm-custom", "vLLM custom", ("prompt", "output_tokens"), _vllm_custom),
         RowFormat("qwenbench", "qwenbench prompt set", ("id", "turns"), _own),
         RowFormat("openorca", "OpenOrca", ("question", "response"), _plain, "Open-Orca/OpenOrca", licence="MIT"),
-        RowFormat("mt-bench", "MT-Bench", ("turns",), _turns),
+        RowFormat("mt-bench", "MT-Bench", ("turns",), _first_question),
         RowFormat("prompt", "plain prompts", (_PLAIN,), _plain),
     )
 }  # fmt: skip
