@@ -236,9 +236,10 @@ def _settle(row: RequestRow, facts: StreamFacts, payload: Mapping[str, Any]) -> 
     tokens = row["output_tokens"]
     shown = None if tokens is None else tokens - thoughts
     hidden = thoughts > 0 and not row["reasoning_chars"] and chunks <= (shown or 0)
-    if hidden or (row["decode_ms"] == 0.0 and (chunks > 1 or (tokens or 0) > 1)):
-        # all came in one read, as from a gateway that holds answers back, or thoughts came before the first chunk:
-        # nothing is known of the time between
+    at_once = row["decode_ms"] == 0.0 or chunks == 1
+    if hidden or (at_once and (chunks > 1 or (tokens or 0) > 1)):
+        # all came in one read or chunk, as from a gateway that holds answers back, or thoughts came before the first
+        # chunk: nothing is known of the time between
         row["decode_ms"] = None
     problem = None
     if row["ttft_ms"] is not None and row["ttft_ms"] < 0:

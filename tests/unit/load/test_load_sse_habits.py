@@ -275,6 +275,12 @@ def test_thoughts_that_are_shown_have_their_times() -> None:
     assert row["decode_ms"] == 3, "nobody parsed them, but the chunks hold them"
 
 
+def test_tokens_of_one_chunk_have_no_time_between_them() -> None:
+    """llama.cpp under a grammar: all text in one chunk, and the end right after it."""
+    row = row_of((5, delta(content="abc")), (5.1, delta("length")), (6, usage(8)), (6, DONE))
+    assert (row["ttft_ms"], row["e2e_ms"], row["decode_ms"], row["output_tokens"]) == (5, 5.1, None, 8)
+
+
 def test_several_answers_at_once_have_no_time_between_tokens() -> None:
     other = B.replace(b'"index":0', b'"index":1')
     row = row_of((5, A), (6, other), (8, A), (9, other), (9, usage(4)), (9, DONE))
