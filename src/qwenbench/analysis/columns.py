@@ -204,3 +204,12 @@ def in_words(key: str) -> str:
     """The same within a sentence: `output tokens/s`, `TTFT p50`."""
     name = label(key)
     return name if name[:2].isupper() else name[:1].lower() + name[1:]
+
+
+def figure(value: float, digits: int | None = None, signed: bool = False) -> str:
+    """A number for people: thousands separated, four significant digits unless `digits` says how many places."""
+    places = digits if digits is not None else 0 if abs(value) >= 1000 else None
+    text = f"{value:.4g}" if places is None else f"{value:,.{places}f}"
+    if float(text.replace(",", "")) == 0:
+        return text.lstrip("-")  # no -0.00
+    return f"+{text}" if signed and value > 0 else text

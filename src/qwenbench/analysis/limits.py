@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qwenbench.analysis.columns import LATENCIES, METRICS, Column
+from qwenbench.analysis.columns import LATENCIES, METRICS, Column, figure
 from qwenbench.analysis.intervals import Estimate, ShareTest, Verdict, share_test
 from qwenbench.analysis.limit_text import point_key, read_limits
 from qwenbench.analysis.request_arrays import RequestArrays
@@ -65,8 +65,7 @@ class Limit:
 
 def show(value: float, unit: str = "") -> str:
     """A figure for people: four significant digits, thousands separated, with its unit."""
-    digits = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return f"{digits} {unit}".rstrip()
+    return f"{figure(value)} {unit}".rstrip()
 
 
 def parse_point_limits(text: str, option: str = "--slo") -> tuple[Limit, ...]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Union
 
-from qwenbench.analysis.columns import POINT_COLUMNS, column_of, label
+from qwenbench.analysis.columns import POINT_COLUMNS, column_of, figure, label
 
 UNKNOWN = "–"
 """What stands for a value that is not known."""
@@ -41,26 +41,13 @@ class Number:
     def __str__(self) -> str:
         if self.value is None or math.isnan(self.value):
             return UNKNOWN
-        return with_unit(figure(self.value, self.digits, self.signed), self.unit)
-
-
-def figure(value: float, digits: int | None = None, signed: bool = False) -> str:
-    """A number for people: thousands separated, four significant digits unless `digits` says how many places."""
-    places = digits if digits is not None else 0 if abs(value) >= 1000 else None
-    text = f"{value:.4g}" if places is None else f"{value:,.{places}f}"
-    if float(text.replace(",", "")) == 0:
-        return text.lstrip("-")  # no -0.00
-    return f"+{text}" if signed and value > 0 else text
+        return f"{figure(self.value, self.digits, self.signed)} {self.unit}".rstrip()
 
 
 def counted(number: float, word: str) -> str:
     """`1 point`, `2 points`, `2 launches`."""
     plural = "es" if word.endswith("ch") else "s"
     return f"{figure(number)} {word}{'' if number == 1 else plural}"
-
-
-def with_unit(text: str, unit: str) -> str:
-    return f"{text} {unit}" if unit else text
 
 
 @dataclass(frozen=True, slots=True)
