@@ -85,20 +85,17 @@ async def measure_client_error(
     concurrency: int,
     *,
     client: LoadClient | None = None,
-    processes: int | None = None,
-    cpus: tuple[int, ...] = (),
     cache_dir: Path | None = None,
-    refresh: bool = False,
 ) -> ClientError:
     """Measure the client at `concurrency` streams: about 3 s.
 
     The result is kept in `cache_dir` (default: the user's cache folder) for this machine as it is now (`valid_at` says
-    how long); `refresh` measures again. Raises RunError when the truth server cannot start or every request failed.
+    how long). Raises RunError when the truth server cannot start or every request failed.
     """
-    count = processes or default_processes(concurrency)
+    count = default_processes(concurrency)
     path = (cache_dir or default_cache_dir()) / "client-error.json"
-    key = "|".join([*_machine(), __version__, str(concurrency), str(count), ",".join(map(str, cpus))])
-    if not refresh and (known := _load(path).get(key)) is not None and known.valid_at(time.time()):
+    key = "|".join([*_machine(), __version__, str(concurrency), str(count)])
+    if (known := _load(path).get(key)) is not None and known.valid_at(time.time()):
         return replace(known, cached=True)
     timing = Timing(_TTFT_MS, max(_FASTEST_ITL_MS, concurrency / _CHUNKS_PER_S * 1000))
     async with truth_server(timing) as server:
@@ -109,7 +106,6 @@ async def measure_client_error(
             timeout_s=10.0,
             duration_s=_SECONDS,
             processes=count,
-            cpus=cpus,
         )
         result = await (run_load(spec) if client is None else client.run(spec))
         served = await server.take_served()

@@ -22,6 +22,7 @@ from qwenbench.precise_timer import PreciseTimer
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 _LOOK_EVERY_NS = 25 * NS_PER_MS
+_GAP_READINGS = 5
 MAX_CLOCK_STEP_MS = 1.0
 """A point in which the clocks part by more than this is invalid (design, "Clock")."""
 
@@ -31,14 +32,14 @@ def now_ns() -> int:
     return time.time_ns()
 
 
-def clock_gap_ns(attempts: int = 5) -> int:
-    """Real time minus monotonic time in ns, from the least disturbed of `attempts` readings.
+def clock_gap_ns() -> int:
+    """Real time minus monotonic time in ns, from the least disturbed of five readings.
 
     A process that loses the CPU between two clock calls would see a step that never was, so the pair whose
     two monotonic readings lie closest together is used.
     """
     best_width = best_gap = None
-    for _ in range(attempts):
+    for _ in range(_GAP_READINGS):
         before = time.monotonic_ns()
         real = time.time_ns()
         after = time.monotonic_ns()
@@ -120,9 +121,9 @@ class ProcessHealth:
 class HealthWatch:
     """Measures the process that runs it, from `start` to `stop`, by waking 40 times a second."""
 
-    def __init__(self, calls: TimedCalls, clock: ClockWatch | None = None) -> None:
+    def __init__(self, calls: TimedCalls) -> None:
         self._calls = calls
-        self._clock = clock or ClockWatch()
+        self._clock = ClockWatch()
         self._lags: list[int] = []
         self._running = False
         self._cpu = self._wall = 0.0

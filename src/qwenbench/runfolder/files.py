@@ -93,10 +93,10 @@ def copy_file(source: Path, target: Path) -> None:
         shutil.copyfileobj(data, file)
 
 
-def write_json(path: Path, value: Mapping[str, Any], mode: int = 0o666) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes one JSON object, indented, durably, and without secrets: every JSON file of a run comes through here."""
     clean = masked(value, Masker.from_environment())
-    write_bytes(path, orjson.dumps(clean, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n", mode)
+    write_bytes(path, orjson.dumps(clean, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -102,13 +102,13 @@ def judged(load: Load) -> bool | None:
     return True if len(load.requests) > load.concurrency else None
 
 
-def simulate(load: Load, model: StepModel, seed: int = 0) -> tuple[list[Replayed], int]:
+def simulate(load: Load, model: StepModel) -> tuple[list[Replayed], int]:
     """The load against the simulator's scheduler in virtual time; also the number of preemptions."""
     server = load.server
     limits = SchedulerLimits(server.max_num_seqs, server.max_num_batched_tokens, server.settings)
     states = STATE_BLOCKS * (1 + server.settings.drafted)
     pool = BlockPool(server.num_blocks, block_tokens=BLOCK_TOKENS, state_blocks=states)
-    scheduler = Scheduler(limits, pool, model, seed)
+    scheduler = Scheduler(limits, pool, model)
     if load.streams is None:
         queue = iter([request.planned for request in load.requests])
         return closed_loop(scheduler, load.concurrency, lambda _: next(queue, None)), scheduler.preemptions

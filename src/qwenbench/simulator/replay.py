@@ -22,6 +22,7 @@ from qwenbench.simulator.options import ServeOptions, parse
 from qwenbench.simulator.scheduler import Pipeline, Scheduler, SchedulerLimits, SimRequest
 from qwenbench.simulator.steptime import StepModel, StepSettings, calibration, step_model
 
+_STAGGER_S = 0.0003
 STALL_FACTOR = 2.5
 """A gap over so many times the median gap is a stall (docs/metrics.md)."""
 
@@ -52,13 +53,12 @@ def closed_loop(
     streams: int,
     next_request: Callable[[int], Planned | None],
     *,
-    stagger_s: float = 0.0003,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[Replayed]:
     """Runs `streams` clients, each sending its next request when its last one ended; ordered by start.
 
     `next_request(stream)` gives what that stream sends next, None when it is done. The streams begin
-    `stagger_s` apart, as a single-threaded client writes its first requests one after the other.
+    0.3 ms apart, as a single-threaded client writes its first requests one after the other.
     `on_step(running, waiting)` is called after each step.
     """
     arrivals: list[tuple[float, int, SimRequest]] = []
@@ -83,7 +83,7 @@ def closed_loop(
         heapq.heappush(arrivals, (request.arrival, number, request))
 
     for stream in range(streams):
-        send(stream, stream * stagger_s)
+        send(stream, stream * _STAGGER_S)
     pipeline = Pipeline(scheduler)
     now = 0.0
     while True:

@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -50,9 +49,9 @@ class CanaryResult:
     """A hash of each answer (no text is kept), to tell whether two configurations say the same."""
 
 
-def canary_questions(path: Path | None = None) -> tuple[CanaryQuestion, ...]:
+def canary_questions() -> tuple[CanaryQuestion, ...]:
     """The questions. Raises UsageError with file and line for a broken row."""
-    path = path or scenario_folder() / "canary.jsonl"
+    path = scenario_folder() / "canary.jsonl"
     lines = read_input(path, "canary questions", MIB).splitlines()
     questions = []
     for number, line in enumerate(lines, start=1):
@@ -66,15 +65,14 @@ def canary_questions(path: Path | None = None) -> tuple[CanaryQuestion, ...]:
     return tuple(questions)
 
 
-def canary_requests(options: RequestOptions, questions: Sequence[CanaryQuestion] | None = None) -> list[dict[str, Any]]:
+def canary_requests(options: RequestOptions) -> list[dict[str, Any]]:
     """One chat request body per question: greedy, without thinking, not streamed, salted as `options` say.
 
     Of `options` the model, the salt and what the server refuses or wants otherwise count.
     """
-    asked = canary_questions() if questions is None else questions
     greedy = replace(options, endpoint="chat", profile="none", force_length=False)
     bodies = []
-    for question in asked:
+    for question in canary_questions():
         nonce = f"[{options.salt}-{question.id}] " if options.salt_mode == "prefix" else ""
         message = {"role": "user", "content": f"{nonce}{question.question} {_INSTRUCTION}"}
         body = request_body(greedy, [message], MAX_TOKENS, question.id)
@@ -105,9 +103,9 @@ def is_right(answer: str, accept: Sequence[str]) -> bool:
     return False
 
 
-def grade(answers: Sequence[str | None], questions: Sequence[CanaryQuestion] | None = None) -> CanaryResult:
+def grade(answers: Sequence[str | None]) -> CanaryResult:
     """Grades one answer per question, in order; None (the request failed) counts as wrong."""
-    asked = canary_questions() if questions is None else questions
+    asked = canary_questions()
     if len(answers) != len(asked):
         raise ValueError(f"{len(answers)} answers for {len(asked)} questions")
     correct = tuple(
@@ -131,10 +129,11 @@ def agreement(a: CanaryResult, b: CanaryResult) -> float:
     return sum(one == other and one != "" for one, other in pairs) / len(pairs)
 
 
-def wilson_interval(hits: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(hits: int, count: int) -> tuple[float, float]:
     """Wilson's score interval for a share: well-behaved at 0 and at 1 (E. B. Wilson, JASA 1927)."""
     if count <= 0:
         raise ValueError("no observation")
+    z = 1.959964  # 95 %
     share = hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)

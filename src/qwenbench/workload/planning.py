@@ -305,10 +305,9 @@ def with_overrides(
     input_tokens: Lengths | None = None,
     output_tokens: Lengths | None = None,
     requests: str | None = None,
-    profile: str | None = None,
 ) -> Scenario:
     """The scenario with the command line's values in place of its own (None keeps it)."""
-    given = {"input_tokens": input_tokens, "output_tokens": output_tokens, "requests": requests, "profile": profile}
+    given = {"input_tokens": input_tokens, "output_tokens": output_tokens, "requests": requests}
     return scenario.model_copy(update={name: value for name, value in given.items() if value is not None})
 
 
