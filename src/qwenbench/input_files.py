@@ -42,11 +42,14 @@ def check_input(path: Path, what: str, most_bytes: int) -> int:
 
 def read_input(path: Path, what: str, most_bytes: int) -> bytes:
     """The whole of a regular file. Raises UsageError as `check_input` does; never reads more than `most_bytes`."""
+    data = bytearray()
     with open_input(path, what, most_bytes) as file:
-        data = file.read(most_bytes + 1) or b""  # None: it would have to be waited for
+        # piece by piece: a read of so many bytes would reserve them all
+        while len(data) <= most_bytes and (piece := file.read(MIB)):
+            data += piece
     if len(data) > most_bytes:  # it grew, or its size was not told (files of /proc)
         raise _too_large(path, what, most_bytes)
-    return data
+    return bytes(data)
 
 
 @contextmanager

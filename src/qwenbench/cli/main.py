@@ -199,6 +199,9 @@ def dispatch(arguments: list[str]) -> int:
         where = error.filename2 or error.filename or "the disk"
         print(f"qwenbench {name}: {_one_line(f'{where}: {error.strerror}')}.", file=sys.stderr)
         return EXIT_FAILED
+    except MemoryError:
+        print(f"qwenbench {name}: no memory is left (or `ulimit -v` allows no more).", file=sys.stderr)
+        return EXIT_FAILED
     except Exception as error:
         usage = _typer_usage_message(error)
         if usage is None:
@@ -213,12 +216,26 @@ def _typer_usage_message(error: Exception) -> str | None:
     return str(format_message()) if callable(format_message) else None
 
 
+def _open_closed_streams() -> None:
+    """Whoever starts us with stdin, stdout or stderr closed would find sockets in their places."""
+    for number, mode in enumerate("rww"):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            name = ("stdin", "stdout", "stderr")[number]
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - kept open for good
+
+
 def main() -> None:
+    _open_closed_streams()
     try:
         status = dispatch(sys.argv[1:])
         sys.stdout.flush()  # here and not at the interpreter's end, where a broken pipe could not be caught
-    except BrokenPipeError:
-        # the reader (head, less) went away: nothing is wrong, and nothing more can be said
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.ENOSPC:
+            raise
+        # the reader (head, less) went away: nothing is wrong, and nothing more can be said; or there is no room
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
+        status = 0 if isinstance(error, BrokenPipeError) else EXIT_FAILED
     sys.exit(status)

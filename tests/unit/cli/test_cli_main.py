@@ -140,3 +140,12 @@ def test_both_spellings_of_a_shorter_option_work(tmp_path: Path, capsys: pytest.
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1]
     assert "cap16-seq16" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("streams", "status"), [(">&-", 0), (">&- 2>&- <&-", 0), (">/dev/full", 1), ("| head -c1", 0)], ids=repr
+)
+def test_output_that_cannot_be_written_is_no_traceback(streams: str, status: int) -> None:
+    line = f"set -o pipefail; {sys.executable} -m qwenbench --help {streams}"
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (status, "")
