@@ -60,7 +60,7 @@ def check_fits(options: ServeOptions, plan: MemoryPlan) -> None:
 
 def kv_too_small(plan: MemoryPlan) -> StartFailure:
     """The refusal for a context length that does not fit the KV cache."""
-    longest = max(plan.num_blocks - plan.state_blocks, 0) * plan.block_tokens
+    longest = max(plan.num_blocks - plan.layout.state_blocks, 0) * plan.layout.block_tokens
     return engine_failure(
         f"ValueError: To serve at least one request with the models's max seq len ({plan.max_model_len}), "
         f"({gib(plan.needed_gib)} GiB KV cache is needed, which is larger than the available KV cache memory "
@@ -97,7 +97,7 @@ async def check_start(options: ServeOptions, plan: MemoryPlan, point: str) -> No
     elif point == "profiled":
         if kind == "kv-too-small":
             few = 4 * plan.layout.bytes_per_block / GIB
-            raise kv_too_small(replace(plan, num_blocks=plan.state_blocks + 1, kv_cache_gib=few))
+            raise kv_too_small(replace(plan, num_blocks=plan.layout.state_blocks + 1, kv_cache_gib=few))
         check_fits(options, plan)
     elif point == "capturing" and kind == "oom-at-start":
         raise engine_failure(_out_of_memory(plan))

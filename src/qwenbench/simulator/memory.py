@@ -50,15 +50,6 @@ class MemoryPlan:
     """NVML's figure when the server is ready, other users of the card included."""
 
     @property
-    def block_tokens(self) -> int:
-        return self.layout.block_tokens
-
-    @property
-    def state_blocks(self) -> int:
-        """Blocks that each request holds for its states."""
-        return self.layout.state_blocks
-
-    @property
     def max_concurrency(self) -> float:
         """Requests of the full context length that the KV cache holds, as vLLM computes it."""
         if not self.max_model_len:

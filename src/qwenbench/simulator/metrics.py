@@ -104,14 +104,14 @@ def cache_labels(options: ServeOptions, plan: MemoryPlan) -> dict[str, str]:
     new = options.vllm_version != "0.20.2"
     labels: dict[str, object] = {
         "_block_size_resolved": True,
-        "block_size": plan.block_tokens if new else 16,
+        "block_size": plan.layout.block_tokens if new else 16,
         "cache_dtype": options.kv_cache_dtype,
         "calculate_kv_scales": False,
         "enable_prefix_caching": options.enable_prefix_caching,
         "engine": 0,
         "gpu_memory_utilization": options.gpu_memory_utilization,
         "kv_cache_memory_bytes": options.kv_cache_memory_bytes,
-        "mamba_block_size": plan.block_tokens if options.enable_prefix_caching else plan.max_model_len,
+        "mamba_block_size": plan.layout.block_tokens if options.enable_prefix_caching else plan.max_model_len,
         "mamba_cache_dtype": "auto",
         "mamba_cache_mode": "align" if options.enable_prefix_caching else "none",
         "mamba_ssm_cache_dtype": "float32",

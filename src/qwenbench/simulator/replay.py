@@ -214,8 +214,8 @@ def scheduler_of(options: ServeOptions, plan: MemoryPlan, *, seed: int | None = 
     limits = SchedulerLimits(options.max_num_seqs, options.max_num_batched_tokens, settings, options.acceptance)
     pool = BlockPool(
         plan.num_blocks,
-        block_tokens=plan.block_tokens,
-        state_blocks=plan.state_blocks,
+        block_tokens=plan.layout.block_tokens,
+        state_blocks=plan.layout.state_blocks,
         caching=options.enable_prefix_caching,
     )
     scheduler = Scheduler(limits, pool, model.stretched(options.time_scale), options.seed if seed is None else seed)

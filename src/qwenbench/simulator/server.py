@@ -171,7 +171,7 @@ class App:
         number = text.request_seed(self._counter, f"{self.options.seed}:{self._counter}")
         hashes: tuple[bytes, ...] = ()
         if self.options.enable_prefix_caching:
-            hashes = text.block_hashes(asked.tokens, self.plan.block_tokens, asked.salt)
+            hashes = text.block_hashes(asked.tokens, self.plan.layout.block_tokens, asked.salt)
         return LiveRequest(
             request_id=f"{kind}-{self._counter:08x}{number:08x}",
             prompt_tokens=len(asked.tokens),

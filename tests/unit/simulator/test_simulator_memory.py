@@ -63,7 +63,7 @@ def test_vram_never_falls_and_never_passes_the_card() -> None:
 
 def test_fp8_cache_holds_twice_the_tokens_in_a_block() -> None:
     plain, fp8 = plan(RECORDED), plan(RECORDED + " --kv-cache-dtype fp8")
-    assert fp8.block_tokens == 2 * plain.block_tokens and fp8.num_blocks == plain.num_blocks
+    assert fp8.layout.block_tokens == 2 * plain.layout.block_tokens and fp8.num_blocks == plain.num_blocks
 
 
 def test_auto_length_shrinks_to_what_fits() -> None:
@@ -77,7 +77,7 @@ def test_auto_length_shrinks_to_what_fits() -> None:
 def test_overrides() -> None:
     assert plan(RECORDED + " --num-gpu-blocks-override 40").num_blocks == 40
     assert plan(RECORDED + " --kv-cache-memory-bytes 1G").kv_cache_gib == 1.0
-    assert plan(RECORDED + " --enable-prefix-caching").state_blocks == 6
+    assert plan(RECORDED + " --enable-prefix-caching").layout.state_blocks == 6
 
 
 @pytest.mark.parametrize(("capture", "graphs_gib"), [(16, 0.08), (32, 0.09), (64, 0.14), (512, 0.40), (1024, 0.61)])
@@ -88,7 +88,7 @@ def test_recorded_graphs(capture: int, graphs_gib: float) -> None:
 
 def test_a_drafter_in_the_model_takes_a_layer_and_states() -> None:
     memory = plan(f"{MODEL} --gpu-memory-utilization 0.2133 --spec-method mtp --spec-tokens 3")
-    assert memory.block_tokens == 544 and memory.layout.bytes_per_block == 544 * 4096 * 9  # recorded: 902 blocks
+    assert memory.layout.block_tokens == 544 and memory.layout.bytes_per_block == 544 * 4096 * 9  # recorded: 902 blocks
     assert memory.num_blocks == pytest.approx(902, rel=0.02)
 
 
@@ -106,7 +106,7 @@ def test_a_model_that_is_not_known_is_refused_and_a_folder_is_read(tmp_path: Pat
     shape = served_shape(str(tmp_path))
     assert shape.max_position == 40_960 and shape.weights_gib is not None
     memory = plan_memory(parse([str(tmp_path)]), find_card("h200"), FIGURES, shape)
-    assert memory.model_length == 40_960 and memory.weights_gib == shape.weights_gib and memory.state_blocks == 0
+    assert memory.model_length == 40_960 and memory.weights_gib == shape.weights_gib and memory.layout.state_blocks == 0
 
 
 def test_a_context_beyond_the_models_is_refused_in_vllms_words() -> None:
