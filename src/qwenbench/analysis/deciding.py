@@ -14,7 +14,7 @@ from qwenbench.analysis.intervals import Estimate, critical
 from qwenbench.analysis.levels import Workload
 from qwenbench.analysis.limits import LimitState
 from qwenbench.analysis.run import Run
-from qwenbench.engine.docker.line import ATTACHED
+from qwenbench.engine.config import ATTACHED
 from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.names import AT
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwenbench.engine.config import ATTACHED
 from qwenbench.runfolder.damage import mapping
 from qwenbench.runfolder.names import AT
 
@@ -34,7 +35,7 @@ def machine_of(hardware: Mapping[str, Any], launcher: str) -> str | None:
         card = hardware.get("card")
         return None if card is None else f"{card} (SIMULATED)"
     gpus = [str(gpu["name"]) for gpu in map(mapping, hardware.get("gpus") or ()) if gpu.get("name")]
-    if launcher == "url" and not gpus:
+    if launcher == ATTACHED and not gpus:
         return None  # what is known is the client's machine
     parts = [cards_words(gpus)] if gpus else []
     if hardware.get("cpu"):

@@ -153,7 +153,7 @@ async def _kind_run(
         with contextlib.suppress(UsageError):  # a name of the user's own: the simulator's usual card
             fields = {**fields, "card": find_card(kind).name}
     options = checked_options(fields)
-    if options.launcher == "url":
+    if options.attached:
         raise UsageError("--cluster: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
     plan = make_plan(options, known)
     servers = [configuration.server for configuration in plan.configurations]

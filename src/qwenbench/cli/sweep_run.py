@@ -68,7 +68,7 @@ def run_one(request: RunRequest) -> int:
     if folder is not None and read_run_json(folder / "run.json").get("cluster"):
         raise UsageError(f"--resume {resume}: it was measured on a cluster. Go on with --cluster ADDRESS.")
     options = checked_options(fields)
-    if options.launcher == "url":
+    if options.attached:
         raise UsageError(f"--resume {resume}: bench began this run. Go on with qwenbench bench --url URL --resume RUN.")
     if options.client == "remote":
         raise UsageError("--client remote sends the load from another node: give --cluster as well.")

@@ -13,7 +13,7 @@ import psutil
 
 from qwenbench.bounded_http import WaitLimit, server_base
 from qwenbench.engine import failures, readiness
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import ATTACHED, ServerConfig
 from qwenbench.engine.docker import command
 from qwenbench.engine.failures import Failure, LaunchError
 from qwenbench.engine.launch_record import LaunchRecord, described, write_launch_record
@@ -24,7 +24,6 @@ from qwenbench.input_files import GIB, read_input
 from qwenbench.masking import Masker
 from qwenbench.processes import descendants, listener_pid
 
-LAUNCHER = "url"
 _FORWARDERS = ("docker-proxy", "rootlesskit", "rootlessport", "slirp4netns", "pasta", "conmon")
 """Programs that listen for a container: the server is not among their children."""
 _TUNNELS = ("ssh", "sshd", "kubectl", "socat", "nginx", "haproxy", "caddy", "envoy")
@@ -176,7 +175,7 @@ class AttachedServer(Server):
 class AttachedLauncher:
     """`bench --url` as a launcher: what is "launched" runs already and is left running."""
 
-    name = LAUNCHER
+    name = ATTACHED
     starts_servers = False
 
     def __init__(self, url: str, log: str | None = None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+ATTACHED = "url"
+"""Launcher of a server that was there already, and was measured as it was found (bench)."""
 FlagValue = str | None
 """None: a flag without a value (`--enable-auto-tool-choice`)."""
 

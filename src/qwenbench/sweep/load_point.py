@@ -129,7 +129,7 @@ class PointMeter:
         answers = result.requests["error"].null_count
         self._sweep.cut_answers[cell.point.profile] = (before + cut, all_before + answers)
         thinking = find_profile(cell.point.profile).enable_thinking
-        attached = self._sweep.site.launcher.name == "url"  # of its own servers the sweep knows the flags
+        attached = self._sweep.plan.options.attached  # of its own servers the sweep knows the flags
         if attached and thinking and answers and not any(columns[0]) and any(columns[1]):
             self._sweep.note(
                 f"profile {cell.point.profile} asks for thinking, and no answer carried reasoning apart: the server "

@@ -223,7 +223,7 @@ def _joined_options(shards: Sequence[Shard]) -> SweepOptions:
         given = {name: getattr(shard.options, name) for name in (*ADDED_TO, *NEVER_FEWER, "vary")}
         fields = grown(SweepOptions.model_validate(fields), given)
     joined = checked_options(fields)
-    if all(shard.options == first for shard in shards) or joined.launcher == "url":
+    if all(shard.options == first for shard in shards) or joined.attached:
         return joined
     known = {value: name for shard in reversed(shards) for name, value in shard.plan["configurations"].items()}
     plan = make_plan(joined, known).fingerprint()
@@ -254,7 +254,7 @@ def _build(paths: RunPaths, run_id: str, shards: Sequence[Shard], options: Sweep
     plan = meta["plan"]
     cells = len(plan["configurations"]) * options.relaunch_repeats * len(plan["load points"])
     done = len(recorder.points)
-    return Merged(done, max(0, cells - done), options.launcher == "url", tuple(notes))
+    return Merged(done, max(0, cells - done), options.attached, tuple(notes))
 
 
 def _joined_meta(run_id: str, shards: Sequence[Shard], options: SweepOptions) -> tuple[dict[str, Any], list[str]]:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
+from qwenbench.engine.config import ATTACHED
 from qwenbench.errors import UsageError
 from qwenbench.sweep.option_values import (
     Reader,
@@ -157,6 +158,11 @@ class SweepOptions(BaseModel):
     canary: Annotated[bool, Flag("Ask 32 questions with known answers first", REPEATS)] = False
     force: Annotated[bool, _server("Start configurations that cannot work; take over another host's lock")] = False
     # fmt: on
+
+    @property
+    def attached(self) -> bool:
+        """Whether the server is there already (bench)."""
+        return self.launcher == ATTACHED
 
     @property
     def until_steady(self) -> bool:

@@ -12,7 +12,7 @@ from qwenbench.capacity.graphs import sequences_captured
 from qwenbench.capacity.kv import blocks_for_gib, kv_cache_tokens, release_minor
 from qwenbench.capacity.model_shape import ModelShape
 from qwenbench.capacity.settings import Settings, settings_of_config, settings_of_log
-from qwenbench.engine.config import ServerConfig
+from qwenbench.engine.config import ATTACHED, ServerConfig
 from qwenbench.engine.failures import Failure
 from qwenbench.engine.flags import flags_of
 from qwenbench.engine.launchers import version_of_command, version_of_image
@@ -272,7 +272,7 @@ class Preflight:
 
     def check(self, server: ServerConfig) -> PreflightResult:
         """What is known of one configuration, as it will be launched."""
-        if self._launcher == "url":  # its flags are not known, so nothing can be said against them
+        if self._launcher == ATTACHED:  # its flags are not known, so nothing can be said against them
             return PreflightResult(prediction=None, problems=(), cannot_start=None)
         version = self._version(server)
         planned = self._planned(server, version)

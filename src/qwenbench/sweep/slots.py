@@ -48,7 +48,7 @@ def slots_for(plan: Plan, hardware: Hardware) -> list[Slot]:
     Raises UsageError when a configuration needs more cards than were named.
     """
     devices = plan.options.devices
-    if plan.options.launcher == "url":
+    if plan.options.attached:
         return [Slot(0, hardware.gpus, named=True)]  # all that were found are the server's
     servers = [configuration.server for configuration in plan.configurations]
     needed = max(map(cards_needed, servers))

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from qwenbench.engine.config import DockerOptions, ServerConfig
+from qwenbench.engine.config import ATTACHED, DockerOptions, ServerConfig
 
 CONTAINER_PORT = 8000
 """vLLM's default port; the image's server listens there."""
@@ -214,10 +214,6 @@ def _devices(gpus: str) -> dict[str, Any]:
     if gpus != "all" and not gpus.isdigit():
         wanted = {"device_ids": gpus.strip('"').removeprefix("device=").split(",")}
     return {"driver": "nvidia", **wanted, "capabilities": ["gpu"]}
-
-
-ATTACHED = "url"
-"""Launcher of a server that was measured as it was found."""
 
 
 @dataclass(frozen=True, slots=True)
