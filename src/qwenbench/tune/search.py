@@ -174,7 +174,8 @@ class Search:
             # the best prediction that is likely to work; failures push it away from where they were
             scores = belief.mean[new] + np.log(worth[new])
             return (new[int(np.argmax(scores))], "predicted best") if new else None
-        again = 1 + self._rules.finals - self._records[best].launches
+        # of few launches most are for finding it, not for being sure of it
+        again = 1 + min(self._rules.finals, self._rules.launches // 4) - self._records[best].launches
         if left <= again:
             return best, "launched again"
         if new and len(self._begun) % self._rules.random_every == 2:

@@ -61,7 +61,7 @@ def test_the_default_space_holds_a_size_that_the_users_fill(users: int) -> None:
 ARMS = [protocol.Arm("a", (0.0,), 100.0), protocol.Arm("b", (1.0,), 90.0)]
 
 
-def steps(log: Path, launches: int = 3) -> tuning._Steps:
+def steps(log: Path, launches: int = 4) -> tuning._Steps:
     goal, rules = protocol.Goal(4, {"ttft_p99": 0.99}), protocol.Rules(launches=launches)
     return tuning._Steps(Search(ARMS, goal, rules), log)
 
@@ -92,7 +92,7 @@ def test_the_log_brings_the_search_to_where_it_was(tmp_path: Path) -> None:
     ended = steps(log)
     make(ended, 99)
     assert ended.search.outcome() == outcome
-    more = steps(log, launches=4)
+    more = steps(log, launches=8)
     make(more, 99)
     assert more.search.outcome().path[:3] == outcome.path and len(more.search.outcome().path) == 4
 

@@ -130,6 +130,15 @@ def test_a_small_space_of_equals_is_tried_whole_before_one_is_launched_again() -
     assert {tried.config_id for tried in path[:4]} == {arm.config_id for arm in arms}
 
 
+@pytest.mark.parametrize("goal", [GOAL, replace(GOAL, users=None, most=256)], ids=["tokens", "users"])
+def test_few_launches_try_as_many_configurations(goal: Goal) -> None:
+    for launches in (2, 3):
+        bench = Bench(noise=0.05)
+        bench.share = lambda config, load: 1.0 if load <= 40 else 0.5
+        path = bench.run(space(), goal, Rules(launches=launches)).path
+        assert len({tried.config_id for tried in path}) == launches
+
+
 def test_failed_launches_and_dead_engines_are_data() -> None:
     bench = Bench()
     bench.fails = {"cap128-seq64": "out of memory", "cap128-seq32": "out of memory"}
