@@ -40,6 +40,11 @@ def _written(data: bytes) -> Damage:
     return lambda file: (file.write_bytes(data), None)[1]
 
 
+def _pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def _folder(file: Path) -> None:
     file.unlink()
     file.mkdir()
@@ -58,6 +63,7 @@ DAMAGES: dict[str, Damage] = {
     "an empty object": _written(b"{}\n"),
     "deep": _written(b"[" * 200_000),
     "a folder": _folder,
+    "a pipe": _pipe,
 }
 FILES = (
     "run.json",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwenbench.errors import UsageError
-from qwenbench.runfolder.files import read_json
+from qwenbench.runfolder.files import read_json, regular
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ def tell_damage(path: Path, reason: object, cost: str) -> None:
 def if_readable(read: Callable[[Path], T], path: Path, cost: str) -> T | None:
     """What `read` makes of the file; None when there is none, or when it is damaged, which is told with its cost."""
     try:
-        return read(path)
+        return read(regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

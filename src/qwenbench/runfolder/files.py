@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,9 +100,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_bytes(path, orjson.dumps(clean, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY) + b"\n")
 
 
+def regular(path: Path) -> Path:
+    """The path of a regular file; reading a pipe or a device would never end. Raises OSError for anything else."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # reading a folder tells what it is
+        raise OSError(errno.EINVAL, "it is a pipe or a device", str(path))
+    return path
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Reads one JSON object."""
-    value = orjson.loads(path.read_bytes())
+    value = orjson.loads(regular(path).read_bytes())
     if not isinstance(value, dict):
         raise ValueError(f"{path}: a JSON object was expected")
     return value

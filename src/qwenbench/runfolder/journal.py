@@ -12,7 +12,7 @@ import orjson
 
 from qwenbench.errors import UsageError
 from qwenbench.runfolder.damage import if_readable, tell_damage
-from qwenbench.runfolder.files import sync_folder
+from qwenbench.runfolder.files import regular, sync_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,4 +109,4 @@ def whole_lines(path: Path) -> list[bytes]:
 
 
 def _read_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1]
+    return regular(path).read_bytes().split(b"\n")[:-1]
