@@ -326,3 +326,12 @@ def test_a_later_turn_with_a_pause_needs_no_time(tmp_path: Path) -> None:
     first = {"session_id": "a", "timestamp": 500, "input_length": 5, "output_length": 4, "hash_ids": [1]}
     rows = load_trace(jsonl(tmp_path, first, {**first, "timestamp": None, "delay": 300}))
     assert [(row.start_s, row.think_s) for row in rows] == [(0, None), (0, 0.3)]
+
+
+def test_a_line_of_csv_that_does_not_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    with path.open("wb") as file:
+        file.write(b"timestamp,input_tokens,output_tokens\n")
+        file.truncate(1 << 30)
+    with pytest.raises(UsageError, match="row 2: longer than 16 MiB"):
+        load_trace(path)
