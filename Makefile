@@ -11,8 +11,9 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/' $(VENV)/lib
 
 # What `make demo` runs after installing; e.g. make demo DEMO="sweep --launcher sim --capture 16 --scenario math"
 DEMO ?= sweep --launcher sim --capture 16,32,64 --scenario math,multilingual --concurrency 2,8,32 --output-tokens 8-16 --port 18000 --out results
-# three workers, since the tests of processes wait for a third of their time; these come first, or one would end alone
-TESTS := --numprocesses 3 tests/integration tests/unit
+# three workers, since the tests of processes wait for a third of their time; these come first and are stolen from each
+# other, or one worker would end alone
+TESTS := --numprocesses 3 --dist worksteal tests/integration tests/unit
 PYTEST_ARGS ?=
 COVERAGE_FLOOR ?= 90
 
