@@ -10,10 +10,25 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
-CHILD = (
-    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('child up', flush=True); time.sleep(600)"
-)
+CHILD = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print("child up", flush=True)
+os.close(int(sys.argv[1]))
+time.sleep(600)
+"""
+
+
+def start_child(**options: Any) -> None:
+    """Returns when the child ignores SIGTERM: a server has its processes before it answers."""
+    up, told = os.pipe()
+    subprocess.Popen([sys.executable, "-c", CHILD, str(told)], pass_fds=(told,), **options)
+    os.close(told)
+    os.read(up, 1)  # empty, once the child has closed its end
+    os.close(up)
+
 
 parser = argparse.ArgumentParser()
 parser.add_argument("model")
@@ -33,9 +48,9 @@ parser.add_argument("--never-listen", action="store_true")
 given, _ = parser.parse_known_args()
 
 if given.stubborn_child:
-    subprocess.Popen([sys.executable, "-c", CHILD], start_new_session=True)
+    start_child(start_new_session=True)
 if given.bare_child:
-    subprocess.Popen([sys.executable, "-c", CHILD], env={})
+    start_child(env={})
 if given.shared_memory:
     segment = pathlib.Path(given.shared_memory).open("w+b")  # noqa: SIM115 - held until the end
     segment.truncate(4096)
