@@ -39,7 +39,6 @@ _SAMPLER = re.compile(r"warming up sampler|_dummy_sampler_run")
 _CAPTURING = re.compile(r"\bcapture_model\b|\bcapture_end\b|torch\.cuda\.graph\(")
 _LONGEST = 600
 _LAST_LINES = 5
-_KILLED = (-9, 137)
 _TO_END = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 _CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGILL", "SIGFPE")
 _CORE_KILLED = re.compile(r"Failed core proc\(s\): \{[^}]*: -9\b")
@@ -292,7 +291,7 @@ def _explain(log: _Log, exit_code: int | None, oom_killed: bool) -> tuple[str, s
             _with_last_line(f"told to end by {name if name in _TO_END else 'SIGINT'}", log),
             rules.advice_on("terminated"),
         )
-    if exit_code in _KILLED:
+    if name == "SIGKILL":
         return "killed", _with_last_line("killed by signal 9", log), rules.advice_on("killed")
     if cause is not None:
         return "unknown", cause, ""
